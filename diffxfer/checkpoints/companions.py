@@ -1,0 +1,329 @@
+"""The files beside the weights: which there are, and how to read them without being fooled.
+
+A checkpoint comes from anywhere, so a companion may be a link to a private key, a FIFO that
+never answers, or JSON that is none. Whatever is read or copied goes through `companion_path`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from diffxfer.errors import CompanionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_COMPANION_BYTES = 256 * 1024 * 1024
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+# An integer this long is no id, size or length; int() would take quadratic time over it.
+_MAX_DIGITS = 400
+_MAX_DEPTH = 64
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+# What we make anew in every output: neither carried nor worth a word.
+_MADE_ANEW = ("readme.md", "diffxfer.json", "*.safetensors.index.json")
+_LEFT_OUT = (
+    "consolidated*",
+    "*.index.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "*_results.json",
+    "optimizer*",
+    "scheduler*",
+    "rng_state*",
+)
+_CARRIED = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "*.jinja",
+    "*.py",
+    "licen[cs]e*",
+    "notice*",
+    "copying*",
+    "use_policy*",
+)
+# Some of these would match a pattern above: `LICENSE.bin` is no licence text.
+_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.h5",
+    "*.msgpack",
+    "*.npz",
+    "*.pkl",
+)
+
+
+class Companions(NamedTuple):
+    """What stands beside the weights in a checkpoint.
+
+    Attributes:
+        names: companions to carry, relative to the folder, with ``/``, sorted.
+        left_out: everything else but shards, their index, the README and our manifest (which an
+            output gets anew), sorted; folders end with ``/``, unprintable names are escaped.
+    """
+
+    names: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def is_code(name: str) -> bool:
+    """Whether a companion is code that ``trust_remote_code`` would run."""
+    return name.lower().endswith(".py")
+
+
+def companion_path(folder: Path, name: str) -> Path | None:
+    """The companion of that name, if it is there and is safe to read.
+
+    Args:
+        folder: the checkpoint, which may lie in the Hub's cache.
+        name: the companion's name relative to it.
+
+    Returns:
+        ``folder / name``, or None if there is nothing of that name.
+
+    Raises:
+        CompanionError: it is no regular file, or a link leads it out of the folder (and out of
+            the Hub cache's ``blobs`` of the same repository).
+    """
+    path = folder / name
+    if not os.path.lexists(path):
+        return None
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except (OSError, RuntimeError) as exc:  # before Python 3.13 a loop of links is a RuntimeError
+        raise CompanionError(path, "is a link to nothing", "put the file itself there") from exc
+    if not stat.S_ISREG(mode):
+        raise _not_regular(path)
+    home = folder.resolve()
+    if not any(real.is_relative_to(root) for root in (home, *_hub_blobs(home))):
+        raise CompanionError(
+            path,
+            f"is a link out of the checkpoint, to {real}",
+            "put the file itself there if it belongs to the checkpoint, or delete the link",
+        )
+    return path
+
+
+def _hub_blobs(folder: Path) -> list[Path]:
+    """The ``blobs`` of the repository whose snapshot ``folder`` is, or lies in."""
+    return [
+        snapshots.parent / "blobs"
+        for snapshots in folder.parents
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+    ]
+
+
+def _not_regular(path: Path) -> CompanionError:
+    return CompanionError(path, "is not a regular file", "a companion must be one: replace it")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A companion's bytes.
+
+    Args:
+        path: a path that `companion_path` gave.
+
+    Returns:
+        The whole content, 256 MiB at most.
+
+    Raises:
+        CompanionError: it is missing, no regular file, too large or unreadable.
+    """
+    try:
+        # Looked at before it is opened, since opening a device may already have an effect; and
+        # O_NONBLOCK, since opening a FIFO that took its place since would wait for a writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _not_regular(path)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise _not_regular(path)
+            data = file.read(MAX_COMPANION_BYTES + 1)
+    except OSError as exc:
+        raise CompanionError(path, f"cannot be read ({exc.strerror})") from exc
+    if len(data) > MAX_COMPANION_BYTES:
+        raise CompanionError(
+            path,
+            f"is {max(info.st_size, len(data))} bytes, where a companion has at most "
+            f"{MAX_COMPANION_BYTES}",
+            "move it out of the checkpoint",
+        )
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """The document in a JSON companion.
+
+    Python's ``NaN`` and ``Infinity`` are let through: transformers writes them into configs
+    (Mamba 2's ``time_step_limit``).
+
+    Args:
+        path: a path that `companion_path` gave.
+
+    Returns:
+        The document, with Python's ints and floats.
+
+    Raises:
+        CompanionError: it cannot be read or is not JSON.
+    """
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(raw: bytes, where: Path) -> Any:
+    """The document in ``raw``, which was read at ``where``; see `read_json`."""
+    try:
+        text = raw.decode("utf-8")
+        document = json.loads(text, parse_int=_parse_int)
+        _check_depth(document)
+        if _SURROGATE.search(text):
+            # A lone surrogate is no character: it would break the first write or print of it.
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as exc:
+        raise _not_json(where, f" (line {exc.lineno})", exc.msg) from exc
+    except UnicodeDecodeError as exc:
+        line = raw.count(b"\n", 0, exc.start) + 1
+        raise _not_json(where, f" (line {line})", "not UTF-8") from exc
+    except UnicodeEncodeError as exc:
+        raise _not_json(where, "", "half a surrogate pair in a string") from exc
+    except RecursionError as exc:
+        raise _not_json(where, "", "nested too deeply") from exc
+    except ValueError as exc:
+        raise _not_json(where, "", str(exc)) from exc
+    return document
+
+
+def _parse_int(literal: str) -> int:
+    if len(literal) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(literal)} digits")
+    return int(literal)
+
+
+def _check_depth(document: Any) -> None:
+    """Whoever walks a document may recurse into it: Python's own limit comes too late for that."""
+    level = [document]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _not_json(where: Path, place: str, reason: str) -> CompanionError:
+    return CompanionError(
+        where, f"is not JSON{place}: {reason}", "fetch or save the checkpoint again"
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON companion; as `read_json`, and anything but an object is an error."""
+    return parse_object(read_bytes(path), path)
+
+
+def parse_object(raw: bytes, where: Path) -> dict[str, Any]:
+    """The object in ``raw``, which was read at ``where``; see `read_object`."""
+    document = parse_json(raw, where)
+    if not isinstance(document, dict):
+        raise CompanionError(
+            where,
+            f"holds a JSON {_KINDS.get(type(document), 'number')} where an object is expected",
+            "fetch or save the checkpoint again",
+        )
+    return document
+
+
+_KINDS: dict[type, str] = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's ``config.json``.
+
+    Raises:
+        CompanionError: it is missing, unsafe or no JSON object.
+    """
+    path = companion_path(folder, "config.json")
+    if path is None:
+        raise CompanionError(
+            folder, "no config.json: not a checkpoint", "name the folder that holds config.json"
+        )
+    return read_object(path)
+
+
+def list_companions(folder: Path) -> Companions:
+    """What stands beside the weights, and what of it is carried over.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        The names of the companions, and of what is left out.
+
+    Raises:
+        CompanionError: the folder cannot be listed, or a companion is not safe to read.
+    """
+    names: list[str] = []
+    left_out: list[str] = []
+    for name in _entries(folder):
+        printable = name.isprintable()
+        lower = name.lower()
+        if printable and name == TEMPLATE_FOLDER and (folder / name).is_dir():
+            for inner in _entries(folder / name):
+                carried = inner.isprintable() and inner.endswith(".jinja")
+                (names if carried else left_out).append(f"{name}/{inner}")
+        elif (folder / name).is_dir():
+            left_out.append(f"{name}/")
+        elif printable and _is_companion(lower):
+            names.append(name)
+        elif not (_any(lower, _MADE_ANEW) or _is_shard(lower)):
+            left_out.append(name)
+    for name in names:
+        companion_path(folder, name)
+    return Companions(tuple(sorted(names)), tuple(sorted(map(_escaped, left_out))))
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as exc:
+        raise CompanionError(folder, f"cannot be listed ({exc.strerror})") from exc
+
+
+def _is_companion(lower: str) -> bool:
+    refused = lower.startswith(".") or _any(lower, (*_MADE_ANEW, *_LEFT_OUT, *_WEIGHTS))
+    return not refused and _any(lower, _CARRIED)
+
+
+def _is_shard(lower: str) -> bool:
+    return lower.endswith(".safetensors") and not lower.startswith((".", "consolidated"))
+
+
+def _any(lower: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(lower, pattern) for pattern in patterns)
+
+
+def _escaped(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]

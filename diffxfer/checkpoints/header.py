@@ -1,0 +1,274 @@
+"""The safetensors header: reading it without trust, and laying out a new one.
+
+A file is a little-endian u64 (the header's length), a JSON header and the data. `read_header`
+refuses whatever is not exactly that; `layout_shard` places tensors as `safetensors.save_file`
+does, so that a file written from it is byte for byte what `save_file` would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from diffxfer.errors import HeaderError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+MAX_HEADER_BYTES = 100_000_000
+"""What safetensors itself refuses to exceed."""
+
+MAX_DIMENSIONS = 64
+"""What torch itself refuses to exceed."""
+
+_PREFIX = struct.Struct("<Q")
+_DOWNLOAD_AGAIN = "download or save it again"
+
+_DTYPES = """
+    U64:64 I64:64 F64:64 C64:64 F32:32 U32:32 I32:32 BF16:16 F16:16 U16:16 I16:16
+    F8_E5M2FNUZ:8 F8_E4M3FNUZ:8 F8_E8M0:8 F8_E4M3:8 F8_E5M2:8 I8:8 U8:8
+    F6_E3M2:6 F6_E2M3:6 F4:4 BOOL:8
+"""
+BITS: Mapping[str, int] = {
+    name: int(bits) for name, _, bits in (word.partition(":") for word in _DTYPES.split())
+}
+"""Bits of an element by dtype name, ranked as `save_file` ranks them."""
+
+_RANK = {dtype: rank for rank, dtype in enumerate(BITS)}
+
+FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
+"""The dtypes that take part in arithmetic; all others are kept as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One safetensors file as it was when its header was read.
+
+    Attributes:
+        path: where it is, links not followed.
+        size: of the whole file, in bytes.
+        identity: device, inode, size and mtime in ns; another value means another content.
+        header_hash: xxh3-128 of the header, in hexadecimal.
+    """
+
+    path: Path
+    size: int
+    identity: tuple[int, int, int, int]
+    header_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one tensor lies on disk.
+
+    Attributes:
+        name: its key.
+        dtype: as safetensors names it, such as ``"BF16"``.
+        shape: one size a dimension; ``()`` is a scalar.
+        start: the first byte in the file.
+        shard: the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    shard: ShardFile
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return self.elements * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """A shard that is to be written.
+
+    Attributes:
+        header: the bytes before the data, length and padding included.
+        starts: the first byte of each tensor in the file.
+        size: of the whole file, in bytes.
+    """
+
+    header: bytes
+    starts: Mapping[str, int]
+    size: int
+
+
+def stat_identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What of a file's status tells one content from another."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_header(fd: int, path: Path) -> dict[str, TensorSpec]:
+    """Read and check the header of an open safetensors file.
+
+    Args:
+        fd: the file, open for reading.
+        path: its name, for messages and for the specs.
+
+    Returns:
+        Every tensor by name, in the order of the header.
+
+    Raises:
+        HeaderError: if anything in it is not as the format has it.
+    """
+    status = os.fstat(fd)
+    raw = _read_raw_header(fd, path, status.st_size)
+    shard = ShardFile(path, status.st_size, stat_identity(status), xxhash.xxh3_128_hexdigest(raw))
+    entries = _parse_json(raw, path)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+        raise HeaderError(path, "its __metadata__ is not a map of strings", _DOWNLOAD_AGAIN)
+    data_start = _PREFIX.size + len(raw)
+    specs = {name: _parse_entry(name, entry, data_start, shard) for name, entry in entries.items()}
+    _check_coverage(specs.values(), data_start, path, status.st_size)
+    return specs
+
+
+def _read_raw_header(fd: int, path: Path, size: int) -> bytes:
+    if size < _PREFIX.size:
+        what = "is empty" if size == 0 else f"has only {size} bytes"
+        raise HeaderError(path, f"{what}, where a safetensors file is due", _DOWNLOAD_AGAIN)
+    (length,) = _PREFIX.unpack(os.pread(fd, _PREFIX.size, 0))
+    if length > MAX_HEADER_BYTES:
+        raise HeaderError(
+            path,
+            f"states a header of {length} bytes, where at most {MAX_HEADER_BYTES} are allowed",
+            "it is no safetensors file, or damaged: " + _DOWNLOAD_AGAIN,
+        )
+    if length > size - _PREFIX.size:
+        raise HeaderError(
+            path,
+            f"is truncated: it states a header of {length} bytes and has {size} bytes in all",
+            _DOWNLOAD_AGAIN,
+        )
+    raw = os.pread(fd, length, _PREFIX.size)
+    if len(raw) != length:
+        raise HeaderError(path, "became shorter while its header was read", "run it again")
+    return raw
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise _DuplicateKeyError(f"names {twice!r} twice")
+    return found
+
+
+def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+    if not raw.startswith(b"{"):
+        raise HeaderError(path, "its header is not a JSON object", _DOWNLOAD_AGAIN)
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except _DuplicateKeyError as exc:
+        raise HeaderError(path, f"its header {exc}", _DOWNLOAD_AGAIN) from exc
+    except (ValueError, RecursionError) as exc:
+        raise HeaderError(path, f"its header is not JSON ({exc})", _DOWNLOAD_AGAIN) from exc
+    if not isinstance(entries, dict):
+        raise HeaderError(path, "its header is not a JSON object", _DOWNLOAD_AGAIN)
+    return entries
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _parse_entry(name: str, entry: Any, data_start: int, shard: ShardFile) -> TensorSpec:
+    def fail(problem: str) -> HeaderError:
+        return HeaderError(shard.path, f"tensor {name!r} {problem}", _DOWNLOAD_AGAIN)
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise fail("is not described by dtype, shape and data_offsets alone")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise fail(f"has the unknown dtype {_short(dtype)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_count, shape)):
+        raise fail(f"has the shape {_short(shape)}, not a list of at most {MAX_DIMENSIONS} sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise fail(f"has the data_offsets {_short(offsets)}, not a begin and an end")
+    begin, end = offsets
+    if begin > end:
+        raise fail(f"ends at {end}, before it begins at {begin}")
+    bits = math.prod(shape) * BITS[dtype]
+    if bits != (end - begin) * 8:
+        takes = f"{bits // 8} bytes" if bits < 1 << 80 else "more bytes than any file has"
+        raise fail(f"has {end - begin} bytes, where {dtype} of shape {_short(shape)} takes {takes}")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise fail("has a name that is not valid Unicode") from None
+    return TensorSpec(name, dtype, tuple(shape), data_start + begin, shard)
+
+
+def _check_coverage(specs: Iterable[TensorSpec], data_start: int, path: Path, size: int) -> None:
+    """The tensors must cover the data exactly: no holes, no overlaps, no rest."""
+    ordered = sorted(specs, key=lambda spec: (spec.start, spec.nbytes))
+    for before, spec in pairwise(ordered):
+        end = before.start + before.nbytes
+        if spec.start != end:
+            what = "overlaps" if spec.start < end else "leaves a hole after"
+            problem = f"tensor {spec.name!r} {what} {before.name!r}"
+            raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
+    first = ordered[0].start if ordered else data_start
+    if first != data_start:
+        problem = (
+            f"tensor {ordered[0].name!r} leaves a hole of {first - data_start} bytes before it"
+        )
+        raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
+    end = ordered[-1].start + ordered[-1].nbytes if ordered else data_start
+    if end > size:
+        problem = f"is truncated: tensor {ordered[-1].name!r} ends at {end} of {size} bytes"
+        raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
+    if end < size:
+        problem = f"has {size - end} bytes that belong to no tensor"
+        raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
+
+
+def layout_shard(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> ShardLayout:
+    """Lay out a shard as `safetensors.torch.save_file(…, metadata={"format": "pt"})` does.
+
+    Args:
+        tensors: name, dtype and shape of each.
+
+    Returns:
+        The header's bytes and where each tensor begins.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    offsets: dict[str, int] = {}
+    for name, dtype, shape in sorted(tensors, key=lambda t: (_RANK[t[1]], t[0].encode())):
+        end = offset + math.prod(shape) * BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offsets[name] = offset
+        offset = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = _PREFIX.pack(len(text)) + text
+    starts = {name: len(header) + begin for name, begin in offsets.items()}
+    return ShardLayout(header, starts, len(header) + offset)

@@ -1,0 +1,78 @@
+"""Telling quantised checkpoints, whose stored codes cannot be subtracted."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.errors import QuantizedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+
+_CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
+_CONFIG_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+
+_KEY_FORMATS = (
+    (re.compile(r"\.weight_scale_inv$"), "fp8 with block scales"),
+    (re.compile(r"_blocks$"), "mxfp4"),
+    (re.compile(r"\.weight_packed$"), "compressed-tensors"),
+    (re.compile(r"\.weight\.(absmax|quant_map|quant_state\..+)$|\.SCB$"), "bitsandbytes"),
+    (re.compile(r"\.(qweight|qzeros|g_idx)$"), "GPTQ or AWQ"),
+)
+_CODES = frozenset({"I8", "U8", "I32", "U32", "I16", "U16"})
+_REMEDY = "use the checkpoint in its full precision; quantise the graft afterwards"
+
+
+def refuse_quantized(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
+) -> None:
+    """Refuse a checkpoint whose config, files or keys show quantised weights.
+
+    Args:
+        folder: the checkpoint.
+        config: its config.json.
+        tensors: its tensors.
+
+    Raises:
+        QuantizedError: with the format's name, where it is quantised.
+    """
+    method = _method_in(config) or next(
+        (_method_in(sub) for sub in config.values() if isinstance(sub, dict) and _method_in(sub)),
+        None,
+    )
+    if method:
+        raise QuantizedError(folder, f"is quantised ({method}, by its config.json)", _REMEDY)
+    for name in _CONFIG_FILES:
+        if (folder / name).exists():
+            raise QuantizedError(folder, f"is quantised (it has {name})", _REMEDY)
+    for name, spec in tensors.items():
+        method = _method_of(name, spec, tensors)
+        if method:
+            problem = f"is quantised ({method}, by its tensor {name})"
+            raise QuantizedError(spec.shard.path, problem, _REMEDY)
+
+
+def _method_in(config: Mapping[str, Any]) -> str | None:
+    for key in _CONFIG_KEYS:
+        found = config.get(key)
+        if isinstance(found, dict) and found:
+            return str(found.get("quant_method") or found.get("quant_algo") or key)[:40]
+    return None
+
+
+def _method_of(name: str, spec: TensorSpec, tensors: Mapping[str, TensorSpec]) -> str | None:
+    if spec.dtype.startswith(("F8", "F6", "F4")):
+        return f"{spec.dtype} elements"
+    if spec.dtype in _CODES and name.endswith("weight"):
+        return f"{spec.dtype} weights"
+    for pattern, method in _KEY_FORMATS:
+        if not pattern.search(name):
+            continue
+        if method == "mxfp4" and name[: -len("_blocks")] + "_scales" not in tensors:
+            continue
+        return method
+    return None

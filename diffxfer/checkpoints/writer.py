@@ -1,0 +1,348 @@
+"""Writing a folder that appears whole or not at all.
+
+Everything goes to a sibling folder `.OUT.partial-…`; only when all of it is durable is that
+folder renamed. A run that fails removes it; one that is killed leaves it for the next run to
+remove, and leaves nothing at OUT.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.filesystem import allocate, exchange, sync_folder
+from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from diffxfer.checkpoints.header import ShardLayout
+
+MANIFEST_NAME = "diffxfer.json"
+_MARGIN_BYTES = 1 << 20
+
+
+def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse an output that exists, is an input, lies inside one or holds one.
+
+    Args:
+        out: the folder to be made.
+        inputs: every folder and file that is read.
+        overwrite: whether a folder of ours at `out` may be replaced.
+
+    Raises:
+        OutputExistsError: if it must not be written.
+    """
+    real = out.resolve()
+    for source in {path.resolve() for path in inputs}:
+        if real == source or source in real.parents:
+            where = "is" if real == source else "lies inside"
+            raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
+        if real in source.parents:
+            raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise OutputExistsError(out, "exists already", "choose another -o, or give --overwrite")
+    if out.is_symlink() or not out.is_dir():
+        raise OutputExistsError(out, "is not a folder", "remove it, or choose another -o")
+    if any(out.iterdir()) and not is_our_folder(out):
+        raise OutputExistsError(
+            out,
+            f"has no {MANIFEST_NAME} of ours, so --overwrite does not replace it",
+            "remove it yourself, or choose another -o",
+        )
+
+
+def is_our_folder(folder: Path) -> bool:
+    """Whether a folder was written by diffxfer, by its manifest."""
+    try:
+        with (folder / MANIFEST_NAME).open("rb") as file:
+            # Enough to see what it is; a manifest of a large model is megabytes long.
+            return b'"diffxfer_format"' in file.read(256)
+    except OSError:
+        return False
+
+
+def free_bytes(out: Path) -> int:
+    """How many bytes can be written where `out` is to be."""
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    status = os.statvfs(parent)
+    return status.f_bavail * status.f_frsize
+
+
+def refuse_small_disk(out: Path, needed: int) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Raises:
+        DiskSpaceError: if fewer than `needed` bytes are free.
+    """
+    free = free_bytes(out)
+    if needed + _MARGIN_BYTES > free:
+        problem = f"needs {_gigabytes(needed)}, and {_gigabytes(free)} are free there"
+        raise DiskSpaceError(out, problem, "free some disk, or choose another -o")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+class OutputFolder:
+    """A folder in the making; use it as a context manager.
+
+    Leaving the block without an exception publishes nothing by itself: `publish` does, and it must
+    be called inside the block. Leaving it otherwise removes every trace.
+
+    Args:
+        out: where the folder is to appear.
+        fingerprint: tells one job from another, in hexadecimal.
+        overwrite: whether a folder at `out` is replaced.
+    """
+
+    def __init__(self, out: Path, fingerprint: str, *, overwrite: bool = False) -> None:
+        self.out = out.absolute()
+        self.partial = self.out.parent / f".{self.out.name}.partial-{fingerprint[:12]}"
+        self._overwrite = overwrite
+        self._lock_fd = -1
+        self._made_parents: list[Path] = []
+        self._published = False
+
+    def __enter__(self) -> OutputFolder:
+        try:
+            self._make_parents()
+            self._recover()
+            for stale in self.out.parent.glob(f".{_escape(self.out.name)}.partial-*"):
+                self._remove_stale(stale)
+            self.partial.mkdir()
+            self._lock_fd = _lock(self.partial)
+        except OSError as exc:
+            self._remove_parents()
+            raise OutputError(self.out, f"cannot be written ({exc.strerror})") from exc
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._published:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self._remove_parents()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+
+    def write_file(self, name: str, content: bytes | Path) -> None:
+        """Write a small file, or copy one, durably.
+
+        Args:
+            name: relative to the folder.
+            content: its bytes, or a file whose bytes are taken.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        path = self.partial / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = content.read_bytes() if isinstance(content, Path) else content
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise _write_error(self.out, name, exc) from exc
+
+    def publish(self) -> None:
+        """Make everything durable and let the folder appear.
+
+        Raises:
+            OutputError: if that fails; nothing appears then.
+        """
+        try:
+            for folder, _, _ in os.walk(self.partial):
+                sync_folder(Path(folder))
+            if os.path.lexists(self.out):
+                self._replace()
+            else:
+                self.partial.rename(self.out)
+            self._published = True
+            sync_folder(self.out.parent)
+        except OSError as exc:
+            raise _write_error(self.out, "", exc) from exc
+
+    def _replace(self) -> None:
+        if not self._overwrite:
+            raise OutputExistsError(self.out, "appeared while it was made", "choose another -o")
+        if exchange(self.partial, self.out):
+            self._published = True
+            shutil.rmtree(self.partial)
+            return
+        aside = self._aside
+        self.out.rename(aside)
+        self.partial.rename(self.out)
+        self._published = True
+        shutil.rmtree(aside)
+
+    @property
+    def _aside(self) -> Path:
+        return self.out.parent / f".{self.out.name}.replaced"
+
+    def _recover(self) -> None:
+        """Undo a replacement that was cut off between its two renames."""
+        if self._aside.exists():
+            if self.out.exists():
+                shutil.rmtree(self._aside)
+            else:
+                self._aside.rename(self.out)
+
+    def _remove_stale(self, stale: Path) -> None:
+        """Remove what a killed run left, unless it is alive after all."""
+        try:
+            fd = _lock(stale)
+        except BlockingIOError as exc:
+            raise OutputError(
+                self.out,
+                "is being written by another run",
+                "wait for that one, or choose another -o",
+            ) from exc
+        shutil.rmtree(stale)
+        os.close(fd)
+
+    def _make_parents(self) -> None:
+        missing = self.out.parent
+        while not missing.exists():
+            self._made_parents.append(missing)
+            missing = missing.parent
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def _remove_parents(self) -> None:
+        for folder in self._made_parents:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+
+
+def _lock(folder: Path) -> int:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _write_error(out: Path, name: str, exc: OSError) -> OutputError:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskSpaceError(out, "the disk became full", "free some disk and run it again")
+    what = f"its {name} " if name else ""
+    return OutputError(out, f"{what}cannot be written ({exc.strerror})", "check the disk")
+
+
+class ShardWriter:
+    """A shard in the making: allocated whole, then filled in any order by any thread.
+
+    Args:
+        folder: what it belongs to.
+        name: its file name.
+        layout: its header and places.
+        pending: how many writes make it complete; after the last one it is made durable.
+    """
+
+    def __init__(self, folder: OutputFolder, name: str, layout: ShardLayout, pending: int) -> None:
+        self.layout = layout
+        self._folder = folder
+        self._name = name
+        self._pending = pending
+        self._lock = threading.Lock()
+        self._fd = -1
+
+    def __del__(self) -> None:
+        self._close()
+
+    def create(self) -> None:
+        """Allocate the file and write its header.
+
+        The file is closed again: a large model has more shards than a process may have open.
+
+        Raises:
+            OutputError: if it cannot be, for want of disk above all.
+        """
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self._folder.partial / self._name, flags, 0o666)
+            allocate(self._fd, self.layout.size)
+            _pwrite_all(self._fd, memoryview(self.layout.header), 0)
+            if self._pending == 0:
+                os.fsync(self._fd)
+        except OSError as exc:
+            raise _write_error(self._folder.out, self._name, exc) from exc
+        finally:
+            self._close()
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes to their final place.
+
+        Args:
+            data: what to write.
+            offset: where, in the file.
+
+        Raises:
+            OutputError: if that fails.
+        """
+        try:
+            with self._lock:
+                if self._fd < 0:
+                    path = self._folder.partial / self._name
+                    self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            _pwrite_all(self._fd, data, offset)
+            with self._lock:
+                self._pending -= 1
+                complete = self._pending == 0
+            if complete:
+                os.fsync(self._fd)
+                self._close()
+        except OSError as exc:
+            raise _write_error(self._folder.out, self._name, exc) from exc
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def index_json(
+    shards: Mapping[str, Sequence[str]], total_parameters: int, total_size: int
+) -> bytes:
+    """The index of a sharded checkpoint, as transformers writes it.
+
+    Args:
+        shards: the names of the tensors in each shard.
+        total_parameters: how many elements there are.
+        total_size: in how many bytes.
+    """
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
+    index = {
+        "metadata": {"total_parameters": total_parameters, "total_size": total_size},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()

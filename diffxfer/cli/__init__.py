@@ -1,0 +1,1 @@
+"""Floor 5: commands. They parse, call the library and print."""

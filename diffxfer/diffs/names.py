@@ -1,0 +1,86 @@
+"""Names of tensors: which are one tensor under two prefixes, and which differ only in numbers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from diffxfer.errors import MatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+# A model is stored as `model.layers…`, inside a multimodal one as `language_model.model.layers…`
+# or `model.language_model.layers…`, and without its head as `layers…`.
+_CONTAINERS = re.compile(r"^(?:(?:model|language_model|transformer)\.)+")
+_NUMBER = re.compile(r"\d+")
+
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_tokens_per_layer")
+_HEADS = ("lm_head",)
+_VOCABULARY = re.compile(rf"(?:^|\.)(?:{'|'.join((*_EMBEDDINGS, *_HEADS))})\.(?:weight|bias)$")
+
+
+def canonical(name: str) -> str:
+    """A name without the prefixes under which one model may be stored."""
+    return _CONTAINERS.sub("", name)
+
+
+def pattern(name: str) -> str:
+    """A name with every number replaced by ``*``: one for all layers, one for all experts."""
+    return _NUMBER.sub("*", name)
+
+
+def is_head(name: str) -> bool:
+    """Whether this is the output head that a model may tie to its embedding."""
+    return canonical(name) == "lm_head.weight"
+
+
+def is_embedding(name: str) -> bool:
+    """Whether this is the embedding that a model may tie its output head to."""
+    return canonical(name) in ("embed_tokens.weight", "wte.weight")
+
+
+def is_known_vocabulary(name: str) -> bool:
+    """Whether the name says that the rows belong to tokens."""
+    return _VOCABULARY.search(name) is not None
+
+
+def pair_names(
+    reference: Collection[str], other: Collection[str], roles: tuple[str, str]
+) -> dict[str, str]:
+    """Pair the names of two roles: equal ones first, then those that differ in their prefix.
+
+    Args:
+        reference: names of the one.
+        other: names of the other.
+        roles: what the two are, for messages.
+
+    Returns:
+        A name of `other` for each name of `reference` that has one.
+
+    Raises:
+        MatchError: if a prefix could be read in two ways.
+    """
+    pairs = {name: name for name in reference if name in other}
+    if len(pairs) in (len(reference), len(other)):
+        return pairs
+    ours = _by_canonical([name for name in reference if name not in pairs], reference, roles[0])
+    theirs = _by_canonical([name for name in other if name not in pairs], other, roles[1])
+    pairs.update((name, theirs[key]) for key, name in ours.items() if key in theirs)
+    return pairs
+
+
+def _by_canonical(names: Collection[str], every: Collection[str], role: str) -> dict[str, str]:
+    found = {canonical(name): name for name in names}
+    counts = Counter(canonical(name) for name in every)
+    for key, name in found.items():
+        if counts[key] > 1:
+            same = ", ".join(sorted(other for other in every if canonical(other) == key)[:3])
+            raise MatchError(
+                (),
+                f"{name} in {role} cannot be paired by its name without a prefix: {same} are all"
+                f" {key} then",
+                "store all roles under the same prefixes",
+            )
+    return found

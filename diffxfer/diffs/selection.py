@@ -1,0 +1,112 @@
+"""What a user chose: which tensors take part, how strongly, and what may be missing."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+_TRY = "quote it for the shell, and try it with --dry-run"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Options that speak of tensors by name. A pattern may match anywhere in a name.
+
+    Attributes:
+        alpha: the scale of Δ where no pattern of `alpha_for` matches.
+        alpha_for: patterns with their own scale; the last that matches wins.
+        include: only names that one of these matches take part; empty for all.
+        exclude: names that one of these matches do not, whatever `include` says.
+        allow_missing: names that a role may lack.
+    """
+
+    alpha: float = 1.0
+    alpha_for: tuple[tuple[re.Pattern[str], float], ...] = ()
+    include: tuple[re.Pattern[str], ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
+    allow_missing: tuple[re.Pattern[str], ...] = ()
+
+    def selects(self, name: str) -> bool:
+        """Whether a tensor takes part."""
+        if self.include and not _any(self.include, name):
+            return False
+        return not _any(self.exclude, name)
+
+    def alpha_of(self, name: str) -> float:
+        """The scale of a tensor's Δ."""
+        for regex, alpha in reversed(self.alpha_for):
+            if regex.search(name):
+                return alpha
+        return self.alpha
+
+    def may_be_missing(self, name: str) -> bool:
+        """Whether a role may lack a tensor."""
+        return _any(self.allow_missing, name)
+
+    def refuse_unused(self, names: Collection[str]) -> None:
+        """Refuse a pattern that matches nothing: it is a typing error.
+
+        Args:
+            names: every name that a pattern may speak of.
+
+        Raises:
+            OptionError: naming the pattern.
+        """
+        chosen = {
+            "--alpha-for": [regex for regex, _ in self.alpha_for],
+            "--include": self.include,
+            "--exclude": self.exclude,
+        }
+        for option, patterns in chosen.items():
+            for regex in patterns:
+                if not any(map(regex.search, names)):
+                    example = next(iter(sorted(names)), "")
+                    problem = f"{regex.pattern!r} matches no tensor, such as {example}"
+                    raise OptionError(option, problem, _TRY)
+
+
+def _any(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
+    return any(regex.search(name) for regex in patterns)
+
+
+def make_selection(
+    *,
+    alpha: float = 1.0,
+    alpha_for: Mapping[str, float] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+) -> Selection:
+    """Check the options of a user and put them together.
+
+    Raises:
+        OptionError: for a scale that is no finite number or a pattern that is none.
+    """
+    scales = {"--alpha": alpha, **{f"--alpha-for {k!r}": v for k, v in (alpha_for or {}).items()}}
+    for option, scale in scales.items():
+        if not math.isfinite(scale):
+            raise OptionError(option, f"is {scale}, where a finite number is due")
+    return Selection(
+        float(alpha),
+        tuple(
+            (_compile("--alpha-for", text), float(scale))
+            for text, scale in (alpha_for or {}).items()
+        ),
+        tuple(_compile("--include", text) for text in include),
+        tuple(_compile("--exclude", text) for text in exclude),
+        tuple(_compile("--allow-missing", text) for text in allow_missing),
+    )
+
+
+def _compile(option: str, text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as exc:
+        raise OptionError(option, f"{text!r} is no regular expression ({exc})", _TRY) from exc

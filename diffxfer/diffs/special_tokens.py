@@ -1,0 +1,243 @@
+"""Finetuned's token ids and special tokens, said in the output's vocabulary.
+
+transformers adds every special token that a tokenizer lacks as a new token, whose id lies past
+the embedding's end. So no special token is carried over by name alone: each is followed by its
+id to the token that has that place in the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.diffs.tokens import read_tokenizer
+from diffxfer.errors import CompanionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from diffxfer.checkpoints.json_edit import KeyPath
+
+NAMED = (
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
+LISTED = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+# Without these a model does not start or stop; the others may fall back to the target's.
+_NEEDED = ("bos_token", "eos_token", "pad_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer's tokens by id, and its ids by token."""
+
+    names: Mapping[int, str]
+    ids: Mapping[str, int]
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """The vocabulary of the tokenizer in ``folder``, or None if it has none.
+
+    Raises:
+        CompanionError: a tokenizer file is unsafe or broken.
+    """
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
+        return None
+    names = {i: token for i, token in enumerate(tokenizer.tokens) if token is not None}
+    return Vocabulary(names, tokenizer.ids())
+
+
+def optional_object(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a companion of ``folder``, empty where there is no such file."""
+    path = companion_path(folder, name)
+    return {} if path is None else read_object(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """From finetuned's tokens to the output's.
+
+    Attributes:
+        finetuned: finetuned's tokens; None where it has no tokenizer.
+        output: the output's tokens: the target's with additions and renamed slots.
+        translate: finetuned's ids to the output's; None where every id stays.
+    """
+
+    finetuned: Vocabulary | None
+    output: Vocabulary | None
+    translate: Mapping[int, int] | None
+
+    def token_id(self, token_id: int, where: Path, key: str) -> int | None:
+        """The output's id for a finetuned id.
+
+        Args:
+            token_id: finetuned's id.
+            where: finetuned's file that states it.
+            key: the key in that file.
+
+        Returns:
+            The id, or None if finetuned has no token of that id.
+
+        Raises:
+            CompanionError: finetuned has such a token, and the output has no place for it.
+        """
+        known = self.finetuned is None or token_id in self.finetuned.names
+        if token_id < 0 or not known:
+            return None
+        if self.translate is None:
+            return token_id
+        if token_id in self.translate:
+            return self.translate[token_id]
+        name = repr(self.finetuned.names[token_id]) if self.finetuned else "of unknown name"
+        raise _no_place(where, key, f"{token_id} ({name})")
+
+    def token(self, token: str) -> str | None:
+        """The output's name for a finetuned special token, or None if it has no such token."""
+        if self.output is None:
+            return token
+        token_id = self.finetuned.ids.get(token) if self.finetuned else None
+        if token_id is not None:
+            place = token_id if self.translate is None else self.translate.get(token_id)
+            name = None if place is None else self.output.names.get(place)
+            if name is not None:
+                return name
+        return token if token in self.output.ids else None
+
+    def exists(self, token: str) -> bool:
+        """Whether finetuned's tokenizer has that token, rather than only a file that names it."""
+        return self.finetuned is not None and token in self.finetuned.ids
+
+
+def _no_place(where: Path, key: str, found: str) -> CompanionError:
+    return CompanionError(
+        where,
+        f"{key} is {found}, a token that has no place in the output",
+        f"set {key} there to a token that the target has",
+    )
+
+
+def stated_specials(folder: Path) -> dict[str, Any]:
+    """The special tokens that the tokenizer in ``folder`` has once loaded, as its files say them.
+
+    ``special_tokens_map.json`` speaks only where ``tokenizer_config.json`` has no
+    ``added_tokens_decoder``, and then louder (transformers' ``_from_pretrained``).
+    """
+    config = optional_object(folder, "tokenizer_config.json")
+    specials = {key: config[key] for key in (*NAMED, *LISTED) if key in config}
+    if "added_tokens_decoder" not in config:
+        stated = optional_object(folder, "special_tokens_map.json")
+        specials.update({key: stated[key] for key in (*NAMED, *LISTED) if key in stated})
+    return specials
+
+
+def output_specials(
+    specials: Mapping[str, Any], translation: Translation, where: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Finetuned's special tokens in the output's names.
+
+    Args:
+        specials: what `stated_specials` found.
+        translation: from finetuned's tokens to the output's.
+        where: finetuned's file, for the errors.
+
+    Returns:
+        The settings that the output can have, and a warning for each that it cannot.
+
+    Raises:
+        CompanionError: a token to start, stop or pad with has no place in the output.
+    """
+    kept: dict[str, Any] = {}
+    warnings: list[str] = []
+    for key, value in specials.items():
+        lost: list[str] = []
+
+        def rename(token: str, lost: list[str] = lost) -> str | None:
+            name = translation.token(token)
+            if name is None:
+                lost.append(token)
+            return name
+
+        renamed = renamed_tokens(value, rename)
+        if lost and key in _NEEDED and translation.exists(lost[0]):
+            raise _no_place(where, key, repr(lost[0]))
+        if lost:
+            warnings.append(
+                f"{key}: the output's tokenizer has no "
+                + ", ".join(map(repr, lost))
+                + (", so the target's setting stays" if key in NAMED else "; left out")
+            )
+        if not (lost and key in NAMED):
+            kept[key] = renamed
+    return kept, warnings
+
+
+def renamed_tokens(value: Any, rename: Callable[[str], str | None]) -> Any:
+    """A special-token setting with each token renamed; those renamed to None are left out.
+
+    Args:
+        value: a token, an AddedToken's object, or a list or an object of such.
+        rename: gives a token's new name.
+
+    Returns:
+        A value of the same form; None in place of a single token that is left out.
+    """
+    if isinstance(value, str):
+        return rename(value)
+    if isinstance(value, list):
+        return [new for item in value if (new := renamed_tokens(item, rename)) is not None]
+    if isinstance(value, dict) and isinstance(value.get("content"), str):
+        name = rename(value["content"])
+        return None if name is None else {**value, "content": name}
+    if isinstance(value, dict):
+        pairs = ((key, renamed_tokens(item, rename)) for key, item in value.items())
+        return {key: item for key, item in pairs if item is not None}
+    return value
+
+
+def token_names(value: Any) -> Any:
+    """A special-token setting with each AddedToken's object replaced by its token."""
+    if isinstance(value, list):
+        return [token_names(item) for item in value]
+    if isinstance(value, dict) and isinstance(value.get("content"), str):
+        return value["content"]
+    return value
+
+
+def setting_changes(
+    document: Mapping[str, Any], settings: Mapping[str, Any], renamed: Mapping[str, str]
+) -> tuple[dict[str | KeyPath, Any], list[str]]:
+    """What finetuned's settings change in a tokenizer file of the target's.
+
+    Args:
+        document: the target's file.
+        settings: finetuned's settings, in the output's names.
+        renamed: new names of the target's tokens by old ones.
+
+    Returns:
+        New values by key, and the keys to remove.
+    """
+    # One setting under two names: `additional_special_tokens` is the older one.
+    lists = LISTED[:2]
+    given = any(isinstance(settings.get(key), list) for key in lists)
+    replaced = [
+        key
+        for key in lists
+        if given and key not in settings and isinstance(document.get(key), list)
+    ]
+    changes: dict[str | KeyPath, Any] = {
+        key: renamed_tokens(document[key], lambda token: renamed.get(token, token))
+        for key in (*NAMED, *LISTED)
+        if key in document and key not in replaced
+    }
+    changes.update(
+        {key: value for key, value in settings.items() if value is not None or key in document}
+    )
+    return changes, replaced

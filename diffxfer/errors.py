@@ -1,0 +1,149 @@
+"""Every error that diffxfer raises on purpose.
+
+    DiffxferError
+    ├── OptionError               an option that cannot mean anything
+    ├── CheckpointError           a folder that is not a sound checkpoint
+    │   ├── HeaderError           a shard whose header or length lies
+    │   ├── ShardIndexError       an index that is broken or names what is not there
+    │   ├── CompanionError        a config, tokenizer or other companion that cannot be used
+    │   ├── QuantizedError        quantised weights, which have no meaningful difference
+    │   └── InputChangedError     an input that changed while it was being read
+    ├── MatchError                tensors of the roles that do not fit together
+    ├── VocabularyError           tokens of the roles that do not fit together
+    ├── ArtifactError             a manifest or diff vector that cannot be used
+    ├── NonFiniteError            NaN, infinity or overflow in a tensor
+    └── OutputError               an output that cannot be written
+        ├── OutputExistsError     something is there already, or is one of the inputs
+        └── DiskSpaceError        the disk is too small for it
+
+A message is one line: where, what was expected and found; what to do.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class DiffxferError(Exception):
+    """A failure with a known cause.
+
+    Args:
+        where: the file, tensor, folder or option that is at fault.
+        problem: what was expected and what was found.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, where: str | PathLike[str], problem: str, remedy: str = "") -> None:
+        self.where = fspath(where)
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(self.where, problem, remedy)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.problem}" if self.where else self.problem
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class OptionError(DiffxferError):
+    """An option whose value cannot mean anything."""
+
+
+class CheckpointError(DiffxferError):
+    """A folder that is not a checkpoint that can be read."""
+
+
+class HeaderError(CheckpointError):
+    """A shard whose safetensors header is malformed or does not fit the file."""
+
+
+class ShardIndexError(CheckpointError):
+    """A ``model.safetensors.index.json`` that is broken or names what is not there."""
+
+
+class CompanionError(CheckpointError):
+    """A file beside the weights that cannot be read or must not be followed."""
+
+
+class QuantizedError(CheckpointError):
+    """Quantised weights: their codes have no meaningful difference."""
+
+
+class InputChangedError(CheckpointError):
+    """An input that changed or vanished while it was being read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Culprits:
+    """Tensors that do not fit, grouped because their names differ only in numbers.
+
+    Attributes:
+        role: the role that lacks them or holds them otherwise, such as ``"base"``.
+        pattern: their names with every number replaced by ``*``.
+        names: all of them.
+        found: what that role has, such as ``"(128264, 4096)"`` or ``"nothing"``.
+        expected: what the other roles have.
+        reason: why that is refused, in a few words.
+    """
+
+    role: str
+    pattern: str
+    names: tuple[str, ...]
+    found: str
+    expected: str
+    reason: str
+
+
+class MatchError(DiffxferError):
+    """Tensors of the roles that do not fit together.
+
+    Attributes:
+        groups: every culprit, grouped by role, pattern and reason.
+    """
+
+    def __init__(self, groups: Sequence[Culprits], problem: str, remedy: str) -> None:
+        super().__init__("", problem, remedy)
+        self.groups = tuple(groups)
+
+
+class VocabularyError(DiffxferError):
+    """Tokens of the roles that do not fit together."""
+
+
+class ArtifactError(DiffxferError):
+    """A manifest or diff vector that cannot be used."""
+
+
+class NonFiniteError(DiffxferError):
+    """NaN, infinity or overflow in a tensor.
+
+    Attributes:
+        tensor: the tensor's name.
+        role: where the value stands: a role, or ``"output"`` for an overflow.
+        index: the first such element, one number a dimension.
+    """
+
+    def __init__(
+        self, tensor: str, role: str, index: tuple[int, ...], problem: str, remedy: str
+    ) -> None:
+        super().__init__(tensor, problem, remedy)
+        self.tensor = tensor
+        self.role = role
+        self.index = index
+
+
+class OutputError(DiffxferError):
+    """An output that cannot be written."""
+
+
+class OutputExistsError(OutputError):
+    """The output exists already, is one of the inputs, or lies inside one."""
+
+
+class DiskSpaceError(OutputError):
+    """The disk is too small for the output."""

@@ -1,0 +1,27 @@
+"""A family of tiny Llamas trained on real text, small enough to ship: try every command on it.
+
+The folder holds four checkpoints in bfloat16 (`base`, its continuation `target`, and a fine-tune
+of each on one task, `finetuned` and `direct`), the held-out questions of that task
+(`task.jsonl`) and the accuracies measured when they were made (`scores.json`).
+`examples/train_family.py` made them all.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["family_folder"]
+
+
+def family_folder() -> Path:
+    """Return the folder of the shipped family.
+
+    Example:
+        `diffxfer transfer $F/finetuned $F/base $F/target out`, where
+        `F=$(python -m diffxfer.family)`.
+
+    Returns:
+        A folder with `base`, `target`, `finetuned`, `direct`, `task.jsonl` and `scores.json`.
+    """
+    return Path(str(files(__name__)))

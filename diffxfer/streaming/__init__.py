@@ -1,0 +1,1 @@
+"""Floor 1: a plan of chunks, run in bounded memory."""

@@ -1,0 +1,168 @@
+"""Running a plan: bounded memory, any number of threads, the same bytes whatever they are.
+
+Workers take chunks from one source, in order. When one fails, those that were taken before it are
+finished first, so that the error that is reported is always the earliest: the same run fails with
+the same message.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffxfer.checkpoints.reader import OpenShard
+from diffxfer.streaming.plan import Chunk, Piece, Plan, TensorTask, chunks, inputs_used
+from diffxfer.streaming.tally import Tally, TensorResult
+from diffxfer.streaming.worker import Worker
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.writer import ShardWriter
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read and written so far, and with how many there will be."""
+
+_OPEN_INPUTS = 24
+_PROGRESS_INTERVAL_S = 0.1
+
+
+class Engine:
+    """One run of a plan.
+
+    Args:
+        plan: what to do.
+        writers: every output shard by its name.
+        created: done when that shard is allocated.
+        chunk_elements: the most elements of a chunk, a multiple of `plan.BLOCK_ELEMENTS`.
+        device: where the arithmetic runs.
+        allow_nonfinite: let NaN, infinity and overflow through.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        writers: Mapping[str, ShardWriter],
+        created: Mapping[str, Future[None]],
+        *,
+        chunk_elements: int,
+        device: str,
+        allow_nonfinite: bool,
+    ) -> None:
+        self._plan = plan
+        self._writers = writers
+        self._created = created
+        self._chunk_elements = chunk_elements
+        self._device = torch.device(device)
+        self._allow_nonfinite = allow_nonfinite
+        self._lock = threading.Lock()
+        self._source: Iterator[Chunk] = chunks(plan, chunk_elements)
+        self._open: OrderedDict[Path, OpenShard] = OrderedDict()
+        self._tally = Tally(plan, chunk_elements)
+        self._failures: list[tuple[int, BaseException]] = []
+        self._done_bytes = 0
+        self._stop = False
+
+    def run(self, threads: int, progress: Progress | None) -> Sequence[TensorResult]:
+        """Do it.
+
+        Args:
+            threads: how many workers.
+            progress: called from this thread, about ten times a second.
+
+        Returns:
+            One result a task.
+
+        Raises:
+            DiffxferError: the earliest failure in the order of the plan.
+        """
+        with _torch_threads(1):
+            workers = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+            for worker in workers:
+                worker.start()
+            try:
+                self._wait(workers, progress)
+            finally:
+                self._stop = True
+                for worker in workers:
+                    worker.join()
+        if self._failures:
+            raise min(self._failures, key=lambda failure: failure[0])[1]
+        return self._tally.results()
+
+    def _wait(self, workers: Sequence[threading.Thread], progress: Progress | None) -> None:
+        total = self._plan.bytes_to_read + self._plan.bytes_to_write
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(_PROGRESS_INTERVAL_S)
+                if progress is not None:
+                    progress(self._done_bytes, total)
+
+    def _work(self) -> None:
+        number = -1
+        try:
+            worker = Worker(
+                self._chunk_elements,
+                self._device,
+                allow_nonfinite=self._allow_nonfinite,
+                open_shard=self._input,
+            )
+            while (chunk := self._next()) is not None:
+                number = chunk.number
+                self._one(worker, chunk)
+        except BaseException as exc:
+            with self._lock:
+                self._failures.append((number, exc))
+                self._stop = True
+
+    def _next(self) -> Chunk | None:
+        with self._lock:
+            return None if self._stop else next(self._source, None)
+
+    def _one(self, worker: Worker, chunk: Chunk) -> None:
+        task = self._plan.tasks[chunk.task]
+        data, result = worker.process(chunk, task)
+        if task.shard is not None:
+            self._created[task.shard].result()
+            self._writers[task.shard].write(data, task.start + chunk.start * task.itemsize)
+        moved = len(data) + sum(_read_by(piece, task) for piece in chunk.pieces)
+        with self._lock:
+            self._tally.add(chunk, result)
+            self._done_bytes += moved
+
+    def _input(self, spec: TensorSpec) -> OpenShard:
+        """The shard of a tensor, open; only the last few stay so."""
+        path = spec.shard.path
+        with self._lock:
+            shard = self._open.get(path)
+            if shard is None:
+                shard = self._open[path] = OpenShard(spec.shard)
+                if len(self._open) > _OPEN_INPUTS:
+                    # Closed once the last worker that reads from it lets go of it.
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(path)
+            return shard
+
+
+def _read_by(piece: Piece, task: TensorTask) -> int:
+    used = inputs_used(piece.kind, len(task.inputs))
+    return sum(piece.count * BITS[task.inputs[slot].dtype] // 8 for slot in used)
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Torch's own threads would fight with ours; its setting is put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

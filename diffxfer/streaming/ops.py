@@ -1,0 +1,82 @@
+"""The arithmetic, in torch's float64 semantics and nothing else.
+
+    D = finetuned.double() − base.double()
+    R = target.double() + D·alpha
+    out = R.to(dtype)
+
+Every step is a separate call: `torch.add(…, alpha=…)` and fused kernels contract the product and
+the sum into one rounding and give other bits. Inputs are converted by `copy_`, which is exact.
+All tensors are one-dimensional and of the same length; results land in buffers that are reused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def subtract(finetuned: Tensor, base: Tensor, delta: Tensor, base64: Tensor) -> None:
+    """D = finetuned − base.
+
+    Args:
+        finetuned: shape `(n,)`, any float dtype.
+        base: shape `(n,)`, any float dtype.
+        delta: float64, receives D.
+        base64: float64, receives base.
+    """
+    delta.copy_(finetuned)
+    base64.copy_(base)
+    delta.sub_(base64)
+
+
+def add_scaled(target: Tensor, delta: Tensor, alpha: float, total: Tensor) -> None:
+    """R = target + D·alpha.
+
+    Args:
+        target: shape `(n,)`, any float dtype.
+        delta: float64 D, overwritten.
+        alpha: the scale.
+        total: float64, receives R.
+    """
+    if alpha != 1.0:  # a product with one changes no bit
+        delta.mul_(alpha)
+    total.copy_(target)
+    total.add_(delta)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite.
+
+    A sum is several times faster than `isfinite().all()`, and cannot be finite if a value is not.
+    It can overflow by itself, so only a suspicious sum is followed by the search.
+    """
+    wide = torch.float32 if values.element_size() == 2 else torch.float64
+    if bool(torch.isfinite(values.sum(dtype=wide))):
+        return True
+    return bool(torch.isfinite(values).all())
+
+
+def first_nonfinite(values: Tensor) -> int | None:
+    """The index of the first NaN or infinity, None if there is none."""
+    found = torch.isfinite(values).logical_not_().nonzero()
+    return int(found[0]) if len(found) else None
+
+
+def squared_norm(values: Tensor) -> float:
+    """The sum of the squares of a float64 tensor."""
+    return float(torch.dot(values, values))
+
+
+def count_different_bits(left: Tensor, right: Tensor) -> int:
+    """How many elements of two tensors of one dtype differ in any bit: −0.0 is not 0.0."""
+    integer = _INTEGERS[left.element_size()]
+    return int(torch.count_nonzero(left.view(integer) != right.view(integer)))

@@ -1,0 +1,124 @@
+"""Putting together, tensor by tensor, what workers found chunk by chunk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from diffxfer.streaming.checksum import combine
+from diffxfer.streaming.plan import Chunk, Operation, Plan, chunks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(slots=True)
+class ChunkResult:
+    """What is known of a chunk once it is done.
+
+    Attributes:
+        digests: of the output's blocks.
+        base_digests: of base's blocks, where base is read in its own order.
+        inexact: elements of finetuned that base and the stored Δ do not give back.
+        delta_squares: sums of Δ², one a block.
+        base_squares: sums of base², one a block.
+        samples: elements of base, each as index of the output and value.
+    """
+
+    digests: bytes = b""
+    base_digests: bytes = b""
+    inexact: int = 0
+    delta_squares: tuple[float, ...] = ()
+    base_squares: tuple[float, ...] = ()
+    samples: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorResult:
+    """What is known of a tensor once all of it is done.
+
+    Attributes:
+        checksum: of the output, or of the input where nothing is written.
+        base_checksum: of base, None where it was not read in its own order.
+        inexact: elements of finetuned that base and the stored Δ do not give back.
+        delta_norm: ‖Δ‖₂ before it was rounded.
+        base_norm: ‖base‖₂.
+        samples: elements of base, each as index of the output and value, ascending.
+    """
+
+    checksum: str
+    base_checksum: str | None
+    inexact: int
+    delta_norm: float
+    base_norm: float
+    samples: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
+class _Parts:
+    missing: int
+    digests: dict[int, bytes] = field(default_factory=dict)
+    base_digests: dict[int, bytes] = field(default_factory=dict)
+    delta_squares: list[float] = field(default_factory=list)
+    base_squares: list[float] = field(default_factory=list)
+    samples: list[tuple[int, float]] = field(default_factory=list)
+    inexact: int = 0
+
+
+class Tally:
+    """What is known so far. Only unfinished tensors take more than their result.
+
+    Args:
+        plan: what is being run.
+        chunk_elements: how it is cut.
+    """
+
+    def __init__(self, plan: Plan, chunk_elements: int) -> None:
+        self._plan = plan
+        self._chunk_elements = chunk_elements
+        self._parts: dict[int, _Parts] = {}
+        self._results: list[TensorResult | None] = [
+            None if task.elements else TensorResult(combine({}), None, 0, 0.0, 0.0, ())
+            for task in plan.tasks
+        ]
+
+    def add(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Take what a worker found; one call at a time."""
+        task = self._plan.tasks[chunk.task]
+        parts = self._parts.get(chunk.task)
+        if parts is None:
+            parts = self._parts[chunk.task] = _Parts(chunks_of(task, self._chunk_elements))
+        parts.missing -= 1
+        parts.digests[chunk.start] = result.digests
+        parts.inexact += result.inexact
+        if task.operation is Operation.SUBTRACT:
+            parts.base_digests[chunk.start] = result.base_digests
+            parts.delta_squares += result.delta_squares
+            parts.base_squares += result.base_squares
+            parts.samples += result.samples
+        if parts.missing == 0:
+            self._results[chunk.task] = _finish(self._parts.pop(chunk.task))
+
+    def results(self) -> Sequence[TensorResult]:
+        """One result a task, once all are done."""
+        done = [result for result in self._results if result is not None]
+        assert len(done) == len(self._results), "the plan has not run to its end"
+        return done
+
+
+def _finish(parts: _Parts) -> TensorResult:
+    return TensorResult(
+        combine(parts.digests),
+        combine(parts.base_digests) if all(parts.base_digests.values()) else None,
+        parts.inexact,
+        _norm(parts.delta_squares),
+        _norm(parts.base_squares),
+        tuple(sorted(parts.samples)),
+    )
+
+
+def _norm(squares: Sequence[float]) -> float:
+    # `fsum` is exact, so the order in which blocks were finished does not show. Nine digits,
+    # because the last ones of a block's own sum depend on the processor.
+    return float(f"{math.sqrt(math.fsum(squares)):.9g}")

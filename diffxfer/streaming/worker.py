@@ -1,0 +1,239 @@
+"""One thread's share of a run: read a chunk, compute it, check it, write it.
+
+A worker owns its buffers and uses them again for every chunk, so that what a run takes in memory
+depends on the size of a chunk and the number of threads, and on nothing else.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffxfer.checkpoints.header import BITS, TensorSpec
+from diffxfer.errors import MatchError
+from diffxfer.streaming import ops
+from diffxfer.streaming.checksum import block_digests
+from diffxfer.streaming.finite import check_finite
+from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
+from diffxfer.streaming.tally import ChunkResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diffxfer.checkpoints.reader import OpenShard
+
+_MAX_INPUTS = 3
+
+
+class Worker:
+    """The buffers of one thread and what it does with them.
+
+    Args:
+        chunk_elements: the most elements of a chunk.
+        device: where the arithmetic runs.
+        allow_nonfinite: let NaN, infinity and overflow through.
+        open_shard: gives an input file, open.
+    """
+
+    def __init__(
+        self,
+        chunk_elements: int,
+        device: torch.device,
+        *,
+        allow_nonfinite: bool,
+        open_shard: Callable[[TensorSpec], OpenShard],
+    ) -> None:
+        self._device = device
+        self._allow_nonfinite = allow_nonfinite
+        self._open_shard = open_shard
+        # Bytes for the widest dtype; pages that a run does not touch are never resident.
+        self._bytes = [
+            torch.empty(chunk_elements * 8, dtype=torch.uint8) for _ in range(_MAX_INPUTS + 2)
+        ]
+        self._views = [buffer.numpy().data for buffer in self._bytes]
+        self._delta = torch.empty(chunk_elements, dtype=torch.float64, device=device)
+        self._total = torch.empty(chunk_elements, dtype=torch.float64, device=device)
+        self._result, self._whole = _MAX_INPUTS, _MAX_INPUTS + 1
+
+    def process(self, chunk: Chunk, task: TensorTask) -> tuple[memoryview, ChunkResult]:
+        """Compute a chunk.
+
+        Args:
+            chunk: which elements.
+            task: what it is a part of.
+
+        Returns:
+            The bytes to write, valid until the next call, and what is known of them.
+
+        Raises:
+            NonFiniteError: at NaN, infinity or overflow, unless they are allowed.
+            MatchError: if tensors that must be the same are not.
+            InputChangedError: if an input cannot be read as it was.
+        """
+        result = ChunkResult()
+        if task.operation in (Operation.COMPARE, Operation.DIGEST):
+            return self._inspect(chunk, task, result), result
+        if len(chunk.pieces) == 1:
+            data = self._single(chunk, task, result)
+        else:
+            data = self._assemble(chunk, task, result)
+        result.digests = block_digests(data, task.itemsize)
+        return data, result
+
+    def _inspect(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
+        """Compare or digest inputs; nothing is written."""
+        (piece,) = chunk.pieces
+        read = [self._read(slot, task, piece, 0) for slot in range(len(task.inputs))]
+        if task.operation is Operation.DIGEST:
+            result.digests = block_digests(read[0], BITS[task.inputs[0].dtype] // 8)
+        elif read[0] != read[1]:
+            raise MatchError(
+                (),
+                f"{task.name} holds other {task.inputs[0].dtype} values in finetuned than in base,"
+                " and integers are no part of a diff vector",
+                "give --exclude with its name to leave it as the target has it",
+            )
+        return memoryview(b"")
+
+    def _single(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
+        (piece,) = chunk.pieces
+        if piece.kind is RunKind.GRAFT:
+            return self._graft([piece], chunk, task, result)
+        return self._plain(piece, chunk, task, result, self._result)
+
+    def _assemble(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
+        """A chunk whose rows are treated differently: compute the grafts together, then place."""
+        grafts = [piece for piece in chunk.pieces if piece.kind is RunKind.GRAFT]
+        size = task.itemsize
+        whole = self._views[self._whole][: chunk.count * size]
+        if grafts:
+            computed = self._graft(grafts, chunk, task, result)
+            done = 0
+            for piece in grafts:
+                part = computed[done : done + piece.count * size]
+                whole[piece.at * size : (piece.at + piece.count) * size] = part
+                done += len(part)
+        for piece in chunk.pieces:
+            if piece.kind is not RunKind.GRAFT:
+                part = self._plain(piece, chunk, task, result, self._result)
+                whole[piece.at * size : (piece.at + piece.count) * size] = part
+        return whole
+
+    def _read(self, slot: int, task: TensorTask, piece: Piece, at: int) -> memoryview:
+        """Read a piece of an input into its buffer, `at` elements from the buffer's start."""
+        spec = task.inputs[slot]
+        size = BITS[spec.dtype] // 8
+        view = self._views[slot][at * size : (at + piece.count) * size]
+        self._open_shard(spec).read_into(view, spec.start + piece.sources[slot] * size)
+        return view
+
+    def _values(self, slot: int, dtype: str, count: int) -> Tensor:
+        """The first elements of a buffer as a tensor of shape `(count,)`, on the CPU."""
+        return self._bytes[slot][: count * BITS[dtype] // 8].view(ops.TORCH_DTYPES[dtype])
+
+    def _graft(
+        self, pieces: list[Piece], chunk: Chunk, task: TensorTask, result: ChunkResult
+    ) -> memoryview:
+        """Arithmetic on pieces that lie one after the other in the buffers."""
+        count = 0
+        for piece in pieces:
+            for slot in range(len(task.inputs)):
+                self._read(slot, task, piece, count)
+            count += piece.count
+        inputs = [
+            self._values(slot, spec.dtype, count).to(self._device)
+            for slot, spec in enumerate(task.inputs)
+        ]
+        delta, total = self._delta[:count], self._total[:count]
+        if task.operation is Operation.SUBTRACT:
+            ops.subtract(inputs[0], inputs[1], delta, total)
+            source = delta
+        else:
+            if task.operation is Operation.TRANSFER:
+                ops.subtract(inputs[0], inputs[1], delta, total)
+            else:
+                delta.copy_(inputs[0])
+            ops.add_scaled(inputs[-1], delta, task.alpha, total)
+            source = total
+        out = self._values(self._result, task.dtype, count)
+        out.copy_(source)
+        if not self._allow_nonfinite:
+            check_finite(out, list(enumerate(inputs)), pieces, chunk, task)
+        if task.operation is Operation.SUBTRACT:
+            self._measure(out, pieces, chunk, task, result)
+        return self._views[self._result][: count * task.itemsize]
+
+    def _plain(
+        self, piece: Piece, chunk: Chunk, task: TensorTask, result: ChunkResult, slot: int
+    ) -> memoryview:
+        """A piece that takes no arithmetic: copied, added or zero."""
+        view = self._views[slot][: piece.count * task.itemsize]
+        if piece.kind is RunKind.ZERO:
+            view[:] = bytes(len(view))
+            return view
+        source = 0 if piece.kind is RunKind.ADD else len(task.inputs) - 1
+        spec = task.inputs[source]
+        read = self._read(source, task, piece, 0)
+        if spec.dtype == task.dtype and piece.kind is RunKind.COPY:
+            return read
+        values = self._values(source, spec.dtype, piece.count)
+        out = self._values(slot, task.dtype, piece.count)
+        out.copy_(values)
+        # What a copied tensor holds is the target's own affair; what a cast makes of it is not.
+        mine = piece.kind is RunKind.ADD or ops.all_finite(values)
+        if mine and not self._allow_nonfinite:
+            check_finite(out, [(source, values)], [piece], chunk, task)
+        if task.operation is Operation.SUBTRACT:
+            back = out.to(values.dtype)
+            result.inexact += ops.count_different_bits(back, values)
+        return view
+
+    def _measure(
+        self,
+        out: Tensor,
+        pieces: list[Piece],
+        chunk: Chunk,
+        task: TensorTask,
+        result: ChunkResult,
+    ) -> None:
+        """Norms, samples, base's digests, and what base + Δ does not give back."""
+        count = len(out)
+        delta, base64 = self._delta[:count], self._total[:count]
+        blocks = range(0, count, BLOCK_ELEMENTS)
+        result.delta_squares = tuple(
+            ops.squared_norm(delta[start : start + BLOCK_ELEMENTS]) for start in blocks
+        )
+        result.base_squares = tuple(
+            ops.squared_norm(base64[start : start + BLOCK_ELEMENTS]) for start in blocks
+        )
+        result.samples = _sample(base64, pieces, chunk, task)
+        if len(task.runs) == 1:
+            size = BITS[task.inputs[1].dtype] // 8
+            result.base_digests = block_digests(self._views[1][: count * size], size)
+        delta.copy_(out)
+        delta.add_(base64)
+        dtype = task.inputs[0].dtype
+        back = self._values(self._whole, dtype, count)
+        back.copy_(delta)
+        result.inexact += ops.count_different_bits(back, self._values(0, dtype, count))
+
+
+def _sample(
+    base64: Tensor, pieces: list[Piece], chunk: Chunk, task: TensorTask
+) -> tuple[tuple[int, float], ...]:
+    """The elements of base that the task asks for, where they lie in these pieces."""
+    found: list[tuple[int, float]] = []
+    done = 0
+    for piece in pieces:
+        first = chunk.start + piece.at
+        low = bisect_left(task.sample, first)
+        high = bisect_left(task.sample, first + piece.count)
+        wanted = task.sample[low:high]
+        if wanted:
+            places = [done + index - first for index in wanted]
+            found.extend(zip(wanted, base64[places].tolist(), strict=True))
+        done += piece.count
+    return tuple(found)
