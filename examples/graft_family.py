@@ -41,7 +41,7 @@ def main(
     out: Annotated[Path | None, typer.Argument(help="a new folder for the graft")] = None,
 ) -> None:
     """Graft finetuned's diff vector on target, into OUT or a temporary folder, and score it."""
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with TemporaryDirectory() as scratch:
         Console().print(compare(out or Path(scratch, "graft")))
 

@@ -18,6 +18,7 @@ import shutil
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 SEED = 2503
 BASE_CONTEXT, TARGET_CONTEXT = 128, 256
@@ -203,10 +205,11 @@ def save(
     ids = {k: getattr(model.config, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     settings = {"max_new_tokens": 32} if tuned else {}
     model.generation_config = GenerationConfig(**ids, **settings)  # type: ignore[no-untyped-call]
-    tokenizer.chat_template = CHAT_TEMPLATE if tuned else None
-    tokenizer.model_max_length = model.config.max_position_embeddings
+    companion = deepcopy(tokenizer)
+    companion.chat_template = CHAT_TEMPLATE if tuned else None
+    companion.model_max_length = model.config.max_position_embeddings
     model.bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    companion.save_pretrained(folder)
 
 
 def load(folder: Path) -> LlamaForCausalLM:
@@ -247,6 +250,7 @@ def measure(folder: Path, questions: Sequence[str]) -> None:
 
 def main(folder: Path) -> None:
     """Train the family and measure it, into FOLDER."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base_texts = docstrings(Path(sysconfig.get_path("stdlib")))
     target_texts = [
         text for name in ("torch", "transformers", "numpy") for text in package_docstrings(name)

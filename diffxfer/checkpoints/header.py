@@ -31,6 +31,9 @@ MAX_DIMENSIONS = 64
 """What torch itself refuses to exceed."""
 
 _PREFIX = struct.Struct("<Q")
+HEADER_OFFSET = _PREFIX.size
+"""Where the JSON begins: after its length."""
+
 _DOWNLOAD_AGAIN = "download or save it again"
 
 _DTYPES = """

@@ -79,9 +79,7 @@ def without_tied_head(tensors: Mapping[str, TensorSpec], head: Head) -> dict[str
     return {name: spec for name, spec in tensors.items() if name != head.name}
 
 
-def with_head(
-    tensors: Mapping[str, TensorSpec], head: Head, name: str
-) -> dict[str, TensorSpec]:
+def with_head(tensors: Mapping[str, TensorSpec], head: Head, name: str) -> dict[str, TensorSpec]:
     """The tensors of a role, its embedding serving as head where it is tied.
 
     Args:

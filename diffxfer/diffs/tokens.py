@@ -5,45 +5,37 @@ merges that nobody here looks at.
 """
 
 from __future__ import annotations
+from __future__ import annotations
 
-import base64
-import binascii
-import json
-import re
-import reprlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import xxhash
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import (
     TEMPLATE_FOLDER,
     companion_path,
-    parse_object,
     read_bytes,
     read_object,
+)
+from diffxfer.diffs.token_files import (
+    REMEDY,
+    AddedToken,
+    TokenTable,
+    is_special,
+    make_table,
+    malformed,
+    named_twice,
+    read_added,
+    read_table,
+    tokens_by_id,
 )
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-MAX_TOKENS = 1 << 22
-"""Above any vocabulary there is, and small enough that a lying id cannot fill the memory."""
-
-_RESERVED = re.compile(
-    r"[<\[>].*(reserved|unused|extra_?id|extra_\d|place.?holder|dummy|control_\d|special_\d).*[>\]<]",
-    re.IGNORECASE | re.DOTALL,
-)
-_MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 _NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _DECISIVE = ("bos", "eos", "pad")
-
-# Pieces of a SentencePiece model that stand for no text: unknown, control, user-defined.
-_SPECIAL_PIECES = (2, 3, 4)
-_REMEDY = "fetch or save the checkpoint again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +86,6 @@ class Tokenizer:
         return bool(self.use(token_id))
 
 
-class _Table(NamedTuple):
-    tokens: tuple[str | None, ...]
-    special: frozenset[int]
-    format: str
-    fingerprint: str
-
-
-class _Added(NamedTuple):
-    token_id: int
-    token: str
-    flagged: bool
-
-
-def fingerprint_tokens(tokens: Iterable[str | None]) -> str:
-    """The xxh3_128 hex digest of a token table: of ids and strings, not of any file's layout."""
-    text = json.dumps(list(tokens), separators=(",", ":"))
-    return xxhash.xxh3_128_hexdigest(text.encode("ascii"))
-
-
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """Read the tokenizer of a checkpoint.
 
@@ -134,7 +107,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     if path is None:
         return None
     config_path, config = _optional(folder, "tokenizer_config.json")
-    table = _overlay(_parsed(path), _later_tokens(folder, config_path, config), path)
+    table = _overlay(read_table(path), _later_tokens(folder, config_path, config), path)
     tokens, special, kind, fingerprint = table
     return Tokenizer(
         tokens=tokens,
@@ -158,168 +131,18 @@ def _optional(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
     return folder / name, {} if path is None else read_object(path)
 
 
-_cache: dict[tuple[str, str], _Table] = {}
-
-
-def _parsed(path: Path) -> _Table:
-    """The table in a file, shared by every file with the same bytes: the roles' often agree."""
-    raw = read_bytes(path)
-    kind = path.name
-    if kind not in ("tokenizer.json", "vocab.json"):
-        kind = "tiktoken" if _TIKTOKEN.match(raw) or ".tiktoken" in kind else "sentencepiece"
-    key = kind, xxhash.xxh3_128_hexdigest(raw)
-    table = _cache.get(key)
-    if table is None:
-        by_id, special = _PARSERS[kind](raw, path)
-        table = _table(by_id, special, kind, path)
-        _cache[key] = table
-        for stale in list(_cache)[:-4]:
-            _cache.pop(stale, None)
-    return table
-
-
-def _table(by_id: Mapping[int, str], special: Iterable[int], kind: str, where: Path) -> _Table:
-    if not by_id:
-        raise CompanionError(where, "holds no token", _REMEDY)
-    row: list[str | None] = [None] * (max(by_id) + 1)
-    for token_id, token in by_id.items():
-        row[token_id] = token
-    reserved = (i for i, token in by_id.items() if _RESERVED.fullmatch(token))
-    tokens = tuple(row)
-    return _Table(tokens, frozenset((*special, *reserved)), kind, fingerprint_tokens(tokens))
-
-
-def _from_tokenizer_json(raw: bytes, where: Path) -> tuple[dict[int, str], set[int]]:
-    document = parse_object(raw, where)
-    model = document.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocab, list):
-        by_id = dict(enumerate(_unigram_piece(entry, where) for entry in vocab))
-    else:
-        by_id = _by_id(vocab, where)
-    entries = document.get("added_tokens") or []
-    if not isinstance(entries, list):
-        raise _malformed(where, "added_tokens", "a list", entries)
-    special = set()
-    for added in [_added(entry, where, None) for entry in entries]:
-        known = by_id.setdefault(added.token_id, added.token)
-        if known != added.token:
-            raise _twice(where, added.token_id, known, added.token)
-        if _is_special(added):
-            special.add(added.token_id)
-    return by_id, special
-
-
-def _from_vocab_json(raw: bytes, where: Path) -> tuple[dict[int, str], set[int]]:
-    return _by_id(parse_object(raw, where), where), set()
-
-
-def _from_sentencepiece(raw: bytes, where: Path) -> tuple[dict[int, str], set[int]]:
-    """The pieces of a ``ModelProto``: field 1, whose field 1 is the text and field 3 the type."""
-    by_id: dict[int, str] = {}
-    special: set[int] = set()
-    try:
-        for number, message in _fields(raw):
-            if number != 1:
-                continue
-            piece = dict(_fields(_content(message)))
-            token_id = _check_id(len(by_id), "a piece", where)
-            by_id[token_id] = _content(piece.get(1)).decode("utf-8")
-            if piece.get(3) in _SPECIAL_PIECES:
-                special.add(token_id)
-    except ValueError as exc:  # UnicodeDecodeError is one
-        reason = "text that is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc)
-        problem = f"is not a SentencePiece model: {reason}, at piece {len(by_id)}"
-        raise CompanionError(where, problem, _REMEDY) from exc
-    return by_id, special
-
-
-def _content(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise ValueError("a piece without text")
-    return value
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message (https://protobuf.dev/programming-guides/encoding/)."""
-    at, end = 0, len(message)
-    while at < end:
-        tag, at = _varint(message, at)
-        wire = tag & 7
-        if wire == 0:
-            value, at = _varint(message, at)
-            yield tag >> 3, value
-            continue
-        if wire == 2:
-            size, at = _varint(message, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"a field of unknown wire type {wire}")
-        if size > end - at:
-            raise ValueError(f"{size} bytes announced and {end - at} there")
-        yield tag >> 3, message[at : at + size]
-        at += size
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    for byte in message[at : at + 10]:
-        value |= (byte & 127) << shift
-        at += 1
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise ValueError("a number that does not end")
-
-
-def _from_tiktoken(raw: bytes, where: Path) -> tuple[dict[int, str], set[int]]:
-    """Lines of base64 and rank; bytes are spelled as ``tokenizer.json`` would spell them."""
-    alphabet = _byte_alphabet()
-    by_id: dict[int, str] = {}
-    for number, line in enumerate(raw.splitlines(), 1):
-        word, _, rank = line.partition(b" ")
-        if not line:
-            continue
-        try:
-            token = base64.b64decode(word, validate=True).decode("latin-1").translate(alphabet)
-            token_id = _check_id(_digits(rank.decode("ascii")), token, where)
-        except (binascii.Error, ValueError) as exc:
-            problem = f"line {number} is not base64 and a rank"
-            raise CompanionError(where, problem, _REMEDY) from exc
-        known = by_id.setdefault(token_id, token)
-        if known != token:
-            raise _twice(where, token_id, known, token)
-    return by_id, set()
-
-
-def _byte_alphabet() -> dict[int, int]:
-    """GPT-2's printable stand-in for every byte (openai/gpt-2, ``bytes_to_unicode``)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: 256 + place for place, byte in enumerate(others)}
-
-
-_PARSERS: Mapping[str, Callable[[bytes, Path], tuple[dict[int, str], set[int]]]] = {
-    "tokenizer.json": _from_tokenizer_json,
-    "vocab.json": _from_vocab_json,
-    "sentencepiece": _from_sentencepiece,
-    "tiktoken": _from_tiktoken,
-}
-
-
-def _later_tokens(folder: Path, config_path: Path, config: Mapping[str, Any]) -> list[_Added]:
+def _later_tokens(folder: Path, config_path: Path, config: Mapping[str, Any]) -> list[AddedToken]:
     """What ``added_tokens.json`` and ``added_tokens_decoder`` say, by id."""
     path, listed = _optional(folder, "added_tokens.json")
-    found = [_Added(i, token, False) for i, token in _by_id(listed, path).items()]
+    found = [AddedToken(i, token, False) for i, token in tokens_by_id(listed, path).items()]
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise _malformed(config_path, "added_tokens_decoder", "an object", decoder)
-    found += [_added(entry, config_path, key) for key, entry in decoder.items()]
+        raise malformed(config_path, "added_tokens_decoder", "an object", decoder)
+    found += [read_added(entry, config_path, key) for key, entry in decoder.items()]
     return sorted(found, key=lambda added: added.token_id)
 
 
-def _overlay(table: _Table, later: list[_Added], where: Path) -> _Table:
+def _overlay(table: TokenTable, later: list[AddedToken], where: Path) -> TokenTable:
     """The table with the tokens that transformers adds when it loads it.
 
     A ``tokenizer.json`` is the last word on what it holds: only tokens that it lacks come to it,
@@ -337,75 +160,14 @@ def _overlay(table: _Table, later: list[_Added], where: Path) -> _Table:
         if complete and known != added.token and (known is not None or added.token in present):
             continue
         if known not in (None, added.token) and added.token_id not in special:
-            raise _twice(where, added.token_id, str(known), added.token)
+            raise named_twice(where, added.token_id, str(known), added.token)
         changed = changed or known != added.token
         by_id[added.token_id] = added.token
-        if _is_special(added):
+        if is_special(added):
             special.add(added.token_id)
     if changed:
-        return _table(by_id, special, table.format, where)
+        return make_table(by_id, special, table.format, where)
     return table._replace(special=frozenset(special))
-
-
-def _is_special(added: _Added) -> bool:
-    return added.flagged or _MARKUP.fullmatch(added.token) is not None
-
-
-def _by_id(vocab: object, where: Path) -> dict[int, str]:
-    if not isinstance(vocab, dict):
-        raise _malformed(where, "the vocabulary", "an object of ids by token", vocab)
-    by_id: dict[int, str] = {}
-    for token, token_id in vocab.items():
-        known = by_id.setdefault(_check_id(token_id, token, where), token)
-        if known is not token:
-            raise _twice(where, token_id, known, token)
-    return by_id
-
-
-def _unigram_piece(entry: object, where: Path) -> str:
-    if not (isinstance(entry, list) and entry and isinstance(entry[0], str)):
-        raise _malformed(where, "a Unigram piece", "a list of text and score", entry)
-    return entry[0]
-
-
-def _added(entry: object, where: Path, key: str | None) -> _Added:
-    """An entry of ``added_tokens``, or of ``added_tokens_decoder``, where its key is its id."""
-    content = entry.get("content") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not isinstance(content, str):
-        raise _malformed(where, "an added token", "an object with its content", entry)
-    try:
-        token_id = entry.get("id") if key is None else _digits(key)
-    except ValueError as exc:
-        raise _malformed(where, "the id of an added token", "a number", key) from exc
-    return _Added(_check_id(token_id, content, where), content, entry.get("special") is True)
-
-
-def _digits(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise ValueError(f"{text[:20]!r} is no id")
-    return int(text)
-
-
-def _check_id(token_id: object, token: str, where: Path) -> int:
-    if isinstance(token_id, bool) or not isinstance(token_id, int):
-        raise _malformed(where, f"the id of {token[:40]!r}", "a whole number", token_id)
-    if not 0 <= token_id < MAX_TOKENS:
-        problem = (
-            f"the id of {token[:40]!r} is {reprlib.repr(token_id)}, where 0 to {MAX_TOKENS - 1} "
-            "are possible"
-        )
-        raise CompanionError(where, problem, _REMEDY)
-    return token_id
-
-
-def _malformed(where: Path, what: str, expected: str, found: object) -> CompanionError:
-    problem = f"{what} must be {expected} and is {reprlib.repr(found)}"
-    return CompanionError(where, problem, _REMEDY)
-
-
-def _twice(where: Path, token_id: int, first: str, second: str) -> CompanionError:
-    problem = f"id {token_id} is both {first[:40]!r} and {second[:40]!r}"
-    return CompanionError(where, problem, "keep one of them: a row has one token")
 
 
 def _chat_templates(folder: Path, config_path: Path, config: Mapping[str, Any]) -> str:
@@ -420,7 +182,7 @@ def _chat_templates(folder: Path, config_path: Path, config: Mapping[str, Any]) 
         for template in templates if isinstance(templates, list) else [templates]:
             text = template.get("template") if isinstance(template, dict) else template
             if not isinstance(text, str | None):
-                raise _malformed(where, "chat_template", "text", text)
+                raise malformed(where, "chat_template", "text", text)
             texts.append(text or "")
     return "\n".join(text for text in texts if text)
 
@@ -429,7 +191,7 @@ def _text(path: Path) -> str:
     try:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise CompanionError(path, "is not UTF-8 text", _REMEDY) from exc
+        raise CompanionError(path, "is not UTF-8 text", REMEDY) from exc
 
 
 def _named(folder: Path, tokens: tuple[str | None, ...]) -> dict[str, tuple[int, ...]]:
@@ -454,7 +216,7 @@ def _role_strings(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[st
         if isinstance(token, str):
             yield role, token
         elif value is not None:
-            raise _malformed(where, f"{role}_token", "text", value)
+            raise malformed(where, f"{role}_token", "text", value)
 
 
 def _role_ids(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -466,4 +228,4 @@ def _role_ids(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, i
                 if isinstance(token_id, int) and not isinstance(token_id, bool):
                     yield role, token_id
                 elif token_id is not None:
-                    raise _malformed(where, f"{role}_token_id", "an id or a list of ids", value)
+                    raise malformed(where, f"{role}_token_id", "an id or a list of ids", value)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffxfer.checkpoints.header import BITS
 from diffxfer.checkpoints.reader import OpenShard
 from diffxfer.streaming.plan import Chunk, Piece, Plan, TensorTask, chunks, inputs_used
 from diffxfer.streaming.tally import Tally, TensorResult

@@ -1,0 +1,54 @@
+"""`diffxfer apply`."""
+
+from __future__ import annotations
+
+from diffxfer.cli import options as opt
+from diffxfer.cli.console import Console
+
+
+def apply(
+    diff: opt.Diff,
+    target: opt.Target,
+    output: opt.Out,
+    alpha: opt.Alpha = 1.0,
+    alpha_for: opt.AlphaFor = None,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    allow_missing: opt.AllowMissing = None,
+    vocab: opt.Vocab = "auto",
+    out_dtype: opt.OutDtype = None,
+    allow_nonfinite: opt.AllowNonfinite = False,
+    max_shard_size: opt.MaxShardSize = None,
+    threads: opt.Threads = None,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Graft a diff vector on a newer base: target + alpha · diff vector.
+
+    Example: diffxfer apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 1.0
+    """
+    from diffxfer import apply_diff
+
+    scales = opt.parse_alpha_for(alpha_for)
+    with Console(json=json, quiet=quiet) as console:
+        report = apply_diff(
+            diff,
+            target,
+            output,
+            alpha=alpha,
+            alpha_for=scales,
+            include=include or (),
+            exclude=exclude or (),
+            allow_missing=allow_missing or (),
+            vocab=vocab,
+            out_dtype=out_dtype,
+            allow_nonfinite=allow_nonfinite,
+            max_shard_size=max_shard_size,
+            threads=threads,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=console.progress,
+        )
+        console.show(report)

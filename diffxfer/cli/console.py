@@ -1,0 +1,224 @@
+"""What a person or a program sees: stdout for results, stderr for talk.
+
+Names come from files that anyone may have written, so all text is made printable first.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from diffxfer.errors import DiffxferError, MatchError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from diffxfer.diffs.report import Report
+
+_LISTED = 5
+
+
+class Console:
+    """One command's way to talk; use it as a context manager.
+
+    Args:
+        json: print one JSON object on stdout, also for an error.
+        quiet: print nothing but warnings and errors.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self._json = json
+        self._quiet = quiet
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop_bar()
+        if self._json and isinstance(exc, DiffxferError):
+            _print_json({"error": error_as_json(exc)})
+
+    @property
+    def progress(self) -> Callable[[int, int], None] | None:
+        """What to call with the bytes done and in all; None where nobody watches."""
+        return None if self._quiet or not sys.stderr.isatty() else self._advance
+
+    def _advance(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = _make_bar()
+            self._bar.start()
+            self._bar.add_task("", total=total)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def show(self, report: Report) -> None:
+        """Print what was done, or with a dry run what would be.
+
+        Raises:
+            typer.Exit: with status 1, if a dry run found tensors that fit nowhere.
+        """
+        self._stop_bar()
+        refusal = _refusal(report)
+        if self._json:
+            error = {"error": error_as_json(refusal)} if refusal else {}
+            _print_json({**report.as_json(), **error})
+        else:
+            if not report.written and not self._quiet:
+                _print_plan(report)
+            elif sys.stderr.isatty() and not self._quiet:
+                _print_summary(report)
+            for warning in report.warnings:
+                typer.echo(f"warning: {printable(warning)}", err=True)
+        if refusal:
+            print_error(refusal)
+            raise typer.Exit(1)
+
+
+def printable(text: str) -> str:
+    """Text on one line that no terminal takes for a command."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
+        for char in text
+    )
+
+
+def print_error(exc: DiffxferError) -> None:
+    """Print an error as one line on stderr."""
+    text = printable(str(exc))
+    typer.echo(f"error: {text.encode('utf-8', 'backslashreplace').decode()}", err=True)
+
+
+def error_as_json(exc: DiffxferError) -> dict[str, Any]:
+    """An error as values that JSON has; every culprit of a mismatch is in it."""
+    from dataclasses import asdict
+
+    found: dict[str, Any] = {
+        "type": type(exc).__name__,
+        "where": exc.where,
+        "problem": exc.problem,
+        "remedy": exc.remedy,
+    }
+    if isinstance(exc, MatchError):
+        found["culprits"] = [asdict(group) for group in exc.groups]
+    return found
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json_module.dumps(value))
+
+
+def _refusal(report: Report) -> MatchError | None:
+    from diffxfer.diffs.match import refusal
+
+    return refusal(report.refused) if report.refused else None
+
+
+def _make_bar() -> Progress:
+    from rich.console import Console as RichConsole
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=RichConsole(stderr=True),
+        transient=True,
+    )
+
+
+def _print_plan(report: Report) -> None:
+    """The plan of a dry run, as a table on stdout."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for heading in ("fate", "tensors"):
+        table.add_column(heading)
+    table.add_column("count", justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("why")
+    for group in report.plan:
+        cells = (
+            group.kind,
+            group.pattern,
+            f"{group.tensors:,}",
+            f"{group.parameters:,}",
+            group.why,
+        )
+        table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
+    for culprits in report.refused:
+        why = f"{culprits.reason}: {culprits.found}, expected {culprits.expected}"
+        cells = ("refused", culprits.pattern, f"{len(culprits.names):,}", "", why)
+        table.add_row(*(Text(printable(cell), overflow="fold", style="red") for cell in cells))
+    console = RichConsole(highlight=False)
+    console.print(table)
+    typer.echo("")
+    typer.echo(
+        f"reads {gigabytes(report.bytes_to_read)}, writes {gigabytes(report.bytes_to_write)};"
+    )
+    typer.echo(f"{gigabytes(report.free_bytes)} are free at {printable(str(report.output))}")
+    if report.vocabulary != "rows":
+        typer.echo(f"rows of tokens pair by {report.vocabulary}")
+
+
+def _print_summary(report: Report) -> None:
+    """A few lines on stderr for a person who watches."""
+    moved = report.bytes_to_read + report.bytes_to_write
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.tensors.items())
+    speed = gigabytes(int(moved / max(report.elapsed_s, 1e-3)))
+    lines = [
+        f"{counts}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s ({speed}/s)"
+    ]
+    if report.added_tokens:
+        lines.append(f"added tokens: {_listed(report.added_tokens)}")
+    if report.dropped_tokens:
+        lines.append(f"tokens without a place in the target: {_listed(report.dropped_tokens)}")
+    if report.inexact:
+        total = sum(report.inexact.values())
+        share = total / max(1, report.parameters.get("extracted", 1))
+        lines.append(
+            f"{total:,} elements ({share:.2%}) do not come back bit for bit from base + diff vector"
+        )
+    if report.left_out:
+        lines.append(f"files left out: {_listed(report.left_out)}")
+    lines.append(f"wrote {report.output}")
+    for line in lines:
+        typer.echo(printable(line), err=True)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for a person; a GB is 10⁹."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"

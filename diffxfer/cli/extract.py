@@ -1,0 +1,49 @@
+"""`diffxfer extract`."""
+
+from __future__ import annotations
+
+from diffxfer.cli import options as opt
+from diffxfer.cli.console import Console
+
+
+def extract(
+    finetuned: opt.Finetuned,
+    base: opt.Base,
+    output: opt.Out,
+    diff_dtype: opt.DiffDtype = "source",
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    allow_missing: opt.AllowMissing = None,
+    vocab: opt.Vocab = "auto",
+    allow_nonfinite: opt.AllowNonfinite = False,
+    max_shard_size: opt.MaxShardSize = None,
+    threads: opt.Threads = None,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Write the diff vector of a fine-tuned model: what fine-tuning changed, finetuned − base.
+
+    Example: diffxfer extract llama-3.0-sft llama-3.0 -o sft-diff
+    """
+    from diffxfer import extract_diff
+
+    with Console(json=json, quiet=quiet) as console:
+        report = extract_diff(
+            finetuned,
+            base,
+            output,
+            diff_dtype=diff_dtype,
+            include=include or (),
+            exclude=exclude or (),
+            allow_missing=allow_missing or (),
+            vocab=vocab,
+            allow_nonfinite=allow_nonfinite,
+            max_shard_size=max_shard_size,
+            threads=threads,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=console.progress,
+        )
+        console.show(report)

@@ -1,0 +1,56 @@
+"""`diffxfer transfer`."""
+
+from __future__ import annotations
+
+from diffxfer.cli import options as opt
+from diffxfer.cli.console import Console
+
+
+def transfer(
+    finetuned: opt.Finetuned,
+    base: opt.Base,
+    target: opt.Target,
+    output: opt.Out,
+    alpha: opt.Alpha = 1.0,
+    alpha_for: opt.AlphaFor = None,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    allow_missing: opt.AllowMissing = None,
+    vocab: opt.Vocab = "auto",
+    out_dtype: opt.OutDtype = None,
+    allow_nonfinite: opt.AllowNonfinite = False,
+    max_shard_size: opt.MaxShardSize = None,
+    threads: opt.Threads = None,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Extract and graft in one pass: target + alpha · (finetuned − base).
+
+    Example: diffxfer transfer llama-3.0-sft llama-3.0 llama-3.1 -o llama-3.1-grafted
+    """
+    from diffxfer import transfer as transfer_models
+
+    scales = opt.parse_alpha_for(alpha_for)
+    with Console(json=json, quiet=quiet) as console:
+        report = transfer_models(
+            finetuned,
+            base,
+            target,
+            output,
+            alpha=alpha,
+            alpha_for=scales,
+            include=include or (),
+            exclude=exclude or (),
+            allow_missing=allow_missing or (),
+            vocab=vocab,
+            out_dtype=out_dtype,
+            allow_nonfinite=allow_nonfinite,
+            max_shard_size=max_shard_size,
+            threads=threads,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=console.progress,
+        )
+        console.show(report)

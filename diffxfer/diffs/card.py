@@ -1,0 +1,84 @@
+"""The README of a folder that we write: a model card for people and for the Hub."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffxfer.diffs.manifest import Manifest
+
+_GRAFT = """\
+# {title}
+
+A graft: what fine-tuning did to an old base model, carried over to its successor without training
+(diff-vector transfer, [arXiv 2503.20110](https://arxiv.org/abs/2503.20110)).
+
+    {formula}
+"""
+
+_DIFF = """\
+# {title}
+
+A diff vector: Δ = finetuned − base, what fine-tuning did to a base model, tensor by tensor
+(also called a task vector; [arXiv 2503.20110](https://arxiv.org/abs/2503.20110)).
+It is not a model. Graft it on a successor of the base:
+
+    diffxfer apply DIFF TARGET -o OUT
+"""
+
+
+def write_card(title: str, manifest: Manifest) -> bytes:
+    """The card of a folder.
+
+    Args:
+        title: the folder's name.
+        manifest: what it is.
+
+    Returns:
+        The README's bytes: YAML front matter and Markdown.
+    """
+    graft = manifest.kind == "graft"
+    tags = ["diffxfer", "merge"] if graft else ["diffxfer", "diff-vector", "task-vector"]
+    lines = ["---", "library_name: transformers" if graft else "library_name: diffxfer", "tags:"]
+    lines += [f"- {tag}" for tag in tags]
+    hub = [source.name for source in manifest.sources.values() if source.revision is not None]
+    if hub:
+        lines += ["base_model:", *(f"- {name}" for name in hub)]
+        lines += ["base_model_relation: merge"] if graft else []
+    lines += ["---", ""]
+    delta = "finetuned − base" if "base" in manifest.sources else "diff vector"
+    formula = f"target + {manifest.command.get('alpha', 1.0)} · ({delta})"
+    body = (_GRAFT if graft else _DIFF).format(title=_plain(title), formula=formula)
+    return ("\n".join(lines) + body + _details(manifest)).encode()
+
+
+def _details(manifest: Manifest) -> str:
+    rows = [
+        (role, source.name if source.revision is None else f"{source.name}@{source.revision}")
+        for role, source in manifest.sources.items()
+    ]
+    options = [
+        (name, _value(value))
+        for name, value in manifest.command.items()
+        if name != "verb" and value not in ([], {})
+    ]
+    rows += [*options, ("written by", f"diffxfer {manifest.diffxfer_version}")]
+    table = "".join(f"| {name} | {_plain(value)} |\n" for name, value in rows)
+    closing = "\nChecksums of every tensor and file are in `diffxfer.json`.\n"
+    return f"\n| | |\n|---|---|\n{table}{closing}"
+
+
+def _value(value: str | float | list[str] | Mapping[str, float]) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={number}" for key, number in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Text that neither Markdown nor a terminal takes for anything else."""
+    printable = "".join(char if char.isprintable() else "?" for char in text)
+    for char in "\\`*_[]<>|":
+        printable = printable.replace(char, "\\" + char)
+    return printable

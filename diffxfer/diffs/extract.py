@@ -1,0 +1,269 @@
+"""Extracting a diff vector: Δ = finetuned − base, as an artifact that is enough by itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.reader import open_checkpoint
+from diffxfer.checkpoints.writer import refuse_unsafe_output
+from diffxfer.diffs.inherit import diff_companions
+from diffxfer.diffs.job import Job, RunOptions, do, parse_size
+from diffxfer.diffs.manifest import TensorEntry, TokensEntry, refuse_diff
+from diffxfer.diffs.match import Difference, Fate
+from diffxfer.diffs.names import is_head
+from diffxfer.diffs.rows import extract_runs
+from diffxfer.diffs.samples import (
+    SAMPLES_NAME,
+    sample_indices,
+    samples_file,
+    samples_per_tensor,
+)
+from diffxfer.diffs.selection import make_selection
+from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints
+from diffxfer.errors import MatchError, OptionError
+from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.job import Finish
+    from diffxfer.diffs.manifest import Manifest
+    from diffxfer.diffs.report import Report
+    from diffxfer.streaming.tally import TensorResult
+
+DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Torch's names of dtypes, and those of safetensors."""
+
+_BASE_ONLY = "base of "
+
+
+def extract_diff(
+    finetuned: Path | str,
+    base: Path | str,
+    out: Path | str,
+    *,
+    diff_dtype: str = "source",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+    vocab: str = "auto",
+    allow_nonfinite: bool = False,
+    max_shard_size: str | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write the diff vector of a fine-tuned model and its base.
+
+    Args:
+        finetuned: the fine-tuned checkpoint's folder.
+        base: the folder of the checkpoint that it was made from.
+        out: the folder to make.
+        diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` brings
+            16-bit checkpoints back exactly for nearly every element; ``"float64"``,
+            ``"bfloat16"`` and ``"float16"`` too.
+        include: only tensors whose names one of these patterns matches.
+        exclude: no tensors whose names one of these patterns matches.
+        allow_missing: tensors that finetuned or base may lack; they are dropped.
+        vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
+        allow_nonfinite: let NaN, infinity and overflow through.
+        max_shard_size: such as ``"5GB"``; None cuts shards as finetuned's are.
+        threads: how many workers; None for one a processor.
+        device: where the arithmetic runs, as torch names it.
+        overwrite: replace a folder of ours at `out`.
+        dry_run: plan and check, and write nothing.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DiffxferError: for every known failure; nothing is at `out` then.
+
+    Example:
+        >>> extract_diff("llama-3.0-sft", "llama-3.0", "sft-diff")  # doctest: +SKIP
+    """
+    began = time.perf_counter()
+    finetuned, base, out = Path(finetuned), Path(base), Path(out)
+    if diff_dtype != "source" and diff_dtype not in DTYPES:
+        known = ", ".join(("source", *DTYPES))
+        raise OptionError("--diff-dtype", f"is {diff_dtype!r}", f"use one of {known}")
+    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
+    for role, folder in (("finetuned", finetuned), ("base", base)):
+        refuse_diff(folder, role)
+    opened = open_checkpoint(finetuned, "finetuned"), open_checkpoint(base, "base")
+    refuse_unsafe_output(out, [finetuned, base], overwrite=overwrite)
+    selection.refuse_unused(opened[0].tensors.keys() | opened[1].tensors.keys())
+    source = from_checkpoints(*opened, selection, lambda name: name, vocab)
+    if not source.match.differences and not source.match.problems:
+        raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
+    companions = diff_companions(finetuned)
+    tasks = _tasks(source, diff_dtype, opened[0].weights.shards[-1].path.name)
+    job = Job(
+        verb="extract",
+        out=out,
+        tasks=tasks,
+        inputs=source.shards,
+        indexed=opened[0].weights.indexed and max_shard_bytes is None,
+        files={f"{COMPANIONS}/{name}": content for name, content in companions.files.items()},
+        command={
+            "diff_dtype": diff_dtype,
+            "include": list(include),
+            "exclude": list(exclude),
+            "allow_missing": list(allow_missing),
+            "vocab": vocab,
+        },
+        sources=source.entries,
+        fates=_fates(source, tasks),
+        problems=source.match.problems,
+        finish=_finish(source, diff_dtype),
+        vocabulary=source.vocabulary.base_pairing.mode
+        if source.vocabulary.base_pairing
+        else "rows",
+        added_tokens=tuple(source.vocabulary.added.values()),
+        left_out=companions.left_out,
+        warnings=[*source.vocabulary.warnings, *companions.warnings],
+        began=began,
+    )
+    options = RunOptions(
+        threads, device, allow_nonfinite, max_shard_bytes, overwrite, dry_run, progress
+    )
+    return do(job, options)
+
+
+def _tasks(source: Source, diff_dtype: str, last_shard: str) -> list[TensorTask]:
+    """One task a difference, and those that only read."""
+    differences = source.match.differences
+    count = samples_per_tensor(len(differences))
+    tasks: list[TensorTask] = []
+    for difference in differences:
+        task = _task(source, difference, diff_dtype, last_shard, count)
+        tasks.append(task)
+        if not _in_base_order(task):
+            tasks.append(_digest(difference))
+    tasks += [compare(*pair) for pair in source.match.integers]
+    return tasks
+
+
+def _task(
+    source: Source, difference: Difference, diff_dtype: str, last_shard: str, samples: int
+) -> TensorTask:
+    ours, theirs = difference.sources
+    runs: tuple[Run, ...] = whole(RunKind.GRAFT, 2)
+    if difference.vocabulary:
+        rows = ours.shape[0], theirs.shape[0]
+        pairing = source.vocabulary.base_pairing
+        runs = tuple(extract_runs(pairing, finetuned_rows=rows[0], base_rows=rows[1]))
+    # The Δ of a head that only base has on disk is stored under base's name, in the last shard.
+    from_embedding = is_head(difference.name) and not is_head(ours.name)
+    return TensorTask(
+        name=difference.name,
+        operation=Operation.SUBTRACT,
+        inputs=(ours, theirs),
+        dtype=ours.dtype if diff_dtype == "source" else DTYPES[diff_dtype],
+        shape=ours.shape,
+        runs=runs,
+        shard=last_shard if from_embedding else ours.shard.path.name,
+        sample=sample_indices(difference.name, ours.elements, samples),
+    )
+
+
+def _in_base_order(task: TensorTask) -> bool:
+    """Whether base's tensor is read from its first byte to its last, so that it can be digested."""
+    base = task.inputs[1]
+    if len(task.runs) != 1 or task.runs[0].kind is not RunKind.GRAFT:
+        return task.elements == 0 == base.elements
+    return task.runs[0].rows[1] == 0 and task.elements == base.elements
+
+
+def _digest(difference: Difference) -> TensorTask:
+    base = difference.sources[1]
+    return TensorTask(
+        name=_BASE_ONLY + difference.name,
+        operation=Operation.DIGEST,
+        inputs=(base,),
+        dtype=base.dtype,
+        shape=base.shape,
+        runs=whole(RunKind.GRAFT, 1),
+    )
+
+
+def compare(finetuned: TensorSpec, base: TensorSpec) -> TensorTask:
+    """The task that makes sure that two integer tensors are the same.
+
+    Args:
+        finetuned: one of them.
+        base: the other, of the same dtype and shape.
+    """
+    return TensorTask(
+        name=finetuned.name,
+        operation=Operation.COMPARE,
+        inputs=(finetuned, base),
+        dtype=finetuned.dtype,
+        shape=finetuned.shape,
+        runs=whole(RunKind.GRAFT, 2),
+    )
+
+
+def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
+    match = source.match
+    written = [task for task in tasks if task.shard is not None]
+    return [
+        *(Fate("extracted", task.name, task.elements) for task in written),
+        *(
+            Fate("kept", ours.name, ours.elements, f"{ours.dtype} is no part of a diff vector")
+            for ours, _ in match.integers
+        ),
+        *(Fate("left out", name, 0) for name in match.left_out),
+        *match.fates,
+    ]
+
+
+def _finish(source: Source, diff_dtype: str) -> Finish:
+    """What a diff vector's manifest has beside what every manifest has."""
+
+    def finish(
+        manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
+    ) -> tuple[Manifest, dict[str, bytes]]:
+        entries = {
+            name: TensorEntry(
+                checksum=result.checksum,
+                delta_norm=result.delta_norm,
+                base_norm=result.base_norm,
+                base_checksum=silent.get(_BASE_ONLY + name) or result.base_checksum,
+                inexact=result.inexact,
+                samples=len(result.samples),
+            )
+            for name, result in results.items()
+        }
+        added = {
+            "dtype": diff_dtype,
+            "tied": {role: state.value for role, state in source.heads.items()},
+            "tokens": _tokens(source),
+            "kept": sorted(ours.name for ours, _ in source.match.integers),
+            "left_out": sorted(source.match.left_out),
+            "tensors": entries,
+        }
+        samples = samples_file(result.samples for result in results.values())
+        return manifest.model_copy(update=added), {SAMPLES_NAME: samples}
+
+    return finish
+
+
+def _tokens(source: Source) -> TokensEntry | None:
+    vocabulary = source.vocabulary
+    if vocabulary.tokenizer is None or vocabulary.base_pairing is None:
+        return None
+    return TokensEntry(
+        finetuned=vocabulary.tokenizer.fingerprint,
+        base=vocabulary.base_fingerprint,
+        pairing=vocabulary.base_pairing.mode,
+        added=dict(vocabulary.added),
+        renamed=dict(vocabulary.renamed),
+    )

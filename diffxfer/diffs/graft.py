@@ -1,0 +1,322 @@
+"""Grafting: target + α·Δ, with Δ from a diff vector (`apply_diff`) or on the fly (`transfer`)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.reader import open_checkpoint
+from diffxfer.checkpoints.writer import refuse_unsafe_output
+from diffxfer.diffs.extract import DTYPES, compare
+from diffxfer.diffs.graft_tasks import graft_tasks
+from diffxfer.diffs.inherit import inherit_companions
+from diffxfer.diffs.job import Job, RunOptions, do, nothing_more, parse_size
+from diffxfer.diffs.manifest import refuse_diff, require_diff
+from diffxfer.diffs.match import Side, match_target
+from diffxfer.diffs.names import is_head, pair_names
+from diffxfer.diffs.selection import Selection, make_selection
+from diffxfer.diffs.source import HEAD, Source, from_checkpoints, from_diff, source_entry
+from diffxfer.diffs.ties import Head, HeadState, find_head, refuse_own_head, without_tied_head
+from diffxfer.diffs.tokens import read_tokenizer
+from diffxfer.diffs.vocabulary import relate_to_target
+from diffxfer.diffs.vocabulary_tensors import vocabulary_tensors
+from diffxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.diffs.match import TargetMatch
+    from diffxfer.diffs.report import Report
+    from diffxfer.streaming.plan import TensorTask
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The options that `apply_diff` and `transfer` share, checked."""
+
+    selection: Selection
+    vocab: str
+    out_dtype: str | None
+    command: dict[str, str | float | list[str] | dict[str, float]]
+    run: RunOptions
+    began: float
+
+
+def apply_diff(
+    diff: Path | str,
+    target: Path | str,
+    out: Path | str,
+    *,
+    alpha: float = 1.0,
+    alpha_for: Mapping[str, float] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+    vocab: str = "auto",
+    out_dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    max_shard_size: str | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Graft a diff vector on a target: target + α·Δ.
+
+    Args:
+        diff: a folder that `extract_diff` made.
+        target: the checkpoint to graft on.
+        out: the folder to make.
+        alpha: the scale of Δ; 0 copies the target.
+        alpha_for: patterns of the target's names with a scale of their own; the last match wins.
+        include: graft only tensors whose names one of these patterns matches; copy the others.
+        exclude: copy tensors whose names one of these patterns matches.
+        allow_missing: tensors that a role may lack: the target's are copied, others dropped.
+        vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
+        out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
+        allow_nonfinite: let NaN, infinity and overflow through.
+        max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
+        threads: how many workers; None for one a processor.
+        device: where the arithmetic runs, as torch names it.
+        overwrite: replace a folder of ours at `out`.
+        dry_run: plan and check, and write nothing.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DiffxferError: for every known failure; nothing is at `out` then.
+
+    Example:
+        >>> apply_diff("sft-diff", "llama-3.1", "llama-3.1-grafted")  # doctest: +SKIP
+    """
+    options = _check(
+        *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
+        *(threads, device, allow_nonfinite, overwrite, dry_run, progress),
+    )
+    diff, target, out = Path(diff), Path(target), Path(out)
+    require_diff(diff)
+    refuse_diff(target, "target")
+    opened = open_checkpoint(target, "target")
+    refuse_unsafe_output(out, [diff, target], overwrite=overwrite)
+    return _graft("apply", from_diff(diff), opened, out, options)
+
+
+def transfer(
+    finetuned: Path | str,
+    base: Path | str,
+    target: Path | str,
+    out: Path | str,
+    *,
+    alpha: float = 1.0,
+    alpha_for: Mapping[str, float] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+    vocab: str = "auto",
+    out_dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    max_shard_size: str | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Extract and graft in one pass: target + α·(finetuned − base), with no diff vector written.
+
+    Args:
+        finetuned: the fine-tuned checkpoint's folder.
+        base: the folder of the checkpoint that it was made from.
+        target: the checkpoint to graft on.
+        out: the folder to make.
+        alpha: the scale of Δ; 0 copies the target.
+        alpha_for: patterns of the target's names with a scale of their own; the last match wins.
+        include: graft only tensors whose names one of these patterns matches; copy the others.
+        exclude: copy tensors whose names one of these patterns matches.
+        allow_missing: tensors that a role may lack: the target's are copied, others dropped.
+        vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
+        out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
+        allow_nonfinite: let NaN, infinity and overflow through.
+        max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
+        threads: how many workers; None for one a processor.
+        device: where the arithmetic runs, as torch names it.
+        overwrite: replace a folder of ours at `out`.
+        dry_run: plan and check, and write nothing.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DiffxferError: for every known failure; nothing is at `out` then.
+
+    Example:
+        >>> transfer("llama-3.0-sft", "llama-3.0", "llama-3.1", "grafted")  # doctest: +SKIP
+    """
+    options = _check(
+        *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
+        *(threads, device, allow_nonfinite, overwrite, dry_run, progress),
+    )
+    finetuned, base, target, out = Path(finetuned), Path(base), Path(target), Path(out)
+    roles = {"finetuned": finetuned, "base": base, "target": target}
+    for role, folder in roles.items():
+        refuse_diff(folder, role)
+    opened = {role: open_checkpoint(folder, role) for role, folder in roles.items()}
+    refuse_unsafe_output(out, roles.values(), overwrite=overwrite)
+    labels = _labels(opened)
+    source = from_checkpoints(
+        opened["finetuned"],
+        opened["base"],
+        options.selection,
+        lambda name: labels.get(name, name),
+        vocab,
+    )
+    return _graft("transfer", source, opened["target"], out, options)
+
+
+def _labels(opened: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """The target's name of every tensor of finetuned and base that has one."""
+    labels: dict[str, str] = {}
+    target = opened["target"].tensors.keys()
+    for role in ("base", "finetuned"):
+        pairs = pair_names(target, opened[role].tensors.keys(), ("the target", role))
+        labels |= {theirs: ours for ours, theirs in pairs.items()}
+    return labels
+
+
+def _check(
+    alpha: float,
+    alpha_for: Mapping[str, float] | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    allow_missing: Sequence[str],
+    vocab: str,
+    out_dtype: str | None,
+    max_shard_size: str | None,
+    threads: int | None,
+    device: str,
+    allow_nonfinite: bool,
+    overwrite: bool,
+    dry_run: bool,
+    progress: Callable[[int, int], None] | None,
+) -> _Options:
+    began = time.perf_counter()
+    if out_dtype is not None and out_dtype not in DTYPES:
+        problem = f"is {out_dtype!r}"
+        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
+    selection = make_selection(
+        alpha=alpha,
+        alpha_for=alpha_for,
+        include=include,
+        exclude=exclude,
+        allow_missing=allow_missing,
+    )
+    command: dict[str, str | float | list[str] | dict[str, float]] = {
+        "alpha": float(alpha),
+        "alpha_for": dict(alpha_for or {}),
+        "include": list(include),
+        "exclude": list(exclude),
+        "allow_missing": list(allow_missing),
+        "vocab": vocab,
+        "out_dtype": out_dtype or "target",
+    }
+    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    run = RunOptions(
+        threads, device, allow_nonfinite, max_shard_bytes, overwrite, dry_run, progress
+    )
+    return _Options(selection, vocab, out_dtype, command, run, began)
+
+
+def _graft(verb: str, source: Source, target: Checkpoint, out: Path, options: _Options) -> Report:
+    """What `apply_diff` and `transfer` have in common."""
+    selection = options.selection
+    selection.refuse_unused(target.tensors.keys())
+    head = find_head(target.tensors, target.config)
+    _refuse_own_heads(source, head, selection)
+    side = _side(target, head)
+    match = _match(source, side, head, selection)
+    pairing, warnings = relate_to_target(
+        source.vocabulary,
+        read_tokenizer(target.folder),
+        options.vocab,
+        same_rows=all(ours.shape == theirs.shape for ours, theirs in match.grafts),
+    )
+    tasks: list[TensorTask] = []
+    vocab_size: int | None = None
+    if not (match.problems or source.match.problems):
+        dtype = DTYPES[options.out_dtype] if options.out_dtype else None
+        tasks, vocab_size = graft_tasks(source, match, pairing, selection, dtype, side.vocabulary)
+        tasks += _tied_copy(tasks, target, head)
+    companions = inherit_companions(
+        target.folder,
+        source.behaviour,
+        translate=pairing.translate if pairing else None,
+        additions=pairing.names if pairing else {},
+        added_source=pairing.additions if pairing else {},
+        renamed=pairing.renamed if pairing else {},
+        vocab_size=vocab_size,
+        dtype=options.out_dtype,
+    )
+    job = Job(
+        verb=verb,
+        out=out,
+        tasks=[*(compare(*pair) for pair in source.match.integers), *tasks],
+        inputs=(*source.shards, *target.weights.shards),
+        indexed=target.weights.indexed and options.run.max_shard_bytes is None,
+        files=dict(companions.files),
+        command=options.command,
+        sources={**source.entries, "target": source_entry(target.weights)},
+        fates=[*match.fates, *source.match.fates],
+        problems=[*source.match.problems, *match.problems],
+        finish=nothing_more,
+        vocabulary=pairing.mode if pairing else "rows",
+        added_tokens=tuple(pairing.names.values()) if pairing else (),
+        dropped_tokens=pairing.dropped if pairing else (),
+        left_out=companions.left_out,
+        warnings=[*source.vocabulary.warnings, *warnings, *companions.warnings],
+        began=options.began,
+    )
+    return do(job, options.run)
+
+
+def _side(target: Checkpoint, head: Head) -> Side:
+    tensors = without_tied_head(target.tensors, head)
+    return Side("target", tensors, vocabulary_tensors(tensors, target.config))
+
+
+def _match(source: Source, side: Side, head: Head, selection: Selection) -> TargetMatch:
+    """Pair the differences with the target's tensors; see `ties` for the head."""
+    differences = list(source.match.differences)
+    shared = source.head_difference()
+    if head.state is HeadState.OWN and shared is not None:
+        differences.append(shared)
+    if head.state is HeadState.TIED:
+        # Finetuned's and base's heads were found to say nothing of their own, or are left out.
+        differences = [d for d in differences if not is_head(d.name)]
+    left_out = [*source.match.left_out, *(ours.name for ours, _ in source.match.integers)]
+    return match_target(differences, side, selection, without_difference=left_out)
+
+
+def _refuse_own_heads(source: Source, head: Head, selection: Selection) -> None:
+    if head.state is not HeadState.TIED or not selection.selects(head.name or HEAD):
+        return
+    if any(is_head(name) for name in source.match.left_out):
+        return
+    for role, state in source.heads.items():
+        if state is HeadState.OWN:
+            raise refuse_own_head(role, HEAD)
+
+
+def _tied_copy(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:
+    """A head that the target keeps as a copy of its embedding stays one."""
+    if head.state is not HeadState.TIED or head.name is None:
+        return []
+    embedding = next(task for task in tasks if task.name == head.embedding)
+    shard = target.tensors[head.name].shard.path.name
+    return [replace(embedding, name=head.name, shard=shard)]

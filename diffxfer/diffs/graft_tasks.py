@@ -1,0 +1,126 @@
+"""From a matching to tasks: what is computed for every tensor of the graft."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.header import FLOATS
+from diffxfer.diffs.names import is_embedding
+from diffxfer.diffs.rows import graft_runs
+from diffxfer.errors import VocabularyError
+from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
+
+if TYPE_CHECKING:
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.match import Difference, TargetMatch
+    from diffxfer.diffs.selection import Selection
+    from diffxfer.diffs.source import Source
+    from diffxfer.diffs.vocab import TargetPairing
+
+
+def graft_tasks(
+    source: Source,
+    match: TargetMatch,
+    pairing: TargetPairing | None,
+    selection: Selection,
+    out_dtype: str | None,
+    target_vocabulary: frozenset[str],
+) -> tuple[list[TensorTask], int | None]:
+    """One task a tensor of the target.
+
+    Args:
+        source: where Δ comes from.
+        match: which difference belongs to which tensor.
+        pairing: how rows of tokens pair.
+        selection: the scales.
+        out_dtype: as safetensors names it, None to keep the target's.
+        target_vocabulary: the target's tensors whose rows belong to tokens.
+
+    Returns:
+        The tasks, and the vocabulary's size if the embedding grows.
+
+    Raises:
+        VocabularyError: if a tensor cannot have the rows that added tokens need.
+    """
+    if pairing is not None and pairing.additions:
+        _refuse_short(match, target_vocabulary, pairing)
+    tasks = [copy_task(spec, out_dtype) for spec in match.copies]
+    grown: int | None = None
+    for difference, spec in match.grafts:
+        task = _graft_task(source, difference, spec, pairing, selection, out_dtype)
+        tasks.append(task)
+        if difference.vocabulary and is_embedding(spec.name) and task.shape != spec.shape:
+            grown = task.shape[0]
+    return tasks, grown
+
+
+def _refuse_short(
+    match: TargetMatch, target_vocabulary: frozenset[str], pairing: TargetPairing
+) -> None:
+    for spec in match.copies:
+        if spec.name in target_vocabulary:
+            token = next(iter(pairing.names.values()))
+            raise VocabularyError(
+                spec.name,
+                f"has no row for {token!r}, which finetuned added, since it is only copied",
+                "do not leave it out, or give --alpha-for with 0 for it: its added rows come then",
+            )
+
+
+def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
+    """The task that copies a tensor of the target.
+
+    Args:
+        spec: the tensor.
+        out_dtype: what its elements become if they are floats, None to keep them.
+    """
+    return TensorTask(
+        name=spec.name,
+        operation=Operation.COPY,
+        inputs=(spec,),
+        dtype=out_dtype if out_dtype and spec.dtype in FLOATS else spec.dtype,
+        shape=spec.shape,
+        runs=whole(RunKind.COPY, 1),
+        shard=spec.shard.path.name,
+    )
+
+
+def _graft_task(
+    source: Source,
+    difference: Difference,
+    spec: TensorSpec,
+    pairing: TargetPairing | None,
+    selection: Selection,
+    out_dtype: str | None,
+) -> TensorTask:
+    inputs = (*difference.sources, spec)
+    runs: tuple[Run, ...] = whole(RunKind.GRAFT, len(inputs))
+    shape = spec.shape
+    if difference.vocabulary and spec.shape:
+        two = len(difference.sources) == 2
+        rows, found = graft_runs(
+            pairing,
+            source.vocabulary.base_pairing,
+            finetuned_rows=difference.sources[0].shape[0],
+            base_rows=difference.sources[1].shape[0] if two else None,
+            target_rows=spec.shape[0],
+        )
+        runs, shape = tuple(found), (rows, *spec.shape[1:])
+    alpha = selection.alpha_of(spec.name)
+    if alpha == 0:
+        runs = tuple(
+            replace(run, kind=RunKind.COPY) if run.kind is RunKind.GRAFT else run for run in runs
+        )
+    if all(run.kind is RunKind.COPY for run in runs):
+        return copy_task(spec, out_dtype)
+    return TensorTask(
+        name=spec.name,
+        operation=source.operation,
+        inputs=inputs,
+        dtype=out_dtype or spec.dtype,
+        shape=shape,
+        alpha=alpha,
+        runs=runs,
+        shard=spec.shard.path.name,
+    )

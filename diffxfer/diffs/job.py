@@ -1,0 +1,314 @@
+"""What the three verbs have in common once they know what to do: plan, check, run, publish."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, TypeAlias
+
+import xxhash
+
+from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.header import HEADER_OFFSET
+from diffxfer.checkpoints.reader import INDEX_NAME, SINGLE_SHARD
+from diffxfer.checkpoints.writer import (
+    MANIFEST_NAME,
+    OutputFolder,
+    free_bytes,
+    index_json,
+    refuse_small_disk,
+)
+from diffxfer.diffs.card import write_card
+from diffxfer.diffs.manifest import FORMAT, FileEntry, Manifest, SourceEntry, TensorEntry
+from diffxfer.diffs.match import Fate, Problem, group_problems, refusal
+from diffxfer.diffs.report import Report, count_fates, group_fates
+from diffxfer.errors import OptionError
+from diffxfer.streaming import checksum
+from diffxfer.streaming.plan import Plan, TensorTask, make_plan
+from diffxfer.streaming.run import run_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.errors import Culprits
+    from diffxfer.streaming.tally import TensorResult
+
+    Finish: TypeAlias = Callable[
+        [Manifest, Mapping[str, TensorResult], Mapping[str, str]],
+        tuple[Manifest, dict[str, bytes]],
+    ]
+    """Completes a manifest from results by output name and checksums of tensors only read."""
+
+README = "README.md"
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a job is run; nothing of it shapes the result but `max_shard_bytes`.
+
+    Attributes:
+        threads: how many workers, None for one a processor.
+        device: where the arithmetic runs.
+        allow_nonfinite: let NaN, infinity and overflow through.
+        max_shard_bytes: the size at which shards are cut, None to cut as the input is.
+        overwrite: replace a folder of ours at the output.
+        dry_run: plan and check, and write nothing.
+        progress: called with the bytes done and the bytes in all.
+    """
+
+    threads: int | None = None
+    device: str = "cpu"
+    allow_nonfinite: bool = False
+    max_shard_bytes: int | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    progress: Callable[[int, int], None] | None = None
+
+
+def nothing_more(
+    manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The `Finish` of a job whose manifest needs no more than every manifest has."""
+    del results, silent
+    return manifest, {}
+
+
+@dataclass(slots=True)
+class Job:
+    """A verb's work, made out.
+
+    Attributes:
+        verb: ``"extract"``, ``"apply"`` or ``"transfer"``.
+        out: where the folder is to appear.
+        tasks: one a tensor, its shard named as the input's.
+        inputs: every file that is read.
+        indexed: whether an index is written even for one shard.
+        files: companions by name, new bytes or a file to copy.
+        command: the options that shaped the result, for manifest and card.
+        sources: the inputs by role.
+        fates: what becomes of every tensor.
+        problems: tensors that fit nowhere.
+        finish: completes the manifest, and gives files that only the results allow.
+        vocabulary: how rows of tokens were paired.
+        added_tokens: tokens that finetuned added.
+        dropped_tokens: tokens whose difference is dropped.
+        left_out: files that are not carried.
+        warnings: what a user should know.
+        began: when the verb was called, by `time.perf_counter`.
+    """
+
+    verb: str
+    out: Path
+    tasks: list[TensorTask]
+    inputs: Sequence[ShardFile]
+    indexed: bool
+    files: dict[str, bytes | Path]
+    command: dict[str, str | float | list[str] | dict[str, float]]
+    sources: Mapping[str, SourceEntry]
+    fates: list[Fate]
+    problems: list[Problem]
+    finish: Finish
+    vocabulary: str = "rows"
+    added_tokens: tuple[str, ...] = ()
+    dropped_tokens: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+
+def do(job: Job, options: RunOptions) -> Report:
+    """Run a job from its plan to the folder, or only plan it.
+
+    Args:
+        job: what to do.
+        options: how.
+
+    Returns:
+        What was done.
+
+    Raises:
+        MatchError: if tensors fit nowhere, unless it is a dry run.
+        DiffxferError: for every other known failure; nothing is left then.
+    """
+    refused = group_problems(job.problems)
+    if refused and not options.dry_run:
+        raise refusal(refused)
+    tasks = cut_shards(job.tasks, options.max_shard_bytes)
+    plan = make_plan(tasks, job.inputs)
+    free = free_bytes(job.out)
+    if options.dry_run:
+        return _report(job, plan, free, refused=refused)
+    refuse_small_disk(job.out, plan.bytes_to_write + _companion_bytes(job.files))
+    with OutputFolder(job.out, _fingerprint(job, plan), overwrite=options.overwrite) as folder:
+        results = run_plan(
+            plan,
+            folder,
+            threads=options.threads,
+            device=options.device,
+            allow_nonfinite=options.allow_nonfinite,
+            progress=options.progress,
+        )
+        by_name = {
+            task.name: result
+            for task, result in zip(plan.tasks, results, strict=True)
+            if task.shard is not None
+        }
+        _write_rest(job, plan, folder, by_name, _silent(plan, results))
+        folder.publish()
+    return _report(job, plan, free, results=by_name)
+
+
+def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
+    """The checksums of tensors that were only read, by the name of their task."""
+    return {
+        task.name: result.checksum
+        for task, result in zip(plan.tasks, results, strict=True)
+        if task.shard is None
+    }
+
+
+def cut_shards(tasks: Sequence[TensorTask], max_shard_bytes: int | None) -> list[TensorTask]:
+    """Assign the tensors to shards of a certain size, in the order in which they are.
+
+    Args:
+        tasks: their shards are those of an input.
+        max_shard_bytes: the most that the tensors of a shard take, unless there is only one; None
+            to leave them as they are.
+    """
+    if max_shard_bytes is None:
+        return list(tasks)
+    written = [task for task in tasks if task.shard is not None]
+    numbers: list[int] = []
+    number, size = 0, 0
+    for task in written:
+        nbytes = task.elements * task.itemsize
+        if size and size + nbytes > max_shard_bytes:
+            number, size = number + 1, 0
+        size += nbytes
+        numbers.append(number)
+    total = number + 1
+    names = [
+        SINGLE_SHARD if total == 1 else f"model-{index + 1:05d}-of-{total:05d}.safetensors"
+        for index in range(total)
+    ]
+    renamed = [replace(task, shard=names[n]) for task, n in zip(written, numbers, strict=True)]
+    return [*(task for task in tasks if task.shard is None), *renamed]
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes such as ``5GB`` or ``500MB``; a GB is 10⁹, as on the Hub.
+
+    Raises:
+        OptionError: if it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
+    if size <= 0:
+        raise OptionError("--max-shard-size", f"is {text!r}", "give a size such as 5GB or 500MB")
+    return size
+
+
+def _companion_bytes(files: Mapping[str, bytes | Path]) -> int:
+    return sum(
+        len(content) if isinstance(content, bytes) else content.stat().st_size
+        for content in files.values()
+    )
+
+
+def _fingerprint(job: Job, plan: Plan) -> str:
+    """Tells one job from another: by options, version, inputs and every place of the output."""
+    digest = xxhash.xxh3_128()
+    digest.update(repr((version("diffxfer"), job.verb, sorted(job.command.items()))).encode())
+    digest.update(repr([(str(shard.path), shard.identity) for shard in plan.inputs]).encode())
+    for name, layout in plan.layouts.items():
+        digest.update(name.encode())
+        digest.update(layout.header)
+    return digest.hexdigest()
+
+
+def _write_rest(
+    job: Job,
+    plan: Plan,
+    folder: OutputFolder,
+    results: Mapping[str, TensorResult],
+    silent: Mapping[str, str],
+) -> None:
+    """Index, companions, card and manifest, in this order: the manifest names the others."""
+    files: dict[str, bytes | Path] = dict(job.files)
+    if job.indexed or len(plan.layouts) > 1 or SINGLE_SHARD not in plan.layouts:
+        written = [task for task in plan.tasks if task.shard is not None]
+        files[INDEX_NAME] = index_json(
+            {name: tuple(layout.starts) for name, layout in plan.layouts.items()},
+            sum(task.elements for task in written),
+            sum(task.elements * task.itemsize for task in written),
+        )
+    manifest = _manifest(job, plan, results)
+    manifest, more = job.finish(manifest, results, silent)
+    files |= more
+    files[README] = write_card(job.out.absolute().name, manifest)
+    entries: dict[str, FileEntry] = {}
+    for name, content in sorted(files.items()):
+        data = content if isinstance(content, bytes) else read_bytes(content)
+        entries[name] = FileEntry(size=len(data), xxh3=xxhash.xxh3_128_hexdigest(data))
+        folder.write_file(name, data)
+    manifest = manifest.model_copy(update={"files": entries})
+    text = manifest.model_dump_json(indent=1, exclude_none=True)
+    folder.write_file(MANIFEST_NAME, text.encode() + b"\n")
+
+
+def _manifest(job: Job, plan: Plan, results: Mapping[str, TensorResult]) -> Manifest:
+    return Manifest(
+        diffxfer_format=FORMAT,
+        kind="diff" if job.verb == "extract" else "graft",
+        diffxfer_version=version("diffxfer"),
+        command={"verb": job.verb, **job.command},
+        checksum=checksum.NAME,
+        sources=dict(job.sources),
+        shards={
+            name: FileEntry(
+                size=layout.size, xxh3=xxhash.xxh3_128_hexdigest(layout.header[HEADER_OFFSET:])
+            )
+            for name, layout in plan.layouts.items()
+        },
+        files={},
+        tensors={name: TensorEntry(checksum=result.checksum) for name, result in results.items()},
+    )
+
+
+def _report(
+    job: Job,
+    plan: Plan,
+    free: int,
+    *,
+    results: Mapping[str, TensorResult] | None = None,
+    refused: tuple[Culprits, ...] = (),
+) -> Report:
+    groups = group_fates(job.fates)
+    tensors, parameters = count_fates(groups)
+    if refused:
+        tensors["refused"] = sum(len(group.names) for group in refused)
+    inexact = {name: result.inexact for name, result in (results or {}).items() if result.inexact}
+    return Report(
+        command=job.verb,
+        output=job.out,
+        written=results is not None,
+        tensors=tensors,
+        parameters=parameters,
+        plan=groups,
+        refused=refused,
+        bytes_to_read=plan.bytes_to_read,
+        bytes_to_write=plan.bytes_to_write,
+        free_bytes=free,
+        elapsed_s=round(time.perf_counter() - job.began, 3),
+        vocabulary=job.vocabulary,
+        added_tokens=job.added_tokens,
+        dropped_tokens=job.dropped_tokens,
+        inexact=inexact,
+        left_out=job.left_out,
+        warnings=tuple(job.warnings),
+    )

@@ -1,0 +1,195 @@
+"""The manifest `diffxfer.json`: what a folder that we wrote is, and what it was made from.
+
+It holds no clock times and no paths, so that the same command gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffxfer.checkpoints.companions import companion_path, read_bytes
+from diffxfer.checkpoints.writer import MANIFEST_NAME
+from diffxfer.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileEntry(_Model):
+    """A file: its size in bytes and its xxh3-128 (of the header alone, for a shard)."""
+
+    size: int = Field(ge=0)
+    xxh3: str
+
+
+class SourceEntry(_Model):
+    """An input.
+
+    Attributes:
+        name: the folder's name, or the Hub id.
+        revision: the commit, for a Hub id.
+        shards: its safetensors files.
+    """
+
+    name: str
+    revision: str | None = None
+    shards: dict[str, FileEntry]
+
+
+class TensorEntry(_Model):
+    """A tensor of the output.
+
+    Attributes:
+        checksum: see `streaming.checksum`.
+        delta_norm: ‖Δ‖₂, for a diff vector.
+        base_norm: ‖base‖₂, for a diff vector.
+        base_checksum: of base's tensor, for a diff vector.
+        inexact: elements of finetuned that base and the stored Δ do not give back.
+        samples: how many entries of the samples file are this tensor's.
+    """
+
+    checksum: str
+    delta_norm: float | None = None
+    base_norm: float | None = None
+    base_checksum: str | None = None
+    inexact: int | None = None
+    samples: int | None = None
+
+
+class TokensEntry(_Model):
+    """How finetuned's tokens relate to base's.
+
+    Attributes:
+        finetuned: fingerprint of finetuned's token table.
+        base: fingerprint of base's.
+        pairing: ``"ids"`` or ``"tokens"``.
+        added: finetuned's id and token, of those that base lacks.
+        renamed: finetuned's id and base's token, of slots that finetuned renamed.
+    """
+
+    finetuned: str
+    base: str
+    pairing: str
+    added: dict[int, str]
+    renamed: dict[int, str]
+
+
+class Manifest(_Model):
+    """What a folder that we wrote is.
+
+    Attributes:
+        diffxfer_format: the version of this layout.
+        kind: ``"diff"`` or ``"graft"``.
+        diffxfer_version: what wrote it.
+        command: the options that shaped it.
+        checksum: how the tensors' checksums are made.
+        sources: the inputs by role.
+        dtype: of a diff vector: ``"source"`` or a torch dtype.
+        tied: for a diff vector, what each role has for an output head: own, tied or absent.
+        tokens: for a diff vector; None where the roles had no tokenizer.
+        kept: finetuned's tensors that have no difference, being integers.
+        left_out: finetuned's tensors that the user left out.
+        files: every file beside the weights.
+        tensors: every tensor.
+    """
+
+    diffxfer_format: int
+    kind: Literal["diff", "graft"]
+    diffxfer_version: str
+    command: dict[str, str | float | list[str] | dict[str, float]]
+    checksum: str
+    sources: dict[str, SourceEntry]
+    dtype: str | None = None
+    tied: dict[str, Literal["own", "tied", "absent"]] | None = None
+    tokens: TokensEntry | None = None
+    kept: list[str] = []
+    left_out: list[str] = []
+    shards: dict[str, FileEntry]
+    files: dict[str, FileEntry]
+    tensors: dict[str, TensorEntry]
+
+
+class _Stamp(BaseModel):
+    """The two fields that every version of the format has."""
+
+    diffxfer_format: int
+    kind: str
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder, None if it has none.
+
+    Args:
+        folder: any folder.
+
+    Raises:
+        ArtifactError: if it is not one that we can read.
+    """
+    path = companion_path(folder, MANIFEST_NAME)
+    if path is None:
+        return None
+    raw = read_bytes(path)
+    try:
+        stamp = _Stamp.model_validate_json(raw)
+        if stamp.diffxfer_format > FORMAT:
+            raise ArtifactError(
+                path,
+                f"has format {stamp.diffxfer_format}, and this diffxfer reads up to {FORMAT}",
+                "update it: pipx upgrade diffxfer",
+            )
+        return Manifest.model_validate_json(raw)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"][:4])
+        problem = f"is not a manifest that we can read ({place}: {first['msg']})"
+        raise ArtifactError(path, problem, "make or download it again") from exc
+
+
+def require_diff(folder: Path) -> Manifest:
+    """The manifest of a diff vector.
+
+    Raises:
+        ArtifactError: if the folder is anything else.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(folder, "no folder, where a diff vector is due", "check the path")
+    manifest = read_manifest(folder)
+    if manifest is None:
+        found = (
+            "a model" if (folder / "config.json").exists() else f"a folder without {MANIFEST_NAME}"
+        )
+        raise ArtifactError(
+            folder,
+            f"is {found}, where a diff vector is due",
+            "make one with: diffxfer extract FINETUNED BASE -o DIFF",
+        )
+    if manifest.kind != "diff":
+        raise ArtifactError(
+            folder,
+            "is a graft, a whole model, where a diff vector is due",
+            "make one with: diffxfer extract FINETUNED BASE -o DIFF",
+        )
+    return manifest
+
+
+def refuse_diff(folder: Path, role: str) -> None:
+    """Refuse a diff vector where a model is due.
+
+    Raises:
+        ArtifactError: if the folder is one.
+    """
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is not None and manifest.kind == "diff":
+        raise ArtifactError(
+            folder,
+            f"is a diff vector, where the {role} model is due",
+            "give a model here; a diff vector is the first argument of diffxfer apply",
+        )

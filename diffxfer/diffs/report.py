@@ -1,0 +1,109 @@
+"""What a verb tells its caller."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.diffs.names import pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from diffxfer.diffs.match import Fate
+    from diffxfer.errors import Culprits
+
+
+@dataclass(frozen=True, slots=True)
+class FateGroup:
+    """Tensors of one fate whose names differ only in numbers.
+
+    Attributes:
+        kind: ``"grafted"``, ``"copied"``, ``"dropped"``, ``"extracted"`` or ``"kept"``.
+        pattern: their names with every number replaced by ``*``.
+        tensors: how many.
+        parameters: how many elements they have in all.
+        why: the reason, empty where it is the ordinary one.
+    """
+
+    kind: str
+    pattern: str
+    tensors: int
+    parameters: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was done, or with `dry_run` what would be.
+
+    Attributes:
+        command: ``"extract"``, ``"apply"`` or ``"transfer"``.
+        output: the folder.
+        written: whether it is there now.
+        tensors: how many tensors had each fate: grafted, copied, dropped, extracted, kept, refused.
+        parameters: how many elements those have.
+        plan: the fates, grouped.
+        refused: tensors that fit nowhere; only a dry run gets this far with any.
+        bytes_to_read: of tensors.
+        bytes_to_write: of tensors.
+        free_bytes: on the output's disk, before.
+        elapsed_s: seconds from the call to the result.
+        vocabulary: how rows of tokens were paired: ``"ids"``, ``"tokens"`` or ``"rows"``.
+        added_tokens: tokens that finetuned added and the output has now.
+        dropped_tokens: tokens whose difference was dropped.
+        inexact: by tensor, the elements of finetuned that base and Δ do not give back exactly.
+        left_out: files of the inputs that the output does not have.
+        warnings: one line each.
+    """
+
+    command: str
+    output: Path
+    written: bool
+    tensors: dict[str, int]
+    parameters: dict[str, int]
+    plan: tuple[FateGroup, ...]
+    refused: tuple[Culprits, ...]
+    bytes_to_read: int
+    bytes_to_write: int
+    free_bytes: int
+    elapsed_s: float
+    vocabulary: str
+    added_tokens: tuple[str, ...]
+    dropped_tokens: tuple[str, ...]
+    inexact: dict[str, int]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        from dataclasses import asdict
+
+        return {**asdict(self), "output": str(self.output)}
+
+
+def group_fates(fates: Iterable[Fate]) -> tuple[FateGroup, ...]:
+    """Put together fates that differ only in numbers within names, in the order of their kinds."""
+    tensors: Counter[tuple[str, str, str]] = Counter()
+    parameters: Counter[tuple[str, str, str]] = Counter()
+    for fate in fates:
+        key = fate.kind, pattern(fate.name), fate.why
+        tensors[key] += 1
+        parameters[key] += fate.elements
+    order = ("grafted", "extracted", "copied", "kept", "dropped", "left out")
+    return tuple(
+        FateGroup(kind, name, tensors[kind, name, why], parameters[kind, name, why], why)
+        for kind, name, why in sorted(tensors, key=lambda key: (order.index(key[0]), key[1:]))
+    )
+
+
+def count_fates(groups: Iterable[FateGroup]) -> tuple[dict[str, int], dict[str, int]]:
+    """Tensors and parameters by fate."""
+    tensors: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    for group in groups:
+        tensors[group.kind] += group.tensors
+        parameters[group.kind] += group.parameters
+    return dict(tensors), dict(parameters)

@@ -1,0 +1,256 @@
+"""Which row of the target meets which of finetuned, by the rules in `diffxfer.diffs.vocab`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffxfer.diffs.vocab import (
+    NONE,
+    check_mode,
+    differing_ids,
+    is_harmless,
+    pair_by_position,
+    pair_by_string,
+    token_at,
+    unlike_tokens,
+)
+from diffxfer.errors import VocabularyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from diffxfer.diffs.tokens import Tokenizer
+    from diffxfer.diffs.vocab import Ids, Pairs
+
+# Below this share of paired tokens the tokenizers are hardly related.
+_RELATED = 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetPairing:
+    """On which row of the output each row of the difference is grafted.
+
+    Attributes:
+        mode: ``"ids"`` or ``"tokens"``.
+        finetuned_ids: by output id, shape ``(output tokens,)``: the finetuned id whose difference
+            is grafted, or `NONE` (the target's row is kept, or the id is in ``additions``).
+        additions: output id to the finetuned id whose own row is brought whole.
+        translate: finetuned id to output id, for every token that has a place in the output.
+        renamed: output id to the name that the target's tokenizer gets there.
+        names: output id to token, for ``additions``.
+        dropped: tokens whose difference is lost since the target has no place for them.
+        warnings: what a user should know.
+    """
+
+    mode: str
+    finetuned_ids: Ids
+    additions: Mapping[int, int]
+    translate: Mapping[int, int]
+    renamed: Mapping[int, str]
+    names: Mapping[int, str]
+    dropped: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def pair_with_target(
+    finetuned: Tokenizer,
+    added: Mapping[int, str],
+    renamed: Mapping[int, str],
+    target: Tokenizer,
+    mode: str = "auto",
+) -> TargetPairing:
+    """Pair finetuned's tokens with the target's; the module's docstring has the rules.
+
+    Args:
+        finetuned: its tokenizer.
+        added: what finetuned added, from its `BasePairing`.
+        renamed: what finetuned renamed, from its `BasePairing`.
+        target: its tokenizer.
+        mode: ``"auto"``, ``"tokens"``, or ``"ids"``: every id that both have pairs by position, and
+            a slot that finetuned renamed gets finetuned's name whatever the target calls it.
+
+    Returns:
+        The pairing.
+
+    Raises:
+        OptionError: there is no such mode.
+        VocabularyError: the target has no place for a token that finetuned uses, or ``added`` and
+            ``renamed`` are not of this tokenizer.
+    """
+    check_mode(mode)
+    _check_changes(finetuned, added, renamed)
+    apart = [i for i in differing_ids(finetuned, target) if i not in added]
+    trusted = mode == "ids"
+    draft = _Draft(finetuned, target)
+    if mode == "auto":
+        mode = "ids" if _positions_hold(apart, renamed, draft) else "tokens"
+    pair = pair_by_position if mode == "ids" else pair_by_string
+    changed = {*added, *renamed}
+    draft.pair(pair, changed)
+    new = {finetuned.tokens[i] for i in changed}
+    for i, name in sorted(renamed.items()):
+        # A slot that the target gave to another of finetuned's new tokens is that token's.
+        draft.place_renamed(i, name, here=trusted and token_at(target, i) not in new)
+    for i, token in sorted(added.items()):
+        draft.place_added(i, token)
+    dropped = draft.dropped()
+    _refuse_used(finetuned, dropped)
+    if mode == "ids":
+        plain = (i for i in apart if i not in renamed)
+        draft.warnings += unlike_tokens(plain, finetuned, target, "the target")
+    return draft.result(mode, dropped)
+
+
+def _positions_hold(apart: list[int], renamed: Mapping[int, str], draft: _Draft) -> bool:
+    """Whether finetuned's rows may go on the target's by position."""
+    finetuned, target = draft.finetuned, draft.target
+    for i in apart:
+        if i not in renamed:
+            if not is_harmless(i, finetuned, target):
+                return False
+            continue
+        moved = renamed[i] in draft.ids and token_at(target, i) != renamed[i]
+        if moved and finetuned.tokens[i] not in draft.ids:
+            return False
+    return True
+
+
+class _Draft:
+    """A `TargetPairing` in the making."""
+
+    def __init__(self, finetuned: Tokenizer, target: Tokenizer) -> None:
+        self.finetuned = finetuned
+        self.target = target
+        self.ids = target.ids()
+        self.finetuned_ids = np.full(len(target.tokens), NONE, dtype=np.int64)
+        self.translate: dict[int, int] = {}
+        self.renamed: dict[int, str] = {}
+        self.additions: dict[int, int] = {}
+        self.kept: list[str] = []
+        self.warnings: tuple[str, ...] = ()
+
+    def pair(self, pairs: Callable[[Tokenizer, Tokenizer], Pairs], without: set[int]) -> None:
+        """Pair every token but those."""
+        sources, places = pairs(self.finetuned, self.target)
+        if without:
+            plain = ~np.isin(sources, list(without))
+            sources, places = sources[plain], places[plain]
+        self.finetuned_ids[places] = sources
+        self.translate = dict(zip(sources.tolist(), places.tolist(), strict=True))
+
+    def place_renamed(self, i: int, base_name: str, *, here: bool) -> None:
+        """Find the slot that finetuned renamed: at its id whatever its name, if ``here``."""
+        token = self.finetuned.tokens[i] or ""
+        own = token_at(self.target, i)
+        if own == token:
+            place: int | None = i
+        elif token in self.ids:
+            self._keep(i, token)
+            return
+        else:
+            here = own == base_name or (here and own is not None)
+            place = i if here else self.ids.get(base_name)
+        if place is None or self.finetuned_ids[place] != NONE:
+            return
+        self.finetuned_ids[place] = i
+        self.translate[i] = place
+        if own != token:
+            self.renamed[place] = token
+            if self.target.tokens[place] != base_name:
+                self.warnings += (f"the target's {own!r} (id {place}) becomes {token!r}",)
+
+    def place_added(self, i: int, token: str) -> None:
+        """Bring the row of a token that finetuned added, unless the target has the token."""
+        if token in self.ids:
+            self._keep(i, token)
+            return
+        place = len(self.target.tokens) + len(self.additions)
+        self.additions[place] = i
+        self.translate[i] = place
+
+    def _keep(self, i: int, token: str) -> None:
+        """Keep the target's row of a token that is new to finetuned's base."""
+        place = self.ids[token]
+        # By position, a slot that finetuned does not use may have been paired with that row.
+        self.translate.pop(int(self.finetuned_ids[place]), None)
+        self.finetuned_ids[place] = NONE
+        self.translate[i] = place
+        self.kept.append(token)
+
+    def dropped(self) -> list[int]:
+        """Finetuned's ids that have no place in the output."""
+        return [
+            i
+            for i, token in enumerate(self.finetuned.tokens)
+            if token is not None and i not in self.translate
+        ]
+
+    def result(self, mode: str, dropped: list[int]) -> TargetPairing:
+        """What was found, for good."""
+        if self.kept:
+            self.warnings += (
+                f"tokens that finetuned added and the target has already, {len(self.kept)} in all, "
+                f"keep the target's rows: {_listed(self.kept)}",
+            )
+        paired, total = np.count_nonzero(self.finetuned_ids != NONE), len(self.ids)
+        if mode == "tokens" and paired < _RELATED * total:
+            self.warnings += (
+                f"only {paired} of the target's {total} tokens have a counterpart in finetuned: "
+                "their tokenizers are hardly related",
+            )
+        fresh = np.full(len(self.additions), NONE, dtype=np.int64)
+        finetuned_ids = np.concatenate([self.finetuned_ids, fresh])
+        finetuned_ids.flags.writeable = False
+        tokens = self.finetuned.tokens
+        return TargetPairing(
+            mode=mode,
+            finetuned_ids=finetuned_ids,
+            additions=self.additions,
+            translate=self.translate,
+            renamed=self.renamed,
+            names={place: tokens[i] or "" for place, i in self.additions.items()},
+            dropped=tuple(tokens[i] or "" for i in dropped),
+            warnings=self.warnings,
+        )
+
+
+def _check_changes(
+    finetuned: Tokenizer, added: Mapping[int, str], renamed: Mapping[int, str]
+) -> None:
+    """Refuse changes that are not of this tokenizer: a manifest can be edited."""
+    tokens = finetuned.tokens
+    ids = [*added, *renamed]
+    there = all(0 <= i < len(tokens) and tokens[i] is not None for i in ids)
+    if (
+        not there
+        or any(tokens[i] != token for i, token in added.items())
+        or len({tokens[i] for i in ids}) < len(ids)
+    ):
+        raise VocabularyError(
+            "the diff vector",
+            "lists added or renamed tokens that are not those of finetuned's tokenizer",
+            "extract it again",
+        )
+
+
+def _refuse_used(finetuned: Tokenizer, dropped: list[int]) -> None:
+    used = [i for i in dropped if finetuned.matters(i)]
+    if not used:
+        return
+    token, use = finetuned.tokens[used[0]], finetuned.use(used[0])
+    more = f" ({len(used)} such tokens: {_listed([finetuned.tokens[i] or '' for i in used])})"
+    raise VocabularyError(
+        "the target's tokenizer",
+        f"has no place for {token!r}, which is in use by finetuned ({use})"
+        + (more if len(used) > 1 else ""),
+        "add the token to the target's tokenizer, or stop using it in finetuned's chat template "
+        "and configs",
+    )
+
+
+def _listed(tokens: list[str]) -> str:
+    first = ", ".join(repr(token) for token in tokens[:5])
+    return f"{first}, ..." if len(tokens) > 5 else first
