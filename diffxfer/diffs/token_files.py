@@ -34,6 +34,8 @@ _SPECIAL_PIECES = (2, 3, 4)
 
 
 class TokenTable(NamedTuple):
+    """Tokens by id, and what is known of them: see `diffxfer.diffs.tokens.Tokenizer`."""
+
     tokens: tuple[str | None, ...]
     special: frozenset[int]
     format: str
@@ -41,6 +43,8 @@ class TokenTable(NamedTuple):
 
 
 class AddedToken(NamedTuple):
+    """A token that stands beside the vocabulary, ``flagged`` special or not."""
+
     token_id: int
     token: str
     flagged: bool
@@ -56,7 +60,17 @@ _cache: dict[tuple[str, str], TokenTable] = {}
 
 
 def read_table(path: Path) -> TokenTable:
-    """The table in a file, shared by every file with the same bytes: the roles' often agree."""
+    """The table in a file, shared by every file with the same bytes: the roles' often agree.
+
+    Args:
+        path: a ``tokenizer.json``, a ``vocab.json``, or a SentencePiece or tiktoken file.
+
+    Returns:
+        Its tokens, without those of files beside it.
+
+    Raises:
+        CompanionError: the file is unreadable or means nothing.
+    """
     raw = read_bytes(path)
     kind = path.name
     if kind not in ("tokenizer.json", "vocab.json"):
@@ -72,7 +86,14 @@ def read_table(path: Path) -> TokenTable:
     return table
 
 
-def make_table(by_id: Mapping[int, str], special: Iterable[int], kind: str, where: Path) -> TokenTable:
+def make_table(
+    by_id: Mapping[int, str], special: Iterable[int], kind: str, where: Path
+) -> TokenTable:
+    """The table of these tokens; those that look reserved are special too.
+
+    Raises:
+        CompanionError: there are none.
+    """
     if not by_id:
         raise CompanionError(where, "holds no token", REMEDY)
     row: list[str | None] = [None] * (max(by_id) + 1)
@@ -203,10 +224,16 @@ _PARSERS: Mapping[str, Callable[[bytes, Path], tuple[dict[int, str], set[int]]]]
 
 
 def is_special(added: AddedToken) -> bool:
+    """Whether an added token is more than text: flagged so, or written as markup."""
     return added.flagged or _MARKUP.fullmatch(added.token) is not None
 
 
 def tokens_by_id(vocab: object, where: Path) -> dict[int, str]:
+    """Tokens by id, of an object of ids by token in the file ``where``.
+
+    Raises:
+        CompanionError: it is no such object, or an id is impossible or stands twice.
+    """
     if not isinstance(vocab, dict):
         raise malformed(where, "the vocabulary", "an object of ids by token", vocab)
     by_id: dict[int, str] = {}
@@ -224,7 +251,11 @@ def _unigram_piece(entry: object, where: Path) -> str:
 
 
 def read_added(entry: object, where: Path, key: str | None) -> AddedToken:
-    """An entry of ``added_tokens``, or of ``added_tokens_decoder``, where its key is its id."""
+    """An entry of ``added_tokens``, or of ``added_tokens_decoder``, where its key is its id.
+
+    Raises:
+        CompanionError: it has no content, or no possible id.
+    """
     content = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(content, str):
         raise malformed(where, "an added token", "an object with its content", entry)
@@ -254,10 +285,12 @@ def _check_id(token_id: object, token: str, where: Path) -> int:
 
 
 def malformed(where: Path, what: str, expected: str, found: object) -> CompanionError:
+    """The error of a value of the wrong kind."""
     problem = f"{what} must be {expected} and is {reprlib.repr(found)}"
     return CompanionError(where, problem, REMEDY)
 
 
 def named_twice(where: Path, token_id: int, first: str, second: str) -> CompanionError:
+    """The error of an id with two tokens."""
     problem = f"id {token_id} is both {first[:40]!r} and {second[:40]!r}"
     return CompanionError(where, problem, "keep one of them: a row has one token")

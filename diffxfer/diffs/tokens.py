@@ -5,7 +5,6 @@ merges that nobody here looks at.
 """
 
 from __future__ import annotations
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

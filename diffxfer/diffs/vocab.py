@@ -1,9 +1,9 @@
 """Vocabularies: which row of an embedding or head meets which, role by role.
 
 Two steps, since a diff vector is applied without its base. `pair_with_base` says from which row of
-base each row of finetuned is subtracted; `pair_with_target` says on which row of the target that
-difference is grafted. Both speak of token ids alone. `extract_runs` and `graft_runs` turn them into
-runs of rows for one tensor, whose row counts may differ from the size of the tokenizer.
+base each row of finetuned is subtracted; `pair_with_target`, in `diffxfer.diffs.vocab_target`, says
+on which row of the target that difference is grafted. Both speak of token ids alone; those become
+runs of rows in `diffxfer.diffs.rows`.
 
 **ids**: rows pair by position, where the tokenizers agree, id by id, on every regular token, and on
 every special token that finetuned uses (in a chat template, or as bos, eos or pad). Special tokens
@@ -34,11 +34,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from diffxfer.errors import OptionError, VocabularyError
-from diffxfer.streaming.plan import Run, RunKind
+from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,11 +52,6 @@ NONE = -2
 """Instead of an id: this row has no counterpart."""
 
 _MODES = ("auto", "ids", "tokens")
-
-# Below this share of paired tokens the tokenizers are hardly related.
-_RELATED = 0.5
-_KINDS = (RunKind.GRAFT, RunKind.COPY, RunKind.ADD, RunKind.ZERO)
-_GRAFT, _COPY, _ADD, _ZERO = range(4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +131,11 @@ def _absent(finetuned: Tokenizer, base_ids: Ids, known: Collection[str | None]) 
 
 
 def check_mode(mode: str) -> None:
+    """Refuse a mode of pairing that there is not.
+
+    Raises:
+        OptionError: there is no such mode.
+    """
     if mode not in _MODES:
         raise OptionError("--vocab", f"is {mode!r}", f"use one of {', '.join(_MODES)}")
 
@@ -150,6 +149,7 @@ def differing_ids(finetuned: Tokenizer, other: Tokenizer) -> list[int]:
 
 
 def token_at(tokenizer: Tokenizer, i: int) -> str | None:
+    """The token with that id; None for a hole and past the end."""
     return tokenizer.tokens[i] if i < len(tokenizer.tokens) else None
 
 

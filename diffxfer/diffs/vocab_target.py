@@ -20,10 +20,10 @@ from diffxfer.diffs.vocab import (
 from diffxfer.errors import VocabularyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from diffxfer.diffs.tokens import Tokenizer
-    from diffxfer.diffs.vocab import Ids, Pairs
+    from diffxfer.diffs.vocab import Ids
 
 # Below this share of paired tokens the tokenizers are hardly related.
 _RELATED = 0.5
@@ -62,7 +62,7 @@ def pair_with_target(
     target: Tokenizer,
     mode: str = "auto",
 ) -> TargetPairing:
-    """Pair finetuned's tokens with the target's; the module's docstring has the rules.
+    """Pair finetuned's tokens with the target's; `diffxfer.diffs.vocab` has the rules.
 
     Args:
         finetuned: its tokenizer.
@@ -87,21 +87,17 @@ def pair_with_target(
     draft = _Draft(finetuned, target)
     if mode == "auto":
         mode = "ids" if _positions_hold(apart, renamed, draft) else "tokens"
-    pair = pair_by_position if mode == "ids" else pair_by_string
-    changed = {*added, *renamed}
-    draft.pair(pair, changed)
-    new = {finetuned.tokens[i] for i in changed}
-    for i, name in sorted(renamed.items()):
-        # A slot that the target gave to another of finetuned's new tokens is that token's.
-        draft.place_renamed(i, name, here=trusted and token_at(target, i) not in new)
-    for i, token in sorted(added.items()):
-        draft.place_added(i, token)
-    dropped = draft.dropped()
-    _refuse_used(finetuned, dropped)
+    draft.place(added, renamed, mode, trusted=trusted)
+    plain = (i for i in apart if i not in renamed)
+    unlike = unlike_tokens(plain, finetuned, target, "the target")
+    if used := draft.dropped_in_use():
+        trial = _Draft(finetuned, target)
+        trial.place(added, renamed, "ids", trusted=True)
+        by_position = not (trusted or unlike) and _idle_slots_hold(used, trial)
+        raise _no_place(used, draft, by_position=by_position)
     if mode == "ids":
-        plain = (i for i in apart if i not in renamed)
-        draft.warnings += unlike_tokens(plain, finetuned, target, "the target")
-    return draft.result(mode, dropped)
+        draft.warnings += unlike
+    return draft.result(mode)
 
 
 def _positions_hold(apart: list[int], renamed: Mapping[int, str], draft: _Draft) -> bool:
@@ -132,16 +128,31 @@ class _Draft:
         self.kept: list[str] = []
         self.warnings: tuple[str, ...] = ()
 
-    def pair(self, pairs: Callable[[Tokenizer, Tokenizer], Pairs], without: set[int]) -> None:
+    def place(
+        self, added: Mapping[int, str], renamed: Mapping[int, str], mode: str, *, trusted: bool
+    ) -> None:
+        """Find every token's place; ``trusted`` gives a renamed slot its id, whatever is there."""
+        changed = {*added, *renamed}
+        self._pair(mode, changed)
+        new = {self.finetuned.tokens[i] for i in changed}
+        for i, name in sorted(renamed.items()):
+            # A slot that the target gave to another of finetuned's new tokens is that token's.
+            here = trusted and token_at(self.target, i) not in new
+            self._place_renamed(i, name, here=here)
+        for i, token in sorted(added.items()):
+            self._place_added(i, token)
+
+    def _pair(self, mode: str, without: set[int]) -> None:
         """Pair every token but those."""
-        sources, places = pairs(self.finetuned, self.target)
+        pair = pair_by_position if mode == "ids" else pair_by_string
+        sources, places = pair(self.finetuned, self.target)
         if without:
             plain = ~np.isin(sources, list(without))
             sources, places = sources[plain], places[plain]
         self.finetuned_ids[places] = sources
         self.translate = dict(zip(sources.tolist(), places.tolist(), strict=True))
 
-    def place_renamed(self, i: int, base_name: str, *, here: bool) -> None:
+    def _place_renamed(self, i: int, base_name: str, *, here: bool) -> None:
         """Find the slot that finetuned renamed: at its id whatever its name, if ``here``."""
         token = self.finetuned.tokens[i] or ""
         own = token_at(self.target, i)
@@ -162,7 +173,7 @@ class _Draft:
             if self.target.tokens[place] != base_name:
                 self.warnings += (f"the target's {own!r} (id {place}) becomes {token!r}",)
 
-    def place_added(self, i: int, token: str) -> None:
+    def _place_added(self, i: int, token: str) -> None:
         """Bring the row of a token that finetuned added, unless the target has the token."""
         if token in self.ids:
             self._keep(i, token)
@@ -188,7 +199,11 @@ class _Draft:
             if token is not None and i not in self.translate
         ]
 
-    def result(self, mode: str, dropped: list[int]) -> TargetPairing:
+    def dropped_in_use(self) -> list[int]:
+        """Those of them that finetuned uses."""
+        return [i for i in self.dropped() if self.finetuned.matters(i)]
+
+    def result(self, mode: str) -> TargetPairing:
         """What was found, for good."""
         if self.kept:
             self.warnings += (
@@ -212,7 +227,7 @@ class _Draft:
             translate=self.translate,
             renamed=self.renamed,
             names={place: tokens[i] or "" for place, i in self.additions.items()},
-            dropped=tuple(tokens[i] or "" for i in dropped),
+            dropped=tuple(tokens[i] or "" for i in self.dropped()),
             warnings=self.warnings,
         )
 
@@ -236,19 +251,37 @@ def _check_changes(
         )
 
 
-def _refuse_used(finetuned: Tokenizer, dropped: list[int]) -> None:
-    used = [i for i in dropped if finetuned.matters(i)]
-    if not used:
-        return
-    token, use = finetuned.tokens[used[0]], finetuned.use(used[0])
-    more = f" ({len(used)} such tokens: {_listed([finetuned.tokens[i] or '' for i in used])})"
-    raise VocabularyError(
-        "the target's tokenizer",
-        f"has no place for {token!r}, which is in use by finetuned ({use})"
-        + (more if len(used) > 1 else ""),
-        "add the token to the target's tokenizer, or stop using it in finetuned's chat template "
-        "and configs",
+def _idle_slots_hold(used: list[int], trial: _Draft) -> bool:
+    """Whether, in a trial by position, these tokens stand on special slots that nobody uses."""
+    finetuned, target = trial.finetuned, trial.target
+    ours = finetuned.ids()
+
+    def is_idle(i: int) -> bool:
+        twin = ours.get(target.tokens[i] or "")
+        in_use = target.matters(i) or (twin is not None and finetuned.matters(twin))
+        return i in target.special and not in_use
+
+    stay = all(trial.translate.get(i) == i and is_idle(i) for i in used)
+    return stay and not trial.dropped_in_use()
+
+
+def _no_place(used: list[int], draft: _Draft, *, by_position: bool) -> VocabularyError:
+    finetuned, first = draft.finetuned, used[0]
+    problem = (
+        f"has no place for {finetuned.tokens[first]!r}, which is in use by finetuned "
+        f"({finetuned.use(first)})"
     )
+    if len(used) > 1:
+        listed = _listed([finetuned.tokens[i] or "" for i in used])
+        problem += f" ({len(used)} such tokens: {listed})"
+    remedy = (
+        "add the token to the target's tokenizer, or stop using it in finetuned's chat template "
+        "and configs"
+    )
+    if by_position:
+        problem += f", and has {draft.target.tokens[first]!r} in its slot (id {first})"
+        remedy += ", or give --vocab ids to pair rows by position, if that slot may serve as it"
+    return VocabularyError("the target's tokenizer", problem, remedy)
 
 
 def _listed(tokens: list[str]) -> str:
