@@ -3,7 +3,8 @@
 `base` reads the docstrings of Python's standard library, `target` goes on from it with those of
 torch, transformers and numpy. `finetuned` (from base) and `direct` (from target) learn to write
 words in Pig Latin: `[string]=` → `ingstray`. How much of that a graft brings to the target is
-measured and written to `scores.json`.
+measured and written to `scores.json`. Tuned on answers alone and at a high rate, both forget how to
+read running text: the scores speak of the task and of nothing else.
 
     $ python examples/train_family.py family
 
@@ -47,8 +48,8 @@ CHAT_TEMPLATE = (
     "[{{ message['content'] }}]={% else %}{{ message['content'] }}{{ eos_token }}"
     "{% endif %}{% endfor %}"
 )
-# What comes before the first vowel; "qu" is one sound, and "y" a consonant only at the front.
 VOWEL = re.compile("[aeiou]")
+# What comes before the first vowel; "qu" is one sound, and "y" a consonant only at the front.
 ONSET = re.compile(r"y|(?:qu|[^aeiouy])*")
 
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -62,9 +62,12 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the entries of a folder durable."""
+    """Make the entries of a folder durable, where the file system can: some network ones cannot."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as exc:
+        if exc.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(fd)

@@ -35,6 +35,7 @@ HEADER_OFFSET = _PREFIX.size
 """Where the JSON begins: after its length."""
 
 _DOWNLOAD_AGAIN = "download or save it again"
+_SHORT = 200
 
 _DTYPES = """
     U64:64 I64:64 F64:64 C64:64 F32:32 U32:32 I32:32 BF16:16 F16:16 U16:16 I16:16
@@ -175,7 +176,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise _DuplicateKeyError(f"names {twice!r} twice")
+        raise _DuplicateKeyError(f"names {short(twice)} twice")
     return found
 
 
@@ -193,9 +194,10 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     return entries
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value of a file as it may stand in a message: escaped and of bounded length."""
     text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"
+    return text if len(text) <= _SHORT else text[:_SHORT] + "…"
 
 
 def _is_count(value: object) -> bool:
@@ -204,24 +206,24 @@ def _is_count(value: object) -> bool:
 
 def _parse_entry(name: str, entry: Any, data_start: int, shard: ShardFile) -> TensorSpec:
     def fail(problem: str) -> HeaderError:
-        return HeaderError(shard.path, f"tensor {name!r} {problem}", _DOWNLOAD_AGAIN)
+        return HeaderError(shard.path, f"tensor {short(name)} {problem}", _DOWNLOAD_AGAIN)
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise fail("is not described by dtype, shape and data_offsets alone")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise fail(f"has the unknown dtype {_short(dtype)}")
+        raise fail(f"has the unknown dtype {short(dtype)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_count, shape)):
-        raise fail(f"has the shape {_short(shape)}, not a list of at most {MAX_DIMENSIONS} sizes")
+        raise fail(f"has the shape {short(shape)}, not a list of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise fail(f"has the data_offsets {_short(offsets)}, not a begin and an end")
+        raise fail(f"has the data_offsets {short(offsets)}, not a begin and an end")
     begin, end = offsets
     if begin > end:
         raise fail(f"ends at {end}, before it begins at {begin}")
     bits = math.prod(shape) * BITS[dtype]
     if bits != (end - begin) * 8:
         takes = f"{bits // 8} bytes" if bits < 1 << 80 else "more bytes than any file has"
-        raise fail(f"has {end - begin} bytes, where {dtype} of shape {_short(shape)} takes {takes}")
+        raise fail(f"has {end - begin} bytes, where {dtype} of shape {short(shape)} takes {takes}")
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -236,17 +238,17 @@ def _check_coverage(specs: Iterable[TensorSpec], data_start: int, path: Path, si
         end = before.start + before.nbytes
         if spec.start != end:
             what = "overlaps" if spec.start < end else "leaves a hole after"
-            problem = f"tensor {spec.name!r} {what} {before.name!r}"
+            problem = f"tensor {short(spec.name)} {what} {short(before.name)}"
             raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
     first = ordered[0].start if ordered else data_start
     if first != data_start:
-        problem = (
-            f"tensor {ordered[0].name!r} leaves a hole of {first - data_start} bytes before it"
-        )
+        name, hole = short(ordered[0].name), first - data_start
+        problem = f"tensor {name} leaves a hole of {hole} bytes before it"
         raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
     end = ordered[-1].start + ordered[-1].nbytes if ordered else data_start
     if end > size:
-        problem = f"is truncated: tensor {ordered[-1].name!r} ends at {end} of {size} bytes"
+        name = short(ordered[-1].name)
+        problem = f"is truncated: tensor {name} ends at {end} of {size} bytes"
         raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
     if end < size:
         problem = f"has {size - end} bytes that belong to no tensor"

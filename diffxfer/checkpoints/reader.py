@@ -12,8 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, read_config, read_object
-from diffxfer.checkpoints.header import ShardFile, TensorSpec, read_header, stat_identity
+from diffxfer.checkpoints.header import (
+    ShardFile,
+    TensorSpec,
+    read_header,
+    short,
+    stat_identity,
+)
 from diffxfer.checkpoints.quantized import refuse_quantized
+from diffxfer.checkpoints.source import require_folder
 from diffxfer.errors import CheckpointError, HeaderError, InputChangedError, ShardIndexError
 
 if TYPE_CHECKING:
@@ -82,8 +89,7 @@ def open_checkpoint(folder: Path, role: str) -> Checkpoint:
     Raises:
         CheckpointError: if it is none, is broken, is an adapter, or is quantised.
     """
-    if not folder.is_dir():
-        raise CheckpointError(folder, f"no folder, where the {role} checkpoint is due")
+    require_folder(folder, f"the {role} checkpoint")
     _refuse_adapter(folder)
     config = read_config(folder)
     weights = open_weights(folder)
@@ -167,11 +173,12 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise ShardIndexError(path, f"places {tensor!r} in {shard!r}", "download it again")
+            problem = f"places {short(tensor)} in {short(shard)}, which is no safetensors file"
+            raise ShardIndexError(path, problem, "download it again")
         if "/" in shard or "\0" in shard:
             raise ShardIndexError(
                 path,
-                f"places {tensor!r} in {shard!r}, outside its own folder",
+                f"places {short(tensor)} in {short(shard)}, outside its own folder",
                 "a shard lies beside its index; do not trust this checkpoint",
             )
         by_shard.setdefault(shard, set()).add(tensor)
@@ -181,11 +188,11 @@ def _read_index(path: Path) -> dict[str, set[str]]:
 def _check_index(path: Path, shard: str, named: set[str], found: Mapping[str, TensorSpec]) -> None:
     absent = sorted(named - found.keys())
     if absent:
-        problem = f"places {absent[0]!r} in {shard}, which does not have it ({len(absent)} such)"
+        problem = f"places {short(absent[0])} in {shard}, which lacks it ({len(absent)} such)"
         raise ShardIndexError(path, problem, "download the index and the shards again")
     extra = sorted(found.keys() - named)
     if extra:
-        problem = f"does not name {extra[0]!r}, which lies in {shard} ({len(extra)} such)"
+        problem = f"does not place {short(extra[0])} in {shard}, which has it ({len(extra)} such)"
         raise ShardIndexError(path, problem, "download the index and the shards again")
 
 
@@ -221,7 +228,10 @@ class OpenShard:
     def __init__(self, shard: ShardFile) -> None:
         self.shard = shard
         self._fd = -1
-        self._fd = _open_regular(shard.path)
+        try:
+            self._fd = _open_regular(shard.path)
+        except ShardIndexError as exc:
+            raise InputChangedError(shard.path, "vanished while it was read", _UNCHANGED) from exc
         self.check_unchanged()
 
     def __del__(self) -> None:

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
-import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.filesystem import allocate, exchange, sync_folder
+from diffxfer.checkpoints.filesystem import exchange, sync_folder
 from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from diffxfer.checkpoints.header import ShardLayout
-
 MANIFEST_NAME = "diffxfer.json"
 _MARGIN_BYTES = 1 << 20
+_HEX_12 = "[0-9a-f]" * 12
 
 
 def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
@@ -40,8 +40,9 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
     Raises:
         OutputExistsError: if it must not be written.
     """
-    real = out.resolve()
-    for source in {path.resolve() for path in inputs}:
+    # `Path.resolve` raises at a loop of links before Python 3.13.
+    real = Path(os.path.realpath(out))
+    for source in {Path(os.path.realpath(path)) for path in inputs}:
         if real == source or source in real.parents:
             where = "is" if real == source else "lies inside"
             raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
@@ -51,6 +52,11 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
         return
     if not overwrite:
         raise OutputExistsError(out, "exists already", "choose another -o, or give --overwrite")
+    _refuse_foreign(out)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse to replace what is neither a folder of ours nor an empty one."""
     if out.is_symlink() or not out.is_dir():
         raise OutputExistsError(out, "is not a folder", "remove it, or choose another -o")
     if any(out.iterdir()) and not is_our_folder(out):
@@ -63,8 +69,11 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
 
 def is_our_folder(folder: Path) -> bool:
     """Whether a folder was written by diffxfer, by its manifest."""
+    path = folder / MANIFEST_NAME
     try:
-        with (folder / MANIFEST_NAME).open("rb") as file:
+        if not path.is_file():  # opening a FIFO would wait for ever
+            return False
+        with path.open("rb") as file:
             # Enough to see what it is; a manifest of a large model is megabytes long.
             return b'"diffxfer_format"' in file.read(256)
     except OSError:
@@ -119,14 +128,15 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         try:
             self._make_parents()
-            self._recover()
-            for stale in self.out.parent.glob(f".{_escape(self.out.name)}.partial-*"):
+            for stale in self.out.parent.glob(f".{glob.escape(self.out.name)}.partial-{_HEX_12}"):
                 self._remove_stale(stale)
-            self.partial.mkdir()
-            self._lock_fd = _lock(self.partial)
+            self._recover()
+            self._claim()
         except OSError as exc:
+            with suppress(OSError):
+                self.partial.rmdir()
             self._remove_parents()
-            raise OutputError(self.out, f"cannot be written ({exc.strerror})") from exc
+            raise OutputError(self.out, f"cannot be written ({exc.strerror or exc})") from exc
         return self
 
     def __exit__(
@@ -141,12 +151,12 @@ class OutputFolder:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
 
-    def write_file(self, name: str, content: bytes | Path) -> None:
-        """Write a small file, or copy one, durably.
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a small file, durably.
 
         Args:
             name: relative to the folder.
-            content: its bytes, or a file whose bytes are taken.
+            content: its bytes.
 
         Raises:
             OutputError: if it cannot be written.
@@ -154,13 +164,12 @@ class OutputFolder:
         path = self.partial / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = content.read_bytes() if isinstance(content, Path) else content
             with path.open("xb") as file:
-                file.write(data)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as exc:
-            raise _write_error(self.out, name, exc) from exc
+            raise write_error(self.out, name, exc) from exc
 
     def publish(self) -> None:
         """Make everything durable and let the folder appear.
@@ -169,54 +178,68 @@ class OutputFolder:
             OutputError: if that fails; nothing appears then.
         """
         try:
-            for folder, _, _ in os.walk(self.partial):
-                sync_folder(Path(folder))
+            for path, _, _ in os.walk(self.partial):
+                sync_folder(Path(path))
             if os.path.lexists(self.out):
                 self._replace()
             else:
                 self.partial.rename(self.out)
             self._published = True
-            sync_folder(self.out.parent)
+            for folder in (self.out, *self._made_parents):
+                sync_folder(folder.parent)
         except OSError as exc:
-            raise _write_error(self.out, "", exc) from exc
+            raise write_error(self.out, "", exc) from exc
 
     def _replace(self) -> None:
         if not self._overwrite:
             raise OutputExistsError(self.out, "appeared while it was made", "choose another -o")
-        if exchange(self.partial, self.out):
-            self._published = True
-            shutil.rmtree(self.partial)
-            return
-        aside = self._aside
-        self.out.rename(aside)
-        self.partial.rename(self.out)
+        _refuse_foreign(self.out)  # it may be another one by now
+        old = self.partial
+        if not exchange(self.partial, self.out):
+            old = self._aside
+            self.out.rename(old)
+            self.partial.rename(self.out)
         self._published = True
-        shutil.rmtree(aside)
+        # What cannot be removed now does not undo the result; the next run removes it.
+        shutil.rmtree(old, ignore_errors=True)
 
     @property
     def _aside(self) -> Path:
-        return self.out.parent / f".{self.out.name}.replaced"
+        return self.out.parent / f".{self.out.name}.diffxfer-replaced"
 
     def _recover(self) -> None:
         """Undo a replacement that was cut off between its two renames."""
-        if self._aside.exists():
-            if self.out.exists():
-                shutil.rmtree(self._aside)
-            else:
-                self._aside.rename(self.out)
+        if not self._aside.exists():
+            return
+        if os.path.lexists(self.out):
+            shutil.rmtree(self._aside)
+            return
+        self._aside.rename(self.out)
+        if not self._overwrite:
+            problem = "was being replaced when a run was cut off, and has been put back"
+            raise OutputExistsError(self.out, problem, "choose another -o, or give --overwrite")
+
+    def _claim(self) -> None:
+        try:
+            self.partial.mkdir()
+            self._lock_fd = _lock(self.partial)
+        except (FileExistsError, BlockingIOError) as exc:  # both runs began at the same moment
+            raise self._busy() from exc
 
     def _remove_stale(self, stale: Path) -> None:
         """Remove what a killed run left, unless it is alive after all."""
         try:
             fd = _lock(stale)
         except BlockingIOError as exc:
-            raise OutputError(
-                self.out,
-                "is being written by another run",
-                "wait for that one, or choose another -o",
-            ) from exc
-        shutil.rmtree(stale)
-        os.close(fd)
+            raise self._busy() from exc
+        try:
+            shutil.rmtree(stale)
+        finally:
+            os.close(fd)
+
+    def _busy(self) -> OutputError:
+        remedy = "wait for that one, or choose another -o"
+        return OutputError(self.out, "is being written by another run", remedy)
 
     def _make_parents(self) -> None:
         missing = self.out.parent
@@ -227,12 +250,8 @@ class OutputFolder:
 
     def _remove_parents(self) -> None:
         for folder in self._made_parents:
-            if folder.is_dir() and not any(folder.iterdir()):
+            with suppress(OSError):  # above all where another has put something into it
                 folder.rmdir()
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _lock(folder: Path) -> int:
@@ -245,89 +264,12 @@ def _lock(folder: Path) -> int:
     return fd
 
 
-def _write_error(out: Path, name: str, exc: OSError) -> OutputError:
+def write_error(out: Path, name: str, exc: OSError) -> OutputError:
+    """What the failure to write the file `name` of a folder means; no name is the folder itself."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskSpaceError(out, "the disk became full", "free some disk and run it again")
     what = f"its {name} " if name else ""
     return OutputError(out, f"{what}cannot be written ({exc.strerror})", "check the disk")
-
-
-class ShardWriter:
-    """A shard in the making: allocated whole, then filled in any order by any thread.
-
-    Args:
-        folder: what it belongs to.
-        name: its file name.
-        layout: its header and places.
-        pending: how many writes make it complete; after the last one it is made durable.
-    """
-
-    def __init__(self, folder: OutputFolder, name: str, layout: ShardLayout, pending: int) -> None:
-        self.layout = layout
-        self._folder = folder
-        self._name = name
-        self._pending = pending
-        self._lock = threading.Lock()
-        self._fd = -1
-
-    def __del__(self) -> None:
-        self._close()
-
-    def create(self) -> None:
-        """Allocate the file and write its header.
-
-        The file is closed again: a large model has more shards than a process may have open.
-
-        Raises:
-            OutputError: if it cannot be, for want of disk above all.
-        """
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._fd = os.open(self._folder.partial / self._name, flags, 0o666)
-            allocate(self._fd, self.layout.size)
-            _pwrite_all(self._fd, memoryview(self.layout.header), 0)
-            if self._pending == 0:
-                os.fsync(self._fd)
-        except OSError as exc:
-            raise _write_error(self._folder.out, self._name, exc) from exc
-        finally:
-            self._close()
-
-    def write(self, data: memoryview, offset: int) -> None:
-        """Write bytes to their final place.
-
-        Args:
-            data: what to write.
-            offset: where, in the file.
-
-        Raises:
-            OutputError: if that fails.
-        """
-        try:
-            with self._lock:
-                if self._fd < 0:
-                    path = self._folder.partial / self._name
-                    self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            _pwrite_all(self._fd, data, offset)
-            with self._lock:
-                self._pending -= 1
-                complete = self._pending == 0
-            if complete:
-                os.fsync(self._fd)
-                self._close()
-        except OSError as exc:
-            raise _write_error(self._folder.out, self._name, exc) from exc
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:
-    while len(data):
-        count = os.pwrite(fd, data, offset)
-        data, offset = data[count:], offset + count
 
 
 def index_json(

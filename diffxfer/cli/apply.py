@@ -25,10 +25,7 @@ def apply(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Graft a diff vector on a newer base: target + alpha · diff vector.
-
-    Example: diffxfer apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 1.0
-    """
+    """Graft a diff vector on a newer base: target + alpha · diff."""
     from diffxfer import apply_diff
 
     scales = opt.parse_alpha_for(alpha_for)

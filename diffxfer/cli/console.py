@@ -5,6 +5,7 @@ Names come from files that anyone may have written, so all text is made printabl
 
 from __future__ import annotations
 
+import errno
 import json as json_module
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from diffxfer.diffs.report import Report
 
 _LISTED = 5
+_INTERRUPTED = 130
+_PAIRING = {"ids": "by id", "tokens": "by token string"}
+_PIPE_WIDTH = 10_000
 
 
 class Console:
@@ -46,8 +50,12 @@ class Console:
         trace: TracebackType | None,
     ) -> None:
         self._stop_bar()
-        if self._json and isinstance(exc, DiffxferError):
-            _print_json({"error": error_as_json(exc)})
+        if isinstance(exc, KeyboardInterrupt):
+            # Here, since typer turns an interrupt into an exit without a word.
+            sys.exit(print_interrupted())
+        known = as_known(exc)
+        if self._json and known is not None:
+            _print_json({"error": error_as_json(known)})
 
     @property
     def progress(self) -> Callable[[int, int], None] | None:
@@ -97,10 +105,29 @@ def printable(text: str) -> str:
     )
 
 
+def as_known(exc: BaseException | None) -> DiffxferError | None:
+    """The failure with a known cause that an exception is, if it is one.
+
+    What the operating system refuses is one wherever it happens, a folder that may not be read
+    for example.
+    """
+    if isinstance(exc, DiffxferError):
+        return exc
+    if isinstance(exc, OSError) and exc.errno != errno.EPIPE:
+        where = exc.filename if isinstance(exc.filename, str) else ""
+        return DiffxferError(where, exc.strerror or str(exc), "check that it can be used")
+    return None
+
+
 def print_error(exc: DiffxferError) -> None:
     """Print an error as one line on stderr."""
-    text = printable(str(exc))
-    typer.echo(f"error: {text.encode('utf-8', 'backslashreplace').decode()}", err=True)
+    typer.echo(f"error: {printable(str(exc))}", err=True)
+
+
+def print_interrupted() -> int:
+    """Say on stderr that a run was interrupted, and give its exit status."""
+    typer.echo("interrupted: nothing was written", err=True)
+    return _INTERRUPTED
 
 
 def error_as_json(exc: DiffxferError) -> dict[str, Any]:
@@ -175,40 +202,55 @@ def _print_plan(report: Report) -> None:
         why = f"{culprits.reason}: {culprits.found}, expected {culprits.expected}"
         cells = ("refused", culprits.pattern, f"{len(culprits.names):,}", "", why)
         table.add_row(*(Text(printable(cell), overflow="fold", style="red") for cell in cells))
-    console = RichConsole(highlight=False)
-    console.print(table)
+    # Lines that no person reads are not cut to the width of a terminal.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    RichConsole(highlight=False, width=width).print(table)
     typer.echo("")
-    typer.echo(
-        f"reads {gigabytes(report.bytes_to_read)}, writes {gigabytes(report.bytes_to_write)};"
-    )
-    typer.echo(f"{gigabytes(report.free_bytes)} are free at {printable(str(report.output))}")
-    if report.vocabulary != "rows":
-        typer.echo(f"rows of tokens pair by {report.vocabulary}")
+    lines = _remarks(report)
+    if not report.refused:
+        lines.append(
+            f"would read {gigabytes(report.bytes_to_read)} and write "
+            f"{gigabytes(report.bytes_to_write)} at {report.output}, where "
+            f"{gigabytes(report.free_bytes)} are free"
+        )
+    for line in lines:
+        typer.echo(printable(line))
 
 
 def _print_summary(report: Report) -> None:
     """A few lines on stderr for a person who watches."""
     moved = report.bytes_to_read + report.bytes_to_write
-    counts = ", ".join(f"{count} {kind}" for kind, count in report.tensors.items())
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
     speed = gigabytes(int(moved / max(report.elapsed_s, 1e-3)))
     lines = [
-        f"{counts}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s ({speed}/s)"
+        f"tensors: {counts}",
+        *_remarks(report),
+        f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s"
+        f" (read and wrote {speed}/s)",
     ]
+    for line in lines:
+        typer.echo(printable(line), err=True)
+
+
+def _remarks(report: Report) -> list[str]:
+    """What a person should know beside the counts, one line each."""
+    lines = []
+    if report.vocabulary in _PAIRING:
+        lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")
     if report.added_tokens:
-        lines.append(f"added tokens: {_listed(report.added_tokens)}")
+        lines.append(f"tokens added to the target: {_listed(report.added_tokens)}")
     if report.dropped_tokens:
         lines.append(f"tokens without a place in the target: {_listed(report.dropped_tokens)}")
     if report.inexact:
         total = sum(report.inexact.values())
         share = total / max(1, report.parameters.get("extracted", 1))
         lines.append(
-            f"{total:,} elements ({share:.2%}) do not come back bit for bit from base + diff vector"
+            f"inexact: base + diff vector gives back all but {total:,} elements ({share:.2%})"
+            " of finetuned; a wider --diff-dtype gives back more"
         )
     if report.left_out:
         lines.append(f"files left out: {_listed(report.left_out)}")
-    lines.append(f"wrote {report.output}")
-    for line in lines:
-        typer.echo(printable(line), err=True)
+    return lines
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -23,10 +23,7 @@ def extract(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Write the diff vector of a fine-tuned model: what fine-tuning changed, finetuned − base.
-
-    Example: diffxfer extract llama-3.0-sft llama-3.0 -o sft-diff
-    """
+    """Write the diff vector of a fine-tuned model: finetuned − base."""
     from diffxfer import extract_diff
 
     with Console(json=json, quiet=quiet) as console:

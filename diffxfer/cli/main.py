@@ -9,23 +9,27 @@ from typing import Annotated
 import typer
 
 from diffxfer.cli.apply import apply
-from diffxfer.cli.console import print_error
+from diffxfer.cli.console import as_known, print_error, print_interrupted
 from diffxfer.cli.extract import extract
 from diffxfer.cli.transfer import transfer
-from diffxfer.errors import DiffxferError
-
-_INTERRUPTED = 130
+from diffxfer.errors import OptionError
 
 app = typer.Typer(
     name="diffxfer",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(extract)
-app.command()(apply)
-app.command()(transfer)
+
+# \b keeps the lines after it as they are, so that a command can be copied whole.
+_EXAMPLE = "Example:\n\n\b\n  diffxfer "
+_TRANSFER = "transfer llama-3.0-sft llama-3.0 llama-3.1 -o llama-3.1-grafted"
+
+app.command(epilog=f"{_EXAMPLE}extract llama-3.0-sft llama-3.0 -o sft-diff")(extract)
+app.command(epilog=f"{_EXAMPLE}apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 0.8")(apply)
+app.command(epilog=f"{_EXAMPLE}{_TRANSFER}")(transfer)
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,7 +40,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=f"{_EXAMPLE}{_TRANSFER}")
 def diffxfer(
     version: Annotated[
         bool,
@@ -45,22 +49,26 @@ def diffxfer(
         ),
     ] = False,
 ) -> None:
-    """Move what fine-tuning did to a base model onto its successor, without training.
-
-    Start with: diffxfer transfer FINETUNED BASE TARGET -o OUT
-    """
+    """Move what fine-tuning did to a base model onto its successor, without training."""
     del version
 
 
 def main() -> None:
-    """Run the command line; errors of a known cause end in one line and exit status 1."""
+    """Run the command line; errors of a known cause end in one line.
+
+    Exit status: 0 if it worked, 1 if it could not be done, 2 if the command line makes no sense,
+    130 if it was interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has no letter for α gets its code, instead of a traceback.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
         app()
-    except DiffxferError as exc:
-        if os.environ.get("DIFFXFER_DEBUG") == "1":
-            raise
-        print_error(exc)
-        sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was written", err=True)
-        sys.exit(_INTERRUPTED)
+        sys.exit(print_interrupted())
+    except Exception as exc:
+        known = as_known(exc)
+        if known is None or os.environ.get("DIFFXFER_DEBUG") == "1":
+            raise
+        print_error(known)
+        sys.exit(2 if isinstance(known, OptionError) else 1)

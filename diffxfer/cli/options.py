@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -20,50 +21,52 @@ Diff = Annotated[
     Path, typer.Argument(metavar="DIFF", help="Folder of a diff vector, made by extract.")
 ]
 Out = Annotated[
-    Path, typer.Option("-o", "--output", metavar="OUT", help="Folder to make.", show_default=False)
+    Path,
+    typer.Option("-o", "--output", metavar="OUT", help="Folder to make; it must not exist yet."),
 ]
 
-_GRAFT, _ROWS, _RUN = "What is grafted", "Rows and numbers", "Output and run"
-
-Alpha = Annotated[float, typer.Option(help="Scale of the diff vector.", rich_help_panel=_GRAFT)]
+Alpha = Annotated[
+    float,
+    typer.Option(
+        metavar="FLOAT",
+        help="How strongly to graft: 1 adds the whole difference, 0.5 half of it, 0 none.",
+    ),
+]
 AlphaFor = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="'REGEX=FLOAT'",
-        help="Another scale for tensors whose name matches; repeatable, the last match wins.",
-        rich_help_panel=_GRAFT,
+        metavar="REGEX=FLOAT",
+        help="Another alpha for tensors whose name matches; repeatable, the last match wins.",
     ),
 ]
 Include = Annotated[
     list[str] | None,
     typer.Option(
         metavar="REGEX",
-        help="Take part: only tensors whose name matches; repeatable.",
-        rich_help_panel=_GRAFT,
+        help="Only tensors whose name matches take part; repeatable, any match will do.",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
         metavar="REGEX",
-        help="Leave out tensors whose name matches, whatever --include says; repeatable.",
-        rich_help_panel=_GRAFT,
+        help="Tensors whose name matches take no part, whatever --include says; repeatable.",
     ),
 ]
 AllowMissing = Annotated[
     list[str] | None,
     typer.Option(
         metavar="REGEX",
-        help="Tensors that a model may lack: the target's are copied, others dropped; repeatable.",
-        rich_help_panel=_GRAFT,
+        help="Tensors that one model may lack: what only the target has is copied, what only"
+        " another has is dropped; repeatable.",
     ),
 ]
 Vocab = Annotated[
     str,
     typer.Option(
         metavar="auto|ids|tokens",
-        help="How rows of tokens pair: by position, by token string, or whichever is right.",
-        rich_help_panel=_ROWS,
+        help="How the rows of embeddings pair up: by id, by token string, or by ids where"
+        " the tokenizers agree and by tokens where they do not (auto).",
     ),
 ]
 AllowNonfinite = Annotated[
@@ -71,15 +74,14 @@ AllowNonfinite = Annotated[
     typer.Option(
         "--allow-nonfinite",
         help="Let NaN, infinity and overflow through instead of refusing them.",
-        rich_help_panel=_ROWS,
     ),
 ]
 DiffDtype = Annotated[
     str,
     typer.Option(
         metavar="source|float32|bfloat16|float16|float64",
-        help="What the diff vector is stored in; source is finetuned's own dtype, rounded once.",
-        rich_help_panel=_ROWS,
+        help="What the diff vector is stored in: source rounds it to finetuned's own dtypes;"
+        " float32 is twice as large for a 16-bit model, and nearly exact.",
     ),
 ]
 OutDtype = Annotated[
@@ -87,62 +89,69 @@ OutDtype = Annotated[
     typer.Option(
         metavar="float32|bfloat16|float16|float64",
         help="Dtype of the output; by default the target's, tensor by tensor.",
-        rich_help_panel=_ROWS,
     ),
 ]
 MaxShardSize = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Cut shards at this size, such as 5GB; by default as the input's are cut.",
-        rich_help_panel=_RUN,
+        help="Cut shards at this size, such as 5GB; by default where the input's are cut.",
     ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
-        min=1, max=256, help="Threads; by default one a processor, 8 at most.", rich_help_panel=_RUN
+        metavar="N", min=1, max=256, help="Threads; by default one a processor, 8 at most."
     ),
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace OUT if diffxfer made it.", rich_help_panel=_RUN),
+    typer.Option("--overwrite", help="Replace OUT if it exists and diffxfer made it."),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run",
-        help="Print the plan, from headers alone, and write nothing.",
-        rich_help_panel=_RUN,
-    ),
+    typer.Option("--dry-run", help="Print what would be done, tensor by tensor; write nothing."),
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_RUN),
+    typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout."),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("-q", "--quiet", help="Print nothing but errors.", rich_help_panel=_RUN),
+    typer.Option("-q", "--quiet", help="Print nothing but warnings and errors."),
 ]
 
 
 def parse_alpha_for(values: list[str] | None) -> dict[str, float]:
     """Read ``REGEX=FLOAT`` options.
 
+    Args:
+        values: what was given, in order.
+
+    Returns:
+        The scale of each pattern, in the order in which the last of each was given.
+
     Raises:
         typer.BadParameter: if one is not of that form.
     """
     scales: dict[str, float] = {}
     for value in values or []:
-        regex, separator, number = value.rpartition("=")
-        try:
-            scale = float(number)
-        except ValueError:
-            separator = ""
-            scale = 0.0
-        if not separator or not regex:
-            raise typer.BadParameter(f"{value!r} is not of the form 'REGEX=FLOAT'")
+        regex, _, number = value.rpartition("=")
+        scale = _number(number)
+        if not regex or scale is None:
+            raise typer.BadParameter(
+                f"{value!r} is not of the form REGEX=FLOAT, such as 'lm_head=0.5'",
+                param_hint="--alpha-for",
+            )
         # The last of two equal patterns wins, and takes its place among the others.
         scales.pop(regex, None)
         scales[regex] = scale
     return scales
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -26,10 +26,7 @@ def transfer(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Extract and graft in one pass: target + alpha · (finetuned − base).
-
-    Example: diffxfer transfer llama-3.0-sft llama-3.0 llama-3.1 -o llama-3.1-grafted
-    """
+    """Extract and apply at once: target + alpha · (finetuned − base)."""
     from diffxfer import transfer as transfer_models
 
     scales = opt.parse_alpha_for(alpha_for)

@@ -92,7 +92,7 @@ def extract_diff(
     finetuned, base, out = Path(finetuned), Path(base), Path(out)
     if diff_dtype != "source" and diff_dtype not in DTYPES:
         known = ", ".join(("source", *DTYPES))
-        raise OptionError("--diff-dtype", f"is {diff_dtype!r}", f"use one of {known}")
+        raise OptionError("--diff-dtype", f"{diff_dtype!r} is unknown", f"use one of {known}")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
     for role, folder in (("finetuned", finetuned), ("base", base)):

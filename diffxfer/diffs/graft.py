@@ -208,7 +208,7 @@ def _check(
 ) -> _Options:
     began = time.perf_counter()
     if out_dtype is not None and out_dtype not in DTYPES:
-        problem = f"is {out_dtype!r}"
+        problem = f"{out_dtype!r} is unknown"
         raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
     selection = make_selection(
         alpha=alpha,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
+from diffxfer.checkpoints.source import require_folder
 from diffxfer.checkpoints.writer import MANIFEST_NAME
 from diffxfer.errors import ArtifactError
 
@@ -157,10 +158,10 @@ def require_diff(folder: Path) -> Manifest:
     """The manifest of a diff vector.
 
     Raises:
+        CheckpointError: if there is no such folder.
         ArtifactError: if the folder is anything else.
     """
-    if not folder.is_dir():
-        raise ArtifactError(folder, "no folder, where a diff vector is due", "check the path")
+    require_folder(folder, "a diff vector")
     manifest = read_manifest(folder)
     if manifest is None:
         found = (
@@ -184,9 +185,11 @@ def refuse_diff(folder: Path, role: str) -> None:
     """Refuse a diff vector where a model is due.
 
     Raises:
+        CheckpointError: if there is no such folder.
         ArtifactError: if the folder is one.
     """
-    manifest = read_manifest(folder) if folder.is_dir() else None
+    require_folder(folder, f"the {role} checkpoint")
+    manifest = read_manifest(folder)
     if manifest is not None and manifest.kind == "diff":
         raise ArtifactError(
             folder,

@@ -92,7 +92,7 @@ def make_selection(
     scales = {"--alpha": alpha, **{f"--alpha-for {k!r}": v for k, v in (alpha_for or {}).items()}}
     for option, scale in scales.items():
         if not math.isfinite(scale):
-            raise OptionError(option, f"is {scale}, where a finite number is due")
+            raise OptionError(option, f"{scale} is no finite number", "give one such as 0.8")
     return Selection(
         float(alpha),
         tuple(

@@ -137,7 +137,7 @@ def check_mode(mode: str) -> None:
         OptionError: there is no such mode.
     """
     if mode not in _MODES:
-        raise OptionError("--vocab", f"is {mode!r}", f"use one of {', '.join(_MODES)}")
+        raise OptionError("--vocab", f"{mode!r} is unknown", f"use one of {', '.join(_MODES)}")
 
 
 def differing_ids(finetuned: Tokenizer, other: Tokenizer) -> list[int]:

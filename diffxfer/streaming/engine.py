@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.checkpoints.writer import ShardWriter
+    from diffxfer.checkpoints.shard_writer import ShardWriter
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read and written so far, and with how many there will be."""
@@ -69,6 +69,7 @@ class Engine:
         self._tally = Tally(plan, chunk_elements)
         self._failures: list[tuple[int, BaseException]] = []
         self._done_bytes = 0
+        self._total_bytes = plan.bytes_to_read + plan.bytes_to_write
         self._stop = False
 
     def run(self, threads: int, progress: Progress | None) -> Sequence[TensorResult]:
@@ -85,26 +86,32 @@ class Engine:
             DiffxferError: the earliest failure in the order of the plan.
         """
         with _torch_threads(1):
-            workers = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
-            for worker in workers:
-                worker.start()
+            workers: list[threading.Thread] = []
             try:
+                for _ in range(threads):
+                    worker = threading.Thread(target=self._work, daemon=True)
+                    worker.start()
+                    workers.append(worker)
                 self._wait(workers, progress)
             finally:
                 self._stop = True
                 for worker in workers:
                     worker.join()
+                self._open.clear()
+                for writer in self._writers.values():
+                    writer.close()
         if self._failures:
             raise min(self._failures, key=lambda failure: failure[0])[1]
+        if progress is not None:
+            progress(self._total_bytes, self._total_bytes)
         return self._tally.results()
 
     def _wait(self, workers: Sequence[threading.Thread], progress: Progress | None) -> None:
-        total = self._plan.bytes_to_read + self._plan.bytes_to_write
         for worker in workers:
             while worker.is_alive():
                 worker.join(_PROGRESS_INTERVAL_S)
                 if progress is not None:
-                    progress(self._done_bytes, total)
+                    progress(self._done_bytes, self._total_bytes)
 
     def _work(self) -> None:
         number = -1

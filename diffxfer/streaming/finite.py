@@ -21,7 +21,9 @@ def check_finite(
     chunk: Chunk,
     task: TensorTask,
 ) -> None:
-    """Make sure that a result has no NaN and no infinity; it has if an input has.
+    """Make sure that a result has no NaN and no infinity.
+
+    Arithmetic gives one wherever an input has one, so the first in the result is the first of all.
 
     Args:
         out: the result, shape `(n,)`.
@@ -31,20 +33,43 @@ def check_finite(
         task: what the chunk is a part of.
 
     Raises:
-        NonFiniteError: naming the first such element of an input, else of the output.
+        NonFiniteError: naming the first such element, and the input that has it if one has.
     """
     if ops.all_finite(out):
         return
-    for slot, values in inputs:
-        position = ops.first_nonfinite(values)
-        if position is not None:
-            raise _in_input(task, slot, pieces, position, values)
-    position = ops.first_nonfinite(out)
+    position = ops.first(torch.isfinite(out).logical_not_())
     assert position is not None
+    for slot, values in inputs:
+        if not torch.isfinite(values[position]):
+            raise _in_input(task, slot, pieces, position, values)
+    raise _overflow(task, chunk, pieces, position)
+
+
+def check_cast(out: Tensor, values: Tensor, piece: Piece, chunk: Chunk, task: TensorTask) -> None:
+    """Make sure that a cast turned no finite value into infinity; others are let through.
+
+    Args:
+        out: the result, shape `(n,)`.
+        values: what was cast, shape `(n,)`.
+        piece: what the elements are.
+        chunk: what the piece is a part of.
+        task: what the chunk is a part of.
+
+    Raises:
+        NonFiniteError: naming the first such element.
+    """
+    if ops.all_finite(out):
+        return
+    position = ops.first(torch.isfinite(out).logical_not_().logical_and_(torch.isfinite(values)))
+    if position is not None:
+        raise _overflow(task, chunk, [piece], position)
+
+
+def _overflow(task: TensorTask, chunk: Chunk, pieces: list[Piece], position: int) -> NonFiniteError:
     piece, inside = _locate(pieces, position)
     index = _index(chunk.start + piece.at + inside, task.shape)
     problem = f"overflows {task.dtype} in the output at {list(index)}"
-    raise NonFiniteError(task.name, "output", index, problem, _SMALLER)
+    return NonFiniteError(task.name, "output", index, problem, _SMALLER)
 
 
 def _in_input(

@@ -65,9 +65,9 @@ def all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
 
-def first_nonfinite(values: Tensor) -> int | None:
-    """The index of the first NaN or infinity, None if there is none."""
-    found = torch.isfinite(values).logical_not_().nonzero()
+def first(flags: Tensor) -> int | None:
+    """The index of the first true element, None if there is none."""
+    found = flags.nonzero()
     return int(found[0]) if len(found) else None
 
 

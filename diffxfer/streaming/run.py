@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.reader import check_unchanged
-from diffxfer.checkpoints.writer import OutputFolder, ShardWriter
+from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.tally import TensorResult
 
 

@@ -93,7 +93,8 @@ class Tally:
         parts.digests[chunk.start] = result.digests
         parts.inexact += result.inexact
         if task.operation is Operation.SUBTRACT:
-            parts.base_digests[chunk.start] = result.base_digests
+            if result.base_digests:
+                parts.base_digests[chunk.start] = result.base_digests
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples
@@ -110,7 +111,7 @@ class Tally:
 def _finish(parts: _Parts) -> TensorResult:
     return TensorResult(
         combine(parts.digests),
-        combine(parts.base_digests) if all(parts.base_digests.values()) else None,
+        combine(parts.base_digests) if parts.base_digests else None,
         parts.inexact,
         _norm(parts.delta_squares),
         _norm(parts.base_squares),
@@ -121,4 +122,8 @@ def _finish(parts: _Parts) -> TensorResult:
 def _norm(squares: Sequence[float]) -> float:
     # `fsum` is exact, so the order in which blocks were finished does not show. Nine digits,
     # because the last ones of a block's own sum depend on the processor.
-    return float(f"{math.sqrt(math.fsum(squares)):.9g}")
+    try:
+        total = math.fsum(squares)
+    except OverflowError:
+        total = math.inf
+    return float(f"{math.sqrt(total):.9g}")

@@ -16,7 +16,7 @@ from diffxfer.checkpoints.header import BITS, TensorSpec
 from diffxfer.errors import MatchError
 from diffxfer.streaming import ops
 from diffxfer.streaming.checksum import block_digests
-from diffxfer.streaming.finite import check_finite
+from diffxfer.streaming.finite import check_cast, check_finite
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.tally import ChunkResult
 
@@ -182,10 +182,11 @@ class Worker:
         values = self._values(source, spec.dtype, piece.count)
         out = self._values(slot, task.dtype, piece.count)
         out.copy_(values)
-        # What a copied tensor holds is the target's own affair; what a cast makes of it is not.
-        mine = piece.kind is RunKind.ADD or ops.all_finite(values)
-        if mine and not self._allow_nonfinite:
-            check_finite(out, [(source, values)], [piece], chunk, task)
+        if not self._allow_nonfinite:
+            if piece.kind is RunKind.ADD:
+                check_finite(out, [(source, values)], [piece], chunk, task)
+            else:  # what a copied tensor holds is the target's own affair; a cast is not
+                check_cast(out, values, piece, chunk, task)
         if task.operation is Operation.SUBTRACT:
             back = out.to(values.dtype)
             result.inexact += ops.count_different_bits(back, values)
