@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.match import Difference, TargetMatch
     from diffxfer.diffs.selection import Selection
     from diffxfer.diffs.source import Source
-    from diffxfer.diffs.vocab import TargetPairing
+    from diffxfer.diffs.vocab_target import TargetPairing
 
 
 def graft_tasks(

@@ -209,7 +209,8 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
     if size <= 0:
-        raise OptionError("--max-shard-size", f"{text!r} is no size", "give one such as 5GB or 500MB")
+        problem = f"{text!r} is no size"
+        raise OptionError("--max-shard-size", problem, "give one such as 5GB or 500MB")
     return size
 
 
