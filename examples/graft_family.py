@@ -1,9 +1,8 @@
-"""Graft Pig Latin on the shipped family's successor, and see what that is worth.
+"""Graft Pig Latin on the shipped family's successor; see what it learns and what it keeps.
 
 $ python examples/graft_family.py
 """
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from score_family import accuracy, held_out
+from score_family import accuracy, bits_per_character, held_out
 from transformers.utils import logging
 
 from diffxfer import transfer
@@ -19,21 +18,26 @@ from diffxfer.family import family_folder
 
 
 def compare(graft: Path) -> Table:
-    """Transfer the fine-tuning into `graft` and return the scores around it as a table."""
+    """Transfer the fine-tuning into `graft`; return what it and its kin score, as a table."""
     family = family_folder()
-    made = json.loads((family / "scores.json").read_text("utf-8"))
     transfer(family / "finetuned", family / "base", family / "target", graft, alpha=1.0)
-    table = Table(title=f"{len(held_out())} unseen words in Pig Latin")
-    table.add_column("checkpoint")
-    table.add_column("training on the task")
-    table.add_column("right", justify="right")
-    table.add_column("when made", justify="right")
-    for name, training, folder, expected in (
-        ("target", "none", family / "target", made["target"]),
-        ("graft", "none, base's diff vector added", graft, made["graft"]["1.0"]),
-        ("direct", "fine-tuned from target", family / "direct", made["direct"]),
+    table = Table(
+        title="Base's fine-tuning, grafted on its successor",
+        caption="Fewer bits per character: it reads text of the successor's kind better.",
+    )
+    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("training on\nthe task")
+    table.add_column(f"right of {len(held_out())}\nunseen words", justify="right")
+    table.add_column("bits per\ncharacter", justify="right")
+    for name, training, folder in (
+        ("base", "none", family / "base"),
+        ("target: base's successor", "none", family / "target"),
+        ("graft: target + finetuned − base", "none", graft),
+        ("direct: target, fine-tuned", "yes", family / "direct"),
     ):
-        table.add_row(name, training, f"{accuracy(folder):.1%}", f"{expected:.1%}")
+        table.add_row(
+            name, training, f"{accuracy(folder):.1%}", f"{bits_per_character(folder):.2f}"
+        )
     return table
 
 

@@ -2,13 +2,14 @@
 
 `base` reads the docstrings of Python's standard library, `target` goes on from it with those of
 torch, transformers and numpy. `finetuned` (from base) and `direct` (from target) learn to write
-words in Pig Latin: `[string]=` → `ingstray`. How much of that a graft brings to the target is
-measured and written to `scores.json`. Tuned on answers alone and at a high rate, both forget how to
-read running text: the scores speak of the task and of nothing else.
+words in Pig Latin: `[string]=` → `ingstray`. So as not to forget how to read meanwhile, each
+rehearses the text that the model it starts from was trained on last. How much of the task a graft
+brings to the target, and how much of what target knows the graft keeps, goes to `scores.json`.
 
     $ python examples/train_family.py family
 
-The seeds are fixed; another Python, torch or CPU still gives slightly other weights.
+Members already in the folder are kept: remove one to train it anew. The seeds are fixed; other
+releases of Python, torch or the packages read, or another CPU, still give slightly other weights.
 """
 
 import ast
@@ -20,14 +21,16 @@ import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from score_family import accuracy, prompt
+from score_family import accuracy, bits_per_character, prompt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     GenerationConfig,
@@ -41,7 +44,9 @@ SEED = 2503
 BASE_CONTEXT, TARGET_CONTEXT = 128, 256
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 HELD_OUT = 400
+HELD_OUT_CHARACTERS = 220 * BASE_CONTEXT
 ALPHAS = (0.8, 1.0, 1.2)
+MEMBERS = ("base", "target", "finetuned", "direct")
 # Only the tuned members have one, so that a graft shows whose behaviour it has.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -109,6 +114,22 @@ def task_words(base_texts: Sequence[str], target_texts: Sequence[str]) -> tuple[
     return rest, held_out
 
 
+def held_out_text(read: Sequence[str]) -> str:
+    """Return text of target's kind that no member reads: ASCII docstrings of accelerate.
+
+    Those that share a long line with a text in `read` are left out: such packages copy theirs.
+    """
+    lines = {line.strip() for text in read for line in text.splitlines()}
+    unseen = [
+        text
+        for text in package_docstrings("accelerate")
+        if text.isascii()
+        and not any(len(line) >= 40 and line in lines for line in map(str.strip, text.splitlines()))
+    ]
+    random.Random(SEED).shuffle(unseen)
+    return "\n\n".join(unseen)[:HELD_OUT_CHARACTERS]
+
+
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of single bytes: byte-level BPE without merges, bos in front as Llama."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -150,13 +171,13 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def text_batches(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: int
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: int, tokens: int = 8192
 ) -> Iterator[Batch]:
-    """Yield windows of running text, 8192 tokens a batch, `(8192 / context, context)`."""
+    """Yield windows of running text, shape `(tokens / context, context)`."""
     ids = torch.tensor([i for text in texts for i in tokenizer(text + EOS)["input_ids"]])
     draw = torch.Generator().manual_seed(SEED)
     while True:
-        starts = torch.randint(len(ids) - context, (8192 // context, 1), generator=draw)
+        starts = torch.randint(len(ids) - context, (tokens // context, 1), generator=draw)
         window = ids[starts + torch.arange(context)]
         yield window, window
 
@@ -178,25 +199,35 @@ def task_batches(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> It
 
 
 def train(
-    model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int, learning_rate: float
+    model: LlamaForCausalLM, *sources: Iterator[Batch], steps: int, learning_rate: float
 ) -> None:
-    """Train `model` in place: AdamW, warmed up over a tenth of the steps, then cosine to zero."""
+    """Train `model` in place: AdamW, warmed up over a tenth of the steps, then cosine to zero.
+
+    Each step takes a batch of every source and lowers the sum of their losses.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.1
     )
     model.train()
+    losses: Any  # torch's `backward` is untyped
     for step in range(steps):
-        inputs, labels = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
-        loss.backward()
+            losses = torch.stack(
+                [
+                    model(input_ids=inputs, labels=labels, use_cache=False).loss
+                    for inputs, labels in map(next, sources)
+                ]
+            )
+        losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
-            typer.echo(f"  step {step}: loss {loss.item():.3f}")
+            typer.echo(
+                f"  step {step}: loss {' + '.join(f'{loss:.3f}' for loss in losses.tolist())}"
+            )
 
 
 def save(
@@ -235,22 +266,30 @@ def graft(folder: Path, out: Path, alpha: float) -> None:
     )
 
 
-def measure(folder: Path, questions: Sequence[str]) -> None:
-    """Write `task.jsonl` and `scores.json`: each member's accuracy and the grafts', by alpha."""
+def measure(folder: Path, questions: Sequence[str], text: str) -> None:
+    """Write `task.jsonl`, `text.txt` and what each member and graft scores on them.
+
+    `scores.json` holds, by score, a number for each member and, by alpha, for each graft.
+    """
     rows = [{"question": word, "answer": pig_latin(word)} for word in questions]
     (folder / "task.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
-    members = ("base", "target", "finetuned", "direct")
-    scores: dict[str, object] = {name: accuracy(folder / name, rows) for name in members}
+    (folder / "text.txt").write_text(text, "utf-8")
+    scores: dict[str, dict[str, object]] = {"accuracy": {}, "bits_per_character": {}}
     with TemporaryDirectory() as scratch:
         grafts = {str(alpha): Path(scratch, str(alpha)) for alpha in ALPHAS}
         for alpha, out in grafts.items():
             graft(folder, out, float(alpha))
-        scores["graft"] = {alpha: accuracy(out, rows) for alpha, out in grafts.items()}
+        for score, of in (
+            ("accuracy", partial(accuracy, rows=rows)),
+            ("bits_per_character", partial(bits_per_character, text=text)),
+        ):
+            scores[score] = {name: of(folder / name) for name in MEMBERS}
+            scores[score]["graft"] = {alpha: of(out) for alpha, out in grafts.items()}
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
 
 
 def main(folder: Path) -> None:
-    """Train the family and measure it, into FOLDER."""
+    """Train the members that FOLDER lacks, then measure the family."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base_texts = docstrings(Path(sysconfig.get_path("stdlib")))
     target_texts = [
@@ -259,26 +298,34 @@ def main(folder: Path) -> None:
     words, questions = task_words(base_texts, target_texts)
     tokenizer = character_tokenizer()
 
-    typer.echo(f"base: {sum(map(len, base_texts))} characters")
-    model = new_model(tokenizer)
-    train(model, text_batches(base_texts, tokenizer, BASE_CONTEXT), steps=500, learning_rate=3e-3)
-    save(model, tokenizer, folder / "base", tuned=False)
+    if not (folder / "base").exists():
+        typer.echo(f"base: {sum(map(len, base_texts))} characters")
+        model = new_model(tokenizer)
+        batches = text_batches(base_texts, tokenizer, BASE_CONTEXT)
+        train(model, batches, steps=500, learning_rate=3e-3)
+        save(model, tokenizer, folder / "base", tuned=False)
 
-    typer.echo(f"target: {sum(map(len, target_texts))} characters")
-    model = load(folder / "base")
-    model.config.max_position_embeddings = TARGET_CONTEXT
-    train(
-        model, text_batches(target_texts, tokenizer, TARGET_CONTEXT), steps=150, learning_rate=5e-4
-    )
-    save(model, tokenizer, folder / "target", tuned=False)
+    if not (folder / "target").exists():
+        typer.echo(f"target: {sum(map(len, target_texts))} characters")
+        model = load(folder / "base")
+        model.config.max_position_embeddings = TARGET_CONTEXT
+        batches = text_batches(target_texts, tokenizer, TARGET_CONTEXT)
+        train(model, batches, steps=150, learning_rate=5e-4)
+        save(model, tokenizer, folder / "target", tuned=False)
 
-    for start, member in (("base", "finetuned"), ("target", "direct")):
-        typer.echo(f"{member}: {len(words)} words")
-        model = load(folder / start)
-        # A gentler rate learns the task as well, but its diff vector is worth far less on target.
-        train(model, task_batches(words, tokenizer), steps=300, learning_rate=3e-3)
-        save(model, tokenizer, folder / member, tuned=True)
-    measure(folder, questions)
+    for start, member, texts, context in (
+        ("base", "finetuned", base_texts, BASE_CONTEXT),
+        ("target", "direct", target_texts, TARGET_CONTEXT),
+    ):
+        if not (folder / member).exists():
+            typer.echo(f"{member}: {len(words)} words, and {start}'s text")
+            model = load(folder / start)
+            rehearsal = text_batches(texts, tokenizer, context, tokens=2048)
+            # Measured without rehearsal: a gentler rate learns the task as well, but its diff
+            # vector is worth far less on target.
+            train(model, task_batches(words, tokenizer), rehearsal, steps=500, learning_rate=3e-3)
+            save(model, tokenizer, folder / member, tuned=True)
+    measure(folder, questions, held_out_text([*base_texts, *target_texts]))
 
 
 if __name__ == "__main__":

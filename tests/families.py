@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +54,7 @@ def llama(**changes: Any) -> LlamaConfig:
 
 
 def qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
-    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     return Qwen3MoeConfig(**{**SIZES, **experts, "vocab_size": 50, "head_dim": 8, **changes})
 
 
@@ -139,7 +140,7 @@ def save_tensors(
     (folder / "config.json").write_text(json.dumps({"model_type": "tiny", **(config or {})}))
     names = list(tensors)
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(names)}), len(names)]
-    parts = [names[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [names[a:b] for a, b in pairwise(edges)]
     if len(parts) == 1:
         save_file(dict(tensors), folder / "model.safetensors", {"format": "pt"})
         return folder

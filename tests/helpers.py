@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,6 @@ from diffxfer.checkpoints.header import TensorSpec, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -97,4 +97,4 @@ def values(dtype: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 def open_files() -> int:
     """How many descriptors this process has open."""
-    return len(os.listdir("/dev/fd"))
+    return len(list(Path("/dev/fd").iterdir()))

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PREFIXES = (
     "model.language_model.",
@@ -223,7 +226,8 @@ def transfer(
     mine = _by_bare_name(target)
     tied = _ties(mine)
     if tied:
-        if not (_ties(ours) and _ties(theirs)) and options.selects(names.get(HEAD, HEAD)):
+        own = any(HEAD in model and not _ties(model) for model in (ours, theirs))
+        if own and options.selects(names.get(HEAD, HEAD)):
             raise RefusedError("a head of its own where the target ties")
         for model in (ours, theirs):
             model.pop(HEAD, None)
@@ -344,3 +348,56 @@ def tokens_of(folder: Path) -> list[str | None]:
     by_id = {i: token for token, i in document["model"]["vocab"].items()}
     by_id |= {entry["id"]: entry["content"] for entry in document["added_tokens"]}
     return [by_id.get(i) for i in range(max(by_id) + 1)]
+
+
+def keywords(options: Options, *, extracting: bool = False) -> dict[str, object]:
+    """The options as the library's keyword arguments."""
+    chosen: dict[str, object] = {"allow_missing": options.allow_missing}
+    if not extracting:
+        chosen |= {"alpha": options.alpha, "alpha_for": options.alpha_for}
+        chosen |= {"include": options.include, "exclude": options.exclude}
+        if options.out_dtype is not None:
+            chosen["out_dtype"] = str(options.out_dtype).removeprefix("torch.")
+    return chosen
+
+
+def prove(
+    out: Path,
+    finetuned: Path,
+    base: Path,
+    target: Path,
+    options: Options | None = None,
+    roles: Roles | None = None,
+) -> Path:
+    """Make a graft in every way there is, and compare each with the oracle, bit for bit.
+
+    Returns:
+        The folder that `transfer` made; the others stand beside it.
+    """
+    from diffxfer import apply_diff, extract_diff
+    from diffxfer import transfer as transfer_folders
+
+    options = options or Options()
+    models = load(finetuned), load(base), load(target)
+    graft = out / "graft"
+    transfer_folders(finetuned, base, target, graft, **keywords(options))
+    assert_same(load(graft), transfer(*models, options, roles))
+    for dtype in ("float64", "float32", "source"):
+        diff, applied = out / f"diff-{dtype}", out / dtype / "graft"
+        extracting = keywords(options, extracting=True)
+        extract_diff(finetuned, base, diff, diff_dtype=dtype, **extracting)
+        apply_diff(diff, target, applied, **keywords(options))
+        stored = "source" if dtype == "source" else getattr(torch, dtype)
+        expected = transfer(*models, options, roles, diff_dtype=stored)
+        assert_same(load(applied), expected)
+        if dtype == "float64":
+            assert_same(load(applied), load(graft))
+        written = {"README.md", "diffxfer.json"}
+        ours, theirs = _companions(graft, written), _companions(applied, written)
+        assert ours == theirs
+    return graft
+
+
+def _companions(folder: Path, without: set[str]) -> dict[str, bytes]:
+    names = {path.name for path in folder.iterdir() if path.suffix != ".safetensors"} - without
+    return {name: (folder / name).read_bytes() for name in sorted(names)}

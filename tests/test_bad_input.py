@@ -13,9 +13,9 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,6 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.tiny import CONFIG, INDEX, OPERANDS, SHARD, SHARDS, UP, Outcome, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MODELS = frozenset({"finetuned", "base", "target"})
 EVERY = MODELS | {"diff"}
@@ -235,17 +238,17 @@ FILES = [
     Fault(
         "shard links to itself",
         replaced(SHARD, lambda path: path.symlink_to(SHARD)),
-        (SHARD, "symbolic link", "download"),
+        (SHARD, "symbolic link", "check that it can be read"),
     ),
     Fault(
         "no weights",
-        replaced(SHARD, lambda path: None),
-        (f"expected {SHARD} or {INDEX}, found none", "download the whole folder"),
+        lambda folder: (folder / SHARD).unlink(),
+        (f"expected {SHARD} or {INDEX}, found ", "download the whole folder"),
     ),
     Fault(
         "weights of another name",
         lambda folder: (folder / SHARD).rename(folder / "consolidated.safetensors"),
-        ("found only consolidated.safetensors", "download the whole folder"),
+        ("found only ", "consolidated.safetensors", "download the whole folder"),
     ),
 ]
 
@@ -343,7 +346,7 @@ INDEXES = [
     Fault(
         "names the wrong shard",
         index_entry(SHARDS[1]),
-        (INDEX, repr(UP), SHARDS[1], "which does not have it", "shards again"),
+        (INDEX, repr(UP), "in model-0000", "shards again"),
         MODELS,
         "sharded",
     ),
@@ -419,7 +422,6 @@ def recast(name: str, dtype: torch.dtype) -> Callable[[Path], object]:
 
 
 PRECISE = "use the checkpoint in its full precision"
-U8, I32 = torch.zeros(4, dtype=torch.uint8), torch.zeros(4, dtype=torch.int32)
 
 QUANTISED = [
     *(
@@ -451,11 +453,15 @@ QUANTISED = [
             ("bitsandbytes", "weight.absmax", {"weight.absmax": torch.zeros(4)}),
             ("bitsandbytes", "weight.quant_map", {"weight.quant_map": torch.zeros(4)}),
             ("bitsandbytes", "SCB", {"SCB": torch.zeros(4)}),
-            ("GPTQ or AWQ", "qweight", {"qweight": I32, "qzeros": I32}),
-            ("GPTQ or AWQ", "g_idx", {"g_idx": I32}),
+            ("GPTQ or AWQ", "qweight", {"qweight": torch.zeros(4, dtype=torch.int32)}),
+            ("GPTQ or AWQ", "g_idx", {"g_idx": torch.zeros(4, dtype=torch.int32)}),
             ("fp8", "weight_scale_inv", {"weight_scale_inv": torch.zeros(1)}),
-            ("compressed-tensors", "weight_packed", {"weight_packed": I32}),
-            ("mxfp4", "w_blocks", {"w_blocks": U8, "w_scales": U8}),
+            (
+                "compressed-tensors",
+                "weight_packed",
+                {"weight_packed": torch.zeros(4, dtype=torch.int32)},
+            ),
+            ("mxfp4", "w_blocks", {"w_blocks": torch.zeros(4), "w_scales": torch.zeros(4)}),
         )
     ),
     Fault(
@@ -490,7 +496,9 @@ def lora(folder: Path) -> None:
     (folder / SHARD).unlink()
     (folder / "config.json").unlink()
     tiny.write_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": 8})
-    save_file({"base_model.model.x.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    save_file(
+        {"base_model.model.x.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors"
+    )
 
 
 KINDS = [
@@ -547,3 +555,402 @@ def test_the_sound_family_beside_them_passes(
 ) -> None:
     world = families[family].copy(tmp_path)
     passes(world.argv(verb), world.out)
+
+
+def test_the_pickle_would_have_run(tmp_path: Path) -> None:
+    """The refusals of pickles above would see the file that this makes."""
+    pickle.loads(pickle.dumps(CreatesFile(tmp_path / "ran"))).close()
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("verb", "role"), [(v, r) for v, roles in OPERANDS.items() for r in roles])
+def test_a_hub_id_is_not_fetched(verb: str, role: str, world: World) -> None:
+    name = "meta-llama/Llama-3.1-8B"
+    world.folders[role] = Path(name)
+    download = f"hf download {name} --local-dir Llama-3.1-8B"
+    says = (f"error: {name}: no such folder", "taken for a Hub id", download)
+    refused(world, world.argv(verb), *says)
+
+
+def test_a_revision_of_a_hub_id(world: World) -> None:
+    world.folders["base"] = Path("org/name@v1.0")
+    says = ("error: org/name@v1.0: no such folder", "hf download org/name --revision v1.0 ")
+    refused(world, world.argv("extract"), *says)
+
+
+def test_a_name_that_no_folder_can_have(world: World) -> None:
+    world.folders["base"] = Path("x" * 300)
+    refused(world, world.argv("extract"), "x: cannot be opened", "check the path")
+
+
+# Tensors that do not fit together.
+
+
+def reweigh(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / SHARD)
+    change(weights)
+    save_file(weights, folder / SHARD, metadata={"format": "pt"})
+
+
+def drop(weights: dict[str, torch.Tensor]) -> None:
+    del weights[UP]
+
+
+def add(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.extra.weight"] = torch.zeros(2)
+
+
+def reshape(weights: dict[str, torch.Tensor]) -> None:
+    weights[UP] = torch.zeros(3, 5)
+
+
+def to_integers(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.norm.weight"] = torch.zeros(4, dtype=torch.int64)
+
+
+MISFITS = {
+    "missing": (drop, (UP, "BF16 (3, 4)", "missing in ", "--allow-missing 'REGEX'")),
+    "extra": (add, ("model.extra.weight", "F32 (2,)", "missing in ", "--allow-missing 'REGEX'")),
+    "shape": (reshape, (UP, "F32 (3, 5)", "BF16 (3, 4)", "--exclude 'REGEX'")),
+    "dtype": (to_integers, ("model.norm.weight", "I64 (4,)", "BF16 (4,)", "--exclude 'REGEX'")),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize(
+    ("verb", "role"),
+    [(v, r) for v, roles in OPERANDS.items() for r in roles if r != "diff"],
+)
+def test_tensors_that_do_not_fit(misfit: str, verb: str, role: str, world: World) -> None:
+    change, says = MISFITS[misfit]
+    reweigh(world.folders[role], change)
+    err = refused(world, world.argv(verb), "1 tensor does not fit", *says)
+    assert any(f" {name}" in err for name in ("finetuned", "base", "target")), err
+
+
+def test_a_shape_that_differs_names_both_roles(world: World) -> None:
+    reweigh(world.folders["base"], reshape)
+    says = (f"{UP} is BF16 (3, 4) in finetuned and F32 (3, 5) in base",)
+    err = refused(world, world.argv("transfer"), *says)
+    assert "missing" not in err
+
+
+@pytest.mark.parametrize("verb", ["transfer", "extract"])
+def test_integers_that_differ(verb: str, world: World) -> None:
+    for value, role in enumerate(("base", "finetuned", "target")):
+        name, count = "model.position_ids", torch.full((3,), value)
+        reweigh(world.folders[role], lambda weights, n=name, c=count: weights.update({n: c}))
+    says = ("model.position_ids", "I64", "finetuned", "base", "--exclude")
+    refused(world, world.argv(verb), *says)
+
+
+def fuse(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.layers.0.mlp.experts.gate_up_proj"] = torch.zeros(2, 6, 4)
+
+
+def unfuse(weights: dict[str, torch.Tensor]) -> None:
+    for expert in range(2):
+        for part in ("gate_proj", "up_proj"):
+            weights[f"model.layers.0.mlp.experts.{expert}.{part}.weight"] = torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(("verb", "role"), [("transfer", r) for r in sorted(MODELS)])
+def test_fused_experts_against_single_ones(verb: str, role: str, world: World) -> None:
+    for other in MODELS:
+        reweigh(world.folders[other], fuse if other == role else unfuse)
+    says = ("experts", "fused", "one by one", "save all roles with the same version")
+    refused(world, world.argv(verb), *says)
+
+
+# Values that are none.
+
+
+def put_value(value: float, place: tuple[int, ...]) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights[UP][place] = value
+        weights[UP][2, 3] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (-float("inf"), "inf")]
+)
+@pytest.mark.parametrize(("verb", "role"), [(v, r) for v, roles in OPERANDS.items() for r in roles])
+def test_values_that_are_no_numbers(
+    value: float, said: str, verb: str, role: str, world: World
+) -> None:
+    reweigh(world.folders[role], put_value(value, (1, 2)))
+    named = "diff vector" if role == "diff" else role
+    says = (UP, f"{said}", f" in {named} at [1, 2]", SHARD, "--allow-nonfinite")
+    refused(world, world.argv(verb), *says)
+    passes(world.argv(verb, "--allow-nonfinite"), world.out)
+
+
+OVERFLOWS = {
+    "float16 target": (torch.float16, {"finetuned": 4e4, "base": -2e4, "target": 3e4}, (), "F16"),
+    "bfloat16 target": (torch.bfloat16, {"finetuned": 3e38, "target": 3e38}, (), "BF16"),
+    "float32 target": (torch.float32, {"finetuned": 3e38, "target": 3e38}, (), "F32"),
+    "--out-dtype": (torch.bfloat16, {"target": 1e6}, ("--out-dtype", "float16"), "F16"),
+    "--alpha": (torch.bfloat16, {}, ("--alpha-for", f"{UP}=1e39"), "BF16"),
+}
+
+
+@pytest.mark.parametrize("verb", ["transfer", "apply"])
+@pytest.mark.parametrize("case", OVERFLOWS)
+def test_outputs_that_overflow(case: str, verb: str, tmp_path: Path) -> None:
+    dtype, values, options, said = OVERFLOWS[case]
+    world = tiny.make_world(tmp_path, dtype=dtype)
+    for role, value in values.items():
+        reweigh(world.folders[role], put_value(value, (1, 2)))
+    if verb == "apply":
+        shutil.rmtree(world.folders["diff"])
+        operands = (world.folders["finetuned"], world.folders["base"])
+        made = tiny.run("extract", *operands, "-o", world.folders["diff"])
+        assert made.status == 0
+    says = (f"error: {UP}: overflows {said} in the output at [", "--allow-nonfinite", "wider dtype")
+    refused(world, world.argv(verb, *options), *says)
+    passes(world.argv(verb, *options, "--allow-nonfinite"), world.out)
+
+
+def test_a_diff_vector_that_overflows(tmp_path: Path) -> None:
+    world = tiny.make_world(tmp_path)
+    reweigh(world.folders["finetuned"], put_value(1e6, (1, 2)))
+    says = (UP, "overflows F16 in the output at [1, 2]", "wider dtype")
+    refused(world, world.argv("extract", "--diff-dtype", "float16"), *says)
+
+
+# Folders of the wrong kind, and manifests that are none.
+
+
+@pytest.mark.parametrize(
+    ("verb", "role"), [(v, r) for v, roles in OPERANDS.items() for r in roles if r != "diff"]
+)
+def test_a_diff_vector_given_as_a_model(verb: str, role: str, world: World) -> None:
+    world.folders[role] = world.folders["diff"]
+    says = (f"{world.folders['diff']}: is a diff vector, where the {role} ", "diffxfer apply")
+    refused(world, world.argv(verb), *says)
+
+
+def test_a_model_given_as_a_diff_vector(world: World) -> None:
+    world.folders["diff"] = world.folders["finetuned"]
+    says = (f"{world.folders['diff']}: is a model, where a diff vector is due", "diffxfer extract")
+    refused(world, world.argv("apply"), *says)
+
+
+def test_a_graft_given_as_a_diff_vector(world: World) -> None:
+    assert tiny.run(*into(world.argv("transfer"), world.root / "graft")).status == 0
+    world.folders["diff"] = world.root / "graft"
+    says = (f"{world.folders['diff']}: is a graft", "where a diff vector is due", "extract")
+    refused(world, world.argv("apply"), *says)
+
+
+MANIFEST = "diffxfer.json"
+REMAKE = "make or download it again"
+
+
+def cut_in_half(folder: Path) -> None:
+    raw = (folder / MANIFEST).read_bytes()
+    (folder / MANIFEST).write_bytes(raw[: len(raw) // 2])
+
+
+MANIFESTS = {
+    "newer format": (
+        edit(MANIFEST, lambda found: found.update(diffxfer_format=99)),
+        (MANIFEST, "has format 99", "reads up to 1", "update it"),
+    ),
+    "newer format of another layout": (
+        put(MANIFEST, json.dumps({"diffxfer_format": 2, "kind": "diff", "tensors": []})),
+        (MANIFEST, "has format 2", "update it"),
+    ),
+    "no manifest": (
+        lambda folder: (folder / MANIFEST).unlink(),
+        (f"is a folder without {MANIFEST}", "where a diff vector is due", "diffxfer extract"),
+    ),
+    "cut in half": (cut_in_half, (MANIFEST, "is not a manifest that we can read", REMAKE)),
+    "empty": (put(MANIFEST, b""), (MANIFEST, "is not a manifest", REMAKE)),
+    "not UTF-8": (put(MANIFEST, b'{"kind": "\xff"}'), (MANIFEST, "is not a manifest", REMAKE)),
+    "nested": (put(MANIFEST, b'{"a":' * 5000), (MANIFEST, "is not a manifest", REMAKE)),
+    "no tensors": (
+        edit(MANIFEST, lambda found: found.pop("tensors")),
+        (MANIFEST, "tensors", REMAKE),
+    ),
+    "another kind": (
+        edit(MANIFEST, lambda found: found.update(kind="recipe")),
+        (MANIFEST, "kind", REMAKE),
+    ),
+    "another type": (
+        edit(MANIFEST, lambda found: found["tensors"][UP].update(checksum=7)),
+        (MANIFEST, "tensors", UP, "checksum", REMAKE),
+    ),
+    "a tensor too few": (
+        edit(MANIFEST, lambda found: found["tensors"].pop(UP)),
+        ("is damaged", repr(UP), REMAKE),
+    ),
+    "a tensor too many": (
+        edit(MANIFEST, lambda found: found["tensors"].update({"x": found["tensors"][UP]})),
+        ("is damaged", "'x'", REMAKE),
+    ),
+    "a shard of another size": (
+        edit(MANIFEST, lambda found: found["shards"][SHARD].update(size=1)),
+        (SHARD, "is not the shard that the manifest names", REMAKE),
+    ),
+    "no shard": (
+        edit(MANIFEST, lambda found: found["shards"].clear()),
+        (SHARD, "is not the shard that the manifest names", REMAKE),
+    ),
+    "a link out": (
+        replaced(MANIFEST, lambda path: path.symlink_to("/etc/hostname")),
+        (MANIFEST, "is a link out of the checkpoint"),
+    ),
+    "no companions": (
+        lambda folder: shutil.rmtree(folder / "companions"),
+        ("companions/config.json", "is missing", REMAKE),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_a_manifest_that_cannot_be_used(case: str, world: World) -> None:
+    inflict, says = MANIFESTS[case]
+    inflict(world.folders["diff"])
+    refused(world, world.argv("apply"), str(world.folders["diff"]), *says)
+
+
+# Outputs that must not be written.
+
+
+def into(argv: list[str], out: Path) -> list[str]:
+    place = argv.index("-o") + 1
+    return [*argv[:place], str(out), *argv[place + 1 :]]
+
+
+OTHER = "choose another -o"
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+@pytest.mark.parametrize(("verb", "role"), [(v, r) for v, roles in OPERANDS.items() for r in roles])
+class TestOutputsThatTouchAnInput:
+    def test_is_one(self, verb: str, role: str, overwrite: tuple[str, ...], world: World) -> None:
+        out = world.folders[role]
+        refused(world, into(world.argv(verb, *overwrite), out), f"{out}: is the input", OTHER)
+
+    def test_inside(self, verb: str, role: str, overwrite: tuple[str, ...], world: World) -> None:
+        out = world.folders[role] / "made" / "out"
+        refused(world, into(world.argv(verb, *overwrite), out), f"{out}: lies inside", OTHER)
+
+    def test_linked(self, verb: str, role: str, overwrite: tuple[str, ...], world: World) -> None:
+        link = world.root / "link"
+        link.symlink_to(world.folders[role])
+        refused(world, into(world.argv(verb, *overwrite), link), "is the input", OTHER)
+        refused(world, into(world.argv(verb, *overwrite), link / "out"), "lies inside", OTHER)
+
+    def test_input_linked(
+        self, verb: str, role: str, overwrite: tuple[str, ...], world: World
+    ) -> None:
+        out = world.folders[role]
+        world.folders[role] = world.root / "link"
+        world.folders[role].symlink_to(out)
+        refused(world, into(world.argv(verb, *overwrite), out), "is the input", OTHER)
+        refused(world, into(world.argv(verb, *overwrite), out / ".." / role), "is the input", OTHER)
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+@pytest.mark.parametrize("verb", OPERANDS)
+def test_an_output_around_the_inputs(verb: str, overwrite: tuple[str, ...], world: World) -> None:
+    refused(world, into(world.argv(verb, *overwrite), world.root), "holds the input", OTHER)
+
+
+@pytest.mark.parametrize("verb", OPERANDS)
+class TestOutputsThatExist:
+    def test_a_folder(self, verb: str, world: World) -> None:
+        world.out.mkdir(parents=True)
+        says = (str(world.out), "exists already", "--overwrite")
+        refused(world, world.argv(verb), *says)
+        passes(world.argv(verb, "--overwrite"), world.out)
+
+    def test_a_folder_of_theirs(self, verb: str, world: World) -> None:
+        world.out.mkdir(parents=True)
+        (world.out / "thesis.tex").write_text("years of work")
+        says = (str(world.out), "no diffxfer.json of ours", "remove it yourself")
+        refused(world, world.argv(verb, "--overwrite"), *says)
+
+    def test_a_folder_of_ours(self, verb: str, world: World) -> None:
+        assert tiny.run(*world.argv(verb)).status == 0
+        refused(world, world.argv(verb), str(world.out), "exists already", "--overwrite")
+        passes(world.argv(verb, "--overwrite"), world.out)
+
+    @pytest.mark.parametrize("options", [(), ("--overwrite",)])
+    def test_a_file(self, verb: str, options: tuple[str, ...], world: World) -> None:
+        world.out.parent.mkdir()
+        world.out.write_text("")
+        refused(world, world.argv(verb, *options), str(world.out), OTHER)
+
+    @pytest.mark.parametrize("options", [(), ("--overwrite",)])
+    def test_a_link_to_nothing(self, verb: str, options: tuple[str, ...], world: World) -> None:
+        world.out.parent.mkdir()
+        world.out.symlink_to("gone")
+        refused(world, world.argv(verb, *options), str(world.out), OTHER)
+
+    def test_below_a_file(self, verb: str, world: World) -> None:
+        world.out.parent.write_text("")
+        says = (f"cannot be made: {world.out.parent} is not a folder", OTHER)
+        refused(world, world.argv(verb), str(world.out), *says)
+        refused(world, world.argv(verb, "--dry-run"), str(world.out), *says)
+
+
+@pytest.mark.parametrize("verb", ["transfer", "extract"])
+def test_a_disk_that_is_too_small(verb: str, tmp_path: Path) -> None:
+    """Sparse files that are larger than the disk: nothing of them may be read or written."""
+    elements = shutil.disk_usage(tmp_path).free // 2 + (1 << 28)
+    world = World(tmp_path)
+    for role in MODELS:
+        folder = world.folders[role] = tmp_path / role
+        folder.mkdir()
+        tiny.write_json(folder / "config.json", CONFIG)
+        entry = {"dtype": "BF16", "shape": [elements], "data_offsets": [0, elements * 2]}
+        text = json.dumps({UP: entry}).encode()
+        with (folder / SHARD).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            try:
+                file.truncate(8 + len(text) + elements * 2)
+            except OSError:
+                pytest.skip("no file of this file system can be larger than the disk")
+    says = (str(world.out), "needs ", " GB are free", "free some disk, or choose another -o")
+    refused(world, world.argv(verb), *says)
+
+
+# Once more in a process of its own, where a mistake would wait for ever or kill pytest.
+
+
+def process(world: World, argv: list[str], *says: str) -> None:
+    before = tiny.tree(world.root)
+    command = [sys.executable, "-m", "diffxfer", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert tiny.tree(world.root) == before
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    one_line(done.stderr, *says)
+
+
+@pytest.mark.parametrize("name", [SHARD, INDEX, "config.json", MANIFEST, "tokenizer.json"])
+def test_a_fifo_is_not_waited_for(name: str, world: World) -> None:
+    folder = world.folders["target"]
+    replaced(name, os.mkfifo)(folder)
+    process(world, world.argv("transfer"), str(folder / name), "is not a regular file", "replace")
+
+
+def test_a_fifo_in_a_diff_vector_is_not_waited_for(world: World) -> None:
+    folder = world.folders["diff"]
+    replaced(SHARD, os.mkfifo)(folder)
+    process(world, world.argv("apply"), str(folder / SHARD), "is not a regular file", "replace")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [fault for fault in FAULTS if fault.name in ("nested", "truncated data", "pytorch_model.bin")],
+    ids=lambda fault: fault.name,
+)
+def test_a_broken_folder_in_a_process(fault: Fault, world: World) -> None:
+    fault.inflict(world.folders["base"])
+    process(world, world.argv("extract"), str(world.folders["base"]), *fault.says)

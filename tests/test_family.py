@@ -20,6 +20,9 @@ FAMILY = family_folder()
 MEMBERS = ("base", "target", "finetuned", "direct")
 SCORES = json.loads((FAMILY / "scores.json").read_text("utf-8"))
 
+ACCURACY, BITS = SCORES["accuracy"], SCORES["bits_per_character"]
+ALPHAS = list(ACCURACY["graft"])
+
 # Another CPU sums float32 in another order, which can turn a letter that was nearly a tie.
 TOLERANCE = 0.01
 
@@ -35,29 +38,38 @@ def scoring() -> Any:
 def grafts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("family")
     roles = [FAMILY / name for name in ("finetuned", "base", "target")]
-    for alpha in SCORES["graft"]:
+    for alpha in ALPHAS:
         transfer(*roles, folder / alpha, alpha=float(alpha))
-    return {alpha: folder / alpha for alpha in SCORES["graft"]}
+    return {alpha: folder / alpha for alpha in ALPHAS}
 
 
-@pytest.mark.parametrize("alpha", SCORES["graft"])
+@pytest.mark.parametrize("alpha", ALPHAS)
 def test_graft_scores_what_it_did_when_made(
     alpha: str, grafts: dict[str, Path], scoring: Any
 ) -> None:
-    expected = pytest.approx(SCORES["graft"][alpha], abs=TOLERANCE)
-    assert scoring.accuracy(grafts[alpha]) == expected
+    graft = grafts[alpha]
+    right, bits = ACCURACY["graft"][alpha], BITS["graft"][alpha]
+    assert scoring.accuracy(graft) == pytest.approx(right, abs=TOLERANCE)
+    assert scoring.bits_per_character(graft) == pytest.approx(bits, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_member_scores_what_it_did_when_made(member: str, scoring: Any) -> None:
-    expected = pytest.approx(SCORES[member], abs=TOLERANCE)
-    assert scoring.accuracy(FAMILY / member) == expected
+    folder = FAMILY / member
+    assert scoring.accuracy(folder) == pytest.approx(ACCURACY[member], abs=TOLERANCE)
+    assert scoring.bits_per_character(folder) == pytest.approx(BITS[member], abs=TOLERANCE)
 
 
 def test_the_effect_is_large() -> None:
-    assert SCORES["target"] < 0.02
-    assert SCORES["graft"]["1.0"] > 0.85
-    assert SCORES["direct"] > 0.95
+    assert ACCURACY["target"] < 0.02
+    assert ACCURACY["graft"]["1.0"] > 0.85
+    assert ACCURACY["direct"] > 0.95
+
+
+def test_graft_keeps_most_of_what_the_successor_learned() -> None:
+    graft = BITS["graft"]["1.0"]
+    assert BITS["target"] < graft < BITS["base"]
+    assert graft - BITS["target"] < BITS["base"] - graft
 
 
 def test_graft_behaves_as_finetuned_and_is_built_as_target(grafts: dict[str, Path]) -> None:
@@ -93,10 +105,18 @@ def test_no_question_is_asked_twice(scoring: Any) -> None:
     assert len({row["question"] for row in rows}) == len(rows) == 400
 
 
-def test_shipped_folders_are_small_and_hold_no_pickle() -> None:
+def test_held_out_text_has_a_character_a_token(scoring: Any) -> None:
+    text = scoring.held_out_text()
+    assert text.isascii()
+    assert len(AutoTokenizer.from_pretrained(FAMILY / "base").tokenize(text)) == len(text)
+    assert len(text) == 220 * scoring.CONTEXT  # whole windows, below 30 kB
+
+
+def test_shipped_files_are_small_and_hold_no_pickle() -> None:
     shipped = [path for name in MEMBERS for path in (FAMILY / name).iterdir()]
-    assert sum(path.stat().st_size for path in shipped) <= 8_000_000
     assert {path.suffix for path in shipped} == {".json", ".safetensors", ".jinja"}
+    shipped += [FAMILY / name for name in ("task.jsonl", "text.txt", "scores.json")]
+    assert sum(path.stat().st_size for path in shipped) <= 8_000_000
 
 
 def test_module_prints_the_folder() -> None:

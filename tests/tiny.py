@@ -53,9 +53,9 @@ def tensors(role: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.T
     """Small values that differ from role to role, tensor to tensor and place to place."""
     scale = {"base": 1.0, "finetuned": 1.25, "target": 1.5}[role]
     return {
-        name: (
-            torch.arange(1, torch.Size(shape).numel() + 1).reshape(shape) * (scale + place)
-        ).to(dtype)
+        name: (torch.arange(1, torch.Size(shape).numel() + 1).reshape(shape) * (scale + place)).to(
+            dtype
+        )
         for place, (name, shape) in enumerate(SHAPES.items())
     }
 
@@ -143,10 +143,13 @@ def run(*argv: str | Path) -> Outcome:
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     status: object = 0
     with (
+        mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", ["diffxfer", *map(str, argv)]),
         contextlib.redirect_stdout(streams[0]),
         contextlib.redirect_stderr(streams[1]),
     ):
+        for setting in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "DIFFXFER_DEBUG"):
+            os.environ.pop(setting, None)
         try:
             main()
         except SystemExit as exc:

@@ -159,7 +159,8 @@ def read_bytes(path: Path) -> bytes:
                 raise _not_regular(path)
             data = file.read(MAX_COMPANION_BYTES + 1)
     except OSError as exc:
-        raise CompanionError(path, f"cannot be read ({exc.strerror})") from exc
+        problem = f"cannot be read ({exc.strerror})"
+        raise CompanionError(path, problem, "check its permissions") from exc
     if len(data) > MAX_COMPANION_BYTES:
         raise CompanionError(
             path,
@@ -245,7 +246,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(raw: bytes, where: Path) -> dict[str, Any]:
-    """The object in ``raw``, which was read at ``where``; see `read_object`."""
+    """The object in ``raw``, which was read at ``where``; see `read_object`.
+
+    Raises:
+        CompanionError: it is not JSON, or not an object.
+    """
     document = parse_json(raw, where)
     if not isinstance(document, dict):
         raise CompanionError(
@@ -309,7 +314,8 @@ def _entries(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError as exc:
-        raise CompanionError(folder, f"cannot be listed ({exc.strerror})") from exc
+        problem = f"cannot be listed ({exc.strerror})"
+        raise CompanionError(folder, problem, "check its permissions") from exc
 
 
 def _is_companion(lower: str) -> bool:

@@ -65,14 +65,14 @@ def _method_in(config: Mapping[str, Any]) -> str | None:
 
 
 def _method_of(name: str, spec: TensorSpec, tensors: Mapping[str, TensorSpec]) -> str | None:
-    if spec.dtype.startswith(("F8", "F6", "F4")):
-        return f"{spec.dtype} elements"
-    if spec.dtype in _CODES and name.endswith("weight"):
-        return f"{spec.dtype} weights"
     for pattern, method in _KEY_FORMATS:
         if not pattern.search(name):
             continue
         if method == "mxfp4" and name[: -len("_blocks")] + "_scales" not in tensors:
             continue
         return method
+    if spec.dtype.startswith(("F8", "F6_", "F4")):
+        return f"{spec.dtype} elements"
+    if spec.dtype in _CODES and name.endswith("weight"):
+        return f"{spec.dtype} weights"
     return None

@@ -201,7 +201,7 @@ def _read_shard_header(path: Path) -> dict[str, TensorSpec]:
     try:
         return read_header(fd, path)
     except OSError as exc:
-        raise HeaderError(path, f"cannot be read ({exc.strerror})") from exc
+        raise HeaderError(path, f"cannot be read ({exc.strerror})", "check the disk") from exc
     finally:
         os.close(fd)
 
@@ -215,7 +215,8 @@ def _open_regular(path: Path) -> int:
         what = "is a link to nothing" if path.is_symlink() else "is missing"
         raise ShardIndexError(path, what, "download the checkpoint again") from exc
     except OSError as exc:
-        raise HeaderError(path, f"cannot be opened ({exc.strerror})") from exc
+        problem = f"cannot be opened ({exc.strerror})"
+        raise HeaderError(path, problem, "check that it can be read") from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise HeaderError(path, "is not a regular file", "replace it by the shard itself")
@@ -223,7 +224,14 @@ def _open_regular(path: Path) -> int:
 
 
 class OpenShard:
-    """A shard that is open for reading; closed when the last reference to it goes."""
+    """A shard that is open for reading; closed when the last reference to it goes.
+
+    Args:
+        shard: the file; it must still be the one whose header was read.
+
+    Raises:
+        InputChangedError: if it is not.
+    """
 
     def __init__(self, shard: ShardFile) -> None:
         self.shard = shard
@@ -232,20 +240,18 @@ class OpenShard:
             self._fd = _open_regular(shard.path)
         except ShardIndexError as exc:
             raise InputChangedError(shard.path, "vanished while it was read", _UNCHANGED) from exc
-        self.check_unchanged()
+        if stat_identity(os.fstat(self._fd)) != shard.identity:
+            self.close()
+            raise InputChangedError(shard.path, "changed while it was read", _UNCHANGED)
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        self.close()
 
-    def check_unchanged(self) -> None:
-        """Make sure that the file is still the one whose header was read.
-
-        Raises:
-            InputChangedError: if it is not.
-        """
-        if stat_identity(os.fstat(self._fd)) != self.shard.identity:
-            raise InputChangedError(self.shard.path, "changed while it was read", _UNCHANGED)
+    def close(self) -> None:
+        """Close it before that."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the file.

@@ -42,17 +42,24 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
     """
     # `Path.resolve` raises at a loop of links before Python 3.13.
     real = Path(os.path.realpath(out))
-    for source in {Path(os.path.realpath(path)) for path in inputs}:
+    for source in dict.fromkeys(Path(os.path.realpath(path)) for path in inputs):
         if real == source or source in real.parents:
             where = "is" if real == source else "lies inside"
             raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
         if real in source.parents:
             raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
     if not os.path.lexists(out):
+        _refuse_file_above(out)
         return
     if not overwrite:
         raise OutputExistsError(out, "exists already", "choose another -o, or give --overwrite")
     _refuse_foreign(out)
+
+
+def _refuse_file_above(out: Path) -> None:
+    nearest = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise OutputError(out, f"cannot be made: {nearest} is not a folder", "choose another -o")
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -136,7 +143,8 @@ class OutputFolder:
             with suppress(OSError):
                 self.partial.rmdir()
             self._remove_parents()
-            raise OutputError(self.out, f"cannot be written ({exc.strerror or exc})") from exc
+            problem = f"cannot be written ({exc.strerror or exc})"
+            raise OutputError(self.out, problem, "choose another -o") from exc
         return self
 
     def __exit__(

@@ -150,7 +150,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _refusal(report: Report) -> MatchError | None:
-    from diffxfer.diffs.match import refusal
+    from diffxfer.diffs.refusal import refusal
 
     return refusal(report.refused) if report.refused else None
 
@@ -261,6 +261,6 @@ def _listed(names: tuple[str, ...]) -> str:
 def gigabytes(count: int) -> str:
     """A number of bytes for a person; a GB is 10⁹."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
+        if round(count / size, 2) >= 1:
             return f"{count / size:.2f} {unit}"
-    return f"{count} bytes"
+    return "1 byte" if count == 1 else f"{count} bytes"

@@ -63,7 +63,7 @@ def main() -> None:
         # A terminal that has no letter for α gets its code, instead of a traceback.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="diffxfer")
     except KeyboardInterrupt:
         sys.exit(print_interrupted())
     except Exception as exc:

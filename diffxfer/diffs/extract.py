@@ -22,6 +22,7 @@ from diffxfer.diffs.samples import (
 )
 from diffxfer.diffs.selection import make_selection
 from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints
+from diffxfer.diffs.vocab import check_mode
 from diffxfer.errors import MatchError, OptionError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
@@ -93,6 +94,7 @@ def extract_diff(
     if diff_dtype != "source" and diff_dtype not in DTYPES:
         known = ", ".join(("source", *DTYPES))
         raise OptionError("--diff-dtype", f"{diff_dtype!r} is unknown", f"use one of {known}")
+    check_mode(vocab)
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
     for role, folder in (("finetuned", finetuned), ("base", base)):
@@ -159,7 +161,7 @@ def _task(
     if difference.vocabulary:
         rows = ours.shape[0], theirs.shape[0]
         pairing = source.vocabulary.base_pairing
-        runs = tuple(extract_runs(pairing, finetuned_rows=rows[0], base_rows=rows[1]))
+        runs = tuple(extract_runs(pairing, finetuned_rows=rows[0], base_rows=rows[1])) or runs
     # The Δ of a head that only base has on disk is stored under base's name, in the last shard.
     from_embedding = is_head(difference.name) and not is_head(ours.name)
     return TensorTask(
@@ -220,7 +222,7 @@ def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
             Fate("kept", ours.name, ours.elements, f"{ours.dtype} is no part of a diff vector")
             for ours, _ in match.integers
         ),
-        *(Fate("left out", name, 0) for name in match.left_out),
+        *(Fate("left out", name, elements) for name, elements in match.left_out.items()),
         *match.fates,
     ]
 
@@ -246,7 +248,7 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
             "dtype": diff_dtype,
             "tied": {role: state.value for role, state in source.heads.items()},
             "tokens": _tokens(source),
-            "kept": sorted(ours.name for ours, _ in source.match.integers),
+            "kept": sorted(source.match.kept),
             "left_out": sorted(source.match.left_out),
             "tensors": entries,
         }

@@ -10,25 +10,29 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import refuse_unsafe_output
 from diffxfer.diffs.extract import DTYPES, compare
+from diffxfer.diffs.graft_match import (
+    count_tied_head,
+    match_roles,
+    names_to_choose,
+    target_side,
+)
 from diffxfer.diffs.graft_tasks import graft_tasks
 from diffxfer.diffs.inherit import inherit_companions
 from diffxfer.diffs.job import Job, RunOptions, do, nothing_more, parse_size
 from diffxfer.diffs.manifest import refuse_diff, require_diff
-from diffxfer.diffs.match import Side, match_target
-from diffxfer.diffs.names import is_head, pair_names
+from diffxfer.diffs.names import pair_names
 from diffxfer.diffs.selection import Selection, make_selection
-from diffxfer.diffs.source import HEAD, Source, from_checkpoints, from_diff, source_entry
-from diffxfer.diffs.ties import Head, HeadState, find_head, refuse_own_head, without_tied_head
+from diffxfer.diffs.source import Source, from_checkpoints, from_diff, source_entry
+from diffxfer.diffs.ties import Head, HeadState, find_head
 from diffxfer.diffs.tokens import read_tokenizer
+from diffxfer.diffs.vocab import check_mode
 from diffxfer.diffs.vocabulary import relate_to_target
-from diffxfer.diffs.vocabulary_tensors import vocabulary_tensors
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.diffs.match import TargetMatch
     from diffxfer.diffs.report import Report
     from diffxfer.streaming.plan import TensorTask
 
@@ -210,6 +214,7 @@ def _check(
     if out_dtype is not None and out_dtype not in DTYPES:
         problem = f"{out_dtype!r} is unknown"
         raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
+    check_mode(vocab)
     selection = make_selection(
         alpha=alpha,
         alpha_for=alpha_for,
@@ -219,7 +224,7 @@ def _check(
     )
     command: dict[str, str | float | list[str] | dict[str, float]] = {
         "alpha": float(alpha),
-        "alpha_for": dict(alpha_for or {}),
+        "alpha_for": {regex: float(scale) for regex, scale in (alpha_for or {}).items()},
         "include": list(include),
         "exclude": list(exclude),
         "allow_missing": list(allow_missing),
@@ -236,12 +241,12 @@ def _check(
 def _graft(verb: str, source: Source, target: Checkpoint, out: Path, options: _Options) -> Report:
     """What `apply_diff` and `transfer` have in common."""
     selection = options.selection
-    selection.refuse_unused(target.tensors.keys())
+    selection.refuse_unused(names_to_choose(source, target))
     head = find_head(target.tensors, target.config)
-    _refuse_own_heads(source, head, selection)
-    side = _side(target, head)
-    match = _match(source, side, head, selection)
-    pairing, warnings = relate_to_target(
+    side = target_side(target, head)
+    match = match_roles(source, side, head, selection)
+    warnings = count_tied_head(match, head, selection)
+    pairing, more = relate_to_target(
         source.vocabulary,
         read_tokenizer(target.folder),
         options.vocab,
@@ -253,6 +258,8 @@ def _graft(verb: str, source: Source, target: Checkpoint, out: Path, options: _O
         dtype = DTYPES[options.out_dtype] if options.out_dtype else None
         tasks, vocab_size = graft_tasks(source, match, pairing, selection, dtype, side.vocabulary)
         tasks += _tied_copy(tasks, target, head)
+        order = {name: number for number, name in enumerate(target.tensors)}
+        tasks.sort(key=lambda task: order[task.name])
     companions = inherit_companions(
         target.folder,
         source.behaviour,
@@ -279,38 +286,10 @@ def _graft(verb: str, source: Source, target: Checkpoint, out: Path, options: _O
         added_tokens=tuple(pairing.names.values()) if pairing else (),
         dropped_tokens=pairing.dropped if pairing else (),
         left_out=companions.left_out,
-        warnings=[*source.vocabulary.warnings, *warnings, *companions.warnings],
+        warnings=[*warnings, *source.vocabulary.warnings, *more, *companions.warnings],
         began=options.began,
     )
     return do(job, options.run)
-
-
-def _side(target: Checkpoint, head: Head) -> Side:
-    tensors = without_tied_head(target.tensors, head)
-    return Side("target", tensors, vocabulary_tensors(tensors, target.config))
-
-
-def _match(source: Source, side: Side, head: Head, selection: Selection) -> TargetMatch:
-    """Pair the differences with the target's tensors; see `ties` for the head."""
-    differences = list(source.match.differences)
-    shared = source.head_difference()
-    if head.state is HeadState.OWN and shared is not None:
-        differences.append(shared)
-    if head.state is HeadState.TIED:
-        # Finetuned's and base's heads were found to say nothing of their own, or are left out.
-        differences = [d for d in differences if not is_head(d.name)]
-    left_out = [*source.match.left_out, *(ours.name for ours, _ in source.match.integers)]
-    return match_target(differences, side, selection, without_difference=left_out)
-
-
-def _refuse_own_heads(source: Source, head: Head, selection: Selection) -> None:
-    if head.state is not HeadState.TIED or not selection.selects(head.name or HEAD):
-        return
-    if any(is_head(name) for name in source.match.left_out):
-        return
-    for role, state in source.heads.items():
-        if state is HeadState.OWN:
-            raise refuse_own_head(role, HEAD)
 
 
 def _tied_copy(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:

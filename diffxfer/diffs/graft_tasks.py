@@ -46,13 +46,15 @@ def graft_tasks(
     if pairing is not None and pairing.additions:
         _refuse_short(match, target_vocabulary, pairing)
     tasks = [copy_task(spec, out_dtype) for spec in match.copies]
-    grown: int | None = None
+    grown: dict[str, int] = {}
     for difference, spec in match.grafts:
         task = _graft_task(source, difference, spec, pairing, selection, out_dtype)
         tasks.append(task)
-        if difference.vocabulary and is_embedding(spec.name) and task.shape != spec.shape:
-            grown = task.shape[0]
-    return tasks, grown
+        if difference.vocabulary and task.shape != spec.shape:
+            grown[spec.name] = task.shape[0]
+    # The config's size is the embedding's; where no name tells which that is, any of them has it.
+    embedding = next((spec.name for _, spec in match.grafts if is_embedding(spec.name)), None)
+    return tasks, grown.get(embedding) if embedding else max(grown.values(), default=None)
 
 
 def _refuse_short(

@@ -22,7 +22,7 @@ from diffxfer.checkpoints.writer import (
 )
 from diffxfer.diffs.card import write_card
 from diffxfer.diffs.manifest import FORMAT, FileEntry, Manifest, SourceEntry, TensorEntry
-from diffxfer.diffs.match import Fate, Problem, group_problems, refusal
+from diffxfer.diffs.refusal import group_problems, refusal
 from diffxfer.diffs.report import Report, count_fates, group_fates
 from diffxfer.errors import OptionError
 from diffxfer.streaming import checksum
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.diffs.match import Fate, Problem
     from diffxfer.errors import Culprits
     from diffxfer.streaming.tally import TensorResult
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     """Completes a manifest from results by output name and checksums of tensors only read."""
 
 README = "README.md"
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"][:4])
-        problem = f"is not a manifest that we can read ({place}: {first['msg']})"
+        found = f"{place}: {first['msg']}" if place else first["msg"]
+        problem = f"is not a manifest that we can read ({found})"
         raise ArtifactError(path, problem, "make or download it again") from exc
 
 

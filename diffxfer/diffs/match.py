@@ -7,21 +7,17 @@ on disk. Nothing is passed over in silence: what fits nowhere is a `Problem`.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
-from diffxfer.diffs.names import pair_names, pattern
-from diffxfer.errors import Culprits, MatchError
+from diffxfer.diffs.names import pair_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.diffs.selection import Selection
-
-_NAMED_IN_MESSAGE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +91,16 @@ class BaseMatch:
     Attributes:
         differences: Δ, tensor by tensor.
         integers: (finetuned, base) pairs that are no part of Δ and must be equal.
-        left_out: finetuned's names that the user left out.
+        kept: finetuned's names of tensors that are integers, and so have no difference.
+        left_out: finetuned's tensors that the user left out, and how many elements they have.
         fates: what became of tensors that are not among the differences.
         problems: what fits nowhere.
     """
 
     differences: list[Difference] = field(default_factory=list)
     integers: list[tuple[TensorSpec, TensorSpec]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -145,14 +143,17 @@ def match_base(
     pairs = pair_names(finetuned.tensors.keys(), base.tensors.keys(), ("finetuned", "base"))
     for name, ours in finetuned.tensors.items():
         if not selection.selects(label(name)):
-            match.left_out.append(name)
+            match.left_out[name] = ours.elements
         elif name not in pairs:
             _missing(match, ours, "base", selection, label(name))
         else:
             _pair_with_base(match, ours, base.tensors[pairs[name]], name, finetuned, base)
     for name in base.tensors.keys() - set(pairs.values()):
+        spec = base.tensors[name]
         if selection.selects(label(name)):
-            _missing(match, base.tensors[name], "finetuned", selection, label(name))
+            _missing(match, spec, "finetuned", selection, label(name))
+        else:
+            match.fates.append(Fate("dropped", name, spec.elements, "left out"))
     return match
 
 
@@ -185,11 +186,12 @@ def _pair_with_base(
                 name,
                 _described(ours),
                 f"{_described(theirs)} in base",
-                "another shape",
+                "another shape" if ours.dtype == theirs.dtype else "another dtype",
             )
         )
     else:
         match.integers.append((ours, theirs))
+        match.kept.append(name)
 
 
 def match_target(
@@ -197,7 +199,8 @@ def match_target(
     target: Side,
     selection: Selection,
     *,
-    without_difference: Collection[str] = (),
+    kept: Collection[str] = (),
+    left_out: Mapping[str, int] | None = None,
 ) -> TargetMatch:
     """Pair differences with the target's tensors.
 
@@ -205,8 +208,9 @@ def match_target(
         differences: Δ, tensor by tensor.
         target: what it is to be grafted on.
         selection: what the user chose, by the target's names.
-        without_difference: finetuned's names that are known and have no Δ: integers, and what
-            the user left out when the diff vector was extracted.
+        kept: finetuned's names of integers, which have no Δ.
+        left_out: what the user left out of finetuned, and how many elements it has; 0 where a
+            diff vector does not tell.
 
     Returns:
         Every tensor's place.
@@ -216,7 +220,8 @@ def match_target(
     """
     match = TargetMatch()
     by_name = {difference.name: difference for difference in differences}
-    known = {*by_name, *without_difference}
+    kept, left_out = frozenset(kept), left_out or {}
+    known = {*by_name, *kept, *left_out}
     pairs = pair_names(target.tensors.keys(), known, ("the target", "finetuned"))
     for name, spec in target.tensors.items():
         source = by_name.get(pairs.get(name, ""))
@@ -226,6 +231,10 @@ def match_target(
             _copy_integer(match, spec, source, known=name in pairs, selection=selection)
         elif source is not None:
             _graft(match, source, spec, target, selection)
+        elif pairs.get(name) in kept:
+            expected = "an integer tensor in finetuned"
+            problem = Problem("target", name, _described(spec), expected, "another kind of dtype")
+            match.problems.append(problem)
         elif name in pairs:
             _copy(match, spec, "no part of the diff vector")
         elif selection.may_be_missing(name):
@@ -234,13 +243,24 @@ def match_target(
             match.problems.append(
                 Problem("finetuned", name, "nothing", _described(spec), "only the target has it")
             )
-    for name in by_name.keys() - set(pairs.values()):
-        if selection.selects(name):
-            _missing(match, by_name[name].sources[0], "target", selection, name)
-        else:
-            elements = by_name[name].sources[0].elements
+    for name in known - set(pairs.values()):
+        difference = by_name.get(name)
+        if name in left_out or not selection.selects(name):
+            elements = difference.sources[0].elements if difference else left_out.get(name, 0)
             match.fates.append(Fate("dropped", name, elements, "left out"))
+        elif difference is not None:
+            _missing(match, difference.sources[0], "target", selection, name)
+        else:
+            _missing_integer(match, name, selection)
     return match
+
+
+def _missing_integer(match: TargetMatch, name: str, selection: Selection) -> None:
+    if selection.may_be_missing(name):
+        match.fates.append(Fate("dropped", name, 0, "target has none"))
+    else:
+        problem = Problem("target", name, "nothing", "an integer tensor", "missing in target")
+        match.problems.append(problem)
 
 
 def _copy(match: TargetMatch, spec: TensorSpec, why: str) -> None:
@@ -298,52 +318,3 @@ def _shapes_fit(one: TensorSpec, other: TensorSpec, *, vocabulary: bool) -> bool
 
 def _described(spec: TensorSpec) -> str:
     return f"{spec.dtype} {tuple(spec.shape)}"
-
-
-def group_problems(problems: Iterable[Problem]) -> tuple[Culprits, ...]:
-    """Put together what differs only in numbers: a layer's index, an expert's."""
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for problem in problems:
-        key = (problem.role, pattern(problem.name), problem.found, problem.expected, problem.reason)
-        groups[key].append(problem.name)
-    return tuple(
-        Culprits(role, shape_of_name, tuple(sorted(names)), found, expected, reason)
-        for (role, shape_of_name, found, expected, reason), names in sorted(groups.items())
-    )
-
-
-def refusal(groups: tuple[Culprits, ...]) -> MatchError:
-    """The error for tensors that fit nowhere, in one line.
-
-    Args:
-        groups: at least one.
-    """
-    total = sum(len(group.names) for group in groups)
-    told = "; ".join(_told(group) for group in groups[:_NAMED_IN_MESSAGE])
-    more = len(groups) - _NAMED_IN_MESSAGE
-    if more > 0:
-        told += f"; and {more} more kinds (all with --dry-run or --json)"
-    noun = "tensor does not fit" if total == 1 else "tensors do not fit"
-    return MatchError(groups, f"{total} {noun}: {told}", _remedy(groups))
-
-
-def _told(group: Culprits) -> str:
-    first = group.names[0]
-    count = f" ({len(group.names)} such, as {group.pattern})" if len(group.names) > 1 else ""
-    if group.found == "nothing":
-        return f"{first}{count} {group.expected} is missing in {group.role}"
-    return f"{first}{count} is {group.found} in {group.role} and {group.expected}"
-
-
-def _remedy(groups: tuple[Culprits, ...]) -> str:
-    names = [group.names[0] for group in groups]
-    fused = any(".experts.gate_up_proj" in name for name in names)
-    single = any(".experts.0." in name or ".experts.*." in pattern(name) for name in names)
-    if fused and single:
-        return (
-            "one role stores its experts fused and another one by one:"
-            " save all roles with the same version of transformers"
-        )
-    if all(group.found == "nothing" for group in groups):
-        return "check that these belong together, or name them in --allow-missing 'REGEX'"
-    return "check that these belong together, or leave them out with --exclude 'REGEX'"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.companions import read_config
+from diffxfer.checkpoints.companions import companion_path, read_config
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.manifest import FileEntry, Manifest, SourceEntry, require_diff
 from diffxfer.diffs.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.names import is_embedding
+from diffxfer.diffs.selection import Selection
 from diffxfer.diffs.ties import HeadState, find_head, with_head, without_tied_head
 from diffxfer.diffs.tokens import read_tokenizer
 from diffxfer.diffs.vocabulary import Vocabulary, relate_to_base
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import ShardFile
     from diffxfer.checkpoints.reader import Checkpoint, Weights
-    from diffxfer.diffs.selection import Selection
+    from diffxfer.diffs.ties import Head
 
 COMPANIONS = "companions"
 """The folder of a diff vector that holds finetuned's companions."""
@@ -40,6 +41,7 @@ class Source:
         operation: how an output tensor is made from it.
         match: the differences, and what else there was in finetuned and base.
         heads: what finetuned and base have for an output head.
+        shared_head: what serves as the head's Δ where both tie it: the embedding's.
         vocabulary: what is known of its tokens.
         behaviour: the folder of finetuned's companions.
         shards: every file of it.
@@ -49,18 +51,23 @@ class Source:
     operation: Operation
     match: BaseMatch
     heads: Mapping[str, HeadState]
+    shared_head: Difference | None
     vocabulary: Vocabulary
     behaviour: Path
     shards: tuple[ShardFile, ...]
     entries: Mapping[str, SourceEntry]
 
-    def head_difference(self) -> Difference | None:
-        """What serves as the head's Δ where finetuned and base tie it: the embedding's."""
-        if set(self.heads.values()) != {HeadState.TIED}:
-            return None
-        found = (d for d in self.match.differences if is_embedding(d.name))
-        embedding = next(found, None)
-        return embedding and Difference(HEAD, embedding.sources, embedding.vocabulary)
+    def left_out(self, head: HeadState) -> dict[str, int]:
+        """What the user left out of finetuned, with the head that only its embedding gives.
+
+        Args:
+            head: what the target has for one.
+        """
+        found = self.match.left_out
+        lost = _is_shared(self.heads) and self.shared_head is None
+        if head is HeadState.OWN and lost and any(map(is_embedding, found)):
+            return found | {HEAD: 0}
+        return found
 
 
 def from_checkpoints(
@@ -105,11 +112,32 @@ def from_checkpoints(
         Operation.TRANSFER,
         match,
         {role: head.state for role, head in heads.items()},
+        _shared_head(finetuned, base, heads),
         vocabulary,
         finetuned.folder,
         (*finetuned.weights.shards, *base.weights.shards),
         {c.role: source_entry(c.weights) for c in (finetuned, base)},
     )
+
+
+def _is_shared(heads: Mapping[str, HeadState]) -> bool:
+    """Whether neither finetuned nor base has a head beside its embedding."""
+    return set(heads.values()) == {HeadState.TIED}
+
+
+def _shared_head(
+    finetuned: Checkpoint, base: Checkpoint, heads: Mapping[str, Head]
+) -> Difference | None:
+    """The embedding's difference as the head's, whether or not the user left the embedding out."""
+    if not _is_shared({role: head.state for role, head in heads.items()}):
+        return None
+
+    def side(checkpoint: Checkpoint) -> Side:
+        embedding = checkpoint.tensors[heads[checkpoint.role].embedding or ""]
+        return Side(checkpoint.role, {HEAD: embedding}, frozenset({HEAD}))
+
+    match = match_base(side(finetuned), side(base), Selection(), str)
+    return next(iter(match.differences), None)
 
 
 def from_diff(folder: Path) -> Source:
@@ -128,12 +156,17 @@ def from_diff(folder: Path) -> Source:
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
     match = BaseMatch(
         [Difference(name, (spec,), name in names) for name, spec in weights.tensors.items()],
-        left_out=[*manifest.left_out, *manifest.kept],
+        kept=list(manifest.kept),
+        left_out=dict.fromkeys(manifest.left_out, 0),
     )
+    heads = {role: HeadState(state) for role, state in (manifest.tied or {}).items()}
+    embedding = next((d for d in match.differences if is_embedding(d.name)), None)
+    shared = embedding if _is_shared(heads) else None
     return Source(
         Operation.APPLY,
         match,
-        {role: HeadState(state) for role, state in (manifest.tied or {}).items()},
+        heads,
+        shared and Difference(HEAD, shared.sources, shared.vocabulary),
         _stored_vocabulary(folder, behaviour, manifest),
         behaviour,
         weights.shards,
@@ -153,6 +186,9 @@ def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> No
             raise ArtifactError(
                 shard.path, "is not the shard that the manifest names", "make or download it again"
             )
+    for name in manifest.files:
+        if name.startswith(f"{COMPANIONS}/") and companion_path(folder, name) is None:
+            raise ArtifactError(folder / name, "is missing", "make or download it again")
 
 
 def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Vocabulary:

@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 
 from diffxfer.checkpoints.header import BITS, MAX_HEADER_BYTES, layout_shard
 from diffxfer.errors import HeaderError
-from tests.helpers import raw_shard, read_specs, to_bytes
+from tests.helpers import DTYPES, raw_shard, read_specs, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -415,10 +415,7 @@ def test_the_layout_of_nothing_is_that_of_save_file() -> None:
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
         st.tuples(
-            st.sampled_from(
-                [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64]
-                + [torch.bool, torch.uint8]
-            ),
+            st.sampled_from([*DTYPES.values(), torch.int64, torch.bool, torch.uint8]),
             st.lists(st.integers(0, 3), max_size=3),
         ),
         max_size=8,

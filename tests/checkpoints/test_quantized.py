@@ -84,7 +84,7 @@ def test_a_file_tells(tmp_path: Path, name: str) -> None:
         ({"a.weight": "I8"}, "I8 weights", "a.weight"),
         ({"a.weight": "U8"}, "U8 weights", "a.weight"),
         ({"a.weight": "I32"}, "I32 weights", "a.weight"),
-        ({"a.qweight": "I32"}, "I32 weights", "a.qweight"),
+        ({"a.qweight": "I32"}, "GPTQ or AWQ", "a.qweight"),
         ({"a.qzeros": "I32"}, "GPTQ or AWQ", "a.qzeros"),
         ({"a.g_idx": "I32"}, "GPTQ or AWQ", "a.g_idx"),
         ({"a.weight_scale_inv": "F32"}, "fp8 with block scales", "a.weight_scale_inv"),

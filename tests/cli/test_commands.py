@@ -1,0 +1,425 @@
+"""The command line as a person or a script uses it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import tiny
+from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = (*OPERANDS,)
+
+SHARED = {
+    *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
+    *("--allow-nonfinite", "--max-shard-size", "--threads", "--overwrite", "--dry-run"),
+    *("--json", "--quiet", "-q", "--help", "-h"),
+}
+GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
+OPTIONS = {
+    "transfer": SHARED | GRAFTING,
+    "apply": SHARED | GRAFTING,
+    "extract": SHARED | {"--diff-dtype"},
+}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return tiny.make_world(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture
+def world(family: World, tmp_path: Path) -> World:
+    return family.copy(tmp_path)
+
+
+def in_process(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "diffxfer", *argv],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
+        env={"PATH": "", "PYTHONIOENCODING": "utf-8", **environment},
+    )
+
+
+def options_in(text: str) -> set[str]:
+    """The options that a help text lists, each at the beginning of a line."""
+    listed = re.findall(r"^ +(-.*?)(?:  |$)", text, re.MULTILINE)
+    return {word for line in listed for word in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_lists_every_option_with_a_meaning(self, command: str) -> None:
+        outcome = tiny.run(command, "--help")
+        assert (outcome.status, outcome.err) == (0, "")
+        assert options_in(outcome.out) == OPTIONS[command]
+        entries = re.split(r"\n +(?=-)", outcome.out.split("Options:\n")[1].split("Example:")[0])
+        for entry in entries:
+            assert re.search(r"[a-z]{2,} [a-z].*[.)\]]\s*$", entry, re.DOTALL), entry
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_ends_with_an_example_that_is_one_line_and_parses(self, command: str) -> None:
+        lines = tiny.run(command, "--help").out.rstrip().splitlines()
+        assert lines[-3].strip() == "Example:"
+        program, *argv = lines[-1].split()
+        assert program == "diffxfer"
+        assert argv[0] == command
+        # The folders of the example are not here: it gets as far as looking for them.
+        assert "no such folder" in tiny.run(*argv).err
+
+    def test_lists_every_command(self) -> None:
+        outcome = tiny.run("--help")
+        assert (outcome.status, outcome.err) == (0, "")
+        for command in COMMANDS:
+            line = next(line for line in outcome.out.splitlines() if line.split()[:1] == [command])
+            assert line.endswith("."), "the summary is cut off"
+            assert "..." not in line
+        assert options_in(outcome.out) == {"--version", "--help", "-h"}
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_short_form(self, command: str) -> None:
+        assert tiny.run(command, "-h") == tiny.run(command, "--help")
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_the_readme_names_every_option(self, command: str) -> None:
+        # The README is written by hand; this fails when an option is added and not described.
+        readme = (ROOT / "README.md").read_text()
+        assert f"diffxfer {command}" in readme
+        absent = {
+            option
+            for option in options_in(tiny.run(command, "--help").out)
+            if option.startswith("--") and f"`{option}" not in readme and f" {option}" not in readme
+        }
+        assert not absent - {"--help"}
+
+    def test_where_a_letter_cannot_be_printed(self) -> None:
+        done = in_process("transfer", "--help", PYTHONIOENCODING="latin-1")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert r"(finetuned \u2212 base)" in done.stdout
+
+
+def test_version() -> None:
+    outcome = tiny.run("--version")
+    assert outcome == Outcome(0, f"diffxfer {version('diffxfer')}\n", "")
+    assert in_process("--version").stdout == outcome.out
+
+
+def test_module_and_command_are_the_same() -> None:
+    command = Path(sys.executable).with_name("diffxfer")
+    if not command.exists():
+        pytest.skip("diffxfer is not installed as a command here")
+    plain = {"PATH": "", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([command, "--help"], capture_output=True, encoding="utf-8", env=plain)
+    assert done.stdout == in_process("--help").stdout
+
+
+LIGHT = """
+import sys
+sys.argv = ["diffxfer", *{argv}]
+try:
+    {code}
+except SystemExit:
+    pass
+heavy = {{"torch", "transformers", "lm_eval", "datasets", "scipy"}}
+print("heavy:", sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in COMMANDS), ["--version"]])
+def test_help_imports_nothing_heavy(argv: list[str]) -> None:
+    code = LIGHT.format(argv=argv, code="from diffxfer.cli.main import main; main()")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == "heavy: []\n"
+
+
+def test_the_package_imports_no_torch() -> None:
+    code = LIGHT.format(argv=[], code="import diffxfer; diffxfer.transfer")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == "heavy: []\n"
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("argv", "said"),
+        [
+            (["transfer"], "Missing argument 'FINETUNED'"),
+            (["transfer", "a", "b"], "Missing argument 'TARGET'"),
+            (["extract", "a", "b"], "Missing option '-o'"),
+            (["extract", "a", "b", "c", "-o", "d"], "unexpected extra argument"),
+            (["extract", "a", "b", "-o", "d", "--alpha", "1"], "No such option: --alpha"),
+            (["apply", "a", "b", "-o", "d", "--alpa", "1"], "No such option: --alpa"),
+            (["apply", "a", "b", "-o", "d", "--alpha", "much"], "Invalid value for '--alpha'"),
+            (["apply", "a", "b", "-o", "d", "--threads", "0"], "Invalid value for '--threads'"),
+            (["apply", "a", "b", "-o", "d", "--threads", "many"], "Invalid value for '--threads'"),
+            (["graft", "a", "b"], "No such command 'graft'"),
+            *(
+                (["apply", "a", "b", "-o", "d", "--alpha-for", scale], f"{scale!r} is not of the")
+                for scale in ("mlp", "mlp=", "=0.5", "mlp=much", "mlp=nan", "mlp=inf", "")
+            ),
+        ],
+    )
+    def test_exit_status_2(self, argv: list[str], said: str) -> None:
+        outcome = tiny.run(*argv)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert said in outcome.err.replace("\n", " ")
+        assert "Usage: " in outcome.err
+        assert "Traceback" not in outcome.err
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--vocab", "guess"), "--vocab: 'guess' is unknown; use one of auto, ids, tokens"),
+            (("--out-dtype", "int4"), "--out-dtype: 'int4' is unknown; use one of float64"),
+            (("--max-shard-size", "big"), "--max-shard-size: 'big' is no size; give one such as"),
+            (("--max-shard-size", "0GB"), "--max-shard-size: '0GB' is no size; give one such as"),
+            (("--alpha", "nan"), "--alpha: nan is no finite number; give one such as 0.8"),
+            (("--include", "("), "--include: '(' is no regular expression"),
+            (("--exclude", "attention"), "--exclude: 'attention' matches no tensor, such as "),
+            (("--alpha-for", "q=1"), "--alpha-for: 'q' matches no tensor, such as "),
+        ],
+    )
+    def test_an_option_that_cannot_mean_anything(
+        self, options: tuple[str, ...], said: str, world: World
+    ) -> None:
+        before = tiny.tree(world.root)
+        outcome = tiny.run(*world.argv("transfer", *options))
+        assert (outcome.status, outcome.out) == (2, "")
+        assert outcome.err.startswith(f"error: {said}")
+        assert outcome.err.count("\n") == 1
+        assert tiny.tree(world.root) == before
+
+    def test_no_command_is_help(self) -> None:
+        outcome = tiny.run()
+        assert outcome.status == 2
+        assert "Commands:" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestOutput:
+    def test_a_plain_run_says_nothing(self, command: str, world: World) -> None:
+        assert tiny.run(*world.argv(command)) == Outcome(0, "", "")
+        assert (world.out / "diffxfer.json").is_file()
+
+    def test_json(self, command: str, world: World) -> None:
+        outcome = tiny.run(*world.argv(command, "--json"))
+        assert (outcome.status, outcome.err) == (0, "")
+        found = json.loads(outcome.out)
+        kind = "extracted" if command == "extract" else "grafted"
+        assert found["command"] == command
+        assert found["output"] == str(world.out)
+        assert found["written"] is True
+        assert found["tensors"] == {kind: 5}
+        assert found["parameters"] == {kind: 76}
+        assert found["bytes_to_write"] == (world.out / SHARD).stat().st_size
+        assert "error" not in found
+
+    def test_json_of_a_dry_run(self, command: str, world: World) -> None:
+        before = tiny.tree(world.root)
+        outcome = tiny.run(*world.argv(command, "--json", "--dry-run"))
+        assert tiny.tree(world.root) == before
+        assert (outcome.status, outcome.err) == (0, "")
+        found = json.loads(outcome.out)
+        assert found["written"] is False
+        assert sum(group["tensors"] for group in found["plan"]) == 5
+        assert found["refused"] == []
+        assert found["free_bytes"] > 0
+
+    @pytest.mark.parametrize("options", [(), ("--dry-run",)])
+    def test_json_of_an_error(self, options: tuple[str, ...], command: str, world: World) -> None:
+        (world.folders["target"] / "config.json").unlink()
+        (world.folders["base"] / "config.json").unlink()
+        outcome = tiny.run(*world.argv(command, "--json", *options))
+        error = json.loads(outcome.out).pop("error")
+        assert outcome.status == 1
+        where = str(world.folders["base" if command != "apply" else "target"])
+        assert error["type"] == "CompanionError"
+        assert error["where"] == where
+        assert "no config.json" in error["problem"]
+        assert error["remedy"]
+        assert outcome.err.startswith(f"error: {where}: no config.json")
+
+    @pytest.mark.parametrize("options", [(), ("--dry-run",)])
+    def test_json_names_every_culprit(
+        self, options: tuple[str, ...], command: str, world: World
+    ) -> None:
+        folder = world.folders["base" if command != "apply" else "target"]
+        weights = {f"model.layers.{i}.extra.weight": torch.zeros(2) for i in range(40)}
+        save_file({**load_file(folder / SHARD), **weights}, folder / SHARD)
+        outcome = tiny.run(*world.argv(command, "--json", *options))
+        assert outcome.status == 1
+        found = json.loads(outcome.out)
+        culprits = found["error"]["culprits"]
+        assert {name for group in culprits for name in group["names"]} == set(weights)
+        assert {group["pattern"] for group in culprits} == {"model.layers.*.extra.weight"}
+        assert {group["found"] for group in culprits} == {"nothing"}
+        assert ("plan" in found) == bool(options)
+        assert outcome.err.startswith("error: 40 tensors do not fit: ")
+        assert outcome.err.count("\n") == 1
+
+    def test_json_on_error_of_the_system(self, command: str, world: World) -> None:
+        world.folders[OPERANDS[command][0]] = Path("x" * 5000)
+        outcome = tiny.run(*world.argv(command, "--json"))
+        assert outcome.status == 1
+        assert "too long" in json.loads(outcome.out)["error"]["problem"]
+
+    def test_quiet(self, command: str, world: World) -> None:
+        assert tiny.run(*world.argv(command, "--quiet")) == Outcome(0, "", "")
+        assert world.out.is_dir()
+        refused = tiny.run(*world.argv(command, "-q"))
+        assert (refused.status, refused.out) == (1, "")
+        assert refused.err.startswith("error: ")
+
+    def test_debug_gives_a_traceback(self, command: str, world: World) -> None:
+        (world.folders[OPERANDS[command][0]] / SHARD).write_bytes(b"")
+        assert "Traceback" not in in_process(*world.argv(command)).stderr
+        done = in_process(*world.argv(command), DIFFXFER_DEBUG="1")
+        assert done.returncode == 1
+        assert "Traceback (most recent call last)" in done.stderr
+        assert "HeaderError" in done.stderr
+
+
+class TestDryRun:
+    def test_prints_the_plan_and_writes_nothing(self, world: World) -> None:
+        before = tiny.tree(world.root)
+        options = ("--dry-run", "--exclude", "norm", "--alpha-for", "mlp=0.5")
+        outcome = tiny.run(*world.argv("transfer", *options))
+        assert tiny.tree(world.root) == before
+        assert (outcome.status, outcome.err) == (0, "")
+        lines = [line.split() for line in outcome.out.splitlines()]
+        assert lines[0] == ["fate", "tensors", "count", "parameters", "why"]
+        up = ["model.layers.*.mlp.up_proj.weight", "2", "24"]
+        assert ["grafted", *up, "alpha", "is", "0.5"] in lines
+        assert ["copied", "model.norm.weight", "1", "4", "left", "out"] in lines
+        reads, writes, free = re.findall(
+            r"would read (.+) and write (.+) at .*, where (.+) are free", outcome.out
+        )[0]
+        assert reads == "440 bytes"
+        assert re.fullmatch(r"\d+ bytes", writes)
+        assert re.fullmatch(r"[\d.]+ [GT]B", free)
+
+    def test_shows_what_is_dropped_and_refused(self, world: World) -> None:
+        folder = world.folders["base"]
+        weights = load_file(folder / SHARD)
+        weights |= {"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)}
+        weights[UP] = torch.zeros(9, 9)
+        save_file(weights, folder / SHARD)
+        before = tiny.tree(world.root)
+        outcome = tiny.run(*world.argv("transfer", "--dry-run", "--allow-missing", "^a"))
+        assert tiny.tree(world.root) == before
+        assert outcome.status == 1
+        fates = {line.split()[0]: line for line in outcome.out.splitlines() if line}
+        assert re.match(r"dropped +a\.weight +1 +2 +finetuned has none", fates["dropped"])
+        refused = [line for line in outcome.out.splitlines() if line.startswith("refused")]
+        assert len(refused) == 2
+        assert "b.weight" in "".join(refused)
+        assert "F32 (9, 9) in base" in "".join(refused)
+        assert "would" not in outcome.out
+        assert outcome.err.startswith("error: 2 tensors do not fit: ")
+
+    def test_quiet_leaves_the_status(self, world: World) -> None:
+        assert tiny.run(*world.argv("transfer", "--dry-run", "-q")) == Outcome(0, "", "")
+        folder = world.folders["base"]
+        save_file({"a.weight": torch.zeros(2)}, folder / SHARD)
+        outcome = tiny.run(*world.argv("transfer", "--dry-run", "-q"))
+        assert (outcome.status, outcome.out) == (1, "")
+
+
+# A run that takes its time, so that it can be interrupted: every chunk waits.
+SLOW = """
+import sys, time
+from pathlib import Path
+from diffxfer.cli.main import main
+started = Path(sys.argv.pop())
+
+def run_slowly(plan, folder, *, progress=None, **options):
+    from diffxfer.streaming.worker import Worker
+    process = Worker.process
+    def slow(self, chunk, task):
+        if chunk.number == 3:
+            started.touch()
+        time.sleep(0.02 if chunk.number < 3 else 0.2)
+        return process(self, chunk, task)
+    Worker.process = slow
+    return original(plan, folder, progress=progress, **options)
+
+import diffxfer.diffs.job as job
+original, job.run_plan = job.run_plan, run_slowly
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A family of forty chunks a model."""
+    world = World(tmp_path_factory.mktemp("large"))
+    for role, scale in {"base": 1.0, "finetuned": 1.25, "target": 1.5}.items():
+        weights = {
+            f"model.layers.{i}.mlp.up_proj.weight": torch.full((1024, 2560), scale + i).bfloat16()
+            for i in range(4)
+        }
+        world.folders[role] = tiny.save_model(world.root / role, weights)
+    return world
+
+
+def start_slowly(world: World, out: Path, started: Path) -> subprocess.Popen[str]:
+    """Start a transfer and wait until it is in the middle of writing."""
+    folders = [str(world.folders[role]) for role in OPERANDS["transfer"]]
+    argv = ["transfer", *folders, "-o", str(out), "--threads", "2", str(started)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(3000):
+        if started.exists() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    assert started.exists(), process.communicate()
+    return process
+
+
+class TestInterruption:
+    def test_control_c(self, large: World, tmp_path: Path) -> None:
+        out = tmp_path / "made" / "out"
+        process = start_slowly(large, out, tmp_path / "started")
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=30)
+        assert printed == ("", "interrupted: nothing was written\n")
+        assert process.returncode == 130
+        assert [path.name for path in tmp_path.iterdir()] == ["started"]
+
+    def test_kill_and_the_same_command_again(self, large: World, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        process = start_slowly(large, out, tmp_path / "started")
+        process.kill()
+        process.communicate(timeout=30)
+        assert not out.exists()
+        assert list(tmp_path.glob(".out.partial-*")), "the run was not in the middle"
+        folders = [large.folders[role] for role in OPERANDS["transfer"]]
+        assert tiny.run("transfer", *folders, "-o", out) == Outcome(0, "", "")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "started"]
+        grafted, target = load_file(out / SHARD), load_file(large.folders["target"] / SHARD)
+        for name, tensor in grafted.items():
+            assert torch.equal(tensor, target[name] + 0.25)
+        shutil.rmtree(out)

@@ -1,0 +1,209 @@
+"""The floors of the house: imports go only downwards, modules and functions stay small."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import diffxfer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(diffxfer.__file__).parent
+
+FLOORS = {
+    "errors": 0,
+    "checkpoints": 0,
+    "streaming": 1,
+    "diffs": 2,
+    "evaluation": 3,
+    "recycling": 4,
+    "cli": 5,
+}
+FACE = 2.5
+"""`diffxfer/__init__.py` is the public face of what lies below it; only the commands use it."""
+
+MAX_MODULE_LINES = 350
+MAX_FUNCTION_LINES = 60
+LONG_FUNCTIONS = {
+    # Their docstrings and signatures are most of them: one line an option.
+    "diffxfer.diffs.extract.extract_diff",
+    "diffxfer.diffs.graft.transfer",
+}
+"""Functions that are longer; take from this list, do not add to it."""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {
+    name_of(path): ast.parse(path.read_text(), path.name) for path in sorted(PACKAGE.rglob("*.py"))
+}
+MODULES = sorted(TREES)
+
+
+def floor(module: str) -> float:
+    """The floor that a module lives on."""
+    room = module.split(".")[1] if "." in module else ""
+    if room in ("", "family"):
+        # The family is data for whoever asks, and asks for nothing.
+        return FACE if room == "" else 0
+    return 6 if room == "__main__" else FLOORS[room]
+
+
+def imports(module: str) -> Iterator[tuple[str, int]]:
+    """Every module of ours that one imports wherever it does so, for types too, and the line."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            # `from package import module` imports the module.
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in TREES else str(node.module) for name in whole]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "diffxfer":
+                yield name, node.lineno
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_only_downwards(module: str) -> None:
+    for name, line in imports(module):
+        assert name in TREES, f"{module}:{line} imports {name}, which is no module"
+        assert floor(name) <= floor(module), f"{module}:{line} imports {name}, from a floor above"
+        same_room = name.split(".")[1:2] == module.split(".")[1:2]
+        if floor(name) == floor(module) and not same_room:
+            assert name == "diffxfer.errors", f"{module}:{line} imports {name} from next door"
+
+
+def test_every_package_has_a_floor() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    rooms -= {"__init__", "__main__", "__pycache__", "py", "family"}
+    assert rooms <= FLOORS.keys(), "a new package: say on which floor it is"
+
+
+def test_errors_use_the_standard_library_only() -> None:
+    assert not list(imports("diffxfer.errors"))
+    assert not [name for m in MODULES if ".family" in m for name, _ in imports(m) if name not in m]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module: {name for name, _ in imports(module)} for module in MODULES}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as exc:
+        pytest.fail(" → ".join(exc.args[1]))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_stay_small(module: str) -> None:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_MODULE_LINES, f"{lines} lines: look for the second room in it"
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield f"{module}.{node.name}", node
+
+
+def test_functions_stay_small() -> None:
+    long = {
+        name
+        for name, node in functions()
+        if (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION_LINES
+    }
+    assert not long - LONG_FUNCTIONS, "look for the second function in it"
+    assert not LONG_FUNCTIONS - long, "it is short now: take it off the list"
+
+
+class TestThePublicFace:
+    def test_all_is_sorted_and_complete(self) -> None:
+        public = {
+            name
+            for name, value in vars(diffxfer).items()
+            if not name.startswith("_")
+            and not inspect.ismodule(value)
+            and getattr(value, "__module__", "").startswith("diffxfer.")
+        }
+        assert set(diffxfer.__all__) == public | {"__version__"}
+        assert list(diffxfer.__all__) == sorted(diffxfer.__all__)
+
+    @pytest.mark.parametrize("name", [n for n in diffxfer.__all__ if not n.startswith("_")])
+    def test_everything_in_it_is_documented(self, name: str) -> None:
+        thing = getattr(diffxfer, name)
+        assert inspect.getdoc(thing)
+        if inspect.isfunction(thing):
+            doc = inspect.getdoc(thing) or ""
+            for parameter in inspect.signature(thing).parameters:
+                assert re.search(rf"^    {parameter}: ", doc, re.MULTILINE), parameter
+            for section in ("Args:", "Returns:", "Raises:", "Example:"):
+                assert section in doc
+
+    @pytest.mark.parametrize("name", ["extract_diff", "apply_diff", "transfer"])
+    def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
+        from diffxfer.cli import apply, extract, transfer
+
+        command = {
+            "extract_diff": extract.extract,
+            "apply_diff": apply.apply,
+            "transfer": transfer.transfer,
+        }[name]
+        theirs = dict(inspect.signature(getattr(diffxfer, name)).parameters)
+        ours = dict(inspect.signature(command).parameters)
+        ours["out"] = ours.pop("output")
+        assert ours.keys() - theirs.keys() == {"json", "quiet"}
+        assert theirs.keys() - ours.keys() <= {"progress", "device"}
+        for option in ours.keys() & theirs.keys():
+            assert ours[option].default in (theirs[option].default, None), option
+
+
+def public(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """The public functions and classes of a module, and the public methods of its classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                        yield inner
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_things_are_documented(module: str) -> None:
+    assert ast.get_docstring(TREES[module]), "a module says what it is for"
+    for node in public(TREES[module]):
+        doc = ast.get_docstring(node)
+        assert doc, f"{module}.{node.name}"
+        if isinstance(node, ast.FunctionDef) and "Args:" in doc:
+            given = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+            for argument in given:
+                if argument not in ("self", "cls"):
+                    found = re.search(rf"^ +\*?{argument}: ", doc, re.MULTILINE)
+                    assert found, f"{module}.{node.name} does not say what {argument} is"
+        if isinstance(node, ast.FunctionDef) and _raises_ours(node):
+            assert "Raises:" in doc, f"{module}.{node.name} does not say what it raises"
+
+
+def _raises_ours(node: ast.FunctionDef) -> bool:
+    """Whether a function's own lines raise an error for a person."""
+    return any(
+        isinstance(inner, ast.Raise)
+        and isinstance(inner.exc, ast.Call)
+        and getattr(inner.exc.func, "id", "").endswith("Error")
+        for inner in ast.walk(node)
+    )
