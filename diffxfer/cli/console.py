@@ -150,7 +150,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _refusal(report: Report) -> MatchError | None:
-    from diffxfer.diffs.refusal import refusal
+    from diffxfer.diffs.matching.refusal import refusal
 
     return refusal(report.refused) if report.refused else None
 

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import refuse_unsafe_output
-from diffxfer.diffs.inherit import diff_companions
-from diffxfer.diffs.job import Job, RunOptions, do, parse_size
-from diffxfer.diffs.manifest import TensorEntry, TokensEntry, refuse_diff
-from diffxfer.diffs.match import Difference, Fate
-from diffxfer.diffs.names import is_head
-from diffxfer.diffs.rows import extract_runs
-from diffxfer.diffs.samples import (
+from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry, refuse_diff
+from diffxfer.diffs.artifact.samples import (
     SAMPLES_NAME,
     sample_indices,
     samples_file,
     samples_per_tensor,
 )
-from diffxfer.diffs.selection import make_selection
+from diffxfer.diffs.companions.inherit import diff_companions
+from diffxfer.diffs.job import Job, RunOptions, do, parse_size
+from diffxfer.diffs.matching.match import Difference, Fate
+from diffxfer.diffs.matching.names import is_head
+from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints
-from diffxfer.diffs.vocab import check_mode
+from diffxfer.diffs.vocab.pair_base import check_mode
+from diffxfer.diffs.vocab.rows import extract_runs
 from diffxfer.errors import MatchError, OptionError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.job import Finish
-    from diffxfer.diffs.manifest import Manifest
     from diffxfer.diffs.report import Report
     from diffxfer.streaming.tally import TensorResult
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import refuse_unsafe_output
+from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
+from diffxfer.diffs.companions.inherit import inherit_companions
 from diffxfer.diffs.extract import DTYPES, compare
 from diffxfer.diffs.graft_match import (
     count_tied_head,
@@ -17,16 +19,14 @@ from diffxfer.diffs.graft_match import (
     target_side,
 )
 from diffxfer.diffs.graft_tasks import graft_tasks
-from diffxfer.diffs.inherit import inherit_companions
 from diffxfer.diffs.job import Job, RunOptions, do, nothing_more, parse_size
-from diffxfer.diffs.manifest import refuse_diff, require_diff
-from diffxfer.diffs.names import pair_names
-from diffxfer.diffs.selection import Selection, make_selection
+from diffxfer.diffs.matching.names import pair_names
+from diffxfer.diffs.matching.selection import Selection, make_selection
+from diffxfer.diffs.matching.ties import Head, HeadState, find_head
 from diffxfer.diffs.source import Source, from_checkpoints, from_diff, source_entry
-from diffxfer.diffs.ties import Head, HeadState, find_head
-from diffxfer.diffs.tokens import read_tokenizer
-from diffxfer.diffs.vocab import check_mode
-from diffxfer.diffs.vocabulary import relate_to_target
+from diffxfer.diffs.vocab.pair_base import check_mode
+from diffxfer.diffs.vocab.relate import relate_to_target
+from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.match import Side, match_target
-from diffxfer.diffs.names import is_head, pair_names
+from diffxfer.diffs.matching.match import Side, match_target
+from diffxfer.diffs.matching.names import is_head, pair_names
+from diffxfer.diffs.matching.ties import HeadState, refuse_own_head, without_tied_head
 from diffxfer.diffs.source import HEAD
-from diffxfer.diffs.ties import HeadState, refuse_own_head, without_tied_head
-from diffxfer.diffs.vocabulary_tensors import vocabulary_tensors
+from diffxfer.diffs.vocab.tensors import vocabulary_tensors
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.diffs.match import TargetMatch
-    from diffxfer.diffs.selection import Selection
+    from diffxfer.diffs.matching.match import TargetMatch
+    from diffxfer.diffs.matching.selection import Selection
+    from diffxfer.diffs.matching.ties import Head
     from diffxfer.diffs.source import Source
-    from diffxfer.diffs.ties import Head
 
 
 def names_to_choose(source: Source, target: Checkpoint) -> set[str]:

@@ -6,17 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
-from diffxfer.diffs.names import is_embedding
-from diffxfer.diffs.rows import graft_runs
+from diffxfer.diffs.matching.names import is_embedding
+from diffxfer.diffs.vocab.rows import graft_runs
 from diffxfer.errors import VocabularyError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.diffs.match import Difference, TargetMatch
-    from diffxfer.diffs.selection import Selection
+    from diffxfer.diffs.matching.match import Difference, TargetMatch
+    from diffxfer.diffs.matching.selection import Selection
     from diffxfer.diffs.source import Source
-    from diffxfer.diffs.vocab_target import TargetPairing
+    from diffxfer.diffs.vocab.pair_target import TargetPairing
 
 
 def graft_tasks(

@@ -20,9 +20,9 @@ from diffxfer.checkpoints.writer import (
     index_json,
     refuse_small_disk,
 )
-from diffxfer.diffs.card import write_card
-from diffxfer.diffs.manifest import FORMAT, FileEntry, Manifest, SourceEntry, TensorEntry
-from diffxfer.diffs.refusal import group_problems, refusal
+from diffxfer.diffs.artifact.card import write_card
+from diffxfer.diffs.artifact.manifest import FORMAT, FileEntry, Manifest, SourceEntry, TensorEntry
+from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.report import Report, count_fates, group_fates
 from diffxfer.errors import OptionError
 from diffxfer.streaming import checksum
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile
-    from diffxfer.diffs.match import Fate, Problem
+    from diffxfer.diffs.matching.match import Fate, Problem
     from diffxfer.errors import Culprits
     from diffxfer.streaming.tally import TensorResult
 

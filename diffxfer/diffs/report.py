@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.names import pattern
+from diffxfer.diffs.matching.names import pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from diffxfer.diffs.match import Fate
+    from diffxfer.diffs.matching.match import Fate
     from diffxfer.errors import Culprits
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import companion_path, read_config
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.manifest import FileEntry, Manifest, SourceEntry, require_diff
-from diffxfer.diffs.match import BaseMatch, Difference, Side, match_base
-from diffxfer.diffs.names import is_embedding
-from diffxfer.diffs.selection import Selection
-from diffxfer.diffs.ties import HeadState, find_head, with_head, without_tied_head
-from diffxfer.diffs.tokens import read_tokenizer
-from diffxfer.diffs.vocabulary import Vocabulary, relate_to_base
-from diffxfer.diffs.vocabulary_tensors import vocabulary_tensors
+from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, SourceEntry, require_diff
+from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
+from diffxfer.diffs.matching.names import is_embedding
+from diffxfer.diffs.matching.selection import Selection
+from diffxfer.diffs.matching.ties import HeadState, find_head, with_head, without_tied_head
+from diffxfer.diffs.vocab.relate import Vocabulary, relate_to_base
+from diffxfer.diffs.vocab.tensors import vocabulary_tensors
+from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import ArtifactError
 from diffxfer.streaming.plan import Operation
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import ShardFile
     from diffxfer.checkpoints.reader import Checkpoint, Weights
-    from diffxfer.diffs.ties import Head
+    from diffxfer.diffs.matching.ties import Head
 
 COMPANIONS = "companions"
 """The folder of a diff vector that holds finetuned's companions."""

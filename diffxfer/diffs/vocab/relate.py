@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.vocab import BasePairing, pair_with_base
-from diffxfer.diffs.vocab_target import TargetPairing, pair_with_target
+from diffxfer.diffs.vocab.pair_base import BasePairing, pair_with_base
+from diffxfer.diffs.vocab.pair_target import TargetPairing, pair_with_target
 from diffxfer.errors import VocabularyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.diffs.tokens import Tokenizer
+    from diffxfer.diffs.vocab.tokens import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

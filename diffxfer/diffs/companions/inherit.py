@@ -20,13 +20,13 @@ from diffxfer.checkpoints.companions import (
     read_config,
 )
 from diffxfer.checkpoints.json_edit import Changes, KeyPath, edit_json
-from diffxfer.diffs.config_edit import (
+from diffxfer.diffs.companions.config_edit import (
     config_changes,
     generation_changes,
     model_token_ids,
     paths_to,
 )
-from diffxfer.diffs.special_tokens import (
+from diffxfer.diffs.companions.special_tokens import (
     Translation,
     Vocabulary,
     optional_object,
@@ -36,7 +36,7 @@ from diffxfer.diffs.special_tokens import (
     stated_specials,
     token_names,
 )
-from diffxfer.diffs.tokenizer_edit import (
+from diffxfer.diffs.companions.tokenizer_edit import (
     TokenEdits,
     added_token_flags,
     decoder_changes,

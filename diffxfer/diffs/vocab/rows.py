@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffxfer.diffs.vocab import ADDED, NONE
+from diffxfer.diffs.vocab.pair_base import ADDED, NONE
 from diffxfer.errors import VocabularyError
 from diffxfer.streaming.plan import Run, RunKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.diffs.vocab import BasePairing, Ids
-    from diffxfer.diffs.vocab_target import TargetPairing
+    from diffxfer.diffs.vocab.pair_base import BasePairing, Ids
+    from diffxfer.diffs.vocab.pair_target import TargetPairing
 
 _KINDS = (RunKind.GRAFT, RunKind.COPY, RunKind.ADD, RunKind.ZERO)
 _GRAFT, _COPY, _ADD, _ZERO = range(4)

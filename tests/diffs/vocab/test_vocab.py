@@ -8,13 +8,13 @@ from tokenizers import Tokenizer as RealTokenizer
 from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
-from diffxfer.diffs.rows import graft_runs
-from diffxfer.diffs.tokens import read_tokenizer
-from diffxfer.diffs.vocab import ADDED, NONE, pair_with_base
-from diffxfer.diffs.vocab_target import pair_with_target
+from diffxfer.diffs.vocab.pair_base import ADDED, NONE, pair_with_base
+from diffxfer.diffs.vocab.pair_target import pair_with_target
+from diffxfer.diffs.vocab.rows import graft_runs
+from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import OptionError, VocabularyError
 from diffxfer.streaming.plan import RunKind
-from tests.diffs.vocabularies import pairs, runs, tok, tokenizers
+from tests.diffs.vocab.vocabularies import pairs, runs, tok, tokenizers
 
 GRAFT, COPY = RunKind.GRAFT, RunKind.COPY
 

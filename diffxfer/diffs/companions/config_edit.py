@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.json_edit import KeyPath
-    from diffxfer.diffs.special_tokens import Translation
+    from diffxfer.diffs.companions.special_tokens import Translation
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Where models with more than text keep the configuration of their language model.

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffxfer.diffs.rows import extract_runs, graft_runs
-from diffxfer.diffs.vocab import ADDED, NONE, BasePairing
-from diffxfer.diffs.vocab_target import TargetPairing
+from diffxfer.diffs.vocab.pair_base import ADDED, NONE, BasePairing
+from diffxfer.diffs.vocab.pair_target import TargetPairing
+from diffxfer.diffs.vocab.rows import extract_runs, graft_runs
 from diffxfer.errors import VocabularyError
 from diffxfer.streaming.plan import Run, RunKind
-from tests.diffs.vocabularies import pairs, runs, tok, tokenizers
+from tests.diffs.vocab.vocabularies import pairs, runs, tok, tokenizers
 
 GRAFT, COPY, ADD, ZERO = RunKind.GRAFT, RunKind.COPY, RunKind.ADD, RunKind.ZERO
 

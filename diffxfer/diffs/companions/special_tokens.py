@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, read_object
-from diffxfer.diffs.tokens import read_tokenizer
+from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:

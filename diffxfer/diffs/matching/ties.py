@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.reader import same_bytes
-from diffxfer.diffs.names import is_embedding, is_head
+from diffxfer.diffs.matching.names import is_embedding, is_head
 from diffxfer.errors import MatchError
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from hypothesis import strategies as st
 
-from diffxfer.diffs.token_files import fingerprint_tokens
-from diffxfer.diffs.tokens import Tokenizer
-from diffxfer.diffs.vocab import pair_with_base
-from diffxfer.diffs.vocab_target import pair_with_target
+from diffxfer.diffs.vocab.pair_base import pair_with_base
+from diffxfer.diffs.vocab.pair_target import pair_with_target
+from diffxfer.diffs.vocab.token_files import fingerprint_tokens
+from diffxfer.diffs.vocab.tokens import Tokenizer
 from diffxfer.streaming.plan import Run
 
 SPECIALS = ("<s>", "</s>", "<unused0>", "<unused1>", "<x>", "<y>")

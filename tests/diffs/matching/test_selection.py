@@ -7,7 +7,7 @@ import torch
 
 from diffxfer import apply_diff, extract_diff, transfer
 from diffxfer.diffs.job import parse_size
-from diffxfer.diffs.selection import make_selection
+from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.errors import MatchError, OptionError, VocabularyError
 from tests import families, oracle
 from tests.oracle import Options, prove

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.names import is_known_vocabulary
+from diffxfer.diffs.matching.names import is_known_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

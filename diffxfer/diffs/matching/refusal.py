@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.names import pattern
+from diffxfer.diffs.matching.names import pattern
 from diffxfer.errors import Culprits, MatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from diffxfer.diffs.match import Problem
+    from diffxfer.diffs.matching.match import Problem
 
 _NAMED_IN_MESSAGE = 3
 

@@ -15,7 +15,7 @@ from diffxfer.checkpoints.companions import (
     read_bytes,
     read_object,
 )
-from diffxfer.diffs.token_files import (
+from diffxfer.diffs.vocab.token_files import (
     REMEDY,
     AddedToken,
     TokenTable,

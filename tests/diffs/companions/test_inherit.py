@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from diffxfer.diffs.inherit import diff_companions, inherit_companions
+from diffxfer.diffs.companions.inherit import diff_companions, inherit_companions
 from diffxfer.errors import CompanionError
 
 WORDS = ["<unk>", "hello", "world", "a", "b", "c"]

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
-from diffxfer.diffs.names import pair_names
+from diffxfer.diffs.matching.names import pair_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.diffs.selection import Selection
+    from diffxfer.diffs.matching.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)

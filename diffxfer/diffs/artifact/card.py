@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.diffs.manifest import Manifest
+    from diffxfer.diffs.artifact.manifest import Manifest
 
 _GRAFT = """\
 # {title}

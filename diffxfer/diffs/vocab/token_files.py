@@ -34,7 +34,7 @@ _SPECIAL_PIECES = (2, 3, 4)
 
 
 class TokenTable(NamedTuple):
-    """Tokens by id, and what is known of them: see `diffxfer.diffs.tokens.Tokenizer`."""
+    """Tokens by id, and what is known of them: see `diffxfer.diffs.vocab.tokens.Tokenizer`."""
 
     tokens: tuple[str | None, ...]
     special: frozenset[int]

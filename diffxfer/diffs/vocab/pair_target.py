@@ -1,4 +1,4 @@
-"""Which row of the target meets which of finetuned, by the rules in `diffxfer.diffs.vocab`."""
+"""Which row of the target meets which of finetuned, by the rules in `pair_base`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffxfer.diffs.vocab import (
+from diffxfer.diffs.vocab.pair_base import (
     NONE,
     check_mode,
     differing_ids,
@@ -22,8 +22,8 @@ from diffxfer.errors import VocabularyError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.diffs.tokens import Tokenizer
-    from diffxfer.diffs.vocab import Ids
+    from diffxfer.diffs.vocab.pair_base import Ids
+    from diffxfer.diffs.vocab.tokens import Tokenizer
 
 # Below this share of paired tokens the tokenizers are hardly related.
 _RELATED = 0.5
@@ -62,7 +62,7 @@ def pair_with_target(
     target: Tokenizer,
     mode: str = "auto",
 ) -> TargetPairing:
-    """Pair finetuned's tokens with the target's; `diffxfer.diffs.vocab` has the rules.
+    """Pair finetuned's tokens with the target's; `diffxfer.diffs.vocab.pair_base` has the rules.
 
     Args:
         finetuned: its tokenizer.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, parse_object, read_bytes
 from diffxfer.checkpoints.json_edit import KeyPath, edit_json
-from diffxfer.diffs.special_tokens import Vocabulary, optional_object
+from diffxfer.diffs.companions.special_tokens import Vocabulary, optional_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:

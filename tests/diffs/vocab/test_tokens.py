@@ -9,9 +9,9 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as RealTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from diffxfer.diffs import token_files as module
-from diffxfer.diffs.token_files import MAX_TOKENS, fingerprint_tokens
-from diffxfer.diffs.tokens import Tokenizer, read_tokenizer
+from diffxfer.diffs.vocab import token_files as module
+from diffxfer.diffs.vocab.token_files import MAX_TOKENS, fingerprint_tokens
+from diffxfer.diffs.vocab.tokens import Tokenizer, read_tokenizer
 from diffxfer.errors import CompanionError
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"

@@ -1,9 +1,9 @@
 """Vocabularies: which row of an embedding or head meets which, role by role.
 
 Two steps, since a diff vector is applied without its base. `pair_with_base` says from which row of
-base each row of finetuned is subtracted; `pair_with_target`, in `diffxfer.diffs.vocab_target`, says
+base each row of finetuned is subtracted; `pair_with_target`, in `pair_target`, says
 on which row of the target that difference is grafted. Both speak of token ids alone; those become
-runs of rows in `diffxfer.diffs.rows`.
+runs of rows in `rows`.
 
 **ids**: rows pair by position, where the tokenizers agree, id by id, on every regular token, and on
 every special token that finetuned uses (in a chat template, or as bos, eos or pad). Special tokens
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from diffxfer.diffs.tokens import Tokenizer
+    from diffxfer.diffs.vocab.tokens import Tokenizer
 
     Ids: TypeAlias = NDArray[np.int64]
     Pairs: TypeAlias = tuple[Ids, Ids]

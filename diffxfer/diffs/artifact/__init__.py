@@ -1,0 +1,1 @@
+"""What a folder that we write holds beside weights and companions."""

@@ -1,0 +1,1 @@
+"""What a graft's companions take from the target and from finetuned."""

@@ -1,0 +1,1 @@
+"""Which tensor of which role belongs to which, and what the user chose of them."""
