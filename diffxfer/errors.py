@@ -106,8 +106,15 @@ class MatchError(DiffxferError):
         groups: every culprit, grouped by role, pattern and reason.
     """
 
-    def __init__(self, groups: Sequence[Culprits], problem: str, remedy: str) -> None:
-        super().__init__("", problem, remedy)
+    def __init__(
+        self,
+        groups: Sequence[Culprits],
+        problem: str,
+        remedy: str,
+        *,
+        where: str | PathLike[str] = "",
+    ) -> None:
+        super().__init__(where, problem, remedy)
         self.groups = tuple(groups)
 
 

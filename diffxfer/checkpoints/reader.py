@@ -87,12 +87,15 @@ def open_checkpoint(folder: Path, role: str) -> Checkpoint:
         The checkpoint, checked.
 
     Raises:
-        CheckpointError: if it is none, is broken, is an adapter, or is quantised.
+        CheckpointError: if it is none, is broken, is empty, is an adapter, or is quantised.
     """
     require_folder(folder, f"the {role} checkpoint")
     _refuse_adapter(folder)
     config = read_config(folder)
     weights = open_weights(folder)
+    if not weights.tensors:  # a diff vector may well be empty, a model may not
+        problem = "has no tensors, where a whole checkpoint is due"
+        raise CheckpointError(folder / SINGLE_SHARD, problem, "download or save it again")
     refuse_quantized(folder, config, weights.tensors)
     return Checkpoint(role, weights, config)
 
@@ -209,7 +212,10 @@ def _read_shard_header(path: Path) -> dict[str, TensorSpec]:
 def _open_regular(path: Path) -> int:
     """Open a file for reading, unless it is a FIFO, a device or a folder."""
     try:
-        # Without O_NONBLOCK, opening a FIFO would wait for a writer for ever.
+        # Looked at before it is opened, since opening a device may already have an effect; and
+        # O_NONBLOCK, since opening a FIFO that took its place since would wait for a writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _not_regular(path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as exc:
         what = "is a link to nothing" if path.is_symlink() else "is missing"
@@ -219,8 +225,12 @@ def _open_regular(path: Path) -> int:
         raise HeaderError(path, problem, "check that it can be read") from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise HeaderError(path, "is not a regular file", "replace it by the shard itself")
+        raise _not_regular(path)
     return fd
+
+
+def _not_regular(path: Path) -> HeaderError:
+    return HeaderError(path, "is not a regular file", "replace it by the shard itself")
 
 
 class OpenShard:
@@ -261,7 +271,8 @@ class OpenShard:
             offset: the first byte in the file.
 
         Raises:
-            InputChangedError: if the file ends before the buffer is full, or cannot be read.
+            InputChangedError: if the file ends before the buffer is full.
+            CheckpointError: if the disk does not give it.
         """
         done = 0
         while done < len(buffer):
@@ -269,7 +280,7 @@ class OpenShard:
                 count = os.preadv(self._fd, [buffer[done:]], offset + done)
             except OSError as exc:
                 problem = f"cannot be read at byte {offset + done} ({exc.strerror})"
-                raise InputChangedError(self.shard.path, problem, "check the disk") from exc
+                raise CheckpointError(self.shard.path, problem, "check the disk") from exc
             if count == 0:
                 raise InputChangedError(self.shard.path, "became shorter", _UNCHANGED)
             done += count
@@ -297,7 +308,7 @@ def same_bytes(left: TensorSpec, right: TensorSpec) -> bool:
         right: another one.
 
     Raises:
-        InputChangedError: if one cannot be read.
+        CheckpointError: if one cannot be read as it was.
     """
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False

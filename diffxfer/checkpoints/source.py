@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from diffxfer.errors import CheckpointError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(rf"(?P<id>{_WORD}/(?P<name>{_WORD}))(@(?P<revision>\S+))?")
-_DOWNLOAD = "hf download {id} --local-dir {folder}"
+_DOWNLOAD = "hf download {id} --exclude 'original/*' --local-dir {folder}"
 
 
 def require_folder(folder: Path, what: str) -> None:
@@ -36,6 +37,9 @@ def require_folder(folder: Path, what: str) -> None:
         problem = f"is a file, where the folder of {what} is due"
         raise CheckpointError(folder, problem, "give the folder that holds it")
     problem = f"no such folder, where {what} is due"
+    near = _near_name(folder)
+    if near is not None:
+        raise CheckpointError(folder, problem, f"did you mean {near}?")
     found = _HUB_ID.fullmatch(str(folder))
     if found is None:
         command = _DOWNLOAD.format(id="org/name", folder="FOLDER")
@@ -45,3 +49,13 @@ def require_folder(folder: Path, what: str) -> None:
         command = _DOWNLOAD.format(id=found["id"] + revision, folder=found["name"])
         remedy = f"taken for a Hub id, it must be downloaded first: {command}"
     raise CheckpointError(folder, problem, remedy)
+
+
+def _near_name(folder: Path) -> Path | None:
+    """A folder beside it whose name is nearly the same."""
+    try:
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    except OSError:
+        return None
+    near = get_close_matches(folder.name, beside, n=1, cutoff=0.8)
+    return folder.parent / near[0] if near else None

@@ -48,16 +48,30 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
             raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
         if real in source.parents:
             raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
-    if not os.path.lexists(out):
-        _refuse_file_above(out)
+    place = _place(out)
+    if not os.path.lexists(place):
+        _refuse_file_above(place)
         return
     if not overwrite:
         raise OutputExistsError(out, "exists already", "choose another -o, or give --overwrite")
-    _refuse_foreign(out)
+    _refuse_foreign(place)
+
+
+def _place(out: Path) -> Path:
+    """The absolute path of an output.
+
+    `..` is taken out of it, links followed: `new/../out` would make `new` only to leave it empty.
+    """
+    out = out.absolute()
+    if ".." not in out.parts:
+        return out
+    if out.name == "..":
+        return Path(os.path.realpath(out))
+    return Path(os.path.realpath(out.parent)) / out.name  # what is a link itself stays one
 
 
 def _refuse_file_above(out: Path) -> None:
-    nearest = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    nearest = next(parent for parent in out.parents if os.path.lexists(parent))
     if not nearest.is_dir():
         raise OutputError(out, f"cannot be made: {nearest} is not a folder", "choose another -o")
 
@@ -89,7 +103,7 @@ def is_our_folder(folder: Path) -> bool:
 
 def free_bytes(out: Path) -> int:
     """How many bytes can be written where `out` is to be."""
-    parent = out.absolute().parent
+    parent = _place(out).parent
     while not parent.exists():
         parent = parent.parent
     status = os.statvfs(parent)
@@ -125,7 +139,7 @@ class OutputFolder:
     """
 
     def __init__(self, out: Path, fingerprint: str, *, overwrite: bool = False) -> None:
-        self.out = out.absolute()
+        self.out = _place(out)
         self.partial = self.out.parent / f".{self.out.name}.partial-{fingerprint[:12]}"
         self._overwrite = overwrite
         self._lock_fd = -1
@@ -183,22 +197,32 @@ class OutputFolder:
         """Make everything durable and let the folder appear.
 
         Raises:
-            OutputError: if that fails; nothing appears then.
+            OutputError: if that fails; nothing appears then, unless the message says so.
         """
+        old = None
         try:
             for path, _, _ in os.walk(self.partial):
                 sync_folder(Path(path))
             if os.path.lexists(self.out):
-                self._replace()
+                old = self._replace()
             else:
                 self.partial.rename(self.out)
             self._published = True
+        except OSError as exc:
+            raise write_error(self.out, "", exc) from exc
+        try:
             for folder in (self.out, *self._made_parents):
                 sync_folder(folder.parent)
         except OSError as exc:
-            raise write_error(self.out, "", exc) from exc
+            problem = f"is whole, but a power cut could still undo it ({exc.strerror})"
+            raise OutputError(self.out, problem, "check the disk") from exc
+        if old is not None:
+            # Only now, as a power cut could have brought it back under its name. What cannot be
+            # removed does not undo the result; the next run removes it.
+            shutil.rmtree(old, ignore_errors=True)
 
-    def _replace(self) -> None:
+    def _replace(self) -> Path:
+        """Take the place of the folder that is there; returns where that one is now."""
         if not self._overwrite:
             raise OutputExistsError(self.out, "appeared while it was made", "choose another -o")
         _refuse_foreign(self.out)  # it may be another one by now
@@ -207,9 +231,7 @@ class OutputFolder:
             old = self._aside
             self.out.rename(old)
             self.partial.rename(self.out)
-        self._published = True
-        # What cannot be removed now does not undo the result; the next run removes it.
-        shutil.rmtree(old, ignore_errors=True)
+        return old
 
     @property
     def _aside(self) -> Path:
@@ -217,8 +239,9 @@ class OutputFolder:
 
     def _recover(self) -> None:
         """Undo a replacement that was cut off between its two renames."""
-        if not self._aside.exists():
+        if not os.path.lexists(self._aside):
             return
+        _refuse_foreign(self._aside)  # its name alone does not make it ours
         if os.path.lexists(self.out):
             shutil.rmtree(self._aside)
             return

@@ -88,7 +88,7 @@ class Console:
         else:
             if not report.written and not self._quiet:
                 _print_plan(report)
-            elif sys.stderr.isatty() and not self._quiet:
+            elif not self._quiet:
                 _print_summary(report)
             for warning in report.warnings:
                 typer.echo(f"warning: {printable(warning)}", err=True)
@@ -218,7 +218,7 @@ def _print_plan(report: Report) -> None:
 
 
 def _print_summary(report: Report) -> None:
-    """A few lines on stderr for a person who watches."""
+    """A few lines on stderr, also where nobody watches: a log is read later."""
     moved = report.bytes_to_read + report.bytes_to_write
     counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
     speed = gigabytes(int(moved / max(report.elapsed_s, 1e-3)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,6 +60,9 @@ def main() -> None:
     Exit status: 0 if it worked, 1 if it could not be done, 2 if the command line makes no sense,
     130 if it was interrupted.
     """
+    # A shell may close them: `>&-`. Python has None there, which nothing can print to.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 open to the end
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 open to the end
     for stream in (sys.stdout, sys.stderr):
         # A terminal that has no letter for α gets its code, instead of a traceback.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")

@@ -16,20 +16,24 @@ from diffxfer.diffs.artifact.samples import (
     samples_per_tensor,
 )
 from diffxfer.diffs.companions.inherit import diff_companions
-from diffxfer.diffs.job import Job, RunOptions, do, parse_size
+from diffxfer.diffs.job import Job, RunOptions, do
 from diffxfer.diffs.matching.match import Difference, Fate
 from diffxfer.diffs.matching.names import is_head
 from diffxfer.diffs.matching.selection import make_selection
+from diffxfer.diffs.shards import parse_size
 from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.rows import extract_runs
+from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import MatchError, OptionError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
+from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.job import Finish
     from diffxfer.diffs.report import Report
@@ -39,6 +43,7 @@ DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 """Torch's names of dtypes, and those of safetensors."""
 
 _BASE_ONLY = "base of "
+_TABLES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 
 
 def extract_diff(
@@ -95,17 +100,19 @@ def extract_diff(
         known = ", ".join(("source", *DTYPES))
         raise OptionError("--diff-dtype", f"{diff_dtype!r} is unknown", f"use one of {known}")
     check_mode(vocab)
-    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    check_run_options(threads, device)
+    max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
     for role, folder in (("finetuned", finetuned), ("base", base)):
         refuse_diff(folder, role)
     opened = open_checkpoint(finetuned, "finetuned"), open_checkpoint(base, "base")
-    refuse_unsafe_output(out, [finetuned, base], overwrite=overwrite)
+    refuse_unsafe_output(out, every_input(finetuned, base, *opened), overwrite=overwrite)
     selection.refuse_unused(opened[0].tensors.keys() | opened[1].tensors.keys())
     source = from_checkpoints(*opened, selection, lambda name: name, vocab)
     if not source.match.differences and not source.match.problems:
         raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
     companions = diff_companions(finetuned)
+    files = {**_borrowed_table(finetuned, base), **companions.files}
     tasks = _tasks(source, diff_dtype, opened[0].weights.shards[-1].path.name)
     job = Job(
         verb="extract",
@@ -113,30 +120,75 @@ def extract_diff(
         tasks=tasks,
         inputs=source.shards,
         indexed=opened[0].weights.indexed and max_shard_bytes is None,
-        files={f"{COMPANIONS}/{name}": content for name, content in companions.files.items()},
+        files={f"{COMPANIONS}/{name}": content for name, content in files.items()},
         command={
             "diff_dtype": diff_dtype,
-            "include": list(include),
-            "exclude": list(exclude),
-            "allow_missing": list(allow_missing),
+            **selection.command(),
             "vocab": vocab,
+            "max_shard_size": max_shard_size or "finetuned",
+            "allow_nonfinite": str(allow_nonfinite).lower(),
         },
         sources=source.entries,
         fates=_fates(source, tasks),
         problems=source.match.problems,
         finish=_finish(source, diff_dtype),
-        vocabulary=source.vocabulary.base_pairing.mode
-        if source.vocabulary.base_pairing
-        else "rows",
+        vocabulary=source.vocabulary.pairing_mode,
         added_tokens=tuple(source.vocabulary.added.values()),
         left_out=companions.left_out,
-        warnings=[*source.vocabulary.warnings, *companions.warnings],
+        warnings=[
+            *warn_of_one_model(*opened),
+            *source.vocabulary.warnings,
+            *companions.warnings,
+        ],
         began=began,
     )
     options = RunOptions(
         threads, device, allow_nonfinite, max_shard_bytes, overwrite, dry_run, progress
     )
     return do(job, options)
+
+
+def _borrowed_table(finetuned: Path, base: Path) -> dict[str, bytes | Path]:
+    """Base's table of tokens where finetuned has none, since it is taken to have the same."""
+    if read_tokenizer(finetuned) is not None or read_tokenizer(base) is None:
+        return {}
+    return {name: path for name, path in diff_companions(base).files.items() if name in _TABLES}
+
+
+def every_input(*inputs: Path | Checkpoint) -> list[Path]:
+    """Folders, and the files that their shards are: a shard may be a link to anywhere.
+
+    Args:
+        inputs: folders and opened checkpoints.
+    """
+    paths = [item for item in inputs if isinstance(item, Path)]
+    opened = [item for item in inputs if not isinstance(item, Path)]
+    return [*paths, *(shard.path for item in opened for shard in item.weights.shards)]
+
+
+def warn_of_one_model(
+    finetuned: Checkpoint, base: Checkpoint, target: Checkpoint | None = None
+) -> list[str]:
+    """Say where two roles are one model, file by file: most likely an argument too many.
+
+    Args:
+        finetuned: one role.
+        base: another.
+        target: the third, where there is one.
+    """
+    files = {
+        checkpoint.role: {shard.identity for shard in checkpoint.weights.shards}
+        for checkpoint in (finetuned, base, target)
+        if checkpoint is not None
+    }
+    warnings = []
+    if files["finetuned"] == files["base"]:
+        warnings.append("finetuned and base are the same files: their difference is nothing")
+    if files["base"] == files.get("target"):
+        warnings.append("base and target are the same files: alpha 1 gives finetuned back")
+    if files["finetuned"] == files.get("target"):
+        warnings.append("finetuned and target are the same files: is that the order you meant?")
+    return warnings
 
 
 def _tasks(source: Source, diff_dtype: str, last_shard: str) -> list[TensorTask]:

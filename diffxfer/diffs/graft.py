@@ -11,7 +11,7 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
 from diffxfer.diffs.companions.inherit import inherit_companions
-from diffxfer.diffs.extract import DTYPES, compare
+from diffxfer.diffs.extract import DTYPES, compare, every_input, warn_of_one_model
 from diffxfer.diffs.graft_match import (
     count_tied_head,
     match_roles,
@@ -19,15 +19,17 @@ from diffxfer.diffs.graft_match import (
     target_side,
 )
 from diffxfer.diffs.graft_tasks import graft_tasks
-from diffxfer.diffs.job import Job, RunOptions, do, nothing_more, parse_size
+from diffxfer.diffs.job import Job, RunOptions, do, nothing_more
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.diffs.matching.selection import Selection, make_selection
 from diffxfer.diffs.matching.ties import Head, HeadState, find_head
+from diffxfer.diffs.shards import parse_size
 from diffxfer.diffs.source import Source, from_checkpoints, from_diff, source_entry
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import OptionError
+from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -104,11 +106,13 @@ def apply_diff(
         *(threads, device, allow_nonfinite, overwrite, dry_run, progress),
     )
     diff, target, out = Path(diff), Path(target), Path(out)
-    require_diff(diff)
     refuse_diff(target, "target")
+    require_diff(diff)
     opened = open_checkpoint(target, "target")
-    refuse_unsafe_output(out, [diff, target], overwrite=overwrite)
-    return _graft("apply", from_diff(diff), opened, out, options)
+    source = from_diff(diff)
+    links = [shard.path for shard in source.shards]
+    refuse_unsafe_output(out, [*every_input(diff, target, opened), *links], overwrite=overwrite)
+    return _graft("apply", source, opened, out, options)
 
 
 def transfer(
@@ -172,7 +176,9 @@ def transfer(
     for role, folder in roles.items():
         refuse_diff(folder, role)
     opened = {role: open_checkpoint(folder, role) for role, folder in roles.items()}
-    refuse_unsafe_output(out, roles.values(), overwrite=overwrite)
+    inputs = every_input(*roles.values(), *opened.values())
+    refuse_unsafe_output(out, inputs, overwrite=overwrite)
+    warnings = warn_of_one_model(opened["finetuned"], opened["base"], opened["target"])
     labels = _labels(opened)
     source = from_checkpoints(
         opened["finetuned"],
@@ -181,7 +187,7 @@ def transfer(
         lambda name: labels.get(name, name),
         vocab,
     )
-    return _graft("transfer", source, opened["target"], out, options)
+    return _graft("transfer", source, opened["target"], out, options, warnings)
 
 
 def _labels(opened: Mapping[str, Checkpoint]) -> dict[str, str]:
@@ -225,27 +231,35 @@ def _check(
     command: dict[str, str | float | list[str] | dict[str, float]] = {
         "alpha": float(alpha),
         "alpha_for": {regex: float(scale) for regex, scale in (alpha_for or {}).items()},
-        "include": list(include),
-        "exclude": list(exclude),
-        "allow_missing": list(allow_missing),
+        **selection.command(),
         "vocab": vocab,
         "out_dtype": out_dtype or "target",
+        "max_shard_size": max_shard_size or "target",
+        "allow_nonfinite": str(allow_nonfinite).lower(),
     }
-    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
+    check_run_options(threads, device)
     run = RunOptions(
         threads, device, allow_nonfinite, max_shard_bytes, overwrite, dry_run, progress
     )
     return _Options(selection, vocab, out_dtype, command, run, began)
 
 
-def _graft(verb: str, source: Source, target: Checkpoint, out: Path, options: _Options) -> Report:
+def _graft(
+    verb: str,
+    source: Source,
+    target: Checkpoint,
+    out: Path,
+    options: _Options,
+    warnings: Sequence[str] = (),
+) -> Report:
     """What `apply_diff` and `transfer` have in common."""
     selection = options.selection
     selection.refuse_unused(names_to_choose(source, target))
     head = find_head(target.tensors, target.config)
     side = target_side(target, head)
     match = match_roles(source, side, head, selection)
-    warnings = count_tied_head(match, head, selection)
+    warnings = [*warnings, *count_tied_head(match, head, selection)]
     pairing, more = relate_to_target(
         source.vocabulary,
         read_tokenizer(target.folder),

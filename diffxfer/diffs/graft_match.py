@@ -9,7 +9,7 @@ from diffxfer.diffs.matching.match import Side, match_target
 from diffxfer.diffs.matching.names import is_head, pair_names
 from diffxfer.diffs.matching.ties import HeadState, refuse_own_head, without_tied_head
 from diffxfer.diffs.source import HEAD
-from diffxfer.diffs.vocab.tensors import vocabulary_tensors
+from diffxfer.diffs.vocab.tensors import sort_tensors
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.reader import Checkpoint
@@ -31,7 +31,7 @@ def names_to_choose(source: Source, target: Checkpoint) -> set[str]:
 def target_side(target: Checkpoint, head: Head) -> Side:
     """The target's tensors, without a head that is a copy of its embedding."""
     tensors = without_tied_head(target.tensors, head)
-    return Side("target", tensors, vocabulary_tensors(tensors, target.config))
+    return Side("target", tensors, *sort_tensors(tensors, target.config))
 
 
 def match_roles(source: Source, side: Side, head: Head, selection: Selection) -> TargetMatch:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
-from diffxfer.diffs.matching.names import is_embedding
+from diffxfer.diffs.matching.names import is_embedding, is_layer_embedding
 from diffxfer.diffs.vocab.rows import graft_runs
+from diffxfer.diffs.vocab.tensors import refuse_ambiguous
 from diffxfer.errors import VocabularyError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
@@ -38,13 +39,16 @@ def graft_tasks(
         target_vocabulary: the target's tensors whose rows belong to tokens.
 
     Returns:
-        The tasks, and the vocabulary's size if the embedding grows.
+        The tasks, and the vocabulary's size if the embedding grows, or else that of Gemma 3n's
+        layers.
 
     Raises:
-        VocabularyError: if a tensor cannot have the rows that added tokens need.
+        VocabularyError: if a tensor cannot have the rows that added tokens need, or may belong to
+            tokens that have moved.
     """
-    if pairing is not None and pairing.additions:
+    if pairing is not None:
         _refuse_short(match, target_vocabulary, pairing)
+        _refuse_ambiguous(match, pairing, selection)
     tasks = [copy_task(spec, out_dtype) for spec in match.copies]
     grown: dict[str, int] = {}
     for difference, spec in match.grafts:
@@ -54,20 +58,46 @@ def graft_tasks(
             grown[spec.name] = task.shape[0]
     # The config's size is the embedding's; where no name tells which that is, any of them has it.
     embedding = next((spec.name for _, spec in match.grafts if is_embedding(spec.name)), None)
-    return tasks, grown.get(embedding) if embedding else max(grown.values(), default=None)
+    if embedding is None or embedding in grown:
+        return tasks, grown.get(embedding or "", max(grown.values(), default=None))
+    return tasks, next((grown[name] for name in grown if is_layer_embedding(name)), None)
 
 
 def _refuse_short(
     match: TargetMatch, target_vocabulary: frozenset[str], pairing: TargetPairing
 ) -> None:
+    fewest = min((s.shape[0] for d, s in match.grafts if d.vocabulary and s.shape), default=None)
+    new = set(pairing.additions)
+    new |= {place for place in pairing.kept if fewest is not None and place >= fewest}
     for spec in match.copies:
-        if spec.name in target_vocabulary:
-            token = next(iter(pairing.names.values()))
-            raise VocabularyError(
-                spec.name,
-                f"has no row for {token!r}, which finetuned added, since it is only copied",
-                "do not leave it out, or give --alpha-for with 0 for it: its added rows come then",
-            )
+        if spec.name not in target_vocabulary or not new:
+            continue
+        place = max(new)
+        if place in pairing.additions:
+            token = f"{pairing.names[place]!r}, which finetuned added,"
+        else:
+            token = f"id {place}, whose row finetuned brings,"
+        if place >= spec.shape[0]:
+            problem = f"has no row for {token} since it is only copied"
+        elif place in pairing.additions:
+            problem = f"would keep a padding row for {token} since it is only copied"
+        else:
+            continue
+        raise VocabularyError(
+            spec.name,
+            problem,
+            "do not leave it out, or give --alpha-for with 0 for it: its added rows come then",
+        )
+
+
+def _refuse_ambiguous(match: TargetMatch, pairing: TargetPairing, selection: Selection) -> None:
+    if pairing.in_place:
+        return
+    for difference, spec in match.grafts:
+        if difference.vocabulary or selection.alpha_of(spec.name) == 0:
+            continue
+        if spec.name in match.ambiguous:
+            refuse_ambiguous(spec.name, added=bool(pairing.additions))
 
 
 def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:

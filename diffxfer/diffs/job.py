@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
 
 from diffxfer.checkpoints.companions import read_bytes
-from diffxfer.checkpoints.header import HEADER_OFFSET
+from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
 from diffxfer.checkpoints.reader import INDEX_NAME, SINGLE_SHARD
 from diffxfer.checkpoints.writer import (
     MANIFEST_NAME,
@@ -21,10 +20,20 @@ from diffxfer.checkpoints.writer import (
     refuse_small_disk,
 )
 from diffxfer.diffs.artifact.card import write_card
-from diffxfer.diffs.artifact.manifest import FORMAT, FileEntry, Manifest, SourceEntry, TensorEntry
+from diffxfer.diffs.artifact.manifest import (
+    FORMAT,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    SourceEntry,
+    TensorEntry,
+    VocabularyEntry,
+)
+from diffxfer.diffs.matching.match import LEFT_OUT
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.report import Report, count_fates, group_fates
-from diffxfer.errors import OptionError
+from diffxfer.diffs.shards import cut_shards
+from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.plan import Plan, TensorTask, make_plan
 from diffxfer.streaming.run import run_plan
@@ -45,12 +54,12 @@ if TYPE_CHECKING:
     """Completes a manifest from results by output name and checksums of tensors only read."""
 
 README = "README.md"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a job is run; nothing of it shapes the result but `max_shard_bytes`.
+    """How a job is run; of all this, only `max_shard_bytes` shapes the result.
 
     Attributes:
         threads: how many workers, None for one a processor.
@@ -101,6 +110,8 @@ class Job:
         left_out: files that are not carried.
         warnings: what a user should know.
         began: when the verb was called, by `time.perf_counter`.
+        identities: of the files to copy, as they were when the job was planned.
+        identities: of the files to copy, as they were when the job was planned.
     """
 
     verb: str
@@ -120,6 +131,7 @@ class Job:
     left_out: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
+    identities: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
 
 
 def do(job: Job, options: RunOptions) -> Report:
@@ -136,7 +148,14 @@ def do(job: Job, options: RunOptions) -> Report:
         MatchError: if tensors fit nowhere, unless it is a dry run.
         DiffxferError: for every other known failure; nothing is left then.
     """
+    job.identities = {
+        name: stat_identity(content.stat())
+        for name, content in job.files.items()
+        if not isinstance(content, bytes)
+    }
     refused = group_problems(job.problems)
+    if not refused:
+        job.warnings += _losses(job)
     if refused and not options.dry_run:
         raise refusal(refused)
     tasks = cut_shards(job.tasks, options.max_shard_bytes)
@@ -164,6 +183,22 @@ def do(job: Job, options: RunOptions) -> Report:
     return _report(job, plan, free, results=by_name)
 
 
+def _losses(job: Job) -> list[str]:
+    """What does not reach the output, for a user who allowed it or could not know."""
+    lost = {
+        "tokens without a place in the target, whose difference is dropped": job.dropped_tokens,
+        "tensors dropped, as --allow-missing has it": tuple(
+            fate.name for fate in job.fates if fate.kind == "dropped" and fate.why != LEFT_OUT
+        ),
+    }
+    return [
+        f"{what}: {', '.join(names[:_LISTED])}"
+        + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+        for what, names in lost.items()
+        if names
+    ]
+
+
 def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
     """The checksums of tensors that were only read, by the name of their task."""
     return {
@@ -171,48 +206,6 @@ def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
         for task, result in zip(plan.tasks, results, strict=True)
         if task.shard is None
     }
-
-
-def cut_shards(tasks: Sequence[TensorTask], max_shard_bytes: int | None) -> list[TensorTask]:
-    """Assign the tensors to shards of a certain size, in the order in which they are.
-
-    Args:
-        tasks: their shards are those of an input.
-        max_shard_bytes: the most that the tensors of a shard take, unless there is only one; None
-            to leave them as they are.
-    """
-    if max_shard_bytes is None:
-        return list(tasks)
-    written = [task for task in tasks if task.shard is not None]
-    numbers: list[int] = []
-    number, size = 0, 0
-    for task in written:
-        nbytes = task.elements * task.itemsize
-        if size and size + nbytes > max_shard_bytes:
-            number, size = number + 1, 0
-        size += nbytes
-        numbers.append(number)
-    total = number + 1
-    names = [
-        SINGLE_SHARD if total == 1 else f"model-{index + 1:05d}-of-{total:05d}.safetensors"
-        for index in range(total)
-    ]
-    renamed = [replace(task, shard=names[n]) for task, n in zip(written, numbers, strict=True)]
-    return [*(task for task in tasks if task.shard is None), *renamed]
-
-
-def parse_size(text: str) -> int:
-    """A number of bytes such as ``5GB`` or ``500MB``; a GB is 10⁹, as on the Hub.
-
-    Raises:
-        OptionError: if it is none.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", text, re.IGNORECASE)
-    size = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
-    if size <= 0:
-        problem = f"{text!r} is no size"
-        raise OptionError("--max-shard-size", problem, "give one such as 5GB or 500MB")
-    return size
 
 
 def _companion_bytes(files: Mapping[str, bytes | Path]) -> int:
@@ -227,6 +220,12 @@ def _fingerprint(job: Job, plan: Plan) -> str:
     digest = xxhash.xxh3_128()
     digest.update(repr((version("diffxfer"), job.verb, sorted(job.command.items()))).encode())
     digest.update(repr([(str(shard.path), shard.identity) for shard in plan.inputs]).encode())
+    for name, content in sorted(job.files.items()):
+        known = content if isinstance(content, bytes) else repr(job.identities[name]).encode()
+        digest.update(name.encode("utf-8", "surrogateescape") + known)
+    for task in plan.tasks:
+        digest.update(repr((task.name, task.alpha, task.start)).encode("utf-8", "replace"))
+        digest.update(b"".join(repr(run.rows).encode() for run in task.runs))
     for name, layout in plan.layouts.items():
         digest.update(name.encode())
         digest.update(layout.header)
@@ -255,12 +254,22 @@ def _write_rest(
     files[README] = write_card(job.out.absolute().name, manifest)
     entries: dict[str, FileEntry] = {}
     for name, content in sorted(files.items()):
-        data = content if isinstance(content, bytes) else read_bytes(content)
+        data = content if isinstance(content, bytes) else _unchanged(job, name, content)
         entries[name] = FileEntry(size=len(data), xxh3=xxhash.xxh3_128_hexdigest(data))
         folder.write_file(name, data)
     manifest = manifest.model_copy(update={"files": entries})
     text = manifest.model_dump_json(indent=1, exclude_none=True)
     folder.write_file(MANIFEST_NAME, text.encode() + b"\n")
+
+
+def _unchanged(job: Job, name: str, path: Path) -> bytes:
+    """The bytes of a companion, which must be the file that the plan was made from."""
+    data = read_bytes(path)
+    if stat_identity(path.stat()) != job.identities[name]:
+        raise InputChangedError(
+            path, "changed during the run", "leave the inputs alone while it runs, and run it again"
+        )
+    return data
 
 
 def _manifest(job: Job, plan: Plan, results: Mapping[str, TensorResult]) -> Manifest:
@@ -269,11 +278,17 @@ def _manifest(job: Job, plan: Plan, results: Mapping[str, TensorResult]) -> Mani
         kind="diff" if job.verb == "extract" else "graft",
         diffxfer_version=version("diffxfer"),
         command={"verb": job.verb, **job.command},
+        vocabulary=VocabularyEntry(
+            pairing=job.vocabulary,
+            added=list(job.added_tokens),
+            dropped=list(job.dropped_tokens),
+        ),
         checksum=checksum.NAME,
         sources=dict(job.sources),
         shards={
-            name: FileEntry(
-                size=layout.size, xxh3=xxhash.xxh3_128_hexdigest(layout.header[HEADER_OFFSET:])
+            name: ShardEntry(
+                size=layout.size,
+                header_xxh3=xxhash.xxh3_128_hexdigest(layout.header[HEADER_OFFSET:]),
             )
             for name, layout in plan.layouts.items()
         },

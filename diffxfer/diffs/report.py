@@ -21,7 +21,8 @@ class FateGroup:
     """Tensors of one fate whose names differ only in numbers.
 
     Attributes:
-        kind: ``"grafted"``, ``"copied"``, ``"dropped"``, ``"extracted"`` or ``"kept"``.
+        kind: ``"grafted"``, ``"copied"``, ``"dropped"``, ``"extracted"``, ``"kept"`` or
+            ``"left out"``.
         pattern: their names with every number replaced by ``*``.
         tensors: how many.
         parameters: how many elements they have in all.
@@ -43,12 +44,13 @@ class Report:
         command: ``"extract"``, ``"apply"`` or ``"transfer"``.
         output: the folder.
         written: whether it is there now.
-        tensors: how many tensors had each fate: grafted, copied, dropped, extracted, kept, refused.
+        tensors: how many tensors had each fate: grafted, copied, dropped, extracted, kept,
+            left out, refused.
         parameters: how many elements those have.
         plan: the fates, grouped.
         refused: tensors that fit nowhere; only a dry run gets this far with any.
         bytes_to_read: of tensors.
-        bytes_to_write: of tensors.
+        bytes_to_write: of shards.
         free_bytes: on the output's disk, before.
         elapsed_s: seconds from the call to the result.
         vocabulary: how rows of tokens were paired: ``"ids"``, ``"tokens"`` or ``"rows"``.

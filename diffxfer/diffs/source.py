@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.companions import companion_path, read_config
+import xxhash
+
+from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, SourceEntry, require_diff
+from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, require_diff
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
 from diffxfer.diffs.matching.ties import HeadState, find_head, with_head, without_tied_head
 from diffxfer.diffs.vocab.relate import Vocabulary, relate_to_base
-from diffxfer.diffs.vocab.tensors import vocabulary_tensors
+from diffxfer.diffs.vocab.tensors import refuse_ambiguous, sort_tensors, vocabulary_tensors
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import ArtifactError
 from diffxfer.streaming.plan import Operation
@@ -99,15 +101,22 @@ def from_checkpoints(
             tensors = with_head(checkpoint.tensors, head, head_name)
         else:
             tensors = without_tied_head(checkpoint.tensors, head)
-        return Side(checkpoint.role, tensors, vocabulary_tensors(tensors, checkpoint.config))
+        return Side(checkpoint.role, tensors, *sort_tensors(tensors, checkpoint.config))
 
-    match = match_base(side(finetuned), side(base), selection, label)
+    sides = side(finetuned), side(base)
+    match = match_base(*sides, selection, label)
     vocabulary = relate_to_base(
         read_tokenizer(finetuned.folder),
         read_tokenizer(base.folder),
         vocab,
         same_rows=all(d.sources[0].shape == d.sources[1].shape for d in match.differences),
+        rows=_rows_gained(match),
     )
+    if vocabulary.base_pairing and not vocabulary.base_pairing.in_place:
+        ambiguous = sides[0].ambiguous | sides[1].ambiguous
+        for difference in match.differences:
+            if not difference.vocabulary and any(s.name in ambiguous for s in difference.sources):
+                refuse_ambiguous(difference.name, added=False)
     return Source(
         Operation.TRANSFER,
         match,
@@ -118,6 +127,15 @@ def from_checkpoints(
         (*finetuned.weights.shards, *base.weights.shards),
         {c.role: source_entry(c.weights) for c in (finetuned, base)},
     )
+
+
+def _rows_gained(match: BaseMatch) -> tuple[int, int] | None:
+    """Finetuned's rows and base's, where finetuned was resized to have more tokens."""
+    rows = [
+        (d.sources[0].shape[0], d.sources[1].shape[0]) for d in match.differences if d.vocabulary
+    ]
+    grown = [(ours, theirs) for ours, theirs in rows if ours > theirs]
+    return (max(n for n, _ in grown), min(n for _, n in grown)) if grown else None
 
 
 def _is_shared(heads: Mapping[str, HeadState]) -> bool:
@@ -170,7 +188,7 @@ def from_diff(folder: Path) -> Source:
         _stored_vocabulary(folder, behaviour, manifest),
         behaviour,
         weights.shards,
-        {"diff vector": source_entry(weights)},
+        {"diff vector": source_entry(weights, manifest.sources)},
     )
 
 
@@ -181,14 +199,20 @@ def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> No
         where = "its shards do not have" if odd in described else "its manifest does not name"
         raise ArtifactError(folder, f"is damaged: {where} {odd!r}", "make or download it again")
     for shard in weights.shards:
-        entry = manifest.shards.get(shard.path.name)
-        if entry is None or (entry.size, entry.xxh3) != (shard.size, shard.header_hash):
+        known = manifest.shards.get(shard.path.name)
+        if known is None or (known.size, known.header_xxh3) != (shard.size, shard.header_hash):
             raise ArtifactError(
                 shard.path, "is not the shard that the manifest names", "make or download it again"
             )
-    for name in manifest.files:
-        if name.startswith(f"{COMPANIONS}/") and companion_path(folder, name) is None:
+    for name, entry in manifest.files.items():
+        if not name.startswith(f"{COMPANIONS}/"):
+            continue
+        path = companion_path(folder, name)
+        if path is None:
             raise ArtifactError(folder / name, "is missing", "make or download it again")
+        if xxhash.xxh3_128_hexdigest(read_bytes(path)) != entry.xxh3:
+            problem = "is not the file that the manifest names"
+            raise ArtifactError(path, problem, "make or download the diff vector again")
 
 
 def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Vocabulary:
@@ -206,10 +230,19 @@ def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Voc
     return Vocabulary(tokenizer, tokens.added, tokens.renamed, None, tokens.base)
 
 
-def source_entry(weights: Weights) -> SourceEntry:
-    """What a manifest says of an input."""
+def source_entry(
+    weights: Weights, made_from: Mapping[str, SourceEntry] | None = None
+) -> SourceEntry:
+    """What a manifest says of an input.
+
+    Args:
+        weights: the input.
+        made_from: for a diff vector, its own inputs.
+    """
     shards = {
-        shard.path.name: FileEntry(size=shard.size, xxh3=shard.header_hash)
+        shard.path.name: ShardEntry(size=shard.size, header_xxh3=shard.header_hash)
         for shard in weights.shards
     }
-    return SourceEntry(name=weights.folder.resolve().name, shards=shards)
+    # A name may hold bytes that are no UTF-8, which a manifest cannot.
+    name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
+    return SourceEntry(name=name, shards=shards, made_from=dict(made_from or {}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ class Engine:
         Raises:
             DiffxferError: the earliest failure in the order of the plan.
         """
-        with _torch_threads(1):
+        with _one_torch_thread():
             workers: list[threading.Thread] = []
             try:
                 for _ in range(threads):
@@ -165,12 +166,46 @@ def _read_by(piece: Piece, task: TensorTask) -> int:
     return sum(piece.count * BITS[task.inputs[slot].dtype] // 8 for slot in used)
 
 
+class _TorchThreads:
+    """How many threads torch uses, and how many runs need it to be one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.runs = 0
+        self.before = 1
+
+
+_torch_threads = _TorchThreads()
+
+
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Torch's own threads would fight with ours; its setting is put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def _one_torch_thread() -> Iterator[None]:
+    """Torch's own threads would fight with ours; the last of the runs puts its setting back."""
+    shared = _torch_threads
+    with shared.lock:
+        if shared.runs == 0:
+            shared.before = _set_torch_threads(1)
+        shared.runs += 1
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with shared.lock:
+            shared.runs -= 1
+            if shared.runs == 0:
+                _set_torch_threads(shared.before)
+
+
+def _set_torch_threads(count: int) -> int:
+    """Set what threads that start from now on find, and return what it was.
+
+    With OpenMP, the thread that sets it changes for itself too. Runs may end in another order than
+    they began, so none could put that back for another's thread: a thread of its own sets it.
+    """
+
+    def swap() -> int:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        return before
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(swap).result()

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffxfer.errors import NonFiniteError
 from diffxfer.streaming import ops
-from diffxfer.streaming.plan import INPUTS, Chunk, Piece, TensorTask
+from diffxfer.streaming.plan import INPUTS, Chunk, Operation, Piece, TensorTask
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _ALLOW = "mend the checkpoint, or give --allow-nonfinite to let it through"
-_SMALLER = "give a smaller --alpha or a wider dtype, or --allow-nonfinite to let it through"
+_WIDER: Mapping[Operation, str] = {
+    Operation.TRANSFER: "a smaller --alpha or a wider dtype",
+    Operation.APPLY: "a smaller --alpha or a wider dtype",
+    Operation.SUBTRACT: "a wider --diff-dtype",
+    Operation.COPY: "a wider --out-dtype",
+}
+"""What keeps the result of an operation from overflowing."""
 
 
 def check_finite(
@@ -23,7 +34,8 @@ def check_finite(
 ) -> None:
     """Make sure that a result has no NaN and no infinity.
 
-    Arithmetic gives one wherever an input has one, so the first in the result is the first of all.
+    Arithmetic and casts give one wherever an input has one, so the first in the result is the
+    first of all.
 
     Args:
         out: the result, shape `(n,)`.
@@ -45,31 +57,12 @@ def check_finite(
     raise _overflow(task, chunk, pieces, position)
 
 
-def check_cast(out: Tensor, values: Tensor, piece: Piece, chunk: Chunk, task: TensorTask) -> None:
-    """Make sure that a cast turned no finite value into infinity; others are let through.
-
-    Args:
-        out: the result, shape `(n,)`.
-        values: what was cast, shape `(n,)`.
-        piece: what the elements are.
-        chunk: what the piece is a part of.
-        task: what the chunk is a part of.
-
-    Raises:
-        NonFiniteError: naming the first such element.
-    """
-    if ops.all_finite(out):
-        return
-    position = ops.first(torch.isfinite(out).logical_not_().logical_and_(torch.isfinite(values)))
-    if position is not None:
-        raise _overflow(task, chunk, [piece], position)
-
-
 def _overflow(task: TensorTask, chunk: Chunk, pieces: list[Piece], position: int) -> NonFiniteError:
     piece, inside = _locate(pieces, position)
     index = _index(chunk.start + piece.at + inside, task.shape)
     problem = f"overflows {task.dtype} in the output at {list(index)}"
-    return NonFiniteError(task.name, "output", index, problem, _SMALLER)
+    remedy = f"give {_WIDER[task.operation]}, or --allow-nonfinite to let it through"
+    return NonFiniteError(task.name, "output", index, problem, remedy)
 
 
 def _in_input(

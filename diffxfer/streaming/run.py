@@ -7,8 +7,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import check_unchanged
 from diffxfer.checkpoints.shard_writer import ShardWriter
+from diffxfer.errors import OptionError
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, chunks_of
 
 if TYPE_CHECKING:
@@ -17,12 +19,39 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.tally import TensorResult
 
+_REASON = 200
+
 
 def default_threads() -> int:
     """As many threads as this process has processors, eight at most: a disk feeds no more."""
     if hasattr(os, "sched_getaffinity"):
         return min(8, len(os.sched_getaffinity(0)))
     return min(8, os.cpu_count() or 1)
+
+
+def check_run_options(threads: int | None, device: str) -> None:
+    """Refuse threads and devices that cannot run a plan; torch is imported for a device alone.
+
+    Args:
+        threads: how many workers; None for one a processor.
+        device: where the arithmetic runs, as torch names it.
+
+    Raises:
+        OptionError: if there is less than one thread, or torch cannot compute on the device.
+    """
+    if threads is not None and threads < 1:
+        raise OptionError("--threads", f"{threads} is less than one", "give 1 or more")
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        # Reading it back tells a device that computes from one that only pretends to, as meta.
+        torch.zeros(1, dtype=torch.float64, device=torch.device(device)).item()
+    except (AssertionError, ImportError, RuntimeError, TypeError) as exc:
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        problem = f"torch cannot compute on {short(device)} ({reason[:_REASON]})"
+        raise OptionError("--device", problem, "give cpu, or a GPU that torch finds") from exc
 
 
 def run_plan(
@@ -50,8 +79,10 @@ def run_plan(
         One result a task of the plan.
 
     Raises:
+        OptionError: if `threads` or `device` cannot be.
         DiffxferError: the earliest failure; what was written is the folder's to remove.
     """
+    check_run_options(threads, device)
     pending = Counter[str]()
     for task in plan.tasks:
         if task.shard is not None:

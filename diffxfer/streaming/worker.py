@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffxfer.checkpoints.header import BITS, TensorSpec
+from diffxfer.checkpoints.header import BITS, FLOATS, TensorSpec
 from diffxfer.errors import MatchError
 from diffxfer.streaming import ops
 from diffxfer.streaming.checksum import block_digests
-from diffxfer.streaming.finite import check_cast, check_finite
+from diffxfer.streaming.finite import check_finite
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.tally import ChunkResult
 
@@ -71,7 +71,7 @@ class Worker:
         Raises:
             NonFiniteError: at NaN, infinity or overflow, unless they are allowed.
             MatchError: if tensors that must be the same are not.
-            InputChangedError: if an input cannot be read as it was.
+            CheckpointError: if an input cannot be read as it was.
         """
         result = ChunkResult()
         if task.operation in (Operation.COMPARE, Operation.DIGEST):
@@ -95,6 +95,7 @@ class Worker:
                 f"{task.name} holds other {task.inputs[0].dtype} values in finetuned than in base,"
                 " and integers are no part of a diff vector",
                 "give --exclude with its name to leave it as the target has it",
+                where=task.inputs[0].shard.path,
             )
         return memoryview(b"")
 
@@ -102,7 +103,7 @@ class Worker:
         (piece,) = chunk.pieces
         if piece.kind is RunKind.GRAFT:
             return self._graft([piece], chunk, task, result)
-        return self._plain(piece, chunk, task, result, self._result)
+        return self._plain(piece, chunk, task, result)
 
     def _assemble(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
         """A chunk whose rows are treated differently: compute the grafts together, then place."""
@@ -118,7 +119,7 @@ class Worker:
                 done += len(part)
         for piece in chunk.pieces:
             if piece.kind is not RunKind.GRAFT:
-                part = self._plain(piece, chunk, task, result, self._result)
+                part = self._plain(piece, chunk, task, result)
                 whole[piece.at * size : (piece.at + piece.count) * size] = part
         return whole
 
@@ -167,26 +168,26 @@ class Worker:
         return self._views[self._result][: count * task.itemsize]
 
     def _plain(
-        self, piece: Piece, chunk: Chunk, task: TensorTask, result: ChunkResult, slot: int
+        self, piece: Piece, chunk: Chunk, task: TensorTask, result: ChunkResult
     ) -> memoryview:
         """A piece that takes no arithmetic: copied, added or zero."""
-        view = self._views[slot][: piece.count * task.itemsize]
+        view = self._views[self._result][: piece.count * task.itemsize]
         if piece.kind is RunKind.ZERO:
             view[:] = bytes(len(view))
             return view
         source = 0 if piece.kind is RunKind.ADD else len(task.inputs) - 1
         spec = task.inputs[source]
         read = self._read(source, task, piece, 0)
-        if spec.dtype == task.dtype and piece.kind is RunKind.COPY:
+        if spec.dtype not in FLOATS:
             return read
-        values = self._values(source, spec.dtype, piece.count)
-        out = self._values(slot, task.dtype, piece.count)
-        out.copy_(values)
+        values = out = self._values(source, spec.dtype, piece.count)
+        if spec.dtype != task.dtype:
+            out = self._values(self._result, task.dtype, piece.count)
+            out.copy_(values)
         if not self._allow_nonfinite:
-            if piece.kind is RunKind.ADD:
-                check_finite(out, [(source, values)], [piece], chunk, task)
-            else:  # what a copied tensor holds is the target's own affair; a cast is not
-                check_cast(out, values, piece, chunk, task)
+            check_finite(out, [(source, values)], [piece], chunk, task)
+        if out is values:
+            return read
         if task.operation is Operation.SUBTRACT:
             back = out.to(values.dtype)
             result.inexact += ops.count_different_bits(back, values)

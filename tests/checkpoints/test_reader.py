@@ -258,6 +258,33 @@ def test_a_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, "base")
 
 
+def test_a_device_is_refused_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / SINGLE_SHARD
+    path.symlink_to("/dev/null")
+    opened = []
+    real_open = os.open
+
+    def spy(name: Path, *rest: Any) -> int:
+        opened.append(name)
+        return real_open(name, *rest)
+
+    monkeypatch.setattr(os, "open", spy)
+    with pytest.raises(HeaderError, match="is not a regular file"):
+        open_weights(tmp_path)
+    assert path not in opened
+
+
+def test_a_model_without_tensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / SINGLE_SHARD).write_bytes(raw_shard({}))
+    assert open_weights(tmp_path).tensors == {}  # as a diff vector of nothing
+    with pytest.raises(CheckpointError, match="has no tensors") as caught:
+        open_checkpoint(tmp_path, "base")
+    assert str(tmp_path / SINGLE_SHARD) in message(caught)
+
+
 def test_no_folder_is_refused_by_role(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("nowhere", "file"):
@@ -302,6 +329,25 @@ def test_reads_any_part(tmp_path: Path) -> None:
     shard.read_into(memoryview(buffer), spec.start + 4)
     assert bytes(buffer) == to_bytes(A["a"])[4:12]
     shard.read_into(memoryview(bytearray()), spec.start)
+
+
+def test_a_disk_that_fails_is_told_from_an_input_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = save_shard(tmp_path / SINGLE_SHARD, A)["a"]
+    shard = OpenShard(spec.shard)
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(CheckpointError) as caught:
+        shard.read_into(memoryview(bytearray(8)), 100)
+    assert type(caught.value) is CheckpointError
+    path = tmp_path / SINGLE_SHARD
+    assert message(caught) == (
+        f"{path}: cannot be read at byte 100 (Input/output error); check the disk"
+    )
 
 
 def test_an_open_shard_is_closed_with_its_last_reference(tmp_path: Path) -> None:

@@ -303,7 +303,69 @@ def fail_to_sync(fd: int) -> None:
     raise OSError(5, os.strerror(5))
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["new/../out", "new/deep/../../out", "link/../out"])
+def test_a_way_there_and_back_makes_no_folder(tmp_path: Path, name: str, overwrite: bool) -> None:
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/inner")
+    home = tmp_path / "real" if name.startswith("link") else tmp_path
+    before = tree(tmp_path)
+    if overwrite:
+        write(home / "out", "old")
+        with pytest.raises(OutputExistsError, match="exists already"):
+            refuse_unsafe_output(tmp_path / name, [], overwrite=False)
+    refuse_unsafe_output(tmp_path / name, [], overwrite=overwrite)
+    write(tmp_path / name, overwrite=overwrite)
+    assert text_of(home / "out") == "new"
+    shutil.rmtree(home / "out")
+    assert tree(tmp_path) == before
+
+
+def test_an_output_that_ends_in_dots_is_the_folder_above(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    for overwrite, words in ((False, "exists already"), (True, "of ours")):
+        with pytest.raises(OutputExistsError, match=words):
+            refuse_unsafe_output(tmp_path / "new" / "..", [], overwrite=overwrite)
+
+
 # Replacing one.
+
+
+def fail_to_sync_the_parent(path: Path) -> None:
+    if ".partial-" not in path.name:
+        raise OSError(5, os.strerror(5))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_disk_that_fails_after_the_folder_appeared_says_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+    if overwrite:
+        write(out, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "sync_folder", fail_to_sync_the_parent)
+        with pytest.raises(OutputError, match=r"out: is whole, but a power cut could still undo"):
+            write(out, overwrite=overwrite)
+    assert text_of(out) == "new"
+    left = [path for path in tmp_path.iterdir() if path != out]
+    assert [text_of(path) for path in left] == (["old"] if overwrite else [])
+    write(out, "newer", overwrite=True)
+    assert tree(tmp_path) == {"out", "out/text", f"out/{MANIFEST_NAME}"}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_has_the_name_of_an_old_folder_and_is_not_ours_is_kept(
+    tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "out"
+    write(out, "old")
+    make(kind, tmp_path / ".out.diffxfer-replaced")
+    before = tree(tmp_path)
+    with pytest.raises(OutputExistsError, match=r"\.out\.diffxfer-replaced: "):
+        write(out, overwrite=True)
+    assert tree(tmp_path) == before
+    assert text_of(out) == "old"
 
 
 def cannot_exchange(one: Path, other: Path) -> bool:

@@ -194,8 +194,8 @@ class TestUsage:
             (("--max-shard-size", "0GB"), "--max-shard-size: '0GB' is no size; give one such as"),
             (("--alpha", "nan"), "--alpha: nan is no finite number; give one such as 0.8"),
             (("--include", "("), "--include: '(' is no regular expression"),
-            (("--exclude", "attention"), "--exclude: 'attention' matches no tensor, such as "),
-            (("--alpha-for", "q=1"), "--alpha-for: 'q' matches no tensor, such as "),
+            (("--exclude", "attention"), "--exclude: 'attention' matches none of the "),
+            (("--alpha-for", "q=1"), "--alpha-for: 'q' matches none of the "),
         ],
     )
     def test_an_option_that_cannot_mean_anything(

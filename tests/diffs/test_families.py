@@ -267,7 +267,7 @@ class TestTies:
 
     def test_alpha_for_a_head_that_is_no_tensor_is_refused(self, tied, tmp_path):
         roles = [tied / role / "tied" for role in ROLES]
-        with pytest.raises(DiffxferError, match=r"--alpha-for: 'lm_head' matches no tensor"):
+        with pytest.raises(DiffxferError, match=r"--alpha-for: 'lm_head' matches none of the"):
             transfer(*roles, tmp_path / "out", alpha_for={"lm_head": 0.5})
 
 
@@ -399,7 +399,8 @@ class TestAddedTokens:
         graft = prove(tmp_path / "out", *roles, roles=token_roles(roles))
         report = transfer(*roles, tmp_path / "again")
         assert report.added_tokens == ()
-        assert any("keep the target's rows: '<|call|>'" in line for line in report.warnings)
+        kept = "keep the rows that the target has: '<|call|>'"
+        assert any(kept in line for line in report.warnings)
         old = oracle.load(roles[2])["lm_head.weight"]
         assert oracle.same(oracle.load(graft)["lm_head.weight"][33], old[33])
         assert families.load_tokenizer(graft)("<|call|>").input_ids == [33]
@@ -415,8 +416,40 @@ class TestAddedTokens:
     def test_refused_where_the_embedding_is_left_out(self, tmp_path):
         roles = save_roles(tmp_path, llama())
         add_tokenizers(roles, (*CONTROL, "<|call|>"), CONTROL, CONTROL)
-        with pytest.raises(VocabularyError, match=r"has no row for '<\|call\|>'.*--alpha-for"):
+        padded = r"would keep a padding row for '<\|call\|>'.*--alpha-for"
+        with pytest.raises(VocabularyError, match=padded):
             transfer(*roles, tmp_path / "out", exclude=("embed_tokens",))
+        tight = save_model(tmp_path / "tight", llama(vocab_size=32), 3)
+        add_tokenizers([tight], CONTROL)
+        with pytest.raises(VocabularyError, match=r"has no row for '<\|call\|>'.*--alpha-for"):
+            transfer(*roles[:2], tight, tmp_path / "out", exclude=("embed_tokens",))
+
+    @pytest.mark.parametrize("target_rows", [32, 33, 40])
+    @pytest.mark.parametrize("known", [False, True])
+    def test_base_has_the_token_and_no_row_for_it(self, tmp_path, target_rows, known):
+        """Its embedding was never resized to its tokenizer; finetuned's was."""
+        counts = dict(zip(ROLES, (33, 32, target_rows), strict=True))
+        configs = {r: {"config": llama(vocab_size=count)} for r, count in counts.items()}
+        roles = save_roles(tmp_path, llama(), **configs)
+        ours = (*CONTROL, "<|call|>")
+        add_tokenizers(roles, ours, ours, ours if known else CONTROL)
+        tensors = oracle.load(roles[2])
+        for name in ("lm_head.weight", "model.embed_tokens.weight"):
+            tensors[name][-2:] = -0.0
+        save_file(tensors, roles[2] / "model.safetensors", {"format": "pt"})
+        pairs = token_roles(roles)
+        pairs.base = pairs.base[:32]
+        if known and counts["target"] == 32:
+            pairs.target = pairs.target[:32]
+        graft = prove(tmp_path / "out", *roles, roles=pairs)
+        old, new = (oracle.load(folder)["lm_head.weight"] for folder in (roles[2], graft))
+        whole = oracle.load(roles[0])["lm_head.weight"][32]
+        kept = known and len(old) > 32
+        assert oracle.same(new[32], old[32] if kept else whole)
+        assert len(new) == max(33, target_rows)
+        assert AutoConfig.from_pretrained(graft).vocab_size == len(new)
+        families.load_whole(graft)
+        assert families.load_tokenizer(graft)("<|call|>").input_ids == [32]
 
     def test_vocabulary_known_by_its_size(self, tmp_path):
         """A name that no table knows: `vocab_size` says that its rows are tokens, and grows."""
@@ -548,6 +581,45 @@ class TestTokenPairs:
             save_tokenizer(folder, fast_tokenizer(CONTROL, table))
         save_tokenizer(roles[0], fast_tokenizer((*CONTROL, "<|call|>"), words))
         prove(tmp_path / "out", *roles, roles=token_roles(roles, mode="tokens"))
+
+    @pytest.mark.parametrize("permuted", ["target", "finetuned"])
+    def test_what_may_belong_to_tokens_is_refused_where_they_move(self, tmp_path, permuted):
+        generator = torch.Generator().manual_seed(0)
+        roles = []
+        for role in ROLES:
+            shapes = {"wte.weight": (32, 8), "odd.weight": (32, 8), "h.0.up.weight": (8, 32)}
+            shapes["h.0.kv_b_proj.weight"] = (32, 4)
+            tensors = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+            config = {"vocab_size": 32, "hidden_size": 8}
+            roles.append(families.save_tensors(tmp_path / role, tensors, config))
+        add_tokenizers(roles, CONTROL, CONTROL, CONTROL)
+        prove(tmp_path / "same", *roles)
+        turned = fast_tokenizer(CONTROL, [WORDS[0], *reversed(WORDS[1:])])
+        save_tokenizer(roles[ROLES.index(permuted)], turned)
+        remedy = r"odd.weight: .*--exclude 'odd\\\.weight\$', or give --vocab ids"
+        with pytest.raises(VocabularyError, match=remedy):
+            transfer(*roles, tmp_path / "out")
+        options = Options(exclude=(r"odd\.weight$",))
+        transfer(*roles, tmp_path / "out", exclude=options.exclude)
+        moved = {"mode": "tokens", "base_mode": "tokens" if permuted == "finetuned" else "ids"}
+        pairs = token_roles(roles, **moved)
+        expected = oracle.transfer(*map(oracle.load, roles), options, pairs)
+        oracle.assert_same(oracle.load(tmp_path / "out"), expected)
+
+    def test_the_words_of_bert_move_and_a_projection_of_that_size_does_not(self, tmp_path):
+        generator = torch.Generator().manual_seed(0)
+        roles = []
+        for role in ROLES:
+            shapes = {"bert.words.weight": (32, 8), "cls.predictions.bias": (32,)}
+            shapes["layers.0.kv_b_proj.weight"] = (32, 4)
+            tensors = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+            config = {"vocab_size": 32, "hidden_size": 8}
+            roles.append(families.save_tensors(tmp_path / role, tensors, config))
+        add_tokenizers(roles[:2], CONTROL, CONTROL)
+        save_tokenizer(roles[2], fast_tokenizer(CONTROL, [WORDS[0], *reversed(WORDS[1:])]))
+        names = ("bert.words.weight", "cls.predictions.bias")
+        pairs = token_roles(roles, mode="tokens", vocabulary=names)
+        prove(tmp_path / "out", *roles, roles=pairs)
 
     def test_finetuned_permuted_its_base(self, tmp_path):
         roles = save_roles(tmp_path, llama())

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -27,6 +30,7 @@ from diffxfer.errors import (
     InputChangedError,
     MatchError,
     NonFiniteError,
+    OptionError,
     OutputError,
 )
 from diffxfer.streaming import ops
@@ -45,7 +49,7 @@ from diffxfer.streaming.run import default_threads, run_plan
 from tests.helpers import DTYPES, block_checksum, open_files, same_bits, save_shard, to_bits, values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.streaming.tally import TensorResult
@@ -204,7 +208,7 @@ def odd_tensors() -> dict[str, Tensor]:
         "bool": torch.tensor([True, False]),
         "u8": torch.arange(300).to(torch.uint8),
         "experts": values("BF16", (2, 3, 4), 0),
-        "nan": torch.tensor([math.nan, math.inf, -0.0]),
+        "minus": torch.tensor([-0.0, 0.0]),
         "größe \n": values("F16", (3,), 1),
     }
 
@@ -588,7 +592,8 @@ def test_an_output_overflows_where_its_dtype_does(
 def test_a_difference_too_large_for_its_dtype_is_an_overflow(tmp_path: Path) -> None:
     tensors = torch.tensor([0.0, 60000.0]).half(), torch.tensor([0.0, -60000.0]).half()
     case = make_case(tmp_path / "in", "w", Operation.SUBTRACT, tensors, "F16")
-    with pytest.raises(NonFiniteError, match=r"overflows F16 in the output at \[1\]"):
+    words = r"overflows F16 in the output at \[1\]; give a wider --diff-dtype, or --allow"
+    with pytest.raises(NonFiniteError, match=words):
         execute(tmp_path, plan_of(case.task))
 
 
@@ -621,30 +626,49 @@ def test_a_bad_row_is_named_by_its_place_in_its_own_input(
     assert (caught.value.role, caught.value.index) == (role, (row, 8))
 
 
-def test_a_token_s_own_row_must_be_finite_and_a_copied_one_need_not(tmp_path: Path) -> None:
+def test_a_row_that_is_taken_whole_must_be_finite_and_one_that_is_not_need_not(
+    tmp_path: Path,
+) -> None:
     finetuned, base, target = (torch.ones(4, 3) for _ in range(3))
-    target[2, 1] = finetuned[3, 2] = math.nan
+    target[3, 1] = finetuned[3, 2] = math.nan
     runs = (Run(RunKind.GRAFT, 0, 2, (0, 0, 0)), Run(RunKind.COPY, 2, 1, (-1, -1, 2)))
     tensors = (finetuned, base, target)
     fine = make_case(
         *(tmp_path / "in", "fine", Operation.TRANSFER, tensors, "F32"), runs=runs, shape=(3, 3)
     )
     execute(tmp_path / "fine", plan_of(fine.task))
-    added = (*runs, Run(RunKind.ADD, 3, 1, (3, -1, -1)))
-    bad = make_case(
-        *(tmp_path / "in", "bad", Operation.TRANSFER, tensors, "F32"), runs=added, shape=(4, 3)
+    for kind, rows, said in (
+        (RunKind.ADD, (3, -1, -1), r"NaN in finetuned at \[3, 2\]"),
+        (RunKind.COPY, (-1, -1, 3), r"NaN in target at \[3, 1\]"),
+    ):
+        bad = make_case(
+            *(tmp_path / "in", "bad", Operation.TRANSFER, tensors, "F32"),
+            runs=(*runs, Run(kind, 3, 1, rows)),
+            shape=(4, 3),
+        )
+        with pytest.raises(NonFiniteError, match=said):
+            execute(tmp_path / "bad", plan_of(bad.task))
+
+
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "NaN"), (-math.inf, "infinity")])
+def test_a_copy_must_be_finite_unless_it_is_allowed(
+    tmp_path: Path, out: str, value: float, said: str
+) -> None:
+    tensor = torch.tensor([1.0, value, -0.0])
+    case = make_case(tmp_path / "in", "w", Operation.COPY, [tensor], out)
+    with pytest.raises(NonFiniteError, match=rf"^w: {said} in target at \[1\]"):
+        execute(tmp_path, plan_of(case.task))
+    execute(tmp_path, plan_of(case.task), allow_nonfinite=True)
+    assert torch.equal(load(tmp_path)["w"].isfinite(), tensor.isfinite())
+
+
+def test_a_copy_that_overflows_its_new_dtype_is_found(tmp_path: Path) -> None:
+    case = make_case(
+        *(tmp_path / "in", "bad", Operation.COPY, [torch.tensor([65504.0, 70000.0])], "F16")
     )
-    with pytest.raises(NonFiniteError, match=r"NaN in finetuned at \[3, 2\]"):
-        execute(tmp_path / "bad", plan_of(bad.task))
-
-
-def test_a_copy_that_overflows_its_new_dtype_is_found_beside_its_own_nan(tmp_path: Path) -> None:
-    fine = torch.tensor([math.nan, math.inf, 65504.0])
-    case = make_case(tmp_path / "in", "fine", Operation.COPY, [fine], "F16")
-    execute(tmp_path / "fine", plan_of(case.task))
-    bad = torch.tensor([math.nan, math.inf, 70000.0])
-    case = make_case(tmp_path / "in", "bad", Operation.COPY, [bad], "F16")
-    with pytest.raises(NonFiniteError, match=r"overflows F16 in the output at \[2\]"):
+    words = r"overflows F16 in the output at \[1\]; give a wider --out-dtype, or --allow"
+    with pytest.raises(NonFiniteError, match=words):
         execute(tmp_path / "bad", plan_of(case.task))
 
 
@@ -663,8 +687,11 @@ def test_integers_must_agree(tmp_path: Path) -> None:
     )
     execute(tmp_path / "same", plan_of(same.task), threads=2)
     for threads in (1, 4):
-        with pytest.raises(MatchError, match="other holds other I64 values in finetuned than"):
+        with pytest.raises(
+            MatchError, match="other holds other I64 values in finetuned than"
+        ) as caught:
             execute(tmp_path, plan_of(same.task, other.task), threads=threads)
+        assert caught.value.where == str(other.task.inputs[0].shard.path)
 
 
 # Failures, and what they leave.
@@ -840,6 +867,71 @@ def test_torch_s_own_threads_are_off_inside_and_put_back(
     finally:
         torch.set_num_threads(before)
     assert seen == {1}
+
+
+@pytest.mark.usefixtures("_leaves_nothing_running")
+def test_torch_s_threads_are_put_back_by_the_last_of_runs_that_overlap(tmp_path: Path) -> None:
+    plan = spoiled(tmp_path / "in", {})
+    inner_began, outer_ended = threading.Event(), threading.Event()
+    after: list[int] = []
+
+    def outer_progress(done: int, total: int) -> None:
+        assert inner_began.wait(60)
+
+    def inner_progress(done: int, total: int) -> None:
+        inner_began.set()
+        assert outer_ended.wait(60)
+
+    def run(name: str, progress: Callable[[int, int], None], ended: threading.Event) -> None:
+        torch.get_num_threads()
+        execute(tmp_path / name, plan, threads=1, progress=progress)
+        ended.set()
+        after.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        outer = threading.Thread(target=run, args=("outer", outer_progress, outer_ended))
+        outer.start()
+        while not (tmp_path / "outer").exists():
+            time.sleep(0.001)
+        inner = threading.Thread(target=run, args=("inner", inner_progress, threading.Event()))
+        inner.start()
+        outer.join()
+        inner.join()
+        fresh = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
+        fresh.start()
+        fresh.join()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert after[-1] == 3
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_less_than_one_thread_is_refused(tmp_path: Path, threads: int) -> None:
+    with pytest.raises(OptionError, match=f"^--threads: {threads} is less than one"):
+        execute(tmp_path, plan_of(), threads=threads)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "meta", "cuda:99"])
+def test_a_device_that_cannot_compute_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(
+        OptionError, match=f"^--device: torch cannot compute on '{device}'"
+    ) as caught:
+        execute(tmp_path, plan_of(), device=device)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_options_of_a_cpu_run_are_checked_without_torch() -> None:
+    code = (
+        "import sys; from diffxfer.streaming.run import check_run_options;"
+        "check_run_options(None, 'cpu'); check_run_options(1, 'cpu');"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_progress_ends_at_the_whole(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.artifact.manifest import Manifest, SourceEntry
 
 _GRAFT = """\
 # {title}
@@ -55,10 +55,10 @@ def write_card(title: str, manifest: Manifest) -> bytes:
 
 
 def _details(manifest: Manifest) -> str:
-    rows = [
-        (role, source.name if source.revision is None else f"{source.name}@{source.revision}")
-        for role, source in manifest.sources.items()
-    ]
+    rows = [("command", f"diffxfer {manifest.command.get('verb', '')}")]
+    for role, source in manifest.sources.items():
+        rows.append((role, _named(source)))
+        rows += [(f"{role}: {inner}", _named(made)) for inner, made in source.made_from.items()]
     options = [
         (name, _value(value))
         for name, value in manifest.command.items()
@@ -66,8 +66,12 @@ def _details(manifest: Manifest) -> str:
     ]
     rows += [*options, ("written by", f"diffxfer {manifest.diffxfer_version}")]
     table = "".join(f"| {name} | {_plain(value)} |\n" for name, value in rows)
-    closing = "\nChecksums of every tensor and file are in `diffxfer.json`.\n"
+    closing = "\nChecksums of every tensor, and of every other file, are in `diffxfer.json`.\n"
     return f"\n| | |\n|---|---|\n{table}{closing}"
+
+
+def _named(source: SourceEntry) -> str:
+    return source.name if source.revision is None else f"{source.name}@{source.revision}"
 
 
 def _value(value: str | float | list[str] | Mapping[str, float]) -> str:

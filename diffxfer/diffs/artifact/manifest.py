@@ -25,10 +25,34 @@ class _Model(BaseModel):
 
 
 class FileEntry(_Model):
-    """A file: its size in bytes and its xxh3-128 (of the header alone, for a shard)."""
+    """A file beside the weights: its size in bytes and its xxh3-128."""
 
     size: int = Field(ge=0)
     xxh3: str
+
+
+class ShardEntry(_Model):
+    """A safetensors file: its size in bytes and the xxh3-128 of its header.
+
+    The tensors have checksums of their own, which do not depend on how shards are cut.
+    """
+
+    size: int = Field(ge=0)
+    header_xxh3: str
+
+
+class VocabularyEntry(_Model):
+    """What became of tokens.
+
+    Attributes:
+        pairing: how rows were paired: ``"ids"``, ``"tokens"`` or ``"rows"``.
+        added: tokens of finetuned's that the output has anew.
+        dropped: tokens whose difference was dropped.
+    """
+
+    pairing: str
+    added: list[str]
+    dropped: list[str]
 
 
 class SourceEntry(_Model):
@@ -38,11 +62,13 @@ class SourceEntry(_Model):
         name: the folder's name, or the Hub id.
         revision: the commit, for a Hub id.
         shards: its safetensors files.
+        made_from: for a diff vector, its own inputs by role.
     """
 
     name: str
     revision: str | None = None
-    shards: dict[str, FileEntry]
+    shards: dict[str, ShardEntry]
+    made_from: dict[str, SourceEntry] = {}
 
 
 class TensorEntry(_Model):
@@ -98,6 +124,8 @@ class Manifest(_Model):
         tokens: for a diff vector; None where the roles had no tokenizer.
         kept: finetuned's tensors that have no difference, being integers.
         left_out: finetuned's tensors that the user left out.
+        vocabulary: what became of tokens.
+        shards: every safetensors file.
         files: every file beside the weights.
         tensors: every tensor.
     """
@@ -113,7 +141,8 @@ class Manifest(_Model):
     tokens: TokensEntry | None = None
     kept: list[str] = []
     left_out: list[str] = []
-    shards: dict[str, FileEntry]
+    vocabulary: VocabularyEntry | None = None
+    shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]
     tensors: dict[str, TensorEntry]
 

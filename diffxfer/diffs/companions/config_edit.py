@@ -26,6 +26,8 @@ _ID_SETTINGS = (
 )
 # Lists of pairs, and which of the two holds ids.
 _PAIRED = {"forced_decoder_ids": 1, "sequence_bias": 0}
+# The rows of Gemma 3n's second embedding.
+_PER_LAYER = "vocab_size_per_layer_input"
 _NONE = object()
 
 
@@ -66,7 +68,16 @@ def config_changes(
     if vocab_size is not None:
         old = next((v for x in reversed(levels) if (v := _at(target, x).get("vocab_size"))), None)
         for path in paths_to("vocab_size", target):
-            if old is not None and _at(target, path[:-1])[path[-1]] == old:
+            # Not where only the embedding of Gemma 3n's layers, which has less padding, grew.
+            if old is not None and old < vocab_size and _at(target, path[:-1])[path[-1]] == old:
+                changes[path] = vocab_size
+        for path in paths_to(_PER_LAYER, target):
+            size = _at(target, path[:-1])[path[-1]]
+            if (
+                type(size) is int
+                and size < vocab_size
+                and (size == old or vocab_size <= (old or 0))
+            ):
                 changes[path] = vocab_size
     if dtype is not None:
         for path in (*paths_to("dtype", target), *paths_to("torch_dtype", target)):

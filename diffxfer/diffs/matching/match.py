@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.selection import Selection
 
 
+LEFT_OUT = "left out"
+"""The fate of what the user chose not to take, and the reason where that is copied or dropped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """One role's tensors, as far as matching is concerned.
@@ -28,11 +32,13 @@ class Side:
         role: what it is.
         tensors: by name.
         vocabulary: the names whose rows belong to tokens.
+        ambiguous: the names whose rows may belong to tokens.
     """
 
     role: str
     tensors: Mapping[str, TensorSpec]
     vocabulary: frozenset[str] = frozenset()
+    ambiguous: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Fate:
 
     Attributes:
         kind: ``"grafted"``, ``"copied"``, ``"dropped"``, ``"extracted"``, ``"kept"`` or
-            ``"refused"``.
+            ``"left out"``.
         name: its name.
         elements: how many it has.
         why: the reason, empty where it is the ordinary one.
@@ -112,12 +118,14 @@ class TargetMatch:
     Attributes:
         grafts: the differences, each with the tensor of the target that it is added to.
         copies: the target's other tensors.
+        ambiguous: the names of the target whose rows may belong to tokens.
         fates: what became of every tensor.
         problems: what fits nowhere.
     """
 
     grafts: list[tuple[Difference, TensorSpec]] = field(default_factory=list)
     copies: list[TensorSpec] = field(default_factory=list)
+    ambiguous: frozenset[str] = frozenset()
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -153,7 +161,7 @@ def match_base(
         if selection.selects(label(name)):
             _missing(match, spec, "finetuned", selection, label(name))
         else:
-            match.fates.append(Fate("dropped", name, spec.elements, "left out"))
+            match.fates.append(Fate("dropped", name, spec.elements, LEFT_OUT))
     return match
 
 
@@ -218,7 +226,7 @@ def match_target(
     Raises:
         MatchError: if names can be paired in two ways.
     """
-    match = TargetMatch()
+    match = TargetMatch(ambiguous=target.ambiguous)
     by_name = {difference.name: difference for difference in differences}
     kept, left_out = frozenset(kept), left_out or {}
     known = {*by_name, *kept, *left_out}
@@ -226,7 +234,7 @@ def match_target(
     for name, spec in target.tensors.items():
         source = by_name.get(pairs.get(name, ""))
         if not selection.selects(name):
-            _copy(match, spec, "left out")
+            _copy(match, spec, LEFT_OUT)
         elif spec.dtype not in FLOATS:
             _copy_integer(match, spec, source, known=name in pairs, selection=selection)
         elif source is not None:
@@ -247,7 +255,7 @@ def match_target(
         difference = by_name.get(name)
         if name in left_out or not selection.selects(name):
             elements = difference.sources[0].elements if difference else left_out.get(name, 0)
-            match.fates.append(Fate("dropped", name, elements, "left out"))
+            match.fates.append(Fate("dropped", name, elements, LEFT_OUT))
         elif difference is not None:
             _missing(match, difference.sources[0], "target", selection, name)
         else:

@@ -16,14 +16,26 @@ if TYPE_CHECKING:
 _CONTAINERS = re.compile(r"^(?:(?:model|language_model|transformer)\.)+")
 _NUMBER = re.compile(r"\d+")
 
-_EMBEDDINGS = ("embed_tokens", "wte", "embed_tokens_per_layer")
-_HEADS = ("lm_head",)
-_VOCABULARY = re.compile(rf"(?:^|\.)(?:{'|'.join((*_EMBEDDINGS, *_HEADS))})\.(?:weight|bias)$")
+_EMBEDDINGS = (
+    *("embed_tokens", "wte", "embed_tokens_per_layer"),
+    *("word_embeddings", "tok_embeddings", "embed_in"),
+)
+_HEADS = ("lm_head", "embed_out", r"shared_head\.head")
+_VOCABULARY = re.compile(
+    rf"(?:^|\.)(?:{'|'.join((*_EMBEDDINGS, *_HEADS))})\.(?:weight|bias)$"
+    # T5's and BART's, which encoder and decoder share.
+    r"|^(?:model\.)?shared\.weight$"
+)
 
 
 def canonical(name: str) -> str:
     """A name without the prefixes under which one model may be stored."""
     return _CONTAINERS.sub("", name)
+
+
+def is_in_block(name: str) -> bool:
+    """Whether a number in the name says that the tensor is one of many alike, as a layer's."""
+    return any(part.isdecimal() for part in name.split("."))
 
 
 def pattern(name: str) -> str:
@@ -39,6 +51,11 @@ def is_head(name: str) -> bool:
 def is_embedding(name: str) -> bool:
     """Whether this is the embedding that a model may tie its output head to."""
     return canonical(name) in ("embed_tokens.weight", "wte.weight")
+
+
+def is_layer_embedding(name: str) -> bool:
+    """Whether this is the embedding that Gemma 3n's layers share."""
+    return name.endswith("embed_tokens_per_layer.weight")
 
 
 def is_known_vocabulary(name: str) -> bool:

@@ -50,6 +50,14 @@ class Selection:
         """Whether a role may lack a tensor."""
         return _any(self.allow_missing, name)
 
+    def command(self) -> dict[str, list[str]]:
+        """The patterns as a manifest has them."""
+        return {
+            "include": [regex.pattern for regex in self.include],
+            "exclude": [regex.pattern for regex in self.exclude],
+            "allow_missing": [regex.pattern for regex in self.allow_missing],
+        }
+
     def refuse_unused(self, names: Collection[str]) -> None:
         """Refuse a pattern that matches nothing: it is a typing error.
 
@@ -68,7 +76,10 @@ class Selection:
             for regex in patterns:
                 if not any(map(regex.search, names)):
                     example = next(iter(sorted(names)), "")
-                    problem = f"{regex.pattern!r} matches no tensor, such as {example}"
+                    problem = (
+                        f"{regex.pattern!r} matches none of the {len(names)} tensors,"
+                        f" whose names are like {example}"
+                    )
                     raise OptionError(option, problem, _TRY)
 
 
@@ -86,6 +97,16 @@ def make_selection(
 ) -> Selection:
     """Check the options of a user and put them together.
 
+    Args:
+        alpha: the scale of Δ.
+        alpha_for: patterns with a scale of their own.
+        include: patterns, or a single one.
+        exclude: likewise.
+        allow_missing: likewise.
+
+    Returns:
+        The selection.
+
     Raises:
         OptionError: for a scale that is no finite number or a pattern that is none.
     """
@@ -99,14 +120,20 @@ def make_selection(
             (_compile("--alpha-for", text), float(scale))
             for text, scale in (alpha_for or {}).items()
         ),
-        tuple(_compile("--include", text) for text in include),
-        tuple(_compile("--exclude", text) for text in exclude),
-        tuple(_compile("--allow-missing", text) for text in allow_missing),
+        _compile_all("--include", include),
+        _compile_all("--exclude", exclude),
+        _compile_all("--allow-missing", allow_missing),
     )
+
+
+def _compile_all(option: str, texts: Sequence[str]) -> tuple[re.Pattern[str], ...]:
+    # A string is a sequence of its letters, each of which would be a pattern that matches much.
+    return tuple(_compile(option, text) for text in ([texts] if isinstance(texts, str) else texts))
 
 
 def _compile(option: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except (re.error, RecursionError, OverflowError) as exc:
-        raise OptionError(option, f"{text!r} is no regular expression ({exc})", _TRY) from exc
+        remedy = "a glob such as '*mlp*' is written 'mlp'" if text.startswith("*") else _TRY
+        raise OptionError(option, f"{text!r} is no regular expression ({exc})", remedy) from exc

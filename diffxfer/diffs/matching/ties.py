@@ -66,10 +66,17 @@ def find_head(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> H
 
 
 def _says_untied(config: Mapping[str, Any]) -> bool:
-    """Whether the config says outright that the head is a tensor of its own."""
-    nested = config.get("text_config")
-    texts = [config, nested if isinstance(nested, dict) else {}]
-    return any(text.get("tie_word_embeddings") is False for text in texts)
+    """Whether the config says that a head which is not on disk is not the embedding either.
+
+    Either outright, or because the architecture is a bare model, which has no head.
+    """
+    nested = [config.get(key) for key in ("text_config", "llm_config", "language_config")]
+    texts = [config, *(part for part in nested if isinstance(part, dict))]
+    architectures = config.get("architectures")
+    bare = isinstance(architectures, list) and any(
+        isinstance(name, str) and name.endswith("Model") for name in architectures
+    )
+    return bare or any(text.get("tie_word_embeddings") is False for text in texts)
 
 
 def without_tied_head(tensors: Mapping[str, TensorSpec], head: Head) -> dict[str, TensorSpec]:

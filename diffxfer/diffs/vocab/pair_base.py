@@ -13,9 +13,10 @@ that finetuned does not use may have other names: Llama 3.1 renamed reserved slo
 
 In both, these tokens are not like the others:
 
-- *added*: base has no such token, nor a special slot at that id that finetuned renamed. It brings
-  its own row whole. Where the target has the token, the target's row is kept; else it is appended,
-  at the ids after the target's last token, in the order of finetuned's ids.
+- *added*: base has no such token, nor a special slot at that id that finetuned renamed; or its
+  tokenizer has the token, and its embedding no row for it. It brings its own row whole. Where the
+  target has the token, the target's row is kept, if there is one; else it is appended, at the ids
+  after the target's last token, in the order of finetuned's ids.
 - *renamed*: base has a special slot at that id under another name (ChatML on a reserved token). It
   pairs with the target's slot at that id while that has base's name or finetuned's, else with the
   slot that has base's name (which makes it ``tokens``); the output's tokenizer gets finetuned's
@@ -28,6 +29,7 @@ In both, these tokens are not like the others:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
@@ -74,14 +76,27 @@ class BasePairing:
     base_tokens: int
     warnings: tuple[str, ...] = ()
 
+    @property
+    def in_place(self) -> bool:
+        """Whether every token that both have has one id in both."""
+        ids = self.base_ids
+        return not ((ids >= 0) & (ids != np.arange(len(ids)))).any()
 
-def pair_with_base(finetuned: Tokenizer, base: Tokenizer, mode: str = "auto") -> BasePairing:
+
+def pair_with_base(
+    finetuned: Tokenizer,
+    base: Tokenizer,
+    mode: str = "auto",
+    *,
+    rows: tuple[int, int] | None = None,
+) -> BasePairing:
     """Pair finetuned's tokens with base's; the module's docstring has the rules.
 
     Args:
         finetuned: its tokenizer.
         base: its tokenizer.
         mode: ``"auto"``, ``"tokens"``, or ``"ids"``: every id that both have pairs by position.
+        rows: how many finetuned and base have, where finetuned has more than base.
 
     Returns:
         The pairing.
@@ -113,6 +128,9 @@ def pair_with_base(finetuned: Tokenizer, base: Tokenizer, mode: str = "auto") ->
         base_ids[list(renamed)] = list(renamed)
     base_ids[sources] = places
     added = _absent(finetuned, base_ids, known)
+    if rows is not None:
+        added |= _without_row(finetuned, base_ids, *rows)
+        renamed = {i: name for i, name in renamed.items() if i not in added}
     base_ids[list(added)] = ADDED
     base_ids.flags.writeable = False
     trusted = (i for i in apart if i not in renamed)
@@ -128,6 +146,18 @@ def _absent(finetuned: Tokenizer, base_ids: Ids, known: Collection[str | None]) 
         if token is not None and token not in known:
             found.setdefault(token, i)
     return {i: token for token, i in found.items()}
+
+
+def _without_row(
+    finetuned: Tokenizer, base_ids: Ids, finetuned_rows: int, base_rows: int
+) -> dict[int, str]:
+    """The tokens that have a row in finetuned and none in base, if their strings stand once."""
+    ids = np.flatnonzero(base_ids[:finetuned_rows] >= base_rows).tolist()
+    if not ids:
+        return {}
+    counts = Counter(finetuned.tokens)
+    tokens = ((i, finetuned.tokens[i]) for i in ids)
+    return {i: token for i, token in tokens if token is not None and counts[token] == 1}
 
 
 def check_mode(mode: str) -> None:

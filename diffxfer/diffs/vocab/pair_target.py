@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +43,8 @@ class TargetPairing:
         names: output id to token, for ``additions``.
         dropped: tokens whose difference is lost since the target has no place for them.
         warnings: what a user should know.
+        kept: output id to finetuned id, of the tokens that finetuned added and the target has: the
+            target's row is kept, if it has one, and else finetuned's is brought whole.
     """
 
     mode: str
@@ -53,6 +55,14 @@ class TargetPairing:
     names: Mapping[int, str]
     dropped: tuple[str, ...]
     warnings: tuple[str, ...]
+    kept: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether every token that has a place in the output has finetuned's id there."""
+        ids = self.finetuned_ids
+        moved = (ids != NONE) & (ids != np.arange(len(ids)))
+        return not (self.additions or moved.any() or (self.mode == "tokens" and self.dropped))
 
 
 def pair_with_target(
@@ -126,6 +136,7 @@ class _Draft:
         self.renamed: dict[int, str] = {}
         self.additions: dict[int, int] = {}
         self.kept: list[str] = []
+        self.kept_rows: dict[int, int] = {}
         self.warnings: tuple[str, ...] = ()
 
     def place(
@@ -177,6 +188,7 @@ class _Draft:
         """Bring the row of a token that finetuned added, unless the target has the token."""
         if token in self.ids:
             self._keep(i, token)
+            self.kept_rows[self.ids[token]] = i
             return
         place = len(self.target.tokens) + len(self.additions)
         self.additions[place] = i
@@ -208,7 +220,7 @@ class _Draft:
         if self.kept:
             self.warnings += (
                 f"tokens that finetuned added and the target has already, {len(self.kept)} in all, "
-                f"keep the target's rows: {_listed(self.kept)}",
+                f"keep the rows that the target has: {_listed(self.kept)}",
             )
         paired, total = np.count_nonzero(self.finetuned_ids != NONE), len(self.ids)
         if mode == "tokens" and paired < _RELATED * total:
@@ -229,6 +241,7 @@ class _Draft:
             names={place: tokens[i] or "" for place, i in self.additions.items()},
             dropped=tuple(tokens[i] or "" for i in self.dropped()),
             warnings=self.warnings,
+            kept=self.kept_rows,
         )
 
 

@@ -43,7 +43,12 @@ class Vocabulary:
 
 
 def relate_to_base(
-    finetuned: Tokenizer | None, base: Tokenizer | None, mode: str, *, same_rows: bool
+    finetuned: Tokenizer | None,
+    base: Tokenizer | None,
+    mode: str,
+    *,
+    same_rows: bool,
+    rows: tuple[int, int] | None = None,
 ) -> Vocabulary:
     """Relate finetuned's tokens to base's.
 
@@ -52,6 +57,7 @@ def relate_to_base(
         base: likewise.
         mode: ``"auto"``, ``"ids"`` or ``"tokens"``.
         same_rows: whether all their vocabulary tensors have the same rows.
+        rows: how many finetuned and base have, where finetuned has more than base.
 
     Returns:
         What is known of them.
@@ -68,7 +74,7 @@ def relate_to_base(
     ours, theirs = finetuned or base, base or finetuned
     assert ours is not None
     assert theirs is not None
-    pairing = pair_with_base(ours, theirs, mode)
+    pairing = pair_with_base(ours, theirs, mode, rows=rows)
     return Vocabulary(
         ours,
         pairing.added,

@@ -115,15 +115,17 @@ def graft_runs(
 def _additions(
     pairing: TargetPairing, finetuned_rows: int, target_rows: int
 ) -> tuple[dict[int, int], int]:
-    """The additions that have a row in finetuned, and the output's row count."""
-    added = {place: i for place, i in pairing.additions.items() if i < finetuned_rows}
+    """The rows that finetuned brings, by output id, and the output's row count."""
+    added = {place: i for place, i in pairing.kept.items() if place >= target_rows}
+    added = {place: i for place, i in {**added, **pairing.additions}.items() if i < finetuned_rows}
     output_rows = max(target_rows, max(added, default=-1) + 1)
     if output_rows - target_rows > sum(place >= target_rows for place in added):
-        first = min(added)
+        first = min(place for place in added if place >= target_rows)
+        name = repr(pairing.names[first]) if first in pairing.names else f"of id {first}"
         raise VocabularyError(
             "the target",
             f"has {target_rows} rows where its tokenizer has {first} tokens, so there is no row "
-            f"below that of the added token {pairing.names[first]!r}",
+            f"below that of the added token {name}",
             "resize the target's embeddings to its tokenizer first",
         )
     return added, output_rows

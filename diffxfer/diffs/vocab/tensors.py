@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.matching.names import is_known_vocabulary
+from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
+from diffxfer.errors import VocabularyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,22 +17,60 @@ if TYPE_CHECKING:
 def vocabulary_tensors(
     tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
 ) -> frozenset[str]:
-    """The names of the tensors whose rows belong to tokens.
+    """The names of the tensors whose rows belong to tokens: the first of `sort_tensors`."""
+    return sort_tensors(tensors, config)[0]
 
-    Those with a known name, and matrices whose first dimension is the vocabulary's size; the
-    latter only where that size cannot be mistaken for another dimension of the model.
+
+def sort_tensors(
+    tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Tell the tensors whose rows belong to tokens, and those where no one can tell.
+
+    The former have a known name, or the vocabulary's size for their first dimension; the latter
+    only outside of numbered blocks, where projections may have any size, and only where that size
+    cannot be mistaken for another dimension of the model.
 
     Args:
         tensors: a role's tensors.
         config: its config.json.
+
+    Returns:
+        The names of the former, and of the tensors of that size that are not among them.
     """
     known = {name for name, spec in tensors.items() if is_known_vocabulary(name) and spec.shape}
     size = vocabulary_size(config)
-    others = [spec for name, spec in tensors.items() if name not in known]
-    if size is None or size in _other_dimensions(config) or any(_is_inner(s, size) for s in others):
-        return frozenset(known)
-    by_size = {spec.name for spec in others if len(spec.shape) > 1 and spec.shape[0] == size}
-    return frozenset(known | by_size)
+    if size is None:
+        return frozenset(known), frozenset()
+    others = {name: spec for name, spec in tensors.items() if name not in known}
+    outside = {name: spec.shape for name, spec in others.items() if not is_in_block(name)}
+    # BART has a bias of shape (1, size), whose tokens are no rows.
+    lying = {name for name, shape in outside.items() if shape == (1, size)}
+    by_size = {name for name, shape in outside.items() if shape[:1] == (size,)}
+    inner = (name for name, spec in others.items() if _is_inner(spec, size))
+    if size in _other_dimensions(config) or any(
+        name not in lying and not (name in by_size and len(outside[name]) == 1) for name in inner
+    ):
+        return frozenset(known), frozenset(by_size | lying)
+    return frozenset(known | by_size), frozenset(lying - by_size)
+
+
+def refuse_ambiguous(name: str, *, added: bool) -> None:
+    """Refuse a tensor of `sort_tensors`' latter, where tokens do not keep their places.
+
+    Args:
+        name: the tensor.
+        added: whether tokens are added, so that no pairing keeps them in their places.
+
+    Raises:
+        VocabularyError: always.
+    """
+    leave = f"leave it out with --exclude '{re.escape(name)}$'"
+    raise VocabularyError(
+        name,
+        "has the vocabulary's size, so its rows may belong to tokens, which are not in the same "
+        "places in all roles, or may be another dimension of the model",
+        leave if added else f"{leave}, or give --vocab ids to pair all rows by position",
+    )
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
@@ -59,7 +99,9 @@ def _other_dimensions(config: Mapping[str, Any]) -> set[int]:
         numbers = {key: n for key, n in part.items() if type(n) is int and key != "vocab_size"}
         heads, width = numbers.get("num_attention_heads", 0), numbers.get("hidden_size", 0)
         head = numbers.get("head_dim") or (width // heads if heads else 0)
-        found |= {numbers.get(key, 0) for key in ("hidden_size", "intermediate_size")}
+        found |= {
+            numbers.get(key, 0) for key in ("hidden_size", "n_embd", "d_model", "intermediate_size")
+        }
         found |= {head * heads, head * numbers.get("num_key_value_heads", 0)}
         found.add(2 * numbers.get("intermediate_size", 0))
     return found - {0}

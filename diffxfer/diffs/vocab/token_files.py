@@ -26,6 +26,8 @@ _RESERVED = re.compile(
     r"[<\[>].*(reserved|unused|extra_?id|extra_\d|place.?holder|dummy|control_\d|special_\d).*[>\]<]",
     re.IGNORECASE | re.DOTALL,
 )
+# Longer tokens are no slots; the pattern's time grows with the square of their length.
+_LONGEST_RESERVED = 200
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 
@@ -99,7 +101,11 @@ def make_table(
     row: list[str | None] = [None] * (max(by_id) + 1)
     for token_id, token in by_id.items():
         row[token_id] = token
-    reserved = (i for i, token in by_id.items() if _RESERVED.fullmatch(token))
+    reserved = (
+        i
+        for i, token in by_id.items()
+        if len(token) <= _LONGEST_RESERVED and _RESERVED.fullmatch(token)
+    )
     tokens = tuple(row)
     return TokenTable(tokens, frozenset((*special, *reserved)), kind, fingerprint_tokens(tokens))
 

@@ -148,6 +148,8 @@ class TestDiffVector:
             "exclude": ["norm"],
             "allow_missing": [],
             "vocab": "ids",
+            "max_shard_size": "finetuned",
+            "allow_nonfinite": "false",
         }
         assert {role: source["name"] for role, source in manifest["sources"].items()} == {
             "finetuned": "finetuned",
@@ -208,7 +210,7 @@ class TestEveryFolder:
         for name, entry in manifest["shards"].items():
             length = int.from_bytes(files[name][:8], "little")
             digest = xxhash.xxh3_128_hexdigest(files[name][8 : 8 + length])
-            assert entry == {"size": len(files[name]), "xxh3": digest}
+            assert entry == {"size": len(files[name]), "header_xxh3": digest}
         tensors = oracle.load(written)
         checksums = {name: entry["checksum"] for name, entry in manifest["tensors"].items()}
         assert checksums == {name: oracle.checksum(tensor) for name, tensor in tensors.items()}
@@ -310,7 +312,7 @@ class TestRefusals:
 
     def test_another_tokenizer(self, diff, llamas, tmp_path):
         save_tokenizer(diff / "companions", fast_tokenizer(("<|other|>",)))
-        with pytest.raises(ArtifactError, match="has another tokenizer in companions/"):
+        with pytest.raises(ArtifactError, match="is not the file that the manifest names"):
             apply_diff(diff, llamas[2], tmp_path / "out")
 
 

@@ -479,6 +479,19 @@ def test_a_diff_vector_keeps_everything_but_code(finetuned, target, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("layers", "grown", "expected"),
+    [(11, 12, (12, 12)), (9, 10, (11, 10)), (9, 12, (12, 9)), (9, None, (11, 9))],
+)
+def test_the_rows_of_the_layers_embedding(target, finetuned, layers, grown, expected):
+    nested = {"vocab_size": 11, "vocab_size_per_layer_input": layers}
+    edit(target, "config.json", text_config=nested)
+    options = {**CHATML, "vocab_size": grown}
+    config = json.loads(inherit_companions(target, finetuned, **options).files["config.json"])
+    found = config["text_config"]
+    assert (found["vocab_size"], found["vocab_size_per_layer_input"]) == expected
+
+
 def test_nested_ids_sizes_and_dtypes_change_where_the_target_has_them(target, finetuned):
     nested = {"eos_token_id": 7, "vocab_size": 11, "dtype": "bfloat16", "hidden_size": 8}
     vision = {"dtype": "bfloat16", "vocab_size": 999}

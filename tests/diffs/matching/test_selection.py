@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffxfer import apply_diff, extract_diff, transfer
-from diffxfer.diffs.job import parse_size
 from diffxfer.diffs.matching.selection import make_selection
+from diffxfer.diffs.shards import parse_size
 from diffxfer.errors import MatchError, OptionError, VocabularyError
 from tests import families, oracle
 from tests.oracle import Options, prove
@@ -87,7 +87,8 @@ class TestSelection:
         with pytest.raises(OptionError) as caught:
             make_selection(**options).refuse_unused(NAMES)
         assert str(caught.value) == (
-            f"{flag}: 'mpl' matches no tensor, such as lm_head.weight;"
+            f"{flag}: 'mpl' matches none of the {len(NAMES)} tensors, whose names are"
+            " like lm_head.weight;"
             " quote it for the shell, and try it with --dry-run"
         )
 
@@ -133,9 +134,9 @@ class TestGrafts:
 
     def test_typing_errors_are_refused_before_anything_is_written(self, roles, tmp_path):
         for options in ({"include": ["mpl"]}, {"exclude": ["mpl"]}, {"alpha_for": {"mpl": 1}}):
-            with pytest.raises(OptionError, match="'mpl' matches no tensor"):
+            with pytest.raises(OptionError, match="'mpl' matches none of the"):
                 transfer(*roles, tmp_path / "out", **options)
-        with pytest.raises(OptionError, match="'mpl' matches no tensor"):
+        with pytest.raises(OptionError, match="'mpl' matches none of the"):
             extract_diff(*roles[:2], tmp_path / "out", exclude=["mpl"])
         assert not (tmp_path / "out").exists()
 
@@ -201,7 +202,7 @@ class TestExtract:
         ("500 mb", 5 * 10**8),
         ("1.5KB", 1500),
         ("20B", 20),
-        ("7", 7),
+        ("7G", 7 * 10**9),
         ("2TB", 2 * 10**12),
     ],
 )
@@ -209,7 +210,9 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0.1B", "-5GB", "GB", "5GiB", "five", "5 GB 2", "1e9"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0.1B", "-5GB", "GB", "5GiB", "7", "9" * 400 + "GB", "five", "5 GB 2", "1e9"]
+)
 def test_sizes_that_are_none(text):
     with pytest.raises(OptionError, match=f"--max-shard-size: .*{re.escape(repr(text))}"):
         parse_size(text)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -141,6 +143,16 @@ class TestGraftRuns:
         assert found == (3, runs((GRAFT, 0, 2, (0, 0)), (ADD, 2, 1, (2, -1))))
         found = graft_runs(pairing, None, finetuned_rows=2, base_rows=None, target_rows=3)
         assert found == (3, runs((GRAFT, 0, 2, (0, 0)), (COPY, 2, 1, (-1, 2))))
+
+    def test_a_kept_token_without_a_row_in_the_target_brings_its_own(self):
+        pairing = replace(target_pairing([0, 1, NONE]), kept={2: 3})
+        sizes = {"finetuned_rows": 4, "base_rows": None}
+        kept = graft_runs(pairing, None, target_rows=3, **sizes)
+        assert kept == (3, runs((GRAFT, 0, 2, (0, 0)), (COPY, 2, 1, (-1, 2))))
+        brought = graft_runs(pairing, None, target_rows=2, **sizes)
+        assert brought == (3, runs((GRAFT, 0, 2, (0, 0)), (ADD, 2, 1, (3, -1))))
+        with pytest.raises(VocabularyError, match="below that of the added token of id 2"):
+            graft_runs(pairing, None, target_rows=1, **sizes)
 
     def test_an_added_token_above_rows_that_the_target_lacks(self):
         pairing = target_pairing([0, 1, 2], {3: 3})

@@ -1,6 +1,7 @@
 import base64
 import json
 import sys
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -118,6 +119,13 @@ class TestTables:
         vocab = {name: i for i, name in enumerate(names)}
         put(tmp_path, "tokenizer.json", tokenizer_json(vocab))
         assert read_tokenizer(tmp_path).special == set(range(12))
+
+    def test_a_long_token_takes_no_time(self, tmp_path):
+        vocab = {"<" + "reserved" * 100_000: 0, "<unused0>": 1}
+        put(tmp_path, "tokenizer.json", tokenizer_json(vocab))
+        began = time.perf_counter()
+        assert read_tokenizer(tmp_path).special == {1}
+        assert time.perf_counter() - began < 5  # minutes, where every end is tried
 
     def test_config_only_tokens_are_those_that_transformers_adds(self, tmp_path):
         put(tmp_path, "tokenizer.json", tokenizer_json({"a": 0, "b": 1}, [added(2, "<x>", False)]))

@@ -201,8 +201,8 @@ class TestLlama:
         assert (second.translate[6], second.translate[7]) == (16, 17)
         assert second.finetuned_ids.tolist() == [*range(6), NONE, NONE, *range(8, 16), NONE, NONE]
         assert second.warnings == (
-            "tokens that finetuned added and the target has already, 2 in all, keep the target's "
-            "rows: '<|im_start|>', '<|im_end|>'",
+            "tokens that finetuned added and the target has already, 2 in all, keep the rows "
+            "that the target has: '<|im_start|>', '<|im_end|>'",
         )
 
     def test_added_chatml_is_appended(self):
@@ -283,6 +283,16 @@ class TestPairWithBase:
         same = tok("a", "b")
         assert pair_with_base(same, same, "tokens").mode == "tokens"
 
+    def test_a_token_without_a_row_in_base_is_added(self):
+        same = tok("a", "b", "<x>", "<y>")
+        found = pair_with_base(same, same, rows=(3, 2))
+        assert found.base_ids.tolist() == [0, 1, ADDED, 3]
+        assert (found.mode, found.added, found.renamed) == ("ids", {2: "<x>"}, {})
+        found = pair_with_base(tok("a", "b", "<z>"), same, rows=(3, 2))
+        assert (found.added, found.renamed) == ({2: "<z>"}, {})
+        twice = tok("a", "b", "a")
+        assert pair_with_base(twice, twice, rows=(3, 2)).added == {}
+
     def test_no_such_mode(self):
         with pytest.raises(
             OptionError, match=r"--vocab: 'names' is unknown; use one of auto, ids, tokens"
@@ -337,8 +347,8 @@ class TestPairWithTarget:
         assert (found.additions, found.names) == ({4: 3}, {4: "<y>"})
         assert found.finetuned_ids.tolist() == [0, 1, NONE, NONE, NONE]
         assert found.warnings == (
-            "tokens that finetuned added and the target has already, 1 in all, keep the target's "
-            "rows: '<x>'",
+            "tokens that finetuned added and the target has already, 1 in all, keep the rows "
+            "that the target has: '<x>'",
         )
         _, same = pairs(base, finetuned, finetuned)
         assert same.finetuned_ids.tolist() == [0, 1, NONE, NONE]

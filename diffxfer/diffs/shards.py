@@ -1,0 +1,59 @@
+"""How an output is cut into shards."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.reader import SINGLE_SHARD
+from diffxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffxfer.streaming.plan import TensorTask
+
+_UNITS = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def cut_shards(tasks: Sequence[TensorTask], max_shard_bytes: int | None) -> list[TensorTask]:
+    """Assign the tensors to shards of a certain size, in the order in which they are.
+
+    Args:
+        tasks: their shards are those of an input.
+        max_shard_bytes: the most that the tensors of a shard take, unless there is only one; None
+            to leave them as they are.
+    """
+    if max_shard_bytes is None:
+        return list(tasks)
+    written = [task for task in tasks if task.shard is not None]
+    numbers: list[int] = []
+    number, size = 0, 0
+    for task in written:
+        nbytes = task.elements * task.itemsize
+        if size and size + nbytes > max_shard_bytes:
+            number, size = number + 1, 0
+        size += nbytes
+        numbers.append(number)
+    total = number + 1
+    names = [
+        SINGLE_SHARD if total == 1 else f"model-{index + 1:05d}-of-{total:05d}.safetensors"
+        for index in range(total)
+    ]
+    renamed = [replace(task, shard=names[n]) for task, n in zip(written, numbers, strict=True)]
+    return [*(task for task in tasks if task.shard is None), *renamed]
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes such as ``5GB`` or ``500MB``; a GB is 10⁹, as on the Hub.
+
+    Raises:
+        OptionError: if it is none.
+    """
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])B?|B)\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[(found[2] or "B").upper()]) if found else 0
+    if size <= 0:
+        problem = f"{text!r} is no size"
+        raise OptionError("--max-shard-size", problem, "give one such as 5GB or 500MB")
+    return size
