@@ -954,3 +954,19 @@ def test_a_fifo_in_a_diff_vector_is_not_waited_for(world: World) -> None:
 def test_a_broken_folder_in_a_process(fault: Fault, world: World) -> None:
     fault.inflict(world.folders["base"])
     process(world, world.argv("extract"), str(world.folders["base"]), *fault.says)
+
+
+class TestInputsByLinks:
+    def test_a_shard_that_links_into_out_is_an_input(self, world, tmp_path):
+        out = tmp_path / "out"
+        operands = [world.folders[role] for role in ("finetuned", "base", "target")]
+        assert tiny.run("transfer", *operands, "-o", out) == Outcome(0, "", "")
+        patched = tmp_path / "patched"
+        patched.mkdir()
+        (patched / "config.json").write_bytes((operands[0] / "config.json").read_bytes())
+        (patched / "model.safetensors").symlink_to(out / "model.safetensors")
+        before = (out / "model.safetensors").read_bytes()
+        done = tiny.run("transfer", patched, *operands[1:], "-o", out, "--overwrite")
+        assert done.status == 1
+        assert "holds the input" in done.err
+        assert (out / "model.safetensors").read_bytes() == before

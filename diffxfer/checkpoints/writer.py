@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.companions import read_object
 from diffxfer.checkpoints.filesystem import exchange, sync_folder
 from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
 
@@ -80,12 +81,36 @@ def _refuse_foreign(out: Path) -> None:
     """Refuse to replace what is neither a folder of ours nor an empty one."""
     if out.is_symlink() or not out.is_dir():
         raise OutputExistsError(out, "is not a folder", "remove it, or choose another -o")
-    if any(out.iterdir()) and not is_our_folder(out):
+    if not any(out.iterdir()):
+        return
+    if not is_our_folder(out):
         raise OutputExistsError(
             out,
             f"has no {MANIFEST_NAME} of ours, so --overwrite does not replace it",
             "remove it yourself, or choose another -o",
         )
+    foreign = _foreign_file(out)
+    if foreign is not None:
+        raise OutputExistsError(
+            foreign,
+            f"was put there by somebody else, so --overwrite does not replace {out.name}",
+            "move it elsewhere, or choose another -o",
+        )
+
+
+def _foreign_file(out: Path) -> Path | None:
+    """A file in a folder of ours that its manifest does not name."""
+    manifest = read_object(out / MANIFEST_NAME)
+    named = {MANIFEST_NAME}
+    for key in ("shards", "files"):
+        found = manifest.get(key)
+        named |= found.keys() if isinstance(found, dict) else set()
+    for folder, _, names in os.walk(out):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.relative_to(out).as_posix() not in named:
+                return path
+    return None
 
 
 def is_our_folder(folder: Path) -> bool:

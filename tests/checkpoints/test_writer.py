@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 JOB, OTHER_JOB = "0123456789abcdef" * 2, "fedcba9876543210" * 2
-OURS = b'{\n "diffxfer_format": 1}'
+OURS = b'{\n "diffxfer_format": 1, "files": {"text": {}, "stale": {}, "weights": {}}}'
 
 
 def write(out: Path, text: str = "new", *, overwrite: bool = False, job: str = JOB) -> None:
@@ -698,3 +698,15 @@ def test_the_index_is_as_transformers_writes_it() -> None:
         "weight_map": {"a": "model-2", "layers.10": "model-2", "layers.2": "model-1"},
     }
     assert made.decode() == json.dumps(expected, indent=2, sort_keys=True) + "\n"
+
+
+def test_overwrite_spares_what_somebody_put_into_our_folder(tmp_path):
+    out = tmp_path / "out"
+    (out / "checkpoint-500").mkdir(parents=True)
+    (out / "diffxfer.json").write_bytes(OURS)
+    (out / "text").write_text("ours")
+    theirs = out / "checkpoint-500" / "weights"
+    theirs.write_text("theirs")
+    with pytest.raises(OutputExistsError, match="checkpoint-500/weights: was put there by"):
+        refuse_unsafe_output(out, [], overwrite=True)
+    assert theirs.read_text() == "theirs"

@@ -67,6 +67,8 @@ def config_changes(
                 changes[(*level, key)] = value
     if vocab_size is not None:
         old = next((v for x in reversed(levels) if (v := _at(target, x).get("vocab_size"))), None)
+        if old is None:  # it is the class's default, which holds no longer
+            changes[(*levels[-1], "vocab_size")] = vocab_size
         for path in paths_to("vocab_size", target):
             # Not where only the embedding of Gemma 3n's layers, which has less padding, grew.
             if old is not None and old < vocab_size and _at(target, path[:-1])[path[-1]] == old:

@@ -90,8 +90,11 @@ def graft_runs(
         _same_rows(present)
         rows = np.arange(target_rows, dtype=np.int64)
         return target_rows, _runs(np.full(target_rows, _GRAFT), *[rows] * len(present))
-    if base_pairing is not None and base_rows is not None:
-        _check_lost(base_pairing, finetuned_rows, base_rows)
+    if base_rows is not None:
+        if base_pairing is None:
+            _same_rows({"finetuned": finetuned_rows, "base": base_rows})
+        else:
+            _check_lost(base_pairing, finetuned_rows, base_rows)
     added, output_rows = _additions(pairing, finetuned_rows, target_rows)
     rows = np.arange(output_rows, dtype=np.int64)
     ids = _fit(pairing.finetuned_ids, output_rows)

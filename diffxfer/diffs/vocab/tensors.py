@@ -83,8 +83,8 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 
 
 def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    nested = config.get("text_config")
-    return [config, nested] if isinstance(nested, dict) else [config]
+    nested = (config.get(key) for key in ("text_config", "language_config", "llm_config"))
+    return [config, *(part for part in nested if isinstance(part, dict))]
 
 
 def _is_inner(spec: TensorSpec, size: int) -> bool:

@@ -265,3 +265,9 @@ def test_identical_roles_are_one_run(base, padding):
     assert len(found) == 1 + (padding > 0)
     whole = extract_runs(first, finetuned_rows=rows, base_rows=rows)
     assert whole == [Run(GRAFT, 0, rows, (0, 0))]
+
+
+def test_rows_of_finetuned_and_base_must_agree_where_no_tokenizer_pairs_them():
+    pairing = target_pairing([0, 1, 2])
+    with pytest.raises(VocabularyError, match="3 in finetuned, 2 in base"):
+        graft_runs(pairing, None, finetuned_rows=3, base_rows=2, target_rows=3)
