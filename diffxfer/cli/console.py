@@ -243,10 +243,10 @@ def _remarks(report: Report) -> list[str]:
         lines.append(f"tokens without a place in the target: {_listed(report.dropped_tokens)}")
     if report.inexact:
         total = sum(report.inexact.values())
-        share = total / max(1, report.parameters.get("extracted", 1))
+        every = report.parameters.get("extracted", total)
         lines.append(
-            f"inexact: base + diff vector gives back all but {total:,} elements ({share:.2%})"
-            " of finetuned; a wider --diff-dtype gives back more"
+            f"inexact: base + diff vector does not give back {total:,} of finetuned's {every:,}"
+            " elements bit for bit; a wider --diff-dtype, such as float32, gives back more"
         )
     if report.left_out:
         lines.append(f"files left out: {_listed(report.left_out)}")
