@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffxfer.diffs.report import listed
 from diffxfer.errors import DiffxferError, MatchError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from diffxfer.diffs.report import Report
 
-_LISTED = 5
 _INTERRUPTED = 130
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
 _PIPE_WIDTH = 10_000
@@ -238,9 +238,7 @@ def _remarks(report: Report) -> list[str]:
     if report.vocabulary in _PAIRING:
         lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")
     if report.added_tokens:
-        lines.append(f"tokens added to the target: {_listed(report.added_tokens)}")
-    if report.dropped_tokens:
-        lines.append(f"tokens without a place in the target: {_listed(report.dropped_tokens)}")
+        lines.append(f"tokens added to the target: {listed(report.added_tokens)}")
     if report.inexact:
         total = sum(report.inexact.values())
         every = report.parameters.get("extracted", total)
@@ -249,13 +247,8 @@ def _remarks(report: Report) -> list[str]:
             " elements bit for bit; a wider --diff-dtype, such as float32, gives back more"
         )
     if report.left_out:
-        lines.append(f"files left out: {_listed(report.left_out)}")
+        lines.append(f"files left out: {listed(report.left_out)}")
     return lines
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def gigabytes(count: int) -> str:

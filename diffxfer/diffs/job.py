@@ -31,7 +31,7 @@ from diffxfer.diffs.artifact.manifest import (
 )
 from diffxfer.diffs.matching.match import LEFT_OUT
 from diffxfer.diffs.matching.refusal import group_problems, refusal
-from diffxfer.diffs.report import Report, count_fates, group_fates
+from diffxfer.diffs.report import Report, count_fates, group_fates, listed
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
@@ -54,12 +54,11 @@ if TYPE_CHECKING:
     """Completes a manifest from results by output name and checksums of tensors only read."""
 
 README = "README.md"
-_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a job is run; of all this, only `max_shard_bytes` shapes the result.
+    """How a job is run; only `max_shard_bytes` and `allow_nonfinite` can shape the result.
 
     Attributes:
         threads: how many workers, None for one a processor.
@@ -110,7 +109,6 @@ class Job:
         left_out: files that are not carried.
         warnings: what a user should know.
         began: when the verb was called, by `time.perf_counter`.
-        identities: of the files to copy, as they were when the job was planned.
         identities: of the files to copy, as they were when the job was planned.
     """
 
@@ -191,12 +189,7 @@ def _losses(job: Job) -> list[str]:
             fate.name for fate in job.fates if fate.kind == "dropped" and fate.why != LEFT_OUT
         ),
     }
-    return [
-        f"{what}: {', '.join(names[:_LISTED])}"
-        + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-        for what, names in lost.items()
-        if names
-    ]
+    return [f"{what}: {listed(names)}" for what, names in lost.items() if names]
 
 
 def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:

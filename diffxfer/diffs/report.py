@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.diffs.matching.names import pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from diffxfer.diffs.matching.match import Fate
     from diffxfer.errors import Culprits
+
+
+_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +112,9 @@ def count_fates(groups: Iterable[FateGroup]) -> tuple[dict[str, int], dict[str, 
         tensors[group.kind] += group.tensors
         parameters[group.kind] += group.parameters
     return dict(tensors), dict(parameters)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
