@@ -12,6 +12,7 @@
     ├── VocabularyError           tokens of the roles that do not fit together
     ├── ArtifactError             a manifest or diff vector that cannot be used
     ├── NonFiniteError            NaN, infinity or overflow in a tensor
+    ├── EvaluationError           a model or a task that cannot be scored
     └── OutputError               an output that cannot be written
         ├── OutputExistsError     something is there already, or is one of the inputs
         └── DiskSpaceError        the disk is too small for it
@@ -142,6 +143,10 @@ class NonFiniteError(DiffxferError):
         self.tensor = tensor
         self.role = role
         self.index = index
+
+
+class EvaluationError(DiffxferError):
+    """A model or a task that cannot be scored."""
 
 
 class OutputError(DiffxferError):

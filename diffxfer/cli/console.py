@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from diffxfer.diffs.report import Report
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
 _PIPE_WIDTH = 10_000
 
@@ -55,7 +57,7 @@ class Console:
             sys.exit(print_interrupted())
         known = as_known(exc)
         if self._json and known is not None:
-            _print_json({"error": error_as_json(known)})
+            print_json({"error": error_as_json(known)})
 
     @property
     def progress(self) -> Callable[[int, int], None] | None:
@@ -74,6 +76,11 @@ class Console:
             self._bar.stop()
             self._bar = None
 
+    def say(self, line: str) -> None:
+        """Print a line of talk on stderr."""
+        if not self._quiet:
+            typer.echo(printable(line), err=True)
+
     def show(self, report: Report) -> None:
         """Print what was done, or with a dry run what would be.
 
@@ -84,7 +91,7 @@ class Console:
         refusal = _refusal(report)
         if self._json:
             error = {"error": error_as_json(refusal)} if refusal else {}
-            _print_json({**report.as_json(), **error})
+            print_json({**report.as_json(), **error})
         else:
             if not report.written and not self._quiet:
                 _print_plan(report)
@@ -127,7 +134,7 @@ def print_error(exc: DiffxferError) -> None:
 def print_interrupted() -> int:
     """Say on stderr that a run was interrupted, and give its exit status."""
     typer.echo("interrupted: nothing was written", err=True)
-    return _INTERRUPTED
+    return INTERRUPTED
 
 
 def error_as_json(exc: DiffxferError) -> dict[str, Any]:
@@ -145,7 +152,8 @@ def error_as_json(exc: DiffxferError) -> dict[str, Any]:
     return found
 
 
-def _print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
+    """Print the one object that `--json` asks for."""
     typer.echo(json_module.dumps(value))
 
 

@@ -11,6 +11,8 @@ import typer
 
 from diffxfer.cli.apply import apply
 from diffxfer.cli.console import as_known, print_error, print_interrupted
+from diffxfer.cli.demo import demo
+from diffxfer.cli.eval import eval_models
 from diffxfer.cli.extract import extract
 from diffxfer.cli.transfer import transfer
 from diffxfer.errors import OptionError
@@ -27,10 +29,13 @@ app = typer.Typer(
 # \b keeps the lines after it as they are, so that a command can be copied whole.
 _EXAMPLE = "Example:\n\n\b\n  diffxfer "
 _TRANSFER = "transfer llama-3.0-sft llama-3.0 llama-3.1 -o llama-3.1-grafted"
+_EVAL = "eval llama-3.1 --finetuned llama-3.1-sft --diff sft-diff --alpha 0.8,1.0 --tasks gsm8k"
 
 app.command(epilog=f"{_EXAMPLE}extract llama-3.0-sft llama-3.0 -o sft-diff")(extract)
 app.command(epilog=f"{_EXAMPLE}apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 0.8")(apply)
 app.command(epilog=f"{_EXAMPLE}{_TRANSFER}")(transfer)
+app.command("eval", epilog=f"{_EXAMPLE}{_EVAL}")(eval_models)
+app.command(epilog=f"{_EXAMPLE}demo --keep demo")(demo)
 
 
 def _print_version(wanted: bool) -> None:

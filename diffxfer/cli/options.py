@@ -149,6 +149,24 @@ def parse_alpha_for(values: list[str] | None) -> dict[str, float]:
     return scales
 
 
+def parse_alphas(value: str | None) -> list[float]:
+    """Read scales that are separated by commas.
+
+    Args:
+        value: what was given, None for the default.
+
+    Raises:
+        typer.BadParameter: if one is no number.
+    """
+    scales = [(part, _number(part)) for part in (value or "1.0").split(",")]
+    for part, scale in scales:
+        if scale is None:
+            raise typer.BadParameter(
+                f"{part!r} is no number, as in 0.8,1.0,1.2", param_hint="--alpha"
+            )
+    return [scale for _, scale in scales if scale is not None]
+
+
 def _number(text: str) -> float | None:
     try:
         number = float(text)

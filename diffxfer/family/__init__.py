@@ -3,8 +3,9 @@
 The folder holds four checkpoints in bfloat16 (`base`, its continuation `target`, and a fine-tune
 of each on one task, `finetuned` and `direct`), the held-out questions of that task
 (`task.jsonl`), held-out text of the kind that `target` was trained on (`text.txt`: docstrings of
-Hugging Face's accelerate 1.15.0, Apache-2.0, shuffled and cut), and what the members and grafts
-scored on both when they were made (`scores.json`). `examples/train_family.py` made them all.
+Hugging Face's accelerate 1.15.0, Apache-2.0, shuffled and cut), what the members and grafts
+scored on both when they were made (`scores.json`), and lm-eval tasks that ask for both (`tasks`:
+`pig_latin`, `pig_latin_choice`, `docstrings`). `examples/train_family.py` made all but the tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def family_folder() -> Path:
         `F=$(python -m diffxfer.family)`.
 
     Returns:
-        A folder with `base`, `target`, `finetuned`, `direct`, `task.jsonl`, `text.txt` and
-        `scores.json`.
+        A folder with `base`, `target`, `finetuned`, `direct`, `task.jsonl`, `text.txt`,
+        `scores.json` and `tasks`.
     """
     return Path(str(files(__name__)))

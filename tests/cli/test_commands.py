@@ -21,6 +21,7 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
+EVERY = (*COMMANDS, "eval", "demo")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
@@ -32,6 +33,14 @@ OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING,
     "extract": SHARED | {"--diff-dtype"},
+    "eval": {
+        *("--tasks", "--baseline", "--finetuned", "--diff", "--alpha", "--include-path"),
+        *("--num-fewshot", "--limit", "--batch-size", "--device", "--dtype", "--seed"),
+        *("--apply-chat-template", "--fewshot-as-multiturn", "--no-fewshot-as-multiturn"),
+        *("--system-instruction", "--gen-kwargs", "--backend", "--model-args"),
+        *("--trust-remote-code", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
+    },
+    "demo": {"--keep", "--help", "-h"},
 }
 
 
@@ -64,7 +73,7 @@ def options_in(text: str) -> set[str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", EVERY)
     def test_lists_every_option_with_a_meaning(self, command: str) -> None:
         outcome = tiny.run(command, "--help")
         assert (outcome.status, outcome.err) == (0, "")
@@ -73,7 +82,7 @@ class TestHelp:
         for entry in entries:
             assert re.search(r"[a-z]{2,} [a-z].*[.)\]]\s*$", entry, re.DOTALL), entry
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", [*COMMANDS, "eval"])
     def test_ends_with_an_example_that_is_one_line_and_parses(self, command: str) -> None:
         lines = tiny.run(command, "--help").out.rstrip().splitlines()
         assert lines[-3].strip() == "Example:"
@@ -86,17 +95,17 @@ class TestHelp:
     def test_lists_every_command(self) -> None:
         outcome = tiny.run("--help")
         assert (outcome.status, outcome.err) == (0, "")
-        for command in COMMANDS:
+        for command in EVERY:
             line = next(line for line in outcome.out.splitlines() if line.split()[:1] == [command])
             assert line.endswith("."), "the summary is cut off"
             assert "..." not in line
         assert options_in(outcome.out) == {"--version", "--help", "-h"}
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", EVERY)
     def test_short_form(self, command: str) -> None:
         assert tiny.run(command, "-h") == tiny.run(command, "--help")
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", EVERY)
     def test_the_readme_names_every_option(self, command: str) -> None:
         # The README is written by hand; this fails when an option is added and not described.
         readme = (ROOT / "README.md").read_text()
@@ -141,7 +150,7 @@ print("heavy:", sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in COMMANDS), ["--version"]])
+@pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in EVERY), ["--version"]])
 def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     code = LIGHT.format(argv=argv, code="from diffxfer.cli.main import main; main()")
     done = subprocess.run(

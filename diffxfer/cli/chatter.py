@@ -1,0 +1,38 @@
+"""Keeping stdout for results while libraries print what they like."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STDOUT, _STDERR = 1, 2
+
+
+@contextmanager
+def chatter_on_stderr(*, quiet: bool) -> Iterator[None]:
+    """Send to stderr what is printed on stdout inside the block, by C and by child processes too.
+
+    Args:
+        quiet: send it, and what is printed on stderr, to nowhere.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    moved = (_STDOUT, _STDERR) if quiet else (_STDOUT,)
+    saved = {fd: os.dup(fd) for fd in moved}
+    sink = os.open(os.devnull, os.O_WRONLY) if quiet else os.dup(_STDERR)
+    for fd in moved:
+        os.dup2(sink, fd)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stderr.flush()
+        for fd, before in saved.items():
+            os.dup2(before, fd)
+            os.close(before)
+        os.close(sink)

@@ -1,0 +1,163 @@
+"""`diffxfer demo`: the whole story on the family that ships with the package."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffxfer.cli.chatter import chatter_on_stderr
+from diffxfer.cli.console import Console, printable
+
+if TYPE_CHECKING:
+    from diffxfer import Evaluation, Report
+    from diffxfer.diffs.artifact.norms import KindNorms
+
+_ALPHAS = (0.8, 1.0, 1.2)
+_TASKS = ("pig_latin", "docstrings")
+_BAR = 24
+
+_STORY = """\
+Four tiny Llamas, trained on real text on a CPU, come with diffxfer:
+
+   base ──────── fine-tuning ───────▶ finetuned     writes words in Pig Latin: string → ingstray
+     │
+   more training
+     ▼
+   target ────── fine-tuning ───────▶ direct        what we would have to train again
+
+Can target get finetuned's skill without training? target + alpha · (finetuned − base)
+"""
+_YOURS = """\
+On your own models:
+
+  diffxfer extract YOUR-FINETUNE OLD-BASE -o diff
+  diffxfer apply diff NEW-BASE -o grafted --alpha 1.0
+  diffxfer eval NEW-BASE --diff diff --alpha 0.8,1.0,1.2 --tasks gsm8k,ifeval -o scores
+
+or in one pass, without keeping the diff vector:
+
+  diffxfer transfer YOUR-FINETUNE OLD-BASE NEW-BASE -o grafted
+"""
+
+
+def demo(
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A new folder in which to leave the diff vector, graft and scores."
+        ),
+    ] = None,
+) -> None:
+    """Tell the whole story on tiny models that come along, on a CPU."""
+    from diffxfer.checkpoints.writer import refuse_unsafe_output
+    from diffxfer.family import family_folder
+
+    if keep is not None:
+        refuse_unsafe_output(keep, [family_folder()], overwrite=False)
+    with Console(json=False, quiet=False), ExitStack() as stack:
+        work = keep or Path(stack.enter_context(TemporaryDirectory(prefix="diffxfer-demo-")))
+        _tell(family_folder(), work)
+    if keep is not None:
+        typer.echo(f"All of it is in {printable(str(keep))}: diff/, grafted/ and scores/.")
+
+
+def _tell(family: Path, work: Path) -> None:
+    from diffxfer import apply_diff, extract_diff
+
+    typer.echo(_STORY)
+    _step(1, "subtract: what did fine-tuning change?", "extract finetuned base -o diff")
+    _show_norms(extract_diff(family / "finetuned", family / "base", work / "diff"), work / "diff")
+    _step(2, "graft it on base's successor", "apply diff target -o grafted --alpha 1.0")
+    _show_graft(apply_diff(work / "diff", family / "target", work / "grafted"))
+    tasks = ",".join(_TASKS)
+    command = f"eval target --diff diff --alpha 0.8,1.0,1.2 --finetuned direct --tasks {tasks}"
+    _step(3, "did it work, by how much, and is it more than noise?", command)
+    typer.echo("   (scoring five models takes a quarter of a minute)\n")
+    _show_scores(_score(family, work))
+    typer.echo(f"\n{_YOURS}")
+
+
+def _step(number: int, title: str, command: str) -> None:
+    typer.echo(f"{number}. {title}\n   $ diffxfer {command}")
+    sys.stdout.flush()
+
+
+def _show_norms(report: Report, diff: Path) -> None:
+    """The diff vector's size by kind of tensor, as bars."""
+    from diffxfer.diffs.artifact.manifest import require_diff
+    from diffxfer.diffs.artifact.norms import norms_by_kind
+
+    kinds = norms_by_kind(require_diff(diff))
+    most = max(kind.ratio for kind in kinds)
+    typer.echo(f"   ‖Δ‖/‖base‖ of {sum(report.tensors.values())} tensors, by kind:")
+    for kind in kinds:
+        typer.echo(f"   {_named(kind):<44} {kind.ratio:6.1%}  {_bar(kind.ratio / most)}")
+    typer.echo("")
+
+
+def _named(kind: KindNorms) -> str:
+    name = kind.pattern.removeprefix("model.").removesuffix(".weight")
+    return f"{name} × {kind.tensors}" if "*" in name else name
+
+
+def _bar(share: float) -> str:
+    return "█" * max(1, round(_BAR * share))
+
+
+def _show_graft(report: Report) -> None:
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.tensors.items())
+    typer.echo(f"   {counts}, in {report.elapsed_s:.1f} s; a checkpoint like any other\n")
+
+
+def _score(family: Path, work: Path) -> Evaluation:
+    """Score target, three grafts and the directly fine-tuned target."""
+    import torch
+
+    from diffxfer import evaluate
+
+    # Models this small are slower on several threads, much slower on a busy machine.
+    torch.set_num_threads(1)
+    with chatter_on_stderr(quiet=True):
+        return evaluate(
+            family / "target",
+            diff=work / "diff",
+            alpha=_ALPHAS,
+            finetuned=family / "direct",
+            tasks=_TASKS,
+            include_path=family / "tasks",
+            batch_size=64,
+            device="cpu",
+            dtype="float32",
+            output=work / "scores",
+        )
+
+
+def _show_scores(evaluation: Evaluation) -> None:
+    from diffxfer.cli.score_table import print_scores
+
+    print_scores(_with_short_names(evaluation))
+
+
+def _with_short_names(evaluation: Evaluation) -> Evaluation:
+    """The models by the names that the story gives them."""
+    rows = tuple(
+        replace(row, model=Path(row.model).name, baseline=Path(row.baseline).name)
+        for row in evaluation.rows
+    )
+    best = evaluation.best
+    if best is not None:
+        command = f"diffxfer apply diff target -o grafted --alpha {best.alpha}"
+        best = replace(best, command=command)
+    return replace(
+        evaluation,
+        rows=rows,
+        baseline=Path(evaluation.baseline).name,
+        finetuned=Path(evaluation.finetuned or "").name,
+        best=best,
+    )

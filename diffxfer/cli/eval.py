@@ -1,0 +1,146 @@
+"""`diffxfer eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffxfer.cli import options as opt
+from diffxfer.cli.eval_console import EvalConsole
+
+
+def eval_models(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL…", help="Folders of models; the first is the target."),
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            metavar="TASKS",
+            help="lm-eval's tasks, groups or YAML files, with commas: gsm8k,ifeval.",
+        ),
+    ],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="What the others are compared with; by default the first."
+        ),
+    ] = None,
+    finetuned: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The directly fine-tuned target: says how much of its gain a graft recovers.",
+        ),
+    ] = None,
+    diff: Annotated[
+        Path | None,
+        typer.Option(metavar="DIFF", help="A diff vector: also score grafts on the first model."),
+    ] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(metavar="FLOATS", help="Scales of --diff, with commas: 0.8,1.0,1.2."),
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder of lm-eval tasks of your own."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Examples before each question; by default the task's."),
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Questions a task; below 1 the share of them. For trials."),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Questions at a time.")] = "1",
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:0, …; by default a GPU if any."),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="DTYPE", help="Of the loaded model; auto: as it is stored."),
+    ] = "auto",
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option("--apply-chat-template", help="Put questions in the model's chat template."),
+    ] = False,
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        typer.Option(help="Examples as turns of a conversation; by default with a chat template."),
+    ] = None,
+    system_instruction: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the conversation begins with.")
+    ] = None,
+    gen_kwargs: Annotated[
+        str | None,
+        typer.Option(metavar="K=V,…", help="How text is generated: do_sample=True,top_p=0.9."),
+    ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="What runs the models: hf, vllm, or another of lm-eval."),
+    ] = "hf",
+    model_args: Annotated[
+        str | None,
+        typer.Option(metavar="K=V,…", help="Passed on to the backend: max_length=4096."),
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="One, or four: Python, numpy, torch, few-shot; 0,1234,1234,1234."
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Let code that comes with a model run."),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Keep lm-eval's results and samples and comparison.json; scores that are there"
+            " are not made again.",
+        ),
+    ] = None,
+    json: opt.Json = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print no talk, only the result and errors.")
+    ] = False,
+) -> None:
+    """Score models and grafts with lm-eval, on the same questions."""
+    from diffxfer import evaluate
+
+    alphas = opt.parse_alphas(alpha)
+    with EvalConsole(json=json, quiet=quiet) as console:
+        evaluation = evaluate(
+            models,
+            tasks=[task.strip() for task in tasks.split(",") if task.strip()],
+            baseline=baseline,
+            finetuned=finetuned,
+            diff=diff,
+            alpha=alphas,
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn,
+            system_instruction=system_instruction,
+            gen_kwargs=gen_kwargs,
+            backend=backend,
+            model_args=model_args,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+            output=output,
+            progress=console.say,
+            salvage=console.keep,
+        )
+        console.keep(evaluation)

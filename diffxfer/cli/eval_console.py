@@ -1,0 +1,76 @@
+"""How `diffxfer eval` talks: a table or an object, also of what was scored before a failure."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from types import TracebackType
+
+import typer
+
+from diffxfer.cli.chatter import chatter_on_stderr
+from diffxfer.cli.console import (
+    INTERRUPTED,
+    Console,
+    as_known,
+    error_as_json,
+    print_json,
+    printable,
+)
+from diffxfer.cli.score_table import print_scores
+from diffxfer.evaluation.scores import Evaluation
+
+
+class EvalConsole(Console):
+    """One evaluation's way to talk; use it as a context manager.
+
+    While it is open, what lm-eval and its libraries print goes to stderr.
+
+    Args:
+        json: print one JSON object on stdout, also for an error.
+        quiet: print nothing but the result, warnings and errors.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        super().__init__(json=json, quiet=quiet)
+        self._known: Evaluation | None = None
+        self._chatter = ExitStack()
+
+    def __enter__(self) -> EvalConsole:
+        self._chatter.enter_context(chatter_on_stderr(quiet=self._quiet))
+        return self
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Note what was scored: all of it, or what a failure left."""
+        self._known = evaluation
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._chatter.close()
+        known = as_known(exc)
+        if exc is None or known is not None or isinstance(exc, KeyboardInterrupt):
+            self._print({} if known is None else {"error": error_as_json(known)})
+        if isinstance(exc, KeyboardInterrupt):
+            typer.echo(f"interrupted: {self._kept()}", err=True)
+            sys.exit(INTERRUPTED)
+
+    def _print(self, error: dict[str, object]) -> None:
+        """Print what is known: all of it, or what was scored before a failure."""
+        if self._json:
+            print_json({**(self._known.as_json() if self._known else {"rows": []}), **error})
+        elif self._known is not None:
+            print_scores(self._known)
+        if self._known is not None:
+            for warning in self._known.warnings:
+                typer.echo(f"warning: {printable(warning)}", err=True)
+
+    def _kept(self) -> str:
+        if self._known is None:
+            return "no model was scored yet"
+        if self._known.output is None:
+            return "what was scored is above; with --output DIR it would not be scored again"
+        return f"what was scored is kept in {printable(str(self._known.output))}; run it again"

@@ -1,0 +1,283 @@
+"""An evaluation as a table: a row a model, a column a metric, and what the numbers mean.
+
+Names come from folders, tasks and files that anyone may have written: all of them are made
+printable, and none is read as markup.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, TypeAlias
+
+from diffxfer.cli.console import printable
+from diffxfer.evaluation.scores import Evaluation, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+Column: TypeAlias = tuple[str, str, str]
+Subject: TypeAlias = tuple[str, float | None]
+
+_PIPE_WIDTH = 10_000
+_GAP = 2
+_WIDEST_NAME = 24
+_NARROWEST_NAME = 8
+_ROOM_FOR_ALPHA = len(" + 0.8·Δ")
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def print_scores(evaluation: Evaluation, *, out: Console | None = None) -> None:
+    """Print what models scored, side by side, and below it what the numbers mean.
+
+    Args:
+        evaluation: what was scored; where that is nothing, nothing is printed.
+        out: where to; stdout by default, and where no terminal is, without folding any line.
+    """
+    from rich.text import Text
+
+    out = out or _stdout()
+    view = _View(evaluation, out.width)
+    if not view.subjects:
+        return
+    for number, table in enumerate(view.tables()):
+        if number:
+            out.print()
+        out.print(table)
+    out.print()
+    for line in view.remarks():
+        out.print(Text(line, overflow="fold"))
+    if evaluation.best is not None:
+        best = evaluation.best
+        out.print()
+        value = f"{best.metric} {_number(best.value)}"
+        found = f"best alpha by {best.task}: {best.alpha!r} ({value})"
+        out.print(Text(printable(found), overflow="fold"))
+        # On one line however long it is: a command is there to be copied.
+        out.print(Text(printable(best.command)), soft_wrap=True)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    # Lines that no person reads are not cut to the width of a terminal.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """One column of a table: its head, what is below it for each model, and how wide that is."""
+
+    head: Text
+    cells: tuple[Text, ...]
+    width: int
+
+
+class _View:
+    """An evaluation as it is shown: which rows, under which names, with which marks."""
+
+    def __init__(self, evaluation: Evaluation, width: int) -> None:
+        self._evaluation = evaluation
+        self._width = width
+        # Of names and of heads: what is longer is folded, so that there is room for the numbers.
+        self._most = max(_WIDEST_NAME, width // 3)
+        self._columns = evaluation.columns
+        asked = set(evaluation.columns)
+        self._rows: dict[tuple[Subject, Column], Row] = {
+            ((row.model, row.alpha), row.column): row
+            for row in evaluation.rows
+            if row.column in asked
+        }
+        self.subjects: list[Subject] = list(dict.fromkeys(subject for subject, _ in self._rows))
+        named = (row.model for row in evaluation.rows)
+        also = (evaluation.baseline, evaluation.finetuned or "")
+        self._short = short_names([*named, *also], self._most - _ROOM_FOR_ALPHA)
+        notes = (note for row in self._shown() for note in row.notes)
+        self._marks = {note: number for number, note in enumerate(dict.fromkeys(notes), 1)}
+
+    def _shown(self, column: Column | None = None) -> Iterator[Row]:
+        """The rows of the table, model by model; of one column, or of all."""
+        columns = self._columns if column is None else (column,)
+        for subject in self.subjects:
+            for each in columns:
+                if (subject, each) in self._rows:
+                    yield self._rows[subject, each]
+
+    def tables(self) -> Iterator[Table]:
+        """The columns in as many tables as it takes for each to be no wider than there is room."""
+        columns = [self._column(column) for column in self._columns]
+        names = [self._name(subject) for subject in self.subjects]
+        beside = self._width - _GAP - max(column.width for column in columns)
+        name = max(min(_width(*names), self._most, beside), _NARROWEST_NAME)
+        chunk: list[_Cells] = []
+        for column in columns:
+            if chunk and name + sum(each.width + _GAP for each in [*chunk, column]) > self._width:
+                yield _table(name, names, chunk)
+                chunk = []
+            chunk.append(column)
+        yield _table(name, names, chunk)
+
+    def _name(self, subject: Subject) -> Text:
+        from rich.text import Text
+
+        model, alpha = subject
+        if alpha is not None:
+            return Text(f"{self._short[model]} + {alpha!r}·Δ", overflow="fold")
+        roles = {"baseline": self._evaluation.baseline, "finetuned": self._evaluation.finetuned}
+        name = Text(self._short[model], overflow="fold")
+        for role in (role for role, label in roles.items() if label == model):
+            name.append(f"\n{role}", "dim")
+        return name
+
+    def _column(self, column: Column) -> _Cells:
+        """One column, no wider than its cells for the sake of a long head."""
+        from rich.text import Text
+
+        rows = list(self._shown(column))
+        arrow = _ARROWS[rows[0].higher_is_better] if rows else ""
+        task, metric, chosen = map(printable, column)
+        head = Text(task, "bold", overflow="fold")
+        head.append(f"\n{metric}{arrow}" + ("" if chosen == "none" else f"\n{chosen}"), "not bold")
+        best = _best(rows)
+        found = [self._rows.get((subject, column)) for subject in self.subjects]
+        cells = [Text() if row is None else self._cell(row, best) for row in found]
+        return _Cells(head, tuple(cells), max(_width(*cells), min(_width(head), self._most)))
+
+    def _cell(self, row: Row, best: float | None) -> Text:
+        """A value; its difference from the baseline; how much of the gain it recovers."""
+        from rich.text import Text
+
+        wins = best is not None and math.isclose(row.value, best, rel_tol=1e-9)
+        notes = list(row.notes)
+        cell = Text(overflow="fold")
+        cell.append(_number(row.value), "bold" if wins else "")
+        cell.append("" if row.stderr is None else f" ± {_number(row.stderr)}")
+        if row.delta is not None:
+            cell.append(f"\n{_number(row.delta, '+')}")
+            if row.p_value is not None:
+                cell.append(f" {_chance(row.p_value)}")
+            else:
+                # The comparison's note comes first, and there is one where a p-value is missing.
+                cell.append(self._marked(notes[:1]))
+                notes = notes[1:]
+        if row.recovered is not None:
+            cell.append(f"\nrecovers {_share(row.recovered, row.recovered_interval)}")
+        cell.append(self._marked(notes))
+        return cell
+
+    def _marked(self, notes: Sequence[str]) -> str:
+        numbers = sorted({self._marks[note] for note in notes})
+        return "".join(f" {_superscript(number)}" for number in numbers)
+
+    def remarks(self) -> Iterator[str]:
+        """What is below the table: the notes, how many samples, and what the signs mean."""
+        for note, number in self._marks.items():
+            yield f"{_superscript(number)} {printable(note)}"
+        yield f"n = {self._counts()}"
+        yield from self._signs()
+
+    def _counts(self) -> str:
+        """How many samples, task by task; tasks of the same number together."""
+        tasks: dict[str, list[str]] = {}
+        for task in dict.fromkeys(task for task, _, _ in self._columns):
+            counts = {row.n for row in self._shown() if row.task == task}
+            if counts:
+                span = dict.fromkeys(f"{count:,}" for count in (min(counts), max(counts)))
+                tasks.setdefault(" to ".join(span), []).append(printable(task))
+        return ", ".join(f"{count} ({', '.join(names)})" for count, names in tasks.items())
+
+    def _signs(self) -> Iterator[str]:
+        rows = list(self._shown())
+        if any(row.stderr is not None for row in rows):
+            yield "± standard error"
+        if any(row.delta is not None for row in rows):
+            tested = any(row.p_value is not None for row in rows)
+            yield f"+ and -: difference from {self._short[self._evaluation.baseline]}" + (
+                "; p: McNemar's exact test or sign-flip permutation, paired" if tested else ""
+            )
+        if any(row.recovered is not None for row in rows):
+            # The first model is the target; whatever else was scored comes after it.
+            gain = f"{self._short[self._evaluation.finetuned or '']}'s gain over "
+            interval = any(row.recovered_interval is not None for row in rows)
+            yield f"recovers: share of {gain}{self._short[rows[0].model]}" + (
+                ", 95 % bootstrap interval" if interval else ""
+            )
+
+
+def short_names(models: Sequence[str], longest: int) -> dict[str, str]:
+    """What to call models: long paths by their last two parts, where those tell them apart.
+
+    Args:
+        models: paths or names, in any order.
+        longest: how many characters a name may have and stay whole.
+
+    Returns:
+        A printable name for each; all differ where the printable models do.
+    """
+    ends = {model: PurePath(model).parts[-2:] for model in models}
+    names = {}
+    for model, end in ends.items():
+        short = printable("/".join(("…", *end)))
+        alone = sum(end == other for other in ends.values()) == 1
+        whole = printable(model)
+        names[model] = short if alone and longest < len(whole) > len(short) else whole
+    return names
+
+
+def _table(width: int, names: Sequence[Text], columns: Sequence[_Cells]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP // 2))
+    table.add_column(Text("model", "bold", overflow="fold"), width=width)
+    for column in columns:
+        table.add_column(column.head, width=column.width)
+    tall = any("\n" in cell.plain for column in columns for cell in column.cells)
+    for number, name in enumerate(names):
+        # Without a blank line between them, models of several lines each run into one another.
+        if tall:
+            table.add_row()
+        table.add_row(name, *(column.cells[number] for column in columns))
+    return table
+
+
+def _best(rows: Sequence[Row]) -> float | None:
+    """The value that no other beats; None where that means nothing."""
+    values = [row.value for row in rows if not math.isnan(row.value)]
+    if len(rows) < 2 or not values or rows[0].higher_is_better is None:
+        return None
+    choose: Callable[[Sequence[float]], float] = max if rows[0].higher_is_better else min
+    return choose(values)
+
+
+def _width(*texts: Text) -> int:
+    """How many columns of a terminal the longest line takes."""
+    return max(line.cell_len for text in texts for line in text.split(allow_blank=True))
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Four digits after the point, as lm-eval has them; a perplexity may be too large for that."""
+    return f"{value:{sign}.4f}" if abs(value) < 1e6 else f"{value:{sign}.4g}"
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(_SUPERSCRIPTS)
+
+
+def _chance(p_value: float) -> str:
+    return "p<0.001" if p_value < 0.001 else f"p={p_value:.2g}"
+
+
+def _share(share: float, interval: tuple[float, float] | None) -> str:
+    if share <= 0:
+        return "nothing"  # by how much it loses, in terms of another's gain, tells nobody anything
+    found = f"{100 * share:.0f} %"
+    if interval is None:
+        return found
+    return f"{found} [{', '.join(f'{100 * end:.0f}' for end in interval)}]"

@@ -1,0 +1,229 @@
+"""Asking lm-eval to score one model, and telling its failures in one line.
+
+See https://github.com/EleutherAI/lm-evaluation-harness: what a task is, how it is asked and how
+answers are scored is all lm-eval's.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.header import short
+from diffxfer.checkpoints.reader import open_weights
+from diffxfer.diffs.artifact.manifest import refuse_diff
+from diffxfer.diffs.matching.names import is_embedding
+from diffxfer.diffs.vocab.tokens import read_tokenizer
+from diffxfer.errors import DiffxferError, EvaluationError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from lm_eval.loggers import EvaluationTracker
+
+    from diffxfer.evaluation.settings import Settings
+    from diffxfer.evaluation.tasks import TaskSet
+
+_REASON = 300
+
+
+def check_model(folder: Path) -> None:
+    """Refuse a folder that cannot be scored, before any time is spent on another.
+
+    Args:
+        folder: a checkpoint.
+
+    Raises:
+        DiffxferError: if it is no model, or its vocabulary is larger than its embedding.
+    """
+    refuse_diff(folder, "scored")
+    tensors = open_weights(folder).tensors
+    tokenizer = read_tokenizer(folder)
+    rows = [spec.shape[0] for name, spec in tensors.items() if is_embedding(name) and spec.shape]
+    tokens = 0 if tokenizer is None else len(tokenizer.tokens)
+    if rows and tokens > max(rows):
+        raise EvaluationError(
+            folder,
+            f"its tokenizer has {tokens:,} tokens, its embedding {max(rows):,} rows",
+            "give it its own tokenizer, or call model.resize_token_embeddings(len(tokenizer))",
+        )
+
+
+def lacks_template(folder: Path) -> bool:
+    """Whether a model surely has no chat template: it has a tokenizer that we can read, without.
+
+    Args:
+        folder: a checkpoint, or the companions of a diff vector.
+    """
+    tokenizer = read_tokenizer(folder)
+    return tokenizer is not None and not tokenizer.chat_templates
+
+
+def no_template(folder: str) -> EvaluationError:
+    """The refusal of a model that cannot be asked in a chat template."""
+    return EvaluationError(
+        folder,
+        "has no chat template, as --apply-chat-template asks for",
+        "leave that option out, or lend it finetuned's: "
+        f"diffxfer apply DIFF {folder} --alpha 0 -o OUT",
+    )
+
+
+def check_device(settings: Settings) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        OptionError: if it is none that torch knows.
+        EvaluationError: if torch does not find it.
+    """
+    device = settings.device
+    if device is None or not settings.is_hf:
+        return
+    import torch
+
+    try:
+        kind = torch.device(device)
+    except RuntimeError as exc:
+        problem = f"{short(device)} is no device"
+        raise OptionError("--device", problem, "give cpu, cuda, cuda:0 or mps") from exc
+    found = torch.cuda.device_count() if kind.type == "cuda" else 1
+    if kind.type == "cuda" and (kind.index or 0) >= found:
+        have = f"finds {found} CUDA devices" if found else "finds no CUDA device"
+        problem = f"{device}: PyTorch {torch.__version__} {have}"
+        raise EvaluationError("--device", problem, "give --device cpu, or check nvidia-smi")
+    if kind.type == "mps" and not torch.backends.mps.is_available():
+        raise EvaluationError("--device", "PyTorch finds no mps device", "give --device cpu")
+
+
+def score(
+    model: str,
+    label: str,
+    tasks: TaskSet,
+    names: Sequence[str],
+    settings: Settings,
+    tracker: EvaluationTracker | None,
+) -> dict[str, Any]:
+    """Score a model on tasks.
+
+    Args:
+        model: its folder, or its name at the server that the backend asks.
+        label: what a person calls it.
+        tasks: where lm-eval finds the tasks.
+        names: which of them.
+        settings: how.
+        tracker: lm-eval's writer of files; None to write none.
+
+    Returns:
+        lm-eval's results with its samples.
+
+    Raises:
+        EvaluationError: if lm-eval fails.
+    """
+    from lm_eval import simple_evaluate
+
+    model_args: dict[str, Any] = {"pretrained": model, **settings.model_args}
+    if settings.dtype != "auto":
+        model_args["dtype"] = settings.dtype
+    if settings.trust_remote_code:
+        model_args["trust_remote_code"] = True
+    seeds = settings.seeds
+    with _told(label, settings):
+        results = simple_evaluate(
+            model=settings.backend,
+            model_args=model_args,
+            tasks=list(names),
+            num_fewshot=settings.num_fewshot,
+            batch_size=settings.batch_size,
+            device=settings.device or _default_device(settings),
+            limit=settings.limit,
+            log_samples=True,
+            evaluation_tracker=tracker,
+            system_instruction=settings.system_instruction,
+            apply_chat_template=settings.apply_chat_template,
+            fewshot_as_multiturn=settings.fewshot_as_multiturn,
+            gen_kwargs=dict(settings.gen_kwargs) or None,
+            task_manager=tasks.manager,
+            random_seed=seeds[0],
+            numpy_random_seed=seeds[1],
+            torch_random_seed=seeds[2],
+            fewshot_random_seed=seeds[3],
+        )
+    _free_memory()
+    if results is None:
+        problem = "is scored by several processes, of which this is not the first"
+        raise EvaluationError(
+            label, problem, "run one process; --model-args parallelize=True uses several GPUs"
+        )
+    return dict(results)
+
+
+def _default_device(settings: Settings) -> str | None:
+    """A GPU where there is one; lm-eval itself would ask for CUDA everywhere."""
+    if not settings.is_hf:
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _free_memory() -> None:
+    """Give the model's memory back before the next one is loaded."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _told(label: str, settings: Settings) -> Iterator[None]:
+    """Turn what lm-eval and its libraries raise into an error of one line."""
+    try:
+        yield
+    except DiffxferError:
+        raise
+    except Exception as exc:
+        _free_memory()
+        reason = next(iter(str(exc).splitlines()), "")[:_REASON] or type(exc).__name__
+        if _is_out_of_memory(exc):
+            problem = f"does not fit in memory at batch size {settings.batch_size} ({reason})"
+            remedy = (
+                "lower --batch-size (auto finds one), give --dtype bfloat16, or spread it over "
+                "GPUs with --model-args parallelize=True"
+            )
+            raise EvaluationError(label, problem, remedy) from exc
+        if isinstance(exc, ImportError):
+            problem = f"the backend {settings.backend} cannot be imported ({reason})"
+            remedy = f"install it: pip install 'lm-eval[{settings.backend}]'"
+            raise EvaluationError(label, problem, remedy) from exc
+        remedy = "DIFFXFER_DEBUG=1 shows where it happened"
+        raise EvaluationError(label, f"lm-eval could not score it ({reason})", remedy) from exc
+
+
+def _is_out_of_memory(exc: BaseException) -> bool:
+    if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
+        return True
+    text = str(exc).lower()
+    return isinstance(exc, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+def check_backend(settings: Settings) -> None:
+    """Refuse a backend that lm-eval does not have.
+
+    Raises:
+        OptionError: if there is none of that name.
+    """
+    from difflib import get_close_matches
+
+    import lm_eval.models  # noqa: F401 registers them
+    from lm_eval.api.registry import model_registry
+
+    known = sorted(model_registry.keys())
+    if settings.backend not in known:
+        near = get_close_matches(settings.backend, known, n=3)
+        remedy = f"did you mean {' or '.join(near)}?" if near else "such as hf or vllm"
+        raise OptionError("--backend", f"lm-eval has no {short(settings.backend)}", remedy)

@@ -1,0 +1,143 @@
+"""What one model scored, and what was found by comparing models: data, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SampleKey: TypeAlias = tuple[str, str, int]
+"""A question: hash of the document, hash of its target, and which of several equal ones."""
+
+Measure: TypeAlias = float | tuple[float, float]
+"""What a sample counts for: a number, or for perplexities a log-likelihood and its weight."""
+
+Samples: TypeAlias = Mapping[SampleKey, Measure]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one model scored on one task by one metric.
+
+    Attributes:
+        task: the task's name in lm-eval, or a group's.
+        metric: such as ``"exact_match"``.
+        filter: lm-eval's filter, such as ``"strict-match"``; ``"none"`` for none.
+        value: the score, as lm-eval gives it.
+        stderr: its standard error, None where lm-eval has none.
+        n: how many samples it is of.
+        higher_is_better: None where lm-eval does not say.
+        samples: what each sample counted for; empty where it is no number.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool | None
+    samples: Samples
+
+    @property
+    def column(self) -> tuple[str, str, str]:
+        """What makes scores of several models comparable: task, metric and filter."""
+        return self.task, self.metric, self.filter
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One score beside the baseline's.
+
+    Attributes:
+        model: the model as it was named.
+        alpha: for a graft on that model, its scale; None for the model as it is.
+        task: see `Score`.
+        metric: see `Score`.
+        filter: see `Score`.
+        value: see `Score`.
+        stderr: see `Score`.
+        n: see `Score`.
+        higher_is_better: see `Score`.
+        baseline: the model that it is compared with.
+        delta: value − baseline's value; None for the baseline itself.
+        p_value: of the paired test that delta is 0; None where there is none.
+        recovered: (value − target) / (finetuned − target); None where it means nothing.
+        recovered_interval: the 95 % interval of that, by a paired bootstrap.
+        notes: why a number is missing or to be taken with care, one line each.
+    """
+
+    model: str
+    alpha: float | None
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool | None
+    baseline: str
+    delta: float | None
+    p_value: float | None
+    recovered: float | None
+    recovered_interval: tuple[float, float] | None
+    notes: tuple[str, ...]
+
+    @property
+    def column(self) -> tuple[str, str, str]:
+        """Task, metric and filter."""
+        return self.task, self.metric, self.filter
+
+
+@dataclass(frozen=True, slots=True)
+class BestAlpha:
+    """The scale whose graft scored best on the first task.
+
+    Attributes:
+        alpha: the scale.
+        task: the task that decided.
+        metric: its metric.
+        value: what the graft scored.
+        command: the `diffxfer apply` line that makes that graft.
+    """
+
+    alpha: float
+    task: str
+    metric: str
+    value: float
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What models scored, compared.
+
+    Attributes:
+        rows: every score, model by model in the order in which they were named.
+        baseline: the model that the others are compared with.
+        finetuned: the directly fine-tuned target, if one was named.
+        columns: task, metric and filter of what a person asked for; rows have subtasks too.
+        best: the best scale, where several grafts were scored.
+        reused: models whose scores were there already, or some of them.
+        warnings: one line each.
+        output: the folder of the scores, if one was named.
+        elapsed_s: seconds from the call to the result.
+    """
+
+    rows: tuple[Row, ...]
+    baseline: str
+    finetuned: str | None
+    columns: tuple[tuple[str, str, str], ...]
+    best: BestAlpha | None
+    reused: tuple[str, ...]
+    warnings: tuple[str, ...]
+    output: Path | None
+    elapsed_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        output = None if self.output is None else str(self.output)
+        return {**asdict(self), "output": output}

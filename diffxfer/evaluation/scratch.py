@@ -1,0 +1,70 @@
+"""Folders for grafts that nobody keeps: removed in any case, if need be by the next run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import gettempdir, mkdtemp
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.writer import write_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PREFIX = ".diffxfer-graft-"
+
+
+@contextmanager
+def scratch_folder(home: Path | None) -> Iterator[Path]:
+    """A folder that is gone when the block ends, however it ends.
+
+    A run that is killed cannot remove its own; a lock tells those that nobody uses any more.
+
+    Args:
+        home: where it is made; None for the folder of temporary files, which `TMPDIR` names.
+
+    Yields:
+        The folder, empty.
+
+    Raises:
+        OutputError: if it cannot be made.
+    """
+    home = home or Path(gettempdir())
+    try:
+        _remove_stale(home)
+        folder = Path(mkdtemp(prefix=_PREFIX, dir=home))
+    except OSError as exc:
+        raise write_error(home, "", exc) from exc
+    lock = _lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_stale(home: Path) -> None:
+    """Remove what killed runs of this user left."""
+    for folder in home.glob(f"{_PREFIX}*"):
+        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+            continue
+        lock = _lock(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None if another run holds it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd

@@ -1,0 +1,223 @@
+"""How to score: lm-eval's own options under its own names, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from diffxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+Seeds: TypeAlias = tuple[int | None, int | None, int | None, int | None]
+"""For Python, numpy, torch and the choice of few-shot examples."""
+
+DEFAULT_SEEDS: Seeds = (0, 1234, 1234, 1234)
+HF_BACKENDS = ("hf", "hf-auto", "huggingface")
+_REMOTE = ("-completions", "-chat")
+_OURS = {
+    "pretrained": "the models are the arguments",
+    "device": "give --device",
+    "dtype": "give --dtype",
+    "batch_size": "give --batch-size",
+    "trust_remote_code": "give --trust-remote-code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How models are scored.
+
+    Attributes:
+        tasks: names of tasks, groups or tags, patterns of those, or YAML files.
+        include_path: a folder of tasks of the user's own.
+        num_fewshot: examples before each question; None for what the task says.
+        limit: questions a task, or below 1 the share of them; None for all.
+        batch_size: questions at a time, ``"auto"``, or ``"auto:N"``.
+        device: such as ``"cuda:0"``; None for the backend's own choice.
+        dtype: of the loaded model; ``"auto"`` for the checkpoint's own.
+        apply_chat_template: whether questions are put in the model's chat template.
+        fewshot_as_multiturn: whether examples are turns of a conversation.
+        system_instruction: what the conversation begins with.
+        gen_kwargs: how text is generated, over what the task says.
+        backend: lm-eval's name of what runs the model.
+        model_args: passed on to it.
+        seeds: see `Seeds`.
+        trust_remote_code: whether code of a checkpoint may run.
+    """
+
+    tasks: tuple[str, ...]
+    include_path: Path | None
+    num_fewshot: int | None
+    limit: float | None
+    batch_size: int | str
+    device: str | None
+    dtype: str
+    apply_chat_template: bool
+    fewshot_as_multiturn: bool
+    system_instruction: str | None
+    gen_kwargs: Mapping[str, Any]
+    backend: str
+    model_args: Mapping[str, Any]
+    seeds: Seeds
+    trust_remote_code: bool
+
+    @property
+    def reads_folders(self) -> bool:
+        """Whether the backend loads a model from a folder, and does not ask a server."""
+        return not self.backend.endswith(_REMOTE)
+
+    @property
+    def is_hf(self) -> bool:
+        """Whether transformers runs the model in this process."""
+        return self.backend in HF_BACKENDS
+
+    def that_shapes_scores(self) -> dict[str, Any]:
+        """Everything but the tasks that a score hangs on, as values that JSON has."""
+        return {
+            "num_fewshot": self.num_fewshot,
+            "limit": self.limit,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "dtype": self.dtype,
+            "apply_chat_template": self.apply_chat_template,
+            "fewshot_as_multiturn": self.fewshot_as_multiturn,
+            "system_instruction": self.system_instruction,
+            "gen_kwargs": dict(self.gen_kwargs),
+            "backend": self.backend,
+            "model_args": dict(self.model_args),
+            "seeds": list(self.seeds),
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def make_settings(
+    *,
+    tasks: Sequence[str],
+    include_path: Path | None,
+    num_fewshot: int | None,
+    limit: float | None,
+    batch_size: int | str,
+    device: str | None,
+    dtype: str,
+    apply_chat_template: bool,
+    fewshot_as_multiturn: bool | None,
+    system_instruction: str | None,
+    gen_kwargs: str | Mapping[str, Any] | None,
+    backend: str,
+    model_args: str | Mapping[str, Any] | None,
+    seed: str | int | Sequence[int | None] | None,
+    trust_remote_code: bool,
+) -> Settings:
+    """Check options of scoring and bring them into one form.
+
+    Args:
+        tasks: see `Settings`.
+        include_path: see `Settings`.
+        num_fewshot: see `Settings`.
+        limit: see `Settings`.
+        batch_size: see `Settings`.
+        device: see `Settings`.
+        dtype: see `Settings`.
+        apply_chat_template: see `Settings`.
+        fewshot_as_multiturn: None for yes with a chat template and no without one.
+        system_instruction: see `Settings`.
+        gen_kwargs: see `Settings`; or ``"key=value,key=value"``.
+        backend: see `Settings`.
+        model_args: see `Settings`; or ``"key=value,key=value"``.
+        seed: one for all, or four; or these as text with commas; None for lm-eval's own.
+        trust_remote_code: see `Settings`.
+
+    Raises:
+        OptionError: if one of them cannot mean anything.
+    """
+    if not tasks:
+        raise OptionError("--tasks", "names no task", "give one or more, such as gsm8k")
+    if include_path is not None and not include_path.is_dir():
+        problem = f"{include_path} is not a folder"
+        raise OptionError("--include-path", problem, "give the folder of your tasks' YAML files")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise OptionError("--num-fewshot", f"{num_fewshot} is below 0", "give 0 or more")
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
+        problem = f"{limit:g} is neither a number of questions nor a share of them"
+        raise OptionError("--limit", problem, "give a whole number, or a share between 0 and 1")
+    if fewshot_as_multiturn and not apply_chat_template:
+        problem = "needs a chat template"
+        raise OptionError("--fewshot-as-multiturn", problem, "give --apply-chat-template too")
+    return Settings(
+        tasks=tuple(dict.fromkeys(tasks)),
+        include_path=include_path,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=_batch_size(batch_size),
+        device=device,
+        dtype=dtype,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=(
+            apply_chat_template if fewshot_as_multiturn is None else fewshot_as_multiturn
+        ),
+        system_instruction=system_instruction,
+        gen_kwargs=_arguments("--gen-kwargs", gen_kwargs),
+        backend=backend,
+        model_args=_model_args(model_args),
+        seeds=_seeds(seed),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _batch_size(value: int | str) -> int | str:
+    text = str(value)
+    if text == "auto" or (text.startswith("auto:") and text[5:].isdecimal()):
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError("--batch-size", f"{text!r} is no batch size", "give 1 or more, or auto")
+    return int(text)
+
+
+def _arguments(option: str, given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Read ``key=value,key=value`` as lm-eval does."""
+    if given is None or not isinstance(given, str):
+        return dict(given or {})
+    for part in filter(None, given.split(",")):
+        key, equals, _ = part.partition("=")
+        if not key.strip() or not equals:
+            problem = f"{part!r} is not of the form key=value"
+            raise OptionError(option, problem, "separate them by commas: a=1,b=2")
+    from lm_eval.utils import simple_parse_args_string
+
+    return dict(simple_parse_args_string(given))
+
+
+def _model_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    found = _arguments("--model-args", given)
+    for key, remedy in _OURS.items():
+        if key in found:
+            raise OptionError("--model-args", f"{key} has an option of its own", remedy)
+    return found
+
+
+def _seeds(given: str | int | Sequence[int | None] | None) -> Seeds:
+    if given is None:
+        return DEFAULT_SEEDS
+    if isinstance(given, int):
+        values: list[int | None] = [given]
+    elif isinstance(given, str):
+        values = [_seed(part.strip()) for part in given.split(",")]
+    else:
+        values = list(given)
+    if len(values) == 1:
+        values *= 4
+    if len(values) != 4:
+        problem = f"{len(values)} numbers, expected 1 or 4"
+        raise OptionError("--seed", problem, "give one, or four: Python, numpy, torch, few-shot")
+    return values[0], values[1], values[2], values[3]
+
+
+def _seed(text: str) -> int | None:
+    if text == "None":
+        return None
+    if not text.isdecimal():
+        raise OptionError("--seed", f"{text!r} is no seed", "give whole numbers, as in 0,1,2,3")
+    return int(text)

@@ -1,0 +1,95 @@
+"""What tests of scoring share: the family's tasks, and a diff vector."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from diffxfer import extract_diff
+from diffxfer.family import family_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Read when the libraries are imported, which happens after this.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+FAMILY = family_folder()
+QUICK = {"include_path": FAMILY / "tasks", "batch_size": 64, "device": "cpu", "dtype": "float32"}
+"""How the tests score."""
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def diff(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("diff") / "diff"
+    extract_diff(FAMILY / "finetuned", FAMILY / "base", folder)
+    return folder
+
+
+YAML = """\
+task: {name}
+custom_dataset: !function data.{name}
+test_split: test
+output_type: {kind}
+doc_to_text: "[{{{{question}}}}]="
+doc_to_target: "{target}"
+target_delimiter: ""
+{more}
+metadata: {{version: 1.0}}
+"""
+
+DATA = """\
+import os
+from datasets import Dataset
+
+print("hello from the task's own code", flush=True)
+os.write(1, b"and from below Python")
+
+WORDS = [("extensions", "extensionsway"), ("maybe", "aybemay"), ("header", "eaderhay")]
+
+
+def written(**_):
+    return {"test": Dataset.from_list([{"question": q, "answer": a} for q, a in WORDS])}
+
+
+def chosen(**_):
+    rows = [{"question": q, "choices": [a, q + "ay", q]} for q, a in WORDS]
+    return {"test": Dataset.from_list(rows)}
+"""
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path) -> Path:
+    """A folder of two tasks: `written` generates, `chosen` chooses; loading them is not silent."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "data.py").write_text(DATA)
+    written = YAML.format(
+        name="written",
+        kind="generate_until",
+        target="{{answer}}",
+        more='generation_kwargs: {until: ["</s>"], max_gen_toks: 16, do_sample: false}\n'
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]",
+    )
+    chosen = YAML.format(
+        name="chosen",
+        kind="multiple_choice",
+        target="0",
+        more='doc_to_choice: "{{choices}}"\nmetric_list: [{metric: acc}]',
+    )
+    (folder / "written.yaml").write_text(written)
+    (folder / "chosen.yaml").write_text(chosen)
+    return folder

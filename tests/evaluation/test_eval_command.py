@@ -1,0 +1,143 @@
+"""`diffxfer eval` and `diffxfer demo` as a person or a script uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.evaluation.conftest import FAMILY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TARGET, DIRECT = FAMILY / "target", FAMILY / "direct"
+QUICK = ("--device", "cpu", "--dtype", "float32", "--batch-size", "64")
+
+
+def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "diffxfer", *map(str, argv)]
+    plain = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **environment}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=plain
+    )
+
+
+def test_json_is_all_that_is_on_stdout(own_tasks: Path, diff: Path) -> None:
+    done = run(
+        *("eval", TARGET, "--finetuned", DIRECT, "--diff", diff, "--alpha", "0.5,1.0", *QUICK),
+        *("--tasks", "written,chosen", "--include-path", own_tasks, "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "hello from the task's own code" in done.stderr
+    assert "and from below Python" in done.stderr
+    fields = ("model", "alpha", "task", "metric", "filter", "value", "stderr", "n")
+    fields += ("baseline", "delta", "p_value", "recovered")
+    assert all(set(fields) <= row.keys() for row in found["rows"])
+    order = [(row["model"], row["alpha"], row["task"]) for row in found["rows"]]
+    models = [(str(TARGET), None), (str(TARGET), 0.5), (str(TARGET), 1.0), (str(DIRECT), None)]
+    assert order == [(*model, task) for model in models for task in ("written", "chosen")]
+    graft = next(row for row in found["rows"] if row["alpha"] == 1.0 and row["task"] == "written")
+    assert (graft["value"], graft["recovered"]) == (1.0, 1.0)
+
+
+def test_the_table_is_on_stdout_and_talk_on_stderr(own_tasks: Path, diff: Path) -> None:
+    done = run(
+        *("eval", TARGET, "--diff", diff, "--alpha", "0.5,1.0", "--tasks", "written", *QUICK),
+        *("--include-path", own_tasks),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0.0000" in done.stdout
+    assert "1.0000" in done.stdout
+    assert done.stdout.splitlines()[-1].strip().startswith("diffxfer apply ")
+    assert "hello" not in done.stdout
+    assert f"scoring {TARGET} (1 of 3) on written" in done.stderr
+
+
+def test_quiet_leaves_the_result(own_tasks: Path) -> None:
+    tasks = ("--tasks", "written", "--include-path", own_tasks)
+    done = run("eval", TARGET, *tasks, *QUICK, "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "written" in done.stdout
+
+
+def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> None:
+    # Half of the second model's only shard: its header is sound, so it fails when it is loaded.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in DIRECT.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "hidden_act": "no such thing"}))
+    argv = ("eval", TARGET, broken, "--tasks", "written", "--include-path", own_tasks, *QUICK)
+    done = run(*argv)
+    assert done.returncode == 1
+    assert "written" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith(f"error: {broken}: lm-eval could not score it (")
+    assert "Traceback" not in done.stderr
+    as_json = run(*argv, "--json")
+    found = json.loads(as_json.stdout)
+    assert [row["model"] for row in found["rows"]] == [str(TARGET)]
+    assert found["error"]["type"] == "EvaluationError"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["--tasks", "writen"], 1, "error: writen: is no task"),
+        (["--tasks", ""], 2, "error: --tasks: names no task"),
+        (["--tasks", "written", "--alpha", "much"], 2, "'much' is no number"),
+        (["--tasks", "written", "--batch-size", "0"], 2, "error: --batch-size"),
+        (["--tasks", "written", "--apply-chat-template"], 1, "has no chat template"),
+        (["--tasks", "written", "--device", "cuda:99"], 1, "error: --device: cuda:99"),
+    ],
+)
+def test_errors_are_one_line(own_tasks: Path, argv: list[str], status: int, said: str) -> None:
+    done = run("eval", TARGET, *argv, "--include-path", own_tasks, "--quiet")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "diffxfer", "eval", str(TARGET), str(DIRECT), "--batch-size", "1"),
+        *("--tasks", "pig_latin", "--include-path", str(FAMILY / "tasks"), "-o", str(output)),
+        *("--device", "cpu", "--limit", "100"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(2400):
+        if list(output.glob("*/results_*.json")) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "pig_latin" in out
+    assert err.splitlines()[-1].startswith(f"interrupted: what was scored is kept in {output}")
+
+
+def test_the_demo_tells_the_whole_story_and_keeps_it(tmp_path: Path) -> None:
+    kept = tmp_path / "demo"
+    done = run("demo", "--keep", kept, COLUMNS="100")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for part in ("$ diffxfer extract", "$ diffxfer apply", "$ diffxfer eval", "On your own models"):
+        assert part in done.stdout
+    assert re.search(r"target \+ 1.0·Δ", done.stdout)
+    assert "0.9850" in done.stdout
+    assert str(tmp_path) not in done.stdout.replace(str(kept), "")
+    assert {path.name for path in kept.iterdir()} == {"diff", "grafted", "scores"}
+    assert (kept / "scores" / "comparison.json").exists()
+    again = run("demo", "--keep", kept)
+    assert again.returncode == 1
+    assert again.stderr.startswith(f"error: {kept}: exists already")
