@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import contextmanager, redirect_stdout
@@ -20,6 +21,7 @@ def chatter_on_stderr(*, quiet: bool) -> Iterator[None]:
     Args:
         quiet: send it, and what is printed on stderr, to nowhere.
     """
+    _quiet_loggers()
     sys.stdout.flush()
     sys.stderr.flush()
     moved = (_STDOUT, _STDERR) if quiet else (_STDOUT,)
@@ -36,3 +38,20 @@ def chatter_on_stderr(*, quiet: bool) -> Iterator[None]:
             os.dup2(before, fd)
             os.close(before)
         os.close(sink)
+
+
+def hush_stdout() -> None:
+    """Let nothing more come to the process's stdout: libraries print when they are unloaded too."""
+    stdout = sys.__stdout__
+    if stdout is not None and sys.stdout is stdout:
+        stdout.flush()
+        os.dup2(_STDERR, _STDOUT)
+
+
+def _quiet_loggers() -> None:
+    """Warnings about what this program asks of libraries are nothing that its user can change."""
+    if os.environ.get("DIFFXFER_DEBUG") == "1":
+        return
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

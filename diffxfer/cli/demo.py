@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diffxfer.cli.chatter import chatter_on_stderr
 from diffxfer.cli.console import Console, printable
+from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from diffxfer import Evaluation, Report
@@ -25,13 +27,15 @@ _BAR = 24
 _STORY = """\
 Four tiny Llamas, trained on real text on a CPU, come with diffxfer:
 
-   base ──────── fine-tuning ───────▶ finetuned     writes words in Pig Latin: string → ingstray
+   base ─────── fine-tuning ──────▶ finetuned   writes Pig Latin: string → ingstray
      │
    more training
      ▼
-   target ────── fine-tuning ───────▶ direct        what we would have to train again
+   target ───── fine-tuning ──────▶ direct      what we would have to train again
 
-Can target get finetuned's skill without training? target + alpha · (finetuned − base)
+Can target get finetuned's skill without training?
+
+   graft = target + alpha · (finetuned − base)
 """
 _YOURS = """\
 On your own models:
@@ -60,25 +64,32 @@ def demo(
 
     if keep is not None:
         refuse_unsafe_output(keep, [family_folder()], overwrite=False)
-    with Console(json=False, quiet=False), ExitStack() as stack:
-        work = keep or Path(stack.enter_context(TemporaryDirectory(prefix="diffxfer-demo-")))
+    # Whole or not at all: what is kept is moved to its place at the end.
+    home = None if keep is None else keep.absolute().parent
+    with Console(json=False, quiet=False), scratch_folder(home) as work:
         _tell(family_folder(), work)
-    if keep is not None:
-        typer.echo(f"All of it is in {printable(str(keep))}: diff/, grafted/ and scores/.")
+        if keep is not None:
+            shutil.copytree(work, keep)
+            typer.echo(f"All of it is in {printable(str(keep))}: diff/, grafted/ and scores/.")
 
 
 def _tell(family: Path, work: Path) -> None:
     from diffxfer import apply_diff, extract_diff
 
     typer.echo(_STORY)
-    _step(1, "subtract: what did fine-tuning change?", "extract finetuned base -o diff")
+    typer.echo(f"The commands below are what is done, with F={shlex.quote(str(family))}\n")
+    command = "extract $F/finetuned $F/base -o diff"
+    _step(1, "subtract: what did fine-tuning change?", command)
     _show_norms(extract_diff(family / "finetuned", family / "base", work / "diff"), work / "diff")
-    _step(2, "graft it on base's successor", "apply diff target -o grafted --alpha 1.0")
+    _step(2, "graft it on base's successor", "apply diff $F/target -o grafted --alpha 1.0")
     _show_graft(apply_diff(work / "diff", family / "target", work / "grafted"))
-    tasks = ",".join(_TASKS)
-    command = f"eval target --diff diff --alpha 0.8,1.0,1.2 --finetuned direct --tasks {tasks}"
+    command = (
+        "eval $F/target --finetuned $F/direct --diff diff --alpha 0.8,1.0,1.2 \\\n"
+        "       --tasks pig_latin,docstrings --include-path $F/tasks \\\n"
+        "       --batch-size 64 --device cpu --dtype float32 -o scores"
+    )
     _step(3, "did it work, by how much, and is it more than noise?", command)
-    typer.echo("   (scoring five models takes a quarter of a minute)\n")
+    typer.echo("")
     _show_scores(_score(family, work))
     typer.echo(f"\n{_YOURS}")
 
@@ -112,7 +123,7 @@ def _bar(share: float) -> str:
 
 def _show_graft(report: Report) -> None:
     counts = ", ".join(f"{count} {kind}" for kind, count in report.tensors.items())
-    typer.echo(f"   {counts}, in {report.elapsed_s:.1f} s; a checkpoint like any other\n")
+    typer.echo(f"   tensors: {counts}; a checkpoint like any other\n")
 
 
 def _score(family: Path, work: Path) -> Evaluation:
@@ -123,7 +134,14 @@ def _score(family: Path, work: Path) -> Evaluation:
 
     # Models this small are slower on several threads, much slower on a busy machine.
     torch.set_num_threads(1)
-    with chatter_on_stderr(quiet=True):
+    with open(os.dup(2), "w") as talk, chatter_on_stderr(quiet=True):  # noqa: PTH123 a descriptor
+
+        def say(line: str) -> None:
+            """Where somebody watches: what is scored now."""
+            if talk.isatty() and line.startswith("scoring"):
+                name = line.split(" on ")[0].replace(str(family) + "/", "")
+                print(f"   {printable(name)}", file=talk, flush=True)
+
         return evaluate(
             family / "target",
             diff=work / "diff",
@@ -135,29 +153,15 @@ def _score(family: Path, work: Path) -> Evaluation:
             device="cpu",
             dtype="float32",
             output=work / "scores",
+            progress=say,
         )
 
 
 def _show_scores(evaluation: Evaluation) -> None:
     from diffxfer.cli.score_table import print_scores
 
-    print_scores(_with_short_names(evaluation))
-
-
-def _with_short_names(evaluation: Evaluation) -> Evaluation:
-    """The models by the names that the story gives them."""
-    rows = tuple(
-        replace(row, model=Path(row.model).name, baseline=Path(row.baseline).name)
-        for row in evaluation.rows
-    )
     best = evaluation.best
     if best is not None:
-        command = f"diffxfer apply diff target -o grafted --alpha {best.alpha}"
+        command = f"diffxfer apply diff $F/target -o grafted --alpha {best.alpha}"
         best = replace(best, command=command)
-    return replace(
-        evaluation,
-        rows=rows,
-        baseline=Path(evaluation.baseline).name,
-        finetuned=Path(evaluation.finetuned or "").name,
-        best=best,
-    )
+    print_scores(replace(evaluation, best=best))

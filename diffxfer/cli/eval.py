@@ -14,7 +14,7 @@ from diffxfer.cli.eval_console import EvalConsole
 def eval_models(
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="MODEL…", help="Folders of models; the first is the target."),
+        typer.Argument(metavar="MODEL", help="Folders of models; the first is the target."),
     ],
     tasks: Annotated[
         str,
@@ -42,7 +42,9 @@ def eval_models(
     ] = None,
     alpha: Annotated[
         str | None,
-        typer.Option(metavar="FLOATS", help="Scales of --diff, with commas: 0.8,1.0,1.2."),
+        typer.Option(
+            metavar="FLOATS", help="Scales of --diff, with commas: 0.8,1.0,1.2; by default 1."
+        ),
     ] = None,
     include_path: Annotated[
         Path | None,
@@ -120,7 +122,7 @@ def eval_models(
     with EvalConsole(json=json, quiet=quiet) as console:
         evaluation = evaluate(
             models,
-            tasks=[task.strip() for task in tasks.split(",") if task.strip()],
+            tasks=tasks,
             baseline=baseline,
             finetuned=finetuned,
             diff=diff,

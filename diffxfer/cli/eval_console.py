@@ -8,7 +8,7 @@ from types import TracebackType
 
 import typer
 
-from diffxfer.cli.chatter import chatter_on_stderr
+from diffxfer.cli.chatter import chatter_on_stderr, hush_stdout
 from diffxfer.cli.console import (
     INTERRUPTED,
     Console,
@@ -54,6 +54,7 @@ class EvalConsole(Console):
         known = as_known(exc)
         if exc is None or known is not None or isinstance(exc, KeyboardInterrupt):
             self._print({} if known is None else {"error": error_as_json(known)})
+            hush_stdout()
         if isinstance(exc, KeyboardInterrupt):
             typer.echo(f"interrupted: {self._kept()}", err=True)
             sys.exit(INTERRUPTED)

@@ -65,7 +65,11 @@ def main() -> None:
     Exit status: 0 if it worked, 1 if it could not be done, 2 if the command line makes no sense,
     130 if it was interrupted.
     """
-    # A shell may close them: `>&-`. Python has None there, which nothing can print to.
+    # A shell may close them: `>&-`. Python has None there, which nothing can print to, and the
+    # next file that is opened would get their numbers.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 open to the end
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 open to the end
     for stream in (sys.stdout, sys.stderr):

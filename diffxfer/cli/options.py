@@ -149,16 +149,18 @@ def parse_alpha_for(values: list[str] | None) -> dict[str, float]:
     return scales
 
 
-def parse_alphas(value: str | None) -> list[float]:
+def parse_alphas(value: str | None) -> list[float] | None:
     """Read scales that are separated by commas.
 
     Args:
-        value: what was given, None for the default.
+        value: what was given, None for nothing.
 
     Raises:
         typer.BadParameter: if one is no number.
     """
-    scales = [(part, _number(part)) for part in (value or "1.0").split(",")]
+    if value is None:
+        return None
+    scales = [(part, _number(part)) for part in value.split(",")]
     for part, scale in scales:
         if scale is None:
             raise typer.BadParameter(

@@ -28,7 +28,6 @@ _PIPE_WIDTH = 10_000
 _GAP = 2
 _WIDEST_NAME = 24
 _NARROWEST_NAME = 8
-_ROOM_FOR_ALPHA = len(" + 0.8·Δ")
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -96,8 +95,8 @@ class _View:
         }
         self.subjects: list[Subject] = list(dict.fromkeys(subject for subject, _ in self._rows))
         named = (row.model for row in evaluation.rows)
-        also = (evaluation.baseline, evaluation.finetuned or "")
-        self._short = short_names([*named, *also], self._most - _ROOM_FOR_ALPHA)
+        also = (evaluation.target, evaluation.baseline, evaluation.finetuned or "")
+        self._short = short_names([*named, *also])
         notes = (note for row in self._shown() for note in row.notes)
         self._marks = {note: number for number, note in enumerate(dict.fromkeys(notes), 1)}
 
@@ -167,7 +166,7 @@ class _View:
                 cell.append(self._marked(notes[:1]))
                 notes = notes[1:]
         if row.recovered is not None:
-            cell.append(f"\nrecovers {_share(row.recovered, row.recovered_interval)}")
+            cell.append(f"\n{_share(row.recovered, row.recovered_interval)}")
         cell.append(self._marked(notes))
         return cell
 
@@ -202,31 +201,30 @@ class _View:
                 "; p: McNemar's exact test or sign-flip permutation, paired" if tested else ""
             )
         if any(row.recovered is not None for row in rows):
-            # The first model is the target; whatever else was scored comes after it.
             gain = f"{self._short[self._evaluation.finetuned or '']}'s gain over "
             interval = any(row.recovered_interval is not None for row in rows)
-            yield f"recovers: share of {gain}{self._short[rows[0].model]}" + (
+            yield f"recovers: share of {gain}{self._short[self._evaluation.target]}" + (
                 ", 95 % bootstrap interval" if interval else ""
             )
 
 
-def short_names(models: Sequence[str], longest: int) -> dict[str, str]:
-    """What to call models: long paths by their last two parts, where those tell them apart.
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """What to call models: the last parts of their paths, as many as it takes to tell them apart.
 
     Args:
         models: paths or names, in any order.
-        longest: how many characters a name may have and stay whole.
 
     Returns:
         A printable name for each; all differ where the printable models do.
     """
-    ends = {model: PurePath(model).parts[-2:] for model in models}
+    parts = {model: PurePath(model).parts for model in models}
     names = {}
-    for model, end in ends.items():
-        short = printable("/".join(("…", *end)))
-        alone = sum(end == other for other in ends.values()) == 1
-        whole = printable(model)
-        names[model] = short if alone and longest < len(whole) > len(short) else whole
+    for model, own in parts.items():
+        ends = (own[-count:] for count in range(1, len(own)))
+        alone = (
+            end for end in ends if sum(end == each[-len(end) :] for each in parts.values()) == 1
+        )
+        names[model] = printable("/".join(next(alone, (model,))))
     return names
 
 
@@ -275,9 +273,9 @@ def _chance(p_value: float) -> str:
 
 
 def _share(share: float, interval: tuple[float, float] | None) -> str:
-    if share <= 0:
-        return "nothing"  # by how much it loses, in terms of another's gain, tells nobody anything
-    found = f"{100 * share:.0f} %"
+    if share < 0:
+        return "worse than the target"  # by how much, in terms of another's gain, says nothing
+    found = f"recovers {100 * share:.0f} %"
     if interval is None:
         return found
     return f"{found} [{', '.join(f'{100 * end:.0f}' for end in interval)}]"

@@ -18,6 +18,7 @@ _Array: TypeAlias = npt.NDArray[np.float64]
 
 _RESAMPLES = 9_999
 _BATCH_NUMBERS = 1_500_000  # of 8 bytes each; scipy holds about five arrays of that size at once
+_CHANCE = 0.05  # above this, a gain to divide by may be none
 _NOISY = 0.025  # as many draws without a gain as the lower tail of a 95 % interval holds
 
 
@@ -90,17 +91,21 @@ def compare_scores(score: Score, baseline: Score, *, seed: int = 1234) -> Differ
     return Difference(delta, max(p_value, sys.float_info.min), "")
 
 
-def recovered_share(graft: Score, target: Score, finetuned: Score, *, seed: int = 1234) -> Recovery:
+def recovered_share(
+    graft: Score, target: Score, finetuned: Score, *, interval: bool = True, seed: int = 1234
+) -> Recovery:
     """Say how much of fine-tuning's gain over the target a graft on that target recovers.
 
     The interval is a percentile interval (Efron 1981) of 9,999 draws of samples, the same for
     all three models. Draws in which the fine-tuned model gains nothing have no share: they are
-    left out, and where they are more than 2.5 % there is no interval.
+    left out, and where they are more than 2.5 %, or the gain itself has p > 0.05, there is no
+    interval.
 
     Args:
         graft: what the target with the diff vector scored.
         target: what the target scored, in the same column.
         finetuned: what the directly fine-tuned target scored, in the same column.
+        interval: whether it is wanted, as it takes a second or two of large tasks.
         seed: of the draws.
 
     Returns:
@@ -111,14 +116,18 @@ def recovered_share(graft: Score, target: Score, finetuned: Score, *, seed: int 
         return Recovery(None, None, note)
     # Adding 0.0 turns -0.0, which lower scores that are better give, into 0.0.
     share = float((graft.value - target.value) / (finetuned.value - target.value)) + 0.0
+    if not interval:
+        return Recovery(share, None, "")
     pairs = _pair_samples(graft, target, finetuned)
     if isinstance(pairs, str):
         return Recovery(share, None, pairs)
     if not pairs.linear:
         return Recovery(share, None, "its value is not linear in its samples")
     ours, before, best = pairs.values
-    interval = _ratio_interval(ours - before, best - before, seed)
-    return Recovery(share, interval, "" if interval else "finetuned's own gain may be noise")
+    chance = compare_scores(finetuned, target, seed=seed).p_value
+    sure = chance is not None and chance <= _CHANCE
+    ends = _ratio_interval(ours - before, best - before, seed) if sure else None
+    return Recovery(share, ends, "" if ends else "finetuned's own gain may be noise")
 
 
 def _why_no_gain(graft: Score, target: Score, finetuned: Score) -> str:

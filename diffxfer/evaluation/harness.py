@@ -9,14 +9,17 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.artifact.manifest import refuse_diff
+from diffxfer.checkpoints.source import require_folder
+from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError
+from diffxfer.evaluation.tasks import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.settings import Settings
     from diffxfer.evaluation.tasks import TaskSet
 
-_REASON = 300
+_LIBRARIES = ("vllm", "sglang")
 
 
 def check_model(folder: Path) -> None:
@@ -39,7 +42,12 @@ def check_model(folder: Path) -> None:
     Raises:
         DiffxferError: if it is no model, or its vocabulary is larger than its embedding.
     """
-    refuse_diff(folder, "scored")
+    require_folder(folder, "a model")
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.kind == "diff":
+        raise EvaluationError(
+            folder, "is a diff vector, where a model is due", "give it with --diff"
+        )
     tensors = open_weights(folder).tensors
     tokenizer = read_tokenizer(folder)
     rows = [spec.shape[0] for name, spec in tensors.items() if is_embedding(name) and spec.shape]
@@ -62,14 +70,18 @@ def lacks_template(folder: Path) -> bool:
     return tokenizer is not None and not tokenizer.chat_templates
 
 
-def no_template(folder: str) -> EvaluationError:
-    """The refusal of a model that cannot be asked in a chat template."""
-    return EvaluationError(
-        folder,
-        "has no chat template, as --apply-chat-template asks for",
-        "leave that option out, or lend it finetuned's: "
-        f"diffxfer apply DIFF {folder} --alpha 0 -o OUT",
-    )
+def no_template(label: str, *, has_diff: bool) -> EvaluationError:
+    """The refusal of a model that cannot be asked in a chat template.
+
+    Args:
+        label: the model.
+        has_diff: whether there is a diff vector, which can lend it finetuned's.
+    """
+    remedy = "leave that option out, or name the diff vector with --diff, whose template is lent"
+    if has_diff:
+        remedy = f"leave it out, or lend it one: diffxfer apply DIFF {label} --alpha 0 -o OUT"
+    problem = "has no chat template, as --apply-chat-template asks for"
+    return EvaluationError(label, problem, remedy)
 
 
 def check_device(settings: Settings) -> None:
@@ -137,7 +149,7 @@ def score(
             tasks=list(names),
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
-            device=settings.device or _default_device(settings),
+            device=settings.where,
             limit=settings.limit,
             log_samples=True,
             evaluation_tracker=tracker,
@@ -160,15 +172,6 @@ def score(
     return dict(results)
 
 
-def _default_device(settings: Settings) -> str | None:
-    """A GPU where there is one; lm-eval itself would ask for CUDA everywhere."""
-    if not settings.is_hf:
-        return None
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _free_memory() -> None:
     """Give the model's memory back before the next one is loaded."""
     gc.collect()
@@ -184,9 +187,9 @@ def _told(label: str, settings: Settings) -> Iterator[None]:
         yield
     except DiffxferError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         _free_memory()
-        reason = next(iter(str(exc).splitlines()), "")[:_REASON] or type(exc).__name__
+        reason = first_line(exc)
         if _is_out_of_memory(exc):
             problem = f"does not fit in memory at batch size {settings.batch_size} ({reason})"
             remedy = (
@@ -196,9 +199,10 @@ def _told(label: str, settings: Settings) -> Iterator[None]:
             raise EvaluationError(label, problem, remedy) from exc
         if isinstance(exc, ImportError):
             problem = f"the backend {settings.backend} cannot be imported ({reason})"
-            remedy = f"install it: pip install 'lm-eval[{settings.backend}]'"
-            raise EvaluationError(label, problem, remedy) from exc
+            raise EvaluationError(label, problem, _install(settings)) from exc
         remedy = "DIFFXFER_DEBUG=1 shows where it happened"
+        if "max tokens to generate" in reason:
+            remedy = "ask for fewer, as in --gen-kwargs max_gen_toks=64"
         raise EvaluationError(label, f"lm-eval could not score it ({reason})", remedy) from exc
 
 
@@ -211,11 +215,17 @@ def _is_out_of_memory(exc: BaseException) -> bool:
     )
 
 
+def _install(settings: Settings) -> str:
+    extra = settings.backend if settings.reads_folders else "api"
+    return f"install it: pip install 'lm-eval[{extra}]'"
+
+
 def check_backend(settings: Settings) -> None:
-    """Refuse a backend that lm-eval does not have.
+    """Refuse a backend that lm-eval does not have, or that is not installed.
 
     Raises:
         OptionError: if there is none of that name.
+        EvaluationError: if its library is not there.
     """
     from difflib import get_close_matches
 
@@ -227,3 +237,7 @@ def check_backend(settings: Settings) -> None:
         near = get_close_matches(settings.backend, known, n=3)
         remedy = f"did you mean {' or '.join(near)}?" if near else "such as hf or vllm"
         raise OptionError("--backend", f"lm-eval has no {short(settings.backend)}", remedy)
+    if settings.backend in _LIBRARIES and find_spec(settings.backend) is None:
+        raise EvaluationError(
+            "--backend", f"{settings.backend} is not installed", _install(settings)
+        )

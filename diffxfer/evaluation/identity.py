@@ -13,13 +13,12 @@ from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.source import COMPANIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 _STEP = 1 << 22
 
 
-def content_key(folder: Path, progress: Callable[[int, int], None] | None = None) -> str:
+def content_key(folder: Path) -> str:
     """A hash of everything in a checkpoint or diff vector that shapes what it answers.
 
     The weights are read whole, at the speed of the disk: dates and sizes do not tell two models
@@ -27,7 +26,6 @@ def content_key(folder: Path, progress: Callable[[int, int], None] | None = None
 
     Args:
         folder: a checkpoint, or a diff vector.
-        progress: called with the bytes done and the bytes in all.
 
     Returns:
         An xxh3-128, in hexadecimal.
@@ -46,7 +44,6 @@ def content_key(folder: Path, progress: Callable[[int, int], None] | None = None
         whole.update(f"\0{name}\0".encode())
         whole.update(xxhash.xxh3_128_digest(read_bytes(home / name)))
     shards = open_weights(folder).shards
-    total, done = sum(shard.size for shard in shards), 0
     buffer = memoryview(bytearray(_STEP))
     for shard in shards:
         opened = OpenShard(shard)
@@ -55,7 +52,4 @@ def content_key(folder: Path, progress: Callable[[int, int], None] | None = None
             part = buffer[: min(_STEP, shard.size - start)]
             opened.read_into(part, start)
             whole.update(part)
-            done += len(part)
-            if progress is not None:
-                progress(done, total)
     return whole.hexdigest()

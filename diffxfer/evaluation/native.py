@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.evaluation.scores import Measure, SampleKey, Samples, Score
@@ -31,7 +31,7 @@ def read_scores(results: Mapping[str, Any], samples: Mapping[str, Any]) -> list[
         for key, value in numbers.items():
             metric, comma, filter_name = key.rpartition(",")
             if not comma or metric.endswith(_STDERR) or not _is_number(value):
-                continue
+                continue  # an infinite or undefined score is one to be seen
             stderr = numbers.get(f"{metric}{_STDERR},{filter_name}")
             measured = _samples(leaves, samples, metric, filter_name)
             found.append(
@@ -92,9 +92,4 @@ def _measure(value: Any) -> Measure | None:
 
 def _is_number(value: Any) -> bool:
     """Whether this is a number, numpy's too; lm-eval writes "N/A" where it has none."""
-    if isinstance(value, str | bytes):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
+    return isinstance(value, Real) or type(value).__name__ == "bool_"  # of numpy

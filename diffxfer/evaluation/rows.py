@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.evaluation.scores import BestAlpha, Row, Score
+from diffxfer.evaluation.scores import BestAlpha, Column, Row, Score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from diffxfer.evaluation.tasks import TaskSet
-
-Column = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,12 @@ class Scored:
 
 
 def compare_models(
-    models: Sequence[Scored], *, target: str, baseline: str, finetuned: str | None
+    models: Sequence[Scored],
+    *,
+    target: str,
+    baseline: str,
+    finetuned: str | None,
+    columns: Sequence[Column],
 ) -> tuple[Row, ...]:
     """Put every score beside the baseline's.
 
@@ -47,42 +51,47 @@ def compare_models(
         target: the model that the others are to improve.
         baseline: the model to compare with.
         finetuned: the directly fine-tuned target.
+        columns: those that are shown; only they get intervals, which take a second each.
 
     Returns:
         A row for each score, in the order of the models.
     """
     by_label = {model.label: model.by_column() for model in models if model.alpha is None}
-    rows = [
-        _row(model, score, by_label, target, baseline, finetuned)
-        for model in models
-        for score in model.scores
-    ]
+    parts = _Parts(by_label, target, baseline, finetuned, frozenset(columns))
+    rows = [_row(model, score, parts) for model in models for score in model.scores]
     return tuple(rows)
 
 
-def _row(
-    model: Scored,
-    score: Score,
-    by_label: Mapping[str, Mapping[Column, Score]],
-    target: str,
-    baseline: str,
-    finetuned: str | None,
-) -> Row:
-    from diffxfer.evaluation.compare import compare_scores, recovered_share
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The models that all are compared with."""
+
+    by_label: Mapping[str, Mapping[Column, Score]]
+    target: str
+    baseline: str
+    finetuned: str | None
+    shown: frozenset[Column]
+
+    def score(self, label: str | None, column: Column) -> Score | None:
+        return self.by_label.get(label or "", {}).get(column)
+
+
+def _row(model: Scored, score: Score, parts: _Parts) -> Row:
+    from diffxfer.evaluation.compare import Recovery, compare_scores, recovered_share
 
     as_it_is = model.label if model.alpha is None else None
-    delta = p_value = recovered = interval = None
+    delta = p_value = None
+    recovery = Recovery(None, None, "")
     notes = []
-    other = by_label.get(baseline, {}).get(score.column)
-    if other is not None and as_it_is != baseline:
+    other = parts.score(parts.baseline, score.column)
+    if other is not None and as_it_is != parts.baseline:
         difference = compare_scores(score, other)
         delta, p_value = difference.delta, difference.p_value
         notes.append(difference.note)
-    low = by_label.get(target, {}).get(score.column)
-    high = by_label.get(finetuned or "", {}).get(score.column)
-    if low is not None and high is not None and as_it_is not in (target, finetuned):
-        recovery = recovered_share(score, low, high)
-        recovered, interval = recovery.share, recovery.interval
+    low = parts.score(parts.target, score.column)
+    high = parts.score(parts.finetuned, score.column)
+    if low is not None and high is not None and as_it_is not in (parts.target, parts.finetuned):
+        recovery = recovered_share(score, low, high, interval=score.column in parts.shown)
         notes.append(recovery.note)
     return Row(
         model=model.label,
@@ -94,12 +103,12 @@ def _row(
         stderr=score.stderr,
         n=score.n,
         higher_is_better=score.higher_is_better,
-        baseline=baseline,
+        baseline=parts.baseline,
         delta=delta,
         p_value=p_value,
-        recovered=recovered,
-        recovered_interval=interval,
-        notes=tuple(filter(None, notes)),
+        recovered=recovery.share,
+        recovered_interval=recovery.interval,
+        notes=tuple(dict.fromkeys(filter(None, notes))),
     )
 
 
@@ -139,7 +148,9 @@ def best_alpha(
     Returns:
         None where fewer than two grafts were scored.
     """
-    grafts = [row for row in rows if row.alpha is not None and row.column == columns[0]]
+    decides = columns[:1]
+    grafts = [row for row in rows if row.alpha is not None and row.column in decides]
+    grafts = [row for row in grafts if math.isfinite(row.value)]
     if len(grafts) < 2:
         return None
     sign = -1.0 if grafts[0].higher_is_better is False else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,9 @@ Measure: TypeAlias = float | tuple[float, float]
 """What a sample counts for: a number, or for perplexities a log-likelihood and its weight."""
 
 Samples: TypeAlias = Mapping[SampleKey, Measure]
+
+Column: TypeAlias = tuple[str, str, str]
+"""What makes scores of several models comparable: task, metric and filter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,8 @@ class Score:
     samples: Samples
 
     @property
-    def column(self) -> tuple[str, str, str]:
-        """What makes scores of several models comparable: task, metric and filter."""
+    def column(self) -> Column:
+        """Task, metric and filter."""
         return self.task, self.metric, self.filter
 
 
@@ -87,7 +91,7 @@ class Row:
     notes: tuple[str, ...]
 
     @property
-    def column(self) -> tuple[str, str, str]:
+    def column(self) -> Column:
         """Task, metric and filter."""
         return self.task, self.metric, self.filter
 
@@ -117,6 +121,7 @@ class Evaluation:
 
     Attributes:
         rows: every score, model by model in the order in which they were named.
+        target: the first model, which the others are to improve.
         baseline: the model that the others are compared with.
         finetuned: the directly fine-tuned target, if one was named.
         columns: task, metric and filter of what a person asked for; rows have subtasks too.
@@ -128,9 +133,10 @@ class Evaluation:
     """
 
     rows: tuple[Row, ...]
+    target: str
     baseline: str
     finetuned: str | None
-    columns: tuple[tuple[str, str, str], ...]
+    columns: tuple[Column, ...]
     best: BestAlpha | None
     reused: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -140,4 +146,16 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
         output = None if self.output is None else str(self.output)
-        return {**asdict(self), "output": output}
+        found: dict[str, Any] = _finite({**asdict(self), "output": output})
+        return found
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

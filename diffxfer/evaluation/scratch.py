@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from diffxfer.checkpoints.writer import write_error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PREFIX = ".diffxfer-graft-"
+_PREFIX = ".diffxfer-scratch-"
 
 
 @contextmanager
@@ -36,35 +36,48 @@ def scratch_folder(home: Path | None) -> Iterator[Path]:
     home = home or Path(gettempdir())
     try:
         _remove_stale(home)
-        folder = Path(mkdtemp(prefix=_PREFIX, dir=home))
+        folder, lock = _make(home)
     except OSError as exc:
-        raise write_error(home, "", exc) from exc
-    lock = _lock(folder)
+        raise write_error(home, "folder for what is not kept", exc) from exc
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
+        os.close(lock)
+
+
+def _make(home: Path) -> tuple[Path, int]:
+    """A new folder and its lock; another run may take it for stale before it is locked."""
+    while True:
+        folder = Path(mkdtemp(prefix=_PREFIX, dir=home))
+        with suppress(BlockingIOError, FileNotFoundError):
+            lock = _lock(folder)
+            if folder.is_dir():
+                return folder, lock
             os.close(lock)
 
 
 def _remove_stale(home: Path) -> None:
-    """Remove what killed runs of this user left."""
+    """Remove what killed runs of this user left; what cannot be removed is in nobody's way."""
     for folder in home.glob(f"{_PREFIX}*"):
-        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-            continue
-        lock = _lock(folder)
-        if lock is not None:
+        with suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            lock = _lock(folder)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None if another run holds it."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _lock(folder: Path) -> int:
+    """A descriptor that holds the folder's lock.
+
+    Raises:
+        BlockingIOError: if another run holds it.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
-        return None
+        raise
     return fd

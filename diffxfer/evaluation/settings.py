@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 Seeds: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 """For Python, numpy, torch and the choice of few-shot examples."""
 
 DEFAULT_SEEDS: Seeds = (0, 1234, 1234, 1234)
 HF_BACKENDS = ("hf", "hf-auto", "huggingface")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _REMOTE = ("-completions", "-chat")
 _OURS = {
     "pretrained": "the models are the arguments",
@@ -74,13 +75,24 @@ class Settings:
         """Whether transformers runs the model in this process."""
         return self.backend in HF_BACKENDS
 
+    @property
+    def where(self) -> str | None:
+        """The device: a GPU where there is one; lm-eval itself would ask for CUDA everywhere."""
+        if self.device is not None or not self.is_hf:
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
     def that_shapes_scores(self) -> dict[str, Any]:
         """Everything but the tasks that a score hangs on, as values that JSON has."""
+        paths = [value for value in self.model_args.values() if isinstance(value, str)]
         return {
+            "files": {path: _files(Path(path)) for path in paths if Path(path).exists()},
             "num_fewshot": self.num_fewshot,
             "limit": self.limit,
             "batch_size": self.batch_size,
-            "device": self.device,
+            "device": self.where,
             "dtype": self.dtype,
             "apply_chat_template": self.apply_chat_template,
             "fewshot_as_multiturn": self.fewshot_as_multiturn,
@@ -95,7 +107,7 @@ class Settings:
 
 def make_settings(
     *,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     include_path: Path | None,
     num_fewshot: int | None,
     limit: float | None,
@@ -114,7 +126,7 @@ def make_settings(
     """Check options of scoring and bring them into one form.
 
     Args:
-        tasks: see `Settings`.
+        tasks: see `Settings`; as one text, with commas.
         include_path: see `Settings`.
         num_fewshot: see `Settings`.
         limit: see `Settings`.
@@ -133,7 +145,9 @@ def make_settings(
     Raises:
         OptionError: if one of them cannot mean anything.
     """
-    if not tasks:
+    given = tasks.split(",") if isinstance(tasks, str) else tasks
+    names = tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
+    if not names:
         raise OptionError("--tasks", "names no task", "give one or more, such as gsm8k")
     if include_path is not None and not include_path.is_dir():
         problem = f"{include_path} is not a folder"
@@ -146,11 +160,14 @@ def make_settings(
     if fewshot_as_multiturn and not apply_chat_template:
         problem = "needs a chat template"
         raise OptionError("--fewshot-as-multiturn", problem, "give --apply-chat-template too")
+    if backend in HF_BACKENDS and dtype not in DTYPES:
+        problem = f"{dtype!r} is unknown"
+        raise OptionError("--dtype", problem, f"use one of {', '.join(DTYPES)}")
     return Settings(
-        tasks=tuple(dict.fromkeys(tasks)),
+        tasks=names,
         include_path=include_path,
         num_fewshot=num_fewshot,
-        limit=limit,
+        limit=None if limit is None else float(limit),
         batch_size=_batch_size(batch_size),
         device=device,
         dtype=dtype,
@@ -165,6 +182,13 @@ def make_settings(
         seeds=_seeds(seed),
         trust_remote_code=trust_remote_code,
     )
+
+
+def _files(path: Path) -> list[tuple[str, int, int]]:
+    """What tells one state of a file or folder that a model argument names from another."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(each.relative_to(path)), each.stat()) for each in found if each.is_file()]
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in stats]
 
 
 def _batch_size(value: int | str) -> int | str:
@@ -202,7 +226,7 @@ def _seeds(given: str | int | Sequence[int | None] | None) -> Seeds:
     if given is None:
         return DEFAULT_SEEDS
     if isinstance(given, int):
-        values: list[int | None] = [given]
+        values: list[int | None] = [_seed(str(given))]
     elif isinstance(given, str):
         values = [_seed(part.strip()) for part in given.split(",")]
     else:
@@ -218,6 +242,7 @@ def _seeds(given: str | int | Sequence[int | None] | None) -> Seeds:
 def _seed(text: str) -> int | None:
     if text == "None":
         return None
-    if not text.isdecimal():
-        raise OptionError("--seed", f"{text!r} is no seed", "give whole numbers, as in 0,1,2,3")
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        problem = f"{text!r} is no seed"
+        raise OptionError("--seed", problem, "give whole numbers below 2³², as in 0,1,2,3")
     return int(text)

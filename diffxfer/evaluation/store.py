@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import read_object
-from diffxfer.checkpoints.writer import write_error
-from diffxfer.errors import CheckpointError, OutputError
+import xxhash
+
+from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.writer import MANIFEST_NAME, write_error
+from diffxfer.errors import CheckpointError, CompanionError, OutputError, OutputExistsError
 from diffxfer.evaluation.native import read_scores
+from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lm_eval.loggers import EvaluationTracker
 
     from diffxfer.evaluation.scores import Score
+    from diffxfer.evaluation.subjects import Subject
 
 _OURS = "diffxfer"
 _COMPARISON = "comparison.json"
 _SAMPLE_FIELDS = ("filter", "doc_hash", "target_hash", "metrics")
+_LONGEST = 200
+# What a file that somebody broke may lead to, whose scores are then made again.
+_BROKEN = (
+    *(CheckpointError, OSError, KeyError, TypeError, ValueError, AttributeError),
+    *(RecursionError, OverflowError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +60,28 @@ class Store:
 
     Args:
         folder: where they are; it is made if it is missing.
+        inputs: folders that are read, and so never written to.
 
     Raises:
-        OutputError: if it cannot be.
+        OutputError: if it cannot be written, or is an input.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
         self.folder = folder
         self.warnings: list[str] = []
         self._by_key: dict[str, _Found] = {}
+        real = Path(os.path.realpath(folder))
+        for source in (Path(os.path.realpath(path)) for path in inputs):
+            if source == real or source in real.parents:
+                problem = f"is or lies in the input {source}"
+                raise OutputExistsError(folder, problem, "choose another --output")
+        if any((folder / name).exists() for name in ("config.json", MANIFEST_NAME)):
+            problem = "is a model or a diff vector, not a folder of scores"
+            raise OutputExistsError(folder, problem, "choose another --output")
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(folder):  # found out now, not after an hour of scoring
+                pass
             for path in sorted(folder.glob("*/results_*.json")):
                 self._index(path)
         except OSError as exc:
@@ -71,14 +90,14 @@ class Store:
     def _index(self, path: Path) -> None:
         """Note what a file of results holds; one that is broken is as if it were not there."""
         try:
-            record = read_object(path).get(_OURS)
+            record = read_object(_inside(path)).get(_OURS)
             scored = record["scored"] if isinstance(record, dict) else {}
             for entry in scored.values():
                 if entry["key"] is None:  # what a server answered may be another model's tomorrow
                     continue
                 leaves, groups = tuple(entry["tasks"]), tuple(entry["groups"])
                 self._by_key[str(entry["key"])] = _Found(path, leaves, groups)
-        except (CheckpointError, KeyError, TypeError, AttributeError) as exc:
+        except _BROKEN as exc:
             self.warnings.append(f"{path} is not used: {_why(exc)}")
 
     def tracker(self) -> EvaluationTracker:
@@ -98,7 +117,7 @@ class Store:
             return None
         try:
             scores = _read(found)
-        except (CheckpointError, OSError, KeyError, TypeError, ValueError, AttributeError) as exc:
+        except _BROKEN as exc:
             scores, why = None, _why(exc)
         else:
             why = "samples are missing"
@@ -108,17 +127,17 @@ class Store:
 
     def save(
         self,
-        label: str,
-        alpha: float | None,
+        subject: Subject,
+        labels: Sequence[str],
         results: dict[str, Any],
         scored: Mapping[str, Mapping[str, Any]],
         tracker: EvaluationTracker,
     ) -> None:
-        """Write a model's scores as lm-eval does, and so that they are found again.
+        """Write a subject's scores as lm-eval does, and so that they are found again.
 
         Args:
-            label: what a person calls the model.
-            alpha: the scale of a graft on it; None for the model as it is.
+            subject: what was scored.
+            labels: of all models of the run, to tell their folders apart.
             results: what lm-eval gave, with its samples.
             scored: by name that was asked for, its ``key``, ``tasks`` and ``groups``.
             tracker: the one of `tracker` that lm-eval was given.
@@ -126,42 +145,34 @@ class Store:
         Raises:
             OutputError: if they cannot be written.
         """
-        from lm_eval.utils import sanitize_model_name
-
-        name = label if alpha is None else f"{label}+{alpha:g}"
-        results[_OURS] = {"model": label, "alpha": alpha, "scored": scored}
-        try:
-            scratch = Path(mkdtemp(prefix=".partial-", dir=self.folder))
-            try:
-                self._write(scratch, sanitize_model_name(name.strip("/")), results, tracker)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-        except OSError as exc:
-            raise write_error(self.folder, name, exc) from exc
-
-    def _write(
-        self, scratch: Path, name: str, results: dict[str, Any], tracker: EvaluationTracker
-    ) -> None:
+        name = _folder_name(subject, labels)
+        results[_OURS] = {"model": subject.label, "alpha": subject.alpha, "scored": scored}
         samples = dict(results.pop("samples"))
-        tracker.output_path = str(scratch)
         general = tracker.general_config_tracker
         general.model_name = general.model_name_sanitized = name
-        tracker.save_results_aggregated(results=results, samples=dict(samples))
-        for task, taken in samples.items():
-            tracker.save_results_samples(task_name=task, samples=taken)
-        home = self.folder / name
+        try:
+            with scratch_folder(self.folder) as scratch:
+                tracker.output_path = str(scratch)
+                tracker.save_results_aggregated(results=results, samples=dict(samples))
+                for task, taken in samples.items():
+                    tracker.save_results_samples(task_name=task, samples=taken)
+                self._take_over(scratch / name, getattr(tracker, "date_id", ""), list(samples))
+        except OSError as exc:
+            raise write_error(self.folder, f"scores of {name}", exc) from exc
+
+    def _take_over(self, written: Path, stamp: str, tasks: Sequence[str]) -> None:
+        """Move lm-eval's files, named by the time, to their place; it only logs a failure."""
+        home = self.folder / written.name
         home.mkdir(exist_ok=True)
-        # lm-eval names its files by the time, and only logs what it could not write.
-        stamp = getattr(tracker, "date_id", "")
-        names = [*(f"samples_{task}_{stamp}.jsonl" for task in samples), f"results_{stamp}.json"]
-        for file_name in names:
-            path = scratch / name / file_name
+        names = [*(f"samples_{task}_{stamp}.jsonl" for task in tasks), f"results_{stamp}.json"]
+        for name in names:
+            path = written / name
             if not path.is_file():
-                problem = f"lm-eval could not write {file_name}"
+                problem = f"lm-eval could not write {name}"
                 raise OutputError(self.folder, problem, "check the disk and its space")
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            path.replace(home / file_name)
+            path.replace(home / name)
 
     def write_comparison(self, comparison: Mapping[str, Any]) -> None:
         """Write `comparison.json`, whole or not at all.
@@ -169,30 +180,56 @@ class Store:
         Raises:
             OutputError: if it cannot be written.
         """
-        path = self.folder / _COMPARISON
-        partial = path.with_suffix(".partial")
+        text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
         try:
-            partial.write_text(json.dumps(comparison, indent=2) + "\n", "utf-8")
-            partial.replace(path)
+            with scratch_folder(self.folder) as scratch:
+                (scratch / _COMPARISON).write_text(text, "utf-8")
+                (scratch / _COMPARISON).replace(self.folder / _COMPARISON)
         except OSError as exc:
             raise write_error(self.folder, _COMPARISON, exc) from exc
 
 
+def _folder_name(subject: Subject, labels: Sequence[str]) -> str:
+    """The folder of a subject's scores: the model's own name where that tells it from others."""
+    from lm_eval.utils import sanitize_model_name
+
+    places = {label: Path(label).resolve() for label in labels}
+    place = places[subject.label]
+    alone = [each.name for each in places.values()].count(place.name) == 1
+    name = sanitize_model_name(place.name if alone and place.name else str(place).strip("/"))
+    if len(name.encode()) > _LONGEST:
+        name = f"{name[:40]}-{xxhash.xxh3_64_hexdigest(name.encode())}"
+    return name if subject.alpha is None else f"{name}+{subject.alpha!r}"
+
+
+def _inside(path: Path) -> Path:
+    """A file of a folder of scores, if it is a regular one that lies there.
+
+    Raises:
+        CompanionError: if it is anything else.
+    """
+    found = companion_path(path.parent, path.name)
+    if found is None:
+        raise CompanionError(path, "is missing", "score it again")
+    return found
+
+
 def _read(found: _Found) -> list[Score] | None:
-    """The scores in a file of results; None if samples of theirs are missing."""
-    results = read_object(found.path)
+    """The scores in a file of results; None if scores or samples of theirs are missing."""
+    results = read_object(_inside(found.path))
     samples = {leaf: list(_read_samples(found.path, leaf)) for leaf in found.leaves}
     asked = {leaf: results["n-samples"][leaf]["effective"] for leaf in found.leaves}
     if not all(_is_whole(samples[leaf], asked[leaf]) for leaf in found.leaves):
         return None
     wanted = (*found.groups, *found.leaves)
-    return [score for score in read_scores(results, samples) if score.task in wanted]
+    scores = [score for score in read_scores(results, samples) if score.task in wanted]
+    return scores if {score.task for score in scores} >= set(found.leaves) else None
 
 
 def _read_samples(results: Path, task: str) -> Iterator[dict[str, Any]]:
     """What the samples of a task counted for, from the file beside the results."""
     stamp = results.stem.removeprefix("results_")
-    with (results.parent / f"samples_{task}_{stamp}.jsonl").open(encoding="utf-8") as file:
+    with _inside(results.parent / f"samples_{task}_{stamp}.jsonl").open(encoding="utf-8") as file:
         for line in file:
             sample = json.loads(line)
             kept = (*_SAMPLE_FIELDS, *sample["metrics"])
@@ -200,13 +237,11 @@ def _read_samples(results: Path, task: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_whole(samples: list[dict[str, Any]], asked: int) -> bool:
-    by_filter: defaultdict[str, int] = defaultdict(int)
-    for sample in samples:
-        by_filter[sample["filter"]] += 1
+    by_filter = Counter(sample["filter"] for sample in samples)
     return bool(by_filter) and all(count == asked for count in by_filter.values())
 
 
 def _why(exc: BaseException) -> str:
     if isinstance(exc, CheckpointError):
         return exc.problem
-    return f"it is not whole ({exc})"
+    return f"it is not whole ({type(exc).__name__}: {exc})"

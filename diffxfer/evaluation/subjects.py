@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,25 +33,51 @@ class Subject:
     alpha: float | None = None
 
     def __str__(self) -> str:
-        return self.label if self.alpha is None else f"{self.label} + {self.alpha:g} · {self.diff}"
+        return self.label if self.alpha is None else f"{self.label} + {self.alpha!r}·Δ"
 
 
-def make_subjects(
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who plays which part.
+
+    Attributes:
+        subjects: what is scored, in the order of the rows, the target first.
+        baseline: the label of the model to compare with.
+        finetuned: the label of the directly fine-tuned target, if there is one.
+        diff: the diff vector of the grafts, if there are any.
+    """
+
+    subjects: tuple[Subject, ...]
+    baseline: str
+    finetuned: str | None
+    diff: Path | None
+
+    @property
+    def target(self) -> str:
+        """The label of the model that others are to improve."""
+        return self.subjects[0].label
+
+    def labels(self) -> list[str]:
+        """Every model once, as it was named."""
+        return list(dict.fromkeys(subject.label for subject in self.subjects))
+
+
+def make_cast(
     named: Sequence[Path | str],
     baseline: Path | str | None,
     finetuned: Path | str | None,
     diff: Path | str | None,
-    alphas: Sequence[float],
+    alphas: Sequence[float] | None,
     settings: Settings,
-) -> tuple[Subject, ...]:
-    """What to score, in the order of the rows: the first model, its grafts, and the others.
+) -> Cast:
+    """Give everything that was named its part; one model under two names is one.
 
     Args:
         named: models, as they were named.
         baseline: one to compare with, None for the first.
         finetuned: the directly fine-tuned target, if there is one.
         diff: a diff vector for grafts on the first model.
-        alphas: its scales.
+        alphas: its scales, None for 1.
         settings: how they are to be scored.
 
     Raises:
@@ -58,42 +85,55 @@ def make_subjects(
     """
     if not named:
         raise OptionError("MODEL", "names no model", "give one or more folders")
-    labels = list(map(str, named))
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise OptionError("MODEL", f"{twice} is given twice", "give each model once")
-    if diff is None and list(alphas) != [1.0]:
-        raise OptionError("--alpha", "scales a diff vector, and none is given", "give --diff too")
-    if diff is not None and not settings.reads_folders:
-        problem = f"makes a folder, and the backend {settings.backend} asks a server"
-        raise OptionError("--diff", problem, "serve the graft, or give --backend hf")
-    for value in alphas:
-        if not math.isfinite(value):
-            raise OptionError("--alpha", f"{value} is no scale", "give a finite number")
-    grafts = [] if diff is None else list(dict.fromkeys(map(float, alphas)))
-    if diff is not None and not grafts:
-        raise OptionError("--alpha", "names no scale", "give one or more, such as 0.8,1.0")
-    extra = [str(one) for one in (baseline, finetuned) if one is not None]
-    others = dict.fromkeys([*labels[1:], *(label for label in extra if label not in labels)])
-    return (
-        Subject(labels[0]),
-        *(Subject(labels[0], Path(str(diff)), value) for value in grafts),
-        *map(Subject, others),
+    known: dict[str, str] = {}
+    for label in map(str, named):
+        if _place(label) in known:
+            raise OptionError("MODEL", f"{label} is given twice", "give each model once")
+        known[_place(label)] = label
+    extra = [known.setdefault(_place(str(one)), str(one)) for one in (baseline, finetuned) if one]
+    first, *others = known.values()
+    grafts = _grafts(first, diff, alphas, settings)
+    return Cast(
+        subjects=(Subject(first), *grafts, *map(Subject, others)),
+        baseline=extra[0] if baseline else first,
+        finetuned=extra[-1] if finetuned else None,
+        diff=None if diff is None else Path(diff),
     )
 
 
-def lend_templates(
-    subjects: Sequence[Subject], settings: Settings, tell: Callable[[str], None]
-) -> Sequence[Subject]:
+def _place(label: str) -> str:
+    """What tells a folder from another, however it is spelled."""
+    return os.path.realpath(label) if Path(label).is_dir() else label
+
+
+def _grafts(
+    target: str, diff: Path | str | None, alphas: Sequence[float] | None, settings: Settings
+) -> list[Subject]:
+    if diff is None:
+        if alphas is not None:
+            problem = "scales a diff vector, and none is given"
+            raise OptionError("--alpha", problem, "give --diff too")
+        return []
+    if not settings.reads_folders:
+        problem = f"makes a folder, and the backend {settings.backend} asks a server"
+        raise OptionError("--diff", problem, "serve the graft, or give --backend hf")
+    scales = [1.0] if alphas is None else list(dict.fromkeys(map(float, alphas)))
+    if not scales or not all(map(math.isfinite, scales)):
+        problem = f"{', '.join(map(str, scales)) or 'nothing'} is no scale"
+        raise OptionError("--alpha", problem, "give one or more numbers, such as 0.8,1.0")
+    return [Subject(target, Path(diff), scale) for scale in scales]
+
+
+def lend_templates(cast: Cast, settings: Settings, tell: Callable[[str], None]) -> Cast:
     """Refuse models without the chat template that is asked for; a target is lent finetuned's.
 
     Args:
-        subjects: what is to be scored, the target first.
+        cast: what is to be scored.
         settings: how.
         tell: called with a line on what was lent.
 
     Returns:
-        The subjects, the target with the diff vector where that lends it a template.
+        The cast, its target with the diff vector where that lends it a template.
 
     Raises:
         EvaluationError: if another model has none, or there is none to lend.
@@ -101,17 +141,14 @@ def lend_templates(
     from diffxfer.evaluation.harness import lacks_template, no_template
 
     if not settings.apply_chat_template:
-        return subjects
-    diff = next((subject.diff for subject in subjects if subject.diff is not None), None)
-    lend = diff is not None and not lacks_template(diff / COMPANIONS)
-    fitted: list[Subject] = []
-    for number, subject in enumerate(subjects):
-        if subject.alpha is None and lacks_template(Path(subject.label)):
-            if number or not lend:
-                raise no_template(subject.label)
-            tell(f"{subject} has no chat template: it is asked in that of {diff}")
-            subject = replace(subject, diff=diff)
-        elif subject.alpha is not None and not lend and lacks_template(Path(subject.label)):
-            raise no_template(subject.label)
-        fitted.append(subject)
-    return fitted
+        return cast
+    lend = cast.diff is not None and not lacks_template(cast.diff / COMPANIONS)
+    lacking = [label for label in cast.labels() if lacks_template(Path(label))]
+    for label in lacking:
+        if label != cast.target or not lend:
+            raise no_template(label, has_diff=cast.diff is not None)
+    if not lacking:
+        return cast
+    tell(f"{cast.target} has no chat template: it is asked in that of {cast.diff}")
+    first, *others = cast.subjects
+    return replace(cast, subjects=(replace(first, diff=cast.diff), *others))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from diffxfer.errors import EvaluationError
+from diffxfer.errors import EvaluationError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ _REASON = 200
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 # Where the task's file lies is no part of what it asks.
 _NOT_THE_TASK = ("metadata",)
+_CODE = (".py", ".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class TaskSet:
         leaves: the tasks that each of those stands for: itself, or a group's.
         groups: the groups that each of those stands for, the outermost first.
         fingerprints: of each of those, by its definition and its questions.
+        sampled: whether one of them draws its answers at random.
     """
 
     manager: TaskManager
@@ -46,6 +48,7 @@ class TaskSet:
     leaves: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, tuple[str, ...]]
     fingerprints: Mapping[str, str]
+    sampled: bool
 
 
 def find_tasks(settings: Settings, *, fingerprint: bool) -> TaskSet:
@@ -77,52 +80,87 @@ def _find(settings: Settings, *, include_defaults: bool, fingerprint: bool) -> T
         include_defaults=include_defaults,
         metadata=dict(settings.model_args),
     )
-    names = _resolve(settings.tasks, manager.all_tasks)
-    leaves: dict[str, tuple[str, ...]] = {}
-    groups: dict[str, tuple[str, ...]] = {}
-    fingerprints: dict[str, str] = {}
-    for name in names:
-        loaded = _load(manager, name)
-        leaves[name] = tuple(loaded["tasks"])
-        groups[name] = tuple(loaded.get("groups", {}))
-        if fingerprint:
-            fingerprints[name] = _fingerprint(name, loaded["tasks"], settings)
-    return TaskSet(manager, names, leaves, groups, fingerprints)
+    own = settings.include_path is not None
+    names = _resolve(settings.tasks, manager.all_tasks, own=own)
+    loaded = {name: _load(manager, name) for name in names}
+    leaves = {name: tuple(found["tasks"]) for name, found in loaded.items()}
+    _refuse_overlap(leaves)
+    fingerprints = {
+        name: _fingerprint(name, found, manager, settings)
+        for name, found in loaded.items()
+        if fingerprint
+    }
+    groups = {name: tuple(found.get("groups", {})) for name, found in loaded.items()}
+    tasks = [task for found in loaded.values() for task in found["tasks"].values()]
+    sampled = any(_samples(task, settings) for task in tasks)
+    return TaskSet(manager, names, leaves, groups, fingerprints, sampled)
+
+
+def _refuse_overlap(leaves: Mapping[str, Sequence[str]]) -> None:
+    seen: dict[str, str] = {}
+    for name, tasks in leaves.items():
+        for task in tasks:
+            if task in seen:
+                problem = f"{task} is in {seen[task]} and in {name}"
+                raise OptionError("--tasks", problem, "name one of them")
+            seen[task] = name
+
+
+def _samples(task: Task, settings: Settings) -> bool:
+    """Whether a task draws its answers at random."""
+    own = task.get_config("generation_kwargs") or {}
+    return bool({**own, **settings.gen_kwargs}.get("do_sample"))
+
+
+def check_files(settings: Settings) -> None:
+    """Refuse YAML files that are not there, before an index of thousands is read.
+
+    Raises:
+        EvaluationError: if one is missing.
+    """
+    for name in settings.tasks:
+        if _is_file(name) and not Path(name).is_file():
+            raise EvaluationError(name, "is no task file: there is no such file", "check the path")
 
 
 def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def _resolve(asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+def _resolve(asked: Sequence[str], known: Sequence[str], *, own: bool) -> tuple[str, ...]:
     """What each name or pattern stands for."""
     from lm_eval.utils import pattern_match
 
     names: list[str] = []
     for name in asked:
         if _is_file(name):
-            found = [str(Path(name).absolute())] if Path(name).is_file() else []
+            found = [str(Path(name).absolute())]
         else:
             found = [name] if name in known else pattern_match([name], known)
         if not found:
-            raise _unknown(name, known)
+            raise _unknown(name, known, own=own)
         names += found
     return tuple(dict.fromkeys(names))
 
 
-def _unknown(name: str, known: Sequence[str]) -> EvaluationError:
-    near = get_close_matches(name, known, n=_NEAR, cutoff=0.6)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "lm-eval ls tasks prints all"
-    if _is_file(name):
-        return EvaluationError(name, "is no task file: there is no such file", "check the path")
-    return EvaluationError(name, "is no task of lm-eval's or of --include-path", remedy)
+def _unknown(name: str, known: Sequence[str], *, own: bool) -> EvaluationError:
+    near = get_close_matches(name, known, n=_NEAR, cutoff=0.75)
+    remedies = [f"did you mean {' or '.join(near)}?"] if near else []
+    remedies += [] if own else ["a task of your own needs --include-path DIR"]
+    where = " or of --include-path" if own else ""
+    remedy = "; ".join(remedies) or "lm-eval ls tasks prints all"
+    return EvaluationError(name, f"is no task of lm-eval's{where}", remedy)
 
 
 def _load(manager: TaskManager, name: str) -> TaskDict:
     try:
         return manager.load([name])
-    except Exception as exc:
-        reason = next(iter(str(exc).splitlines()), "")[:_REASON] or type(exc).__name__
+    except (Exception, SystemExit) as exc:
+        reason = first_line(exc)
+        if isinstance(exc, ImportError):
+            package = (exc.name or "").split(".")[0]
+            remedy = f"pip install {package}, or lm-eval's extra for it, such as lm-eval[ifeval]"
+            raise EvaluationError(name, f"needs a package ({reason})", remedy) from exc
         if _is_about_data(exc):
             raise EvaluationError(
                 name, f"its data cannot be had ({reason})", _data_remedy()
@@ -131,23 +169,42 @@ def _load(manager: TaskManager, name: str) -> TaskDict:
         raise EvaluationError(name, f"is a task that does not load ({reason})", remedy) from exc
 
 
+def first_line(exc: BaseException) -> str:
+    """The first line of what an exception of another's says.
+
+    Args:
+        exc: the exception.
+    """
+    return next(iter(str(exc).splitlines()), "")[:_REASON] or type(exc).__name__
+
+
 def _is_about_data(exc: BaseException) -> bool:
     """Whether the data set is at fault: it is missing, gated, broken, or out of reach."""
     modules = {kind.__module__.split(".")[0] for kind in type(exc).__mro__}
-    return isinstance(exc, OSError) or bool(modules & {"datasets", "huggingface_hub", "httpx2"})
+    return isinstance(exc, OSError) or bool(
+        modules & {"datasets", "huggingface_hub", "httpx", "httpx2"}
+    )
 
 
 def _data_remedy() -> str:
     offline = [name for name in _OFFLINE if os.environ.get(name, "").lower() in ("1", "true")]
     if offline:
         return f"unset {' and '.join(offline)} once, to let it be downloaded into the cache"
-    return "check the connection, the data set's name and paths, or log in: hf auth login"
+    return (
+        "check the data set's name, its paths (relative ones begin at the current folder), or the "
+        "connection; a gated one needs hf auth login"
+    )
 
 
-def _fingerprint(name: str, loaded: Mapping[str, Task], settings: Settings) -> str:
-    """A hash of what a task asks: its definition, its questions and its examples."""
-    whole = xxhash.xxh3_128(b"" if _is_file(name) else name.encode())
-    for task_name, task in sorted(loaded.items()):
+def _fingerprint(name: str, found: TaskDict, manager: TaskManager, settings: Settings) -> str:
+    """A hash of what a task asks: its definition, the code beside it, questions and examples."""
+    whole = xxhash.xxh3_128()
+    names = [name, *found["tasks"], *found.get("groups", {})]
+    for folder in sorted({_home(each, manager) for each in names} - {None}, key=str):
+        for path in sorted(Path(str(folder)).iterdir()):
+            if path.suffix in _CODE and path.is_file():
+                whole.update(path.name.encode() + xxhash.xxh3_128_digest(path.read_bytes()))
+    for task_name, task in sorted(found["tasks"].items()):
         config = {k: v for k, v in task.dump_config().items() if k not in _NOT_THE_TASK}
         whole.update(_text([task_name, config]))
         docs = task.eval_docs
@@ -161,6 +218,15 @@ def _fingerprint(name: str, loaded: Mapping[str, Task], settings: Settings) -> s
             for doc in task.fewshot_docs():
                 whole.update(_text(doc))
     return whole.hexdigest()
+
+
+def _home(name: str, manager: TaskManager) -> Path | None:
+    """The folder of a task's or group's YAML file, and of the code that it names."""
+    if _is_file(name):
+        return Path(name).parent
+    entry = manager.task_index.get(name)
+    path = None if entry is None else entry.yaml_path
+    return None if path is None else Path(path).parent
 
 
 def _count(total: int, limit: float) -> int:

@@ -196,6 +196,7 @@ def test_a_graft_is_gone_after_a_failure_too_and_what_was_scored_is_kept(
     assert [row.alpha for row in known[-1].rows] == [None]
     assert len(list((tmp_path / "out").glob("*/results_*.json"))) == 1
     assert not list((tmp_path / "out").glob(".*"))
+    assert (tmp_path / "out" / "target").is_dir()
 
 
 def test_a_target_without_chat_template_is_lent_finetuneds(
@@ -425,6 +426,10 @@ class TestErrors:
             ({"seed": "1,2"}, "expected 1 or 4"),
             ({"seed": "x"}, "no seed"),
             ({"alpha": 0.5}, "none is given"),
+            ({"alpha": [1.0]}, "none is given"),
+            ({"dtype": "fp16"}, "'fp16' is unknown"),
+            ({"seed": -1}, "no seed"),
+            ({"tasks": " , "}, "names no task"),
             ({"model_args": "device=cpu"}, "option of its own"),
             ({"model_args": "max_length"}, "not of the form key=value"),
             ({"fewshot_as_multiturn": True}, "needs a chat template"),

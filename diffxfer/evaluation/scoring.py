@@ -1,0 +1,188 @@
+"""Scoring one subject after the other, each on the tasks that it was not scored on before."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from diffxfer.diffs.graft import apply_diff
+from diffxfer.errors import DiskSpaceError, MatchError
+from diffxfer.evaluation.identity import content_key
+from diffxfer.evaluation.rows import Scored
+from diffxfer.evaluation.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from diffxfer.evaluation.scores import Score
+    from diffxfer.evaluation.settings import Settings
+    from diffxfer.evaluation.store import Store
+    from diffxfer.evaluation.subjects import Cast, Subject
+    from diffxfer.evaluation.tasks import TaskSet
+
+_NOT_MADE = ".diffxfer-graft"
+_SCORES_HANG_ON = ("lm-eval", "transformers", "torch", "vllm", "sglang")
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """What scoring takes, checked.
+
+    Attributes:
+        cast: what is scored.
+        settings: how.
+        tasks: on what.
+        store: where scores are kept and found again; None for nowhere.
+        tell: called with a line on what is done next.
+        contents: hashes of the folders that were read so far.
+    """
+
+    cast: Cast
+    settings: Settings
+    tasks: TaskSet
+    store: Store | None
+    tell: Callable[[str], None]
+    contents: dict[Path, str] = field(default_factory=dict)
+
+    def score(self, subject: Subject, done: list[Scored]) -> None:
+        """Score one subject, and only then keep its scores on disk.
+
+        Args:
+            subject: one of the cast.
+            done: where its scores are appended.
+
+        Raises:
+            DiffxferError: if it cannot be scored, or, with its scores appended, not be kept.
+        """
+        keys = self._keys(subject)
+        known: dict[str, list[Score]] = {}
+        if self.store is not None:
+            found = {name: self.store.find(key) for name, key in keys.items() if key}
+            known = {name: scores for name, scores in found.items() if scores is not None}
+            if known:
+                named = ", ".join(known)
+                self.tell(f"{subject}: scores on {named} are reused from {self.store.folder}")
+        reused = bool(known)
+        missing = [name for name in self.tasks.names if name not in known]
+        keep = _nothing
+        if missing:
+            place = f"{self.cast.subjects.index(subject) + 1} of {len(self.cast.subjects)}"
+            self.tell(f"scoring {subject} ({place}) on {', '.join(missing)}")
+            fresh, keep = self._ask(subject, missing, keys)
+            known |= fresh
+        scores = {found.column: found for name in self.tasks.names for found in known[name]}
+        done.append(Scored(subject.label, subject.alpha, tuple(scores.values()), reused))
+        keep()
+
+    def _ask(
+        self, subject: Subject, names: Sequence[str], keys: Mapping[str, str | None]
+    ) -> tuple[dict[str, list[Score]], Callable[[], None]]:
+        """Let lm-eval score a subject; return the scores, and what keeps them on disk."""
+        from diffxfer.evaluation.harness import score
+        from diffxfer.evaluation.native import read_scores
+
+        store, tasks = self.store, self.tasks
+        tracker = None if store is None else store.tracker()
+        with self._folder_of(subject) as folder:
+            results = score(folder, str(subject), tasks, names, self.settings, tracker)
+        fresh = read_scores(results, results["samples"])
+        entries = {name: (*tasks.groups[name], *tasks.leaves[name]) for name in names}
+        scores = {name: [one for one in fresh if one.task in entries[name]] for name in names}
+        if store is None or tracker is None:
+            return scores, _nothing
+        if subject.alpha is not None:
+            # The folder that was scored is gone: what it was made from says more than its name.
+            results["config"]["model_args"] = f"pretrained={subject}"
+        scored = {
+            name: {"key": keys[name], "tasks": tasks.leaves[name], "groups": tasks.groups[name]}
+            for name in names
+        }
+        return scores, lambda: store.save(subject, self.cast.labels(), results, scored, tracker)
+
+    def _keys(self, subject: Subject) -> dict[str, str | None]:
+        """By task, what tells this score from any other; None where that is not known."""
+        names = self.tasks.names
+        if self.store is None or not self.settings.reads_folders:
+            return dict.fromkeys(names)
+        made_of = [Path(subject.label), *([] if subject.diff is None else [subject.diff])]
+        for folder in made_of:
+            if folder not in self.contents:
+                self.tell(f"reading {folder}, to know it again")
+                self.contents[folder] = content_key(folder)
+        made_by = [] if subject.diff is None else [version("diffxfer"), subject.alpha]
+        shared = [
+            [self.contents[folder] for folder in made_of],
+            [*map(_version, _SCORES_HANG_ON), *made_by],
+            self.settings.that_shapes_scores(),
+            # Where text is sampled, what is asked before shapes what is drawn.
+            self.tasks.fingerprints if self.tasks.sampled else [],
+        ]
+        return {name: _digest([*shared, self.tasks.fingerprints[name]]) for name in names}
+
+    @contextmanager
+    def _folder_of(self, subject: Subject) -> Iterator[str]:
+        """The folder of a model; of a graft, one that is made now and gone afterwards."""
+        if subject.diff is None:
+            yield subject.label
+            return
+        with scratch_folder(None if self.store is None else self.store.folder) as scratch:
+            alpha = subject.alpha or 0.0
+            out = scratch / f"{Path(subject.label).name or 'graft'}+{alpha:g}"
+            apply_diff(subject.diff, subject.label, out, alpha=alpha)
+            yield str(out)
+
+
+def check_graft(cast: Cast, output: Path | None) -> tuple[str, ...]:
+    """See that grafts can be made, before anything is scored.
+
+    Args:
+        cast: what is to be scored.
+        output: the folder of scores, where grafts are made; None for that of temporary files.
+
+    Returns:
+        What should be known of the grafts, one line each.
+
+    Raises:
+        DiffxferError: if the diff vector does not fit the target, or the disk is too small.
+    """
+    from diffxfer.diffs.matching.refusal import refusal
+
+    if cast.diff is None:
+        return ()
+    home = output or Path(gettempdir())
+    try:
+        report = apply_diff(cast.diff, cast.target, home / _NOT_MADE, dry_run=True)
+        if report.refused:
+            raise refusal(report.refused)
+    except MatchError as exc:
+        exc.remedy += "; diffxfer apply has these options: give the graft it makes as a MODEL"
+        raise
+    if report.bytes_to_write > report.free_bytes:
+        problem = (
+            f"a graft takes {report.bytes_to_write:,} bytes, and {report.free_bytes:,} are free"
+        )
+        raise DiskSpaceError(home, problem, "give --output on a larger disk, or set TMPDIR")
+    return report.warnings
+
+
+def _nothing() -> None:
+    """Keep nothing."""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
