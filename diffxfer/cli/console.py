@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json as json_module
+import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -18,13 +19,24 @@ from diffxfer.diffs.report import listed
 from diffxfer.errors import DiffxferError, MatchError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
 
-_INTERRUPTED = 130
+_INTERRUPTED, _STOPPED = 130, 143
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
 _PIPE_WIDTH = 10_000
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def _stop(_signum: int, _frame: FrameType | None) -> None:
+    raise _Stopped
 
 
 class Console:
@@ -33,14 +45,17 @@ class Console:
     Args:
         json: print one JSON object on stdout, also for an error.
         quiet: print nothing but warnings and errors.
+        output: the folder that is made, to say what is kept of it after an interruption.
     """
 
-    def __init__(self, *, json: bool, quiet: bool) -> None:
+    def __init__(self, *, json: bool, quiet: bool, output: Path | None = None) -> None:
         self._json = json
         self._quiet = quiet
+        self._output = output
         self._bar: Progress | None = None
 
     def __enter__(self) -> Console:
+        self._sigterm = signal.signal(signal.SIGTERM, _stop)
         return self
 
     def __exit__(
@@ -49,10 +64,11 @@ class Console:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        signal.signal(signal.SIGTERM, self._sigterm)
         self._stop_bar()
         if isinstance(exc, KeyboardInterrupt):
             # Here, since typer turns an interrupt into an exit without a word.
-            sys.exit(print_interrupted())
+            sys.exit(print_interrupted(exc, self._output))
         known = as_known(exc)
         if self._json and known is not None:
             _print_json({"error": error_as_json(known)})
@@ -66,7 +82,7 @@ class Console:
         if self._bar is None:
             self._bar = _make_bar()
             self._bar.start()
-            self._bar.add_task("", total=total)
+            self._bar.add_task("", total=total, completed=done)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def _stop_bar(self) -> None:
@@ -124,10 +140,22 @@ def print_error(exc: DiffxferError) -> None:
     typer.echo(f"error: {printable(str(exc))}", err=True)
 
 
-def print_interrupted() -> int:
-    """Say on stderr that a run was interrupted, and give its exit status."""
-    typer.echo("interrupted: nothing was written", err=True)
-    return _INTERRUPTED
+def print_interrupted(exc: KeyboardInterrupt, output: Path | None = None) -> int:
+    """Say on stderr that a run was interrupted and how to go on, and give its exit status.
+
+    Args:
+        exc: by what.
+        output: the folder that was being made.
+    """
+    from diffxfer.checkpoints.partial import find_unfinished
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # it is ending already
+    kept = find_unfinished(output) if output else None
+    said = f"run the same command again to continue; {kept}" if kept else "nothing was written"
+    stopped = isinstance(exc, _Stopped)
+    typer.echo(f"{'stopped' if stopped else 'interrupted'}: {printable(said)}", err=True)
+    return _STOPPED if stopped else _INTERRUPTED
 
 
 def error_as_json(exc: DiffxferError) -> dict[str, Any]:
@@ -219,17 +247,23 @@ def _print_plan(report: Report) -> None:
 
 def _print_summary(report: Report) -> None:
     """A few lines on stderr, also where nobody watches: a log is read later."""
-    moved = report.bytes_to_read + report.bytes_to_write
+    total = report.bytes_to_read + report.bytes_to_write
+    moved = total - report.resumed_bytes
     counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
     speed = gigabytes(int(moved / max(report.elapsed_s, 1e-3)))
     lines = [
         f"tensors: {counts}",
+        *_continued(report.resumed_bytes, total),
         *_remarks(report),
         f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s"
         f" (read and wrote {speed}/s)",
     ]
     for line in lines:
         typer.echo(printable(line), err=True)
+
+
+def _continued(resumed: int, total: int) -> list[str]:
+    return [f"continued: {resumed * 100 // total} % was done already"] if resumed else []
 
 
 def _remarks(report: Report) -> list[str]:
