@@ -35,7 +35,9 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read and written so far, and with how many there will be."""
 
 _OPEN_INPUTS = 24
-_PROGRESS_INTERVAL_S = 0.1
+_TICK_S = 0.025
+"""What is done and not yet in the journal when a run is killed is no older than this."""
+_TICKS_PER_PROGRESS = 4
 
 
 class Engine:
@@ -84,7 +86,7 @@ class Engine:
 
         Args:
             threads: how many workers.
-            keeper: called from this thread, as often as progress.
+            keeper: called from this thread, all the time.
             progress: called from this thread, about ten times a second.
 
         Returns:
@@ -120,11 +122,13 @@ class Engine:
     def _wait(
         self, workers: Sequence[threading.Thread], keeper: Keeper, progress: Progress | None
     ) -> None:
+        ticks = 0
         for worker in workers:
             while worker.is_alive():
-                worker.join(_PROGRESS_INTERVAL_S)
+                worker.join(_TICK_S)
                 keeper.tick()
-                if progress is not None:
+                ticks += 1
+                if progress is not None and ticks % _TICKS_PER_PROGRESS == 0:
                     progress(self._done_bytes, self._total_bytes)
 
     def _work(self) -> None:

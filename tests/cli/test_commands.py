@@ -423,6 +423,7 @@ class TestInterruption:
     def test_kill_and_the_same_command_again(self, large: World, tmp_path: Path) -> None:
         out = tmp_path / "out"
         process = start_slowly(large, out, tmp_path / "started")
+        time.sleep(0.3)  # so that the journal has the first chunks
         process.kill()
         process.communicate(timeout=30)
         assert not out.exists()
