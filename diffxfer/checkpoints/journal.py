@@ -179,8 +179,6 @@ class Journal:
     ) -> None:
         self.path = path
         self._fingerprint = fingerprint
-        self._buffer = bytearray()
-        self._adding = threading.Lock()
         self._writing = threading.Lock()
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(path, flags | (0 if known else os.O_CREAT | os.O_EXCL), 0o666)
@@ -219,7 +217,7 @@ class Journal:
             self._append(self._record(_BEGIN, total_bytes, 0, boot_id()))
 
     def add(self, number: int, moved: int, payload: bytes) -> None:
-        """Take down that a part is done; it is written with the next `flush`.
+        """Take down that a part is done.
 
         Args:
             number: which part.
@@ -227,27 +225,19 @@ class Journal:
             payload: what is known of it.
         """
         record = self._record(_DONE, number, moved, payload)
-        with self._adding:
-            self._buffer += record
-
-    def flush(self) -> int:
-        """Write what was added.
-
-        Returns:
-            Where it ends, for `mark`.
-        """
         with self._writing:
-            with self._adding:
-                data, self._buffer = self._buffer, bytearray()
-            if data:
-                self._append(bytes(data))
-            return self._size
+            self._append(record)
+
+    @property
+    def size(self) -> int:
+        """Where it ends, for `mark`."""
+        return self._size
 
     def mark(self, covered: int) -> None:
         """Say that what was recorded so far is on the disk for good, and make that durable.
 
         Args:
-            covered: what `flush` returned before everything was synced.
+            covered: its size before everything was synced.
         """
         with self._writing:
             self._append(self._record(_SYNCED, covered, 0, b""))
@@ -257,7 +247,6 @@ class Journal:
     def distrust(self) -> None:
         """Forget what is not on the disk for good, because a sync failed: pages may be lost."""
         with self._writing:
-            self._buffer.clear()
             try:
                 self._cut(self._synced)
                 os.fsync(self._fd)

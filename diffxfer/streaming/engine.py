@@ -35,9 +35,7 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read and written so far, and with how many there will be."""
 
 _OPEN_INPUTS = 24
-_TICK_S = 0.025
-"""What is done and not yet in the journal when a run is killed is no older than this."""
-_TICKS_PER_PROGRESS = 4
+_PROGRESS_INTERVAL_S = 0.1
 
 
 class Engine:
@@ -86,7 +84,7 @@ class Engine:
 
         Args:
             threads: how many workers.
-            keeper: called from this thread, all the time.
+            keeper: called from this thread, as often as progress.
             progress: called from this thread, about ten times a second.
 
         Returns:
@@ -122,13 +120,11 @@ class Engine:
     def _wait(
         self, workers: Sequence[threading.Thread], keeper: Keeper, progress: Progress | None
     ) -> None:
-        ticks = 0
         for worker in workers:
             while worker.is_alive():
-                worker.join(_TICK_S)
+                worker.join(_PROGRESS_INTERVAL_S)
                 keeper.tick()
-                ticks += 1
-                if progress is not None and ticks % _TICKS_PER_PROGRESS == 0:
+                if progress is not None:
                     progress(self._done_bytes, self._total_bytes)
 
     def _work(self) -> None:
@@ -159,8 +155,8 @@ class Engine:
             self._created[task.shard].result()
             self._writers[task.shard].write(data, task.start + chunk.start * task.itemsize)
         moved = len(data) + sum(_read_by(piece, task) for piece in chunk.pieces)
+        self._ledger.add(chunk, moved, result)
         with self._lock:
-            self._ledger.add(chunk, moved, result)
             self._done_bytes += moved
 
     def _input(self, spec: TensorSpec) -> OpenShard:

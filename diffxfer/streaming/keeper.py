@@ -1,14 +1,12 @@
-"""Keeping what is done: the journal is written all the time, and the disk synced now and then."""
+"""Keeping what is done from a power cut: now and then the disk is synced, beside the work."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.filesystem import sync_folder
-from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.writer import write_error
 
 if TYPE_CHECKING:
@@ -23,9 +21,9 @@ SYNC_INTERVAL_S = 15.0
 
 
 class Keeper:
-    """Writes the journal of a run; use it from one thread.
+    """Syncs what a run writes; use it from one thread.
 
-    Syncing takes as long as the disk takes, so a thread of its own does it.
+    That takes as long as the disk takes, so a thread of its own does it.
 
     Args:
         folder: what is being written.
@@ -44,41 +42,31 @@ class Keeper:
         self._synced_at = time.monotonic()
 
     def tick(self) -> None:
-        """Write what was added to the journal; sync if it is time.
+        """Sync if it is time.
 
         Raises:
-            OutputError: if that fails, or the last sync did.
+            OutputError: if the last sync failed.
         """
         if self._sync is not None and self._sync.done():
             self._end_sync(self._sync)
-        covered = self._flush()
         if self._sync is None and time.monotonic() - self._synced_at >= self._interval_s:
-            self._sync = self._pool.submit(self._run_sync, covered)
+            self._sync = self._pool.submit(self._run_sync, self._folder.journal.size)
 
     def finish(self) -> None:
-        """Write the rest, once every worker has ended without a failure.
+        """End, once every worker has ended without a failure.
 
         Raises:
-            OutputError: if that fails, or a sync did.
+            OutputError: if a sync failed.
         """
         self._pool.shutdown()
         if self._sync is not None:
             self._end_sync(self._sync)
-        self._flush()
 
     def abandon(self) -> None:
-        """Keep what can be trusted of a run that failed."""
+        """End after a failure, and forget what can no longer be trusted."""
         self._pool.shutdown()
         if any(writer.broken for writer in self._writers):
             self._folder.journal.distrust()
-        with suppress(OSError):
-            self._folder.journal.flush()
-
-    def _flush(self) -> int:
-        try:
-            return self._folder.journal.flush()
-        except OSError as exc:
-            raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
 
     def _end_sync(self, sync: Future[None]) -> None:
         self._sync = None

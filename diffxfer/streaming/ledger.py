@@ -7,16 +7,19 @@ is neither read nor computed again.
 from __future__ import annotations
 
 import struct
+import threading
 from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.writer import write_error
 from diffxfer.streaming.plan import chunks_of, step_of
 from diffxfer.streaming.tally import ChunkResult, Tally
 
 if TYPE_CHECKING:
-    from diffxfer.checkpoints.journal import Journal
+    from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.plan import Chunk, Plan
 
 _COUNTS = struct.Struct("<Q4I")
@@ -64,7 +67,7 @@ class Ledger:
     Args:
         plan: what is being run.
         chunk_elements: how it is cut.
-        journal: where it is taken down, with what earlier runs did.
+        folder: in whose journal it is taken down, with what earlier runs did.
 
     Attributes:
         tally: what is known of the tensors.
@@ -72,11 +75,12 @@ class Ledger:
         written: how many chunks of each shard they did.
     """
 
-    def __init__(self, plan: Plan, chunk_elements: int, journal: Journal) -> None:
+    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder) -> None:
         self._plan = plan
         self._chunk_elements = chunk_elements
-        self._journal = journal
+        self._folder = folder
         counts = (chunks_of(task, chunk_elements) for task in plan.tasks)
+        self._lock = threading.Lock()
         self._first = list(accumulate(counts, initial=0))
         self._replay()
 
@@ -88,7 +92,7 @@ class Ledger:
         self.tally = Tally(self._plan, self._chunk_elements)
         self.resumed_bytes = 0
         self.written = Counter[str]()
-        for number, moved, payload in self._journal.done():
+        for number, moved, payload in self._folder.journal.done():
             self._bits[number >> 3] |= 1 << (number & 7)
             index = bisect_right(self._first, number) - 1
             task = self._plan.tasks[index]
@@ -100,16 +104,23 @@ class Ledger:
 
     def forget(self) -> None:
         """Take nothing for done."""
-        self._journal.forget()
+        self._folder.journal.forget()
         self._replay()
 
     def add(self, chunk: Chunk, moved: int, result: ChunkResult) -> None:
-        """Take down that a chunk is done; one call at a time.
+        """Take down that a chunk is done, and was written if it is to be.
 
         Args:
             chunk: which.
             moved: how many bytes were read and written.
             result: what is known of it.
+
+        Raises:
+            OutputError: if the journal cannot be written.
         """
-        self.tally.add(chunk.task, chunk.start, result)
-        self._journal.add(chunk.number, moved, pack(result))
+        try:
+            self._folder.journal.add(chunk.number, moved, pack(result))
+        except OSError as exc:
+            raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
+        with self._lock:
+            self.tally.add(chunk.task, chunk.start, result)

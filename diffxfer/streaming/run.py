@@ -122,7 +122,7 @@ def _take_up(
 ) -> tuple[Ledger, dict[str, ShardWriter]]:
     """What an earlier run did, and the writers of the rest."""
     try:
-        ledger = Ledger(plan, chunk_elements, folder.journal)
+        ledger = Ledger(plan, chunk_elements, folder)
         writers = _writers(plan, folder, chunk_elements, ledger)
         if not all(writers[name].is_sound() for name in ledger.written):
             ledger.forget()  # somebody has meddled with its files
