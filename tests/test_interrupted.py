@@ -466,6 +466,8 @@ def test_other_options_do_not_go_on_from_it_and_restart_discards_it(
         r"or --restart to discard it\n",
         refused.err,
     )
+    planned = tiny.run(*argv(world, "transfer", out, "--alpha", "0.5", "--dry-run"))
+    assert re.search(rf"^warning: an unfinished run .* is kept at {partial}$", planned.err, re.M)
     assert tiny.tree(out.parent) == before
     assert finish(world, "transfer", out, "--alpha", "0.5", "--restart") == 0
 

@@ -22,7 +22,7 @@ from diffxfer.checkpoints.journal import (
     is_stillborn,
     summarize,
 )
-from diffxfer.checkpoints.place import is_our_folder
+from diffxfer.checkpoints.place import MANIFEST_NAME, is_our_folder, place_of
 from diffxfer.errors import OutputError
 
 if TYPE_CHECKING:
@@ -70,18 +70,18 @@ def find_unfinished(out: Path) -> Unfinished | None:
     Args:
         out: the folder that was to be made.
     """
-    found = (unfinished(partial) for partial in partials_of(out.absolute()))
+    found = (unfinished(partial) for partial in partials_of(place_of(out)))
     return next((kept for kept in found if kept), None)
 
 
 def unfinished(partial: Path) -> Unfinished | None:
-    """What there is to be continued in a partial folder.
+    """What there is to be continued in a partial folder; less than a hundredth is nothing.
 
     Args:
         partial: the folder.
     """
     known = summarize(partial / JOURNAL_NAME)
-    return Unfinished(partial, known.percent) if known and known.done_bytes else None
+    return Unfinished(partial, known.percent) if known and known.percent else None
 
 
 def is_our_partial(partial: Path) -> bool:
@@ -160,17 +160,31 @@ def open_journal(partial: Path, fingerprint: str, *, restart: bool) -> tuple[Jou
 def empty(partial: Path, keep: frozenset[str] = frozenset()) -> None:
     """Remove what is in a partial folder.
 
+    What tells that it is ours goes last: a run may be killed in the middle of this.
+
     Args:
         partial: the folder.
         keep: names that stay.
     """
-    for path in list(partial.iterdir()):
+    marks = (JOURNAL_NAME, MANIFEST_NAME)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name in marks):
         if path.name in keep:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def discard(partial: Path) -> None:
+    """Remove a partial folder as far as that is possible; what stays is for the next run.
+
+    Args:
+        partial: the folder.
+    """
+    with suppress(OSError):
+        empty(partial)
+        partial.rmdir()
 
 
 def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
@@ -202,7 +216,8 @@ def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
                 problem = f"an unfinished run of other inputs or options is there: {kept}"
                 remedy = "give that run's command to continue it, or --restart to discard it"
                 raise OutputError(out, problem, remedy)
-            shutil.rmtree(partial)
+            empty(partial)
+            partial.rmdir()
         finally:
             os.close(fd)
 

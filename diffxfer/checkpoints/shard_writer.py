@@ -130,7 +130,7 @@ class ShardWriter:
             OSError: if that fails, now or before.
         """
         with self._lock:
-            if not self._dirty:
+            if not self._dirty and not self.broken:
                 return
             fd = os.dup(self._fd) if self._fd >= 0 else os.open(self._path, os.O_WRONLY)
             self._dirty = False

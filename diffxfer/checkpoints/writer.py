@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.partial import (
     claim,
     clear_others,
+    discard,
     empty,
     open_journal,
     partial_of,
@@ -112,7 +112,7 @@ class OutputFolder:
         """Leave no trace of a run that could not begin, except what an earlier one left."""
         if self._lock_fd >= 0:
             if unfinished(self.partial) is None:
-                shutil.rmtree(self.partial, ignore_errors=True)
+                discard(self.partial)
             os.close(self._lock_fd)
             self._lock_fd = -1
         self._remove_parents()
@@ -127,7 +127,7 @@ class OutputFolder:
         if not self._published:
             kept = None if _is_useless_after(exc) else unfinished(self.partial)
             if kept is None:
-                shutil.rmtree(self.partial, ignore_errors=True)
+                discard(self.partial)
                 self._remove_parents()
             elif isinstance(exc, DiffxferError):
                 exc.remedy += f"; {kept}, and the same command goes on from there"
@@ -205,7 +205,7 @@ class OutputFolder:
         if old is not None:
             # Only now, as a power cut could have brought it back under its name. What cannot be
             # removed does not undo the result; the next run removes it.
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
 
     def _replace(self) -> Path:
         """Take the place of the folder that is there; returns where that one is now."""
@@ -229,7 +229,8 @@ class OutputFolder:
             return
         refuse_foreign(self._aside)  # its name alone does not make it ours
         if os.path.lexists(self.out):
-            shutil.rmtree(self._aside)
+            empty(self._aside)
+            self._aside.rmdir()
             return
         self._aside.rename(self.out)
         if not self._overwrite:

@@ -11,6 +11,7 @@ import xxhash
 
 from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
+from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.place import MANIFEST_NAME, free_bytes, refuse_small_disk
 from diffxfer.checkpoints.reader import INDEX_NAME, SINGLE_SHARD
 from diffxfer.checkpoints.writer import OutputFolder, index_json
@@ -159,6 +160,8 @@ def do(job: Job, options: RunOptions) -> Report:
     plan = make_plan(tasks, job.inputs)
     free = free_bytes(job.out)
     if options.dry_run:
+        kept = find_unfinished(job.out)
+        job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
         return _report(job, plan, free, refused=refused)
     folder = OutputFolder(
         job.out,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.filesystem import sync_folder
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,7 +52,7 @@ class Keeper:
         if self._sync is not None and self._sync.done():
             self._end_sync(self._sync)
         if self._sync is None and time.monotonic() - self._synced_at >= self._interval_s:
-            self._sync = self._pool.submit(self._run_sync, self._folder.journal.size)
+            self._sync = self._pool.submit(self._sync_and_mark, self._folder.journal.size)
 
     def finish(self) -> None:
         """End, once every worker has ended without a failure.
@@ -62,11 +64,26 @@ class Keeper:
         if self._sync is not None:
             self._end_sync(self._sync)
 
-    def abandon(self) -> None:
-        """End after a failure, and forget what can no longer be trusted."""
+    def abandon(self, exc: BaseException) -> None:
+        """End after a failure, and forget what can no longer be trusted.
+
+        Where files cannot be read or written, the disk itself may be failing or gone: what it has
+        taken is known only once it is synced.
+
+        Args:
+            exc: the failure.
+        """
         self._pool.shutdown()
+        journal = self._folder.journal
+        try:
+            if isinstance(exc, (OutputError, CheckpointError)):
+                self._sync_all()
+                with suppress(OSError):  # a full disk may have no room for the mark
+                    journal.mark(journal.size)
+        except OSError:
+            journal.distrust()
         if any(writer.broken for writer in self._writers):
-            self._folder.journal.distrust()
+            journal.distrust()
 
     def _end_sync(self, sync: Future[None]) -> None:
         self._sync = None
@@ -76,8 +93,11 @@ class Keeper:
         except OSError as exc:
             raise write_error(self._folder.out, "", exc) from exc
 
-    def _run_sync(self, covered: int) -> None:
+    def _sync_and_mark(self, covered: int) -> None:
+        self._sync_all()
+        self._folder.journal.mark(covered)
+
+    def _sync_all(self) -> None:
         for writer in self._writers:
             writer.sync()
         sync_folder(self._folder.partial)
-        self._folder.journal.mark(covered)

@@ -107,8 +107,8 @@ def run_plan(
             results = engine.run(threads or default_threads(), keeper, progress)
             for future in created.values():
                 future.result()
-        except BaseException:
-            keeper.abandon()
+        except BaseException as exc:
+            keeper.abandon(exc)
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

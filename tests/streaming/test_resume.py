@@ -99,21 +99,28 @@ def reference(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def interrupt(
-    folder: Path, plan: Plan, patch: pytest.MonkeyPatch, writes: int, **options: Any
+    folder: Path,
+    plan: Plan,
+    patch: pytest.MonkeyPatch,
+    writes: int,
+    *,
+    error: BaseException | None = None,
+    **options: Any,
 ) -> Path:
-    """Let the disk fail at a write of tensors; the partial folder."""
+    """Let the disk fail at a write of tensors, or another thing happen; the partial folder."""
+    raised = error or OSError(errno.EIO, os.strerror(errno.EIO))
     pwrite, done = os.pwrite, []
 
     def failing(fd: int, data: bytes, offset: int) -> int:
         if len(data) > 1 << 16:
             done.append(offset)
             if len(done) > writes:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
+                raise raised
         return pwrite(fd, data, offset)
 
     with patch.context() as context:
         context.setattr(os, "pwrite", failing)
-        with pytest.raises(OutputError, match="% is kept at"):
+        with pytest.raises(type(error) if error else OutputError):
             finish(folder, plan, **options)
     (partial,) = folder.glob(".out.partial-*")
     return partial
@@ -166,6 +173,16 @@ def covered(partial: Path, plan: Plan) -> set[tuple[str, int, int]]:
     return found
 
 
+def test_what_a_failure_keeps_is_on_the_disk_for_good(
+    tmp_path: Path, plan: Plan, reference: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = interrupt(tmp_path, plan, monkeypatch, 9)
+    known = summarize(partial / JOURNAL_NAME)
+    assert known is not None
+    monkeypatch.setattr(journal, "boot_id", lambda: b"after the power came back")
+    assert finish(tmp_path, plan) == (reference, known.done_bytes)
+
+
 @pytest.mark.parametrize("interval_s", [0.0, 1e9])
 def test_after_a_power_cut_only_what_was_synced_is_taken_for_done(
     tmp_path: Path,
@@ -176,7 +193,7 @@ def test_after_a_power_cut_only_what_was_synced_is_taken_for_done(
 ) -> None:
     monkeypatch.setattr(run, "SYNC_INTERVAL_S", interval_s)
     fail_slowly(monkeypatch)
-    partial = interrupt(tmp_path, plan, monkeypatch, 13, threads=1)
+    partial = interrupt(tmp_path, plan, monkeypatch, 13, threads=1, error=KeyboardInterrupt())
     before = covered(partial, plan)
     monkeypatch.setattr(journal, "boot_id", lambda: b"after the power came back")
     known = summarize(partial / JOURNAL_NAME)
