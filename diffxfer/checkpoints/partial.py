@@ -117,10 +117,11 @@ def claim(partial: Path) -> tuple[int, bool]:
             raise _in_the_way(partial) from None
     try:
         fd = lock_folder(partial)
+    except (BlockingIOError, FileNotFoundError) as exc:
+        raise BlockingIOError from exc  # a run that began at the same moment has or had it
     except OSError:
         if new:
-            with suppress(OSError):  # where a run that began at the same moment has it
-                partial.rmdir()
+            partial.rmdir()
         raise
     try:
         if not new:
