@@ -12,7 +12,7 @@ import pytest
 
 from diffxfer.checkpoints import journal as module
 from diffxfer.checkpoints.journal import JOURNAL_NAME, Done, Journal, is_journal, summarize
-from diffxfer.checkpoints.partial import find_unfinished
+from diffxfer.checkpoints.partial import discard, find_unfinished, is_our_partial
 from diffxfer.checkpoints.writer import OutputFolder
 from diffxfer.errors import OutputError
 
@@ -209,6 +209,31 @@ def test_progress_of_another_job_is_refused_unless_it_is_to_be_discarded(tmp_pat
     with OutputFolder(out, other, restart=True) as folder:
         assert not partial.exists()
         assert not folder.resumed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("removed", range(3))
+def test_a_folder_is_ours_to_the_end_of_its_removal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    partial = leave(tmp_path / "out")
+    for name in ("z.safetensors", "diffxfer.json"):
+        (partial / name).write_text('{"diffxfer_format": 1}')
+    unlink, done = type(tmp_path).unlink, []
+
+    def stop(path: Path, missing_ok: bool = False) -> None:
+        if len(done) == removed:
+            raise KeyboardInterrupt
+        done.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "unlink", stop)
+        with pytest.raises(KeyboardInterrupt):
+            discard(partial)
+    assert len(done) == removed
+    assert is_our_partial(partial)
+    discard(partial)
     assert list(tmp_path.iterdir()) == []
 
 
