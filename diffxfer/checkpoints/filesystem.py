@@ -1,19 +1,19 @@
-"""Two calls of the operating system that Python does not offer, each with its fallback."""
+"""What Python does not offer of the operating system, each with its fallback."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import stat
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def allocate(fd: int, size: int) -> None:
@@ -71,3 +71,44 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def boot_id() -> bytes:
+    """What tells one boot of the machine from the next; empty where that is not known."""
+    try:
+        return _BOOT_ID.read_bytes().strip()
+    except OSError:
+        return b""
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading that is no link, FIFO or device.
+
+    Raises:
+        OSError: if it cannot be, or is another kind.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+    return fd
+
+
+def lock_folder(folder: Path) -> int:
+    """Lock a folder against other runs, until the descriptor that is returned is closed.
+
+    Raises:
+        BlockingIOError: if another run has it.
+        OSError: if it is no folder, or cannot be locked.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours, there = os.fstat(fd), os.stat(folder)  # noqa: PTH116 beside `fstat`
+        if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
+            raise BlockingIOError(errno.EAGAIN, "another run took its place", str(folder))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

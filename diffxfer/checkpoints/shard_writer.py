@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.filesystem import allocate
+from diffxfer.checkpoints.filesystem import allocate, open_regular
 from diffxfer.checkpoints.writer import write_error
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffxfer.checkpoints.header import ShardLayout
     from diffxfer.checkpoints.writer import OutputFolder
 
@@ -23,21 +26,53 @@ class ShardWriter:
         name: its file name.
         layout: its header and places.
         pending: how many writes make it complete; after the last one it is made durable.
+        begun: whether an earlier run has written a part of it.
+
+    Attributes:
+        broken: whether a sync of it failed: what was written before may be lost.
     """
 
-    def __init__(self, folder: OutputFolder, name: str, layout: ShardLayout, pending: int) -> None:
+    def __init__(
+        self,
+        folder: OutputFolder,
+        name: str,
+        layout: ShardLayout,
+        pending: int,
+        *,
+        begun: bool = False,
+    ) -> None:
         self.layout = layout
+        self.broken = False
         self._folder = folder
         self._name = name
         self._pending = pending
+        self._begun = begun
+        # Whether it may hold what no sync of this run covers.
+        self._dirty = begun
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._fd = -1
 
     def __del__(self) -> None:
         self.close()
 
+    def is_sound(self) -> bool:
+        """Whether the file that an earlier run began has its size and its header."""
+        try:
+            fd = open_regular(self._path)
+        except OSError:
+            return False
+        try:
+            header = self.layout.header
+            size = os.fstat(fd).st_size
+            return size == self.layout.size and os.pread(fd, len(header), 0) == header
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
     def create(self) -> None:
-        """Allocate the file and write its header.
+        """Allocate the file and write its header, unless an earlier run did.
 
         The file is closed again: a large model has more shards than a process may have open.
 
@@ -45,12 +80,21 @@ class ShardWriter:
             OutputError: if it cannot be, for want of disk above all.
         """
         try:
-            with (self._folder.partial / self._name).open("xb", buffering=0) as file:
-                fd = file.fileno()
-                allocate(fd, self.layout.size)
-                _pwrite_all(fd, memoryview(self.layout.header), 0)
+            if self._begun:
                 if self._pending == 0:
-                    os.fsync(fd)
+                    self.sync()
+                return
+            try:
+                with self._path.open("xb", buffering=0) as file:
+                    fd = file.fileno()
+                    allocate(fd, self.layout.size)
+                    _pwrite_all(fd, memoryview(self.layout.header), 0)
+                    if self._pending == 0:
+                        self._sync(fd)
+            except OSError:
+                with suppress(OSError):  # a shard of which nothing is done only takes up disk
+                    self._path.unlink()
+                raise
         except OSError as exc:
             raise write_error(self._folder.out, self._name, exc) from exc
 
@@ -67,24 +111,57 @@ class ShardWriter:
         try:
             with self._lock:
                 if self._fd < 0:
-                    path = self._folder.partial / self._name
-                    self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                    self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+                self._dirty = True
             _pwrite_all(self._fd, data, offset)
             with self._lock:
                 self._pending -= 1
                 complete = self._pending == 0
             if complete:
-                os.fsync(self._fd)
+                self.sync()
                 self.close()
         except OSError as exc:
             raise write_error(self._folder.out, self._name, exc) from exc
 
+    def sync(self) -> None:
+        """Make durable what was written before this call.
+
+        Raises:
+            OSError: if that fails, now or before.
+        """
+        with self._lock:
+            if not self._dirty and not self.broken:
+                return
+            fd = os.dup(self._fd) if self._fd >= 0 else os.open(self._path, os.O_WRONLY)
+            self._dirty = False
+        try:
+            self._sync(fd)
+        finally:
+            os.close(fd)
+
+    def _sync(self, fd: int) -> None:
+        # The system tells of pages that it could not write once, and takes them for clean then:
+        # whoever waits for the same file must not think that all is well.
+        with self._syncing:
+            try:
+                if self.broken:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                os.fsync(fd)
+            except OSError:
+                self.broken = True
+                raise
+
     def close(self) -> None:
         """Let go of the file, complete or not; no write may be under way."""
-        fd, self._fd = self._fd, -1
+        with self._lock:
+            fd, self._fd = self._fd, -1
         if fd >= 0:
-            with suppress(OSError):  # a complete file is on the disk already, another is removed
+            with suppress(OSError):  # whether it is whole is known by then
                 os.close(fd)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder.partial / self._name
 
 
 def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:

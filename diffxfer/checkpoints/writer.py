@@ -1,172 +1,80 @@
 """Writing a folder that appears whole or not at all.
 
 Everything goes to a sibling folder `.OUT.partial-…`; only when all of it is durable is that
-folder renamed. A run that fails removes it; one that is killed leaves it for the next run to
-remove, and leaves nothing at OUT.
+folder renamed. However a run ends before that, it leaves nothing at OUT. It leaves the partial
+folder where there is progress in it: the next run of the same job goes on from there.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import glob
 import json
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.companions import read_object
 from diffxfer.checkpoints.filesystem import exchange, sync_folder
-from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
+from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.partial import (
+    claim,
+    clear_others,
+    discard,
+    empty,
+    open_journal,
+    partial_of,
+    put_journal_aside,
+    remove_journal_beside,
+    take_back_journal,
+    unfinished,
+)
+from diffxfer.checkpoints.place import place_of, refuse_foreign
+from diffxfer.errors import (
+    DiffxferError,
+    DiskSpaceError,
+    InputChangedError,
+    MatchError,
+    NonFiniteError,
+    OutputError,
+    OutputExistsError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
-MANIFEST_NAME = "diffxfer.json"
-_MARGIN_BYTES = 1 << 20
-_HEX_12 = "[0-9a-f]" * 12
-
-
-def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse an output that exists, is an input, lies inside one or holds one.
-
-    Args:
-        out: the folder to be made.
-        inputs: every folder and file that is read.
-        overwrite: whether a folder of ours at `out` may be replaced.
-
-    Raises:
-        OutputExistsError: if it must not be written.
-    """
-    # `Path.resolve` raises at a loop of links before Python 3.13.
-    real = Path(os.path.realpath(out))
-    for source in dict.fromkeys(Path(os.path.realpath(path)) for path in inputs):
-        if real == source or source in real.parents:
-            where = "is" if real == source else "lies inside"
-            raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
-        if real in source.parents:
-            raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
-    place = _place(out)
-    if not os.path.lexists(place):
-        _refuse_file_above(place)
-        return
-    if not overwrite:
-        raise OutputExistsError(out, "exists already", "choose another -o, or give --overwrite")
-    _refuse_foreign(place)
-
-
-def _place(out: Path) -> Path:
-    """The absolute path of an output.
-
-    `..` is taken out of it, links followed: `new/../out` would make `new` only to leave it empty.
-    """
-    out = out.absolute()
-    if ".." not in out.parts:
-        return out
-    if out.name == "..":
-        return Path(os.path.realpath(out))
-    return Path(os.path.realpath(out.parent)) / out.name  # what is a link itself stays one
-
-
-def _refuse_file_above(out: Path) -> None:
-    nearest = next(parent for parent in out.parents if os.path.lexists(parent))
-    if not nearest.is_dir():
-        raise OutputError(out, f"cannot be made: {nearest} is not a folder", "choose another -o")
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace what is neither a folder of ours nor an empty one."""
-    if out.is_symlink() or not out.is_dir():
-        raise OutputExistsError(out, "is not a folder", "remove it, or choose another -o")
-    if not any(out.iterdir()):
-        return
-    if not is_our_folder(out):
-        raise OutputExistsError(
-            out,
-            f"has no {MANIFEST_NAME} of ours, so --overwrite does not replace it",
-            "remove it yourself, or choose another -o",
-        )
-    foreign = _foreign_file(out)
-    if foreign is not None:
-        raise OutputExistsError(
-            foreign,
-            f"was put there by somebody else, so --overwrite does not replace {out.name}",
-            "move it elsewhere, or choose another -o",
-        )
-
-
-def _foreign_file(out: Path) -> Path | None:
-    """A file in a folder of ours that its manifest does not name."""
-    manifest = read_object(out / MANIFEST_NAME)
-    named = {MANIFEST_NAME}
-    for key in ("shards", "files"):
-        found = manifest.get(key)
-        named |= found.keys() if isinstance(found, dict) else set()
-    for folder, _, names in os.walk(out):
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.relative_to(out).as_posix() not in named:
-                return path
-    return None
-
-
-def is_our_folder(folder: Path) -> bool:
-    """Whether a folder was written by diffxfer, by its manifest."""
-    path = folder / MANIFEST_NAME
-    try:
-        if not path.is_file():  # opening a FIFO would wait for ever
-            return False
-        with path.open("rb") as file:
-            # Enough to see what it is; a manifest of a large model is megabytes long.
-            return b'"diffxfer_format"' in file.read(256)
-    except OSError:
-        return False
-
-
-def free_bytes(out: Path) -> int:
-    """How many bytes can be written where `out` is to be."""
-    parent = _place(out).parent
-    while not parent.exists():
-        parent = parent.parent
-    status = os.statvfs(parent)
-    return status.f_bavail * status.f_frsize
-
-
-def refuse_small_disk(out: Path, needed: int) -> None:
-    """Refuse to begin what cannot be finished.
-
-    Raises:
-        DiskSpaceError: if fewer than `needed` bytes are free.
-    """
-    free = free_bytes(out)
-    if needed + _MARGIN_BYTES > free:
-        problem = f"needs {_gigabytes(needed)}, and {_gigabytes(free)} are free there"
-        raise DiskSpaceError(out, problem, "free some disk, or choose another -o")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+    from diffxfer.checkpoints.journal import Journal
 
 
 class OutputFolder:
     """A folder in the making; use it as a context manager.
 
     Leaving the block without an exception publishes nothing by itself: `publish` does, and it must
-    be called inside the block. Leaving it otherwise removes every trace.
+    be called inside the block. Leaving it otherwise keeps the partial folder if its journal has
+    something to be continued, and else removes every trace.
 
     Args:
         out: where the folder is to appear.
-        fingerprint: tells one job from another, in hexadecimal.
+        fingerprint: tells one job from another: 32 hexadecimal digits.
         overwrite: whether a folder at `out` is replaced.
+        restart: whether what unfinished runs left is discarded.
+
+    Attributes:
+        journal: what is done, inside the block.
+        resumed: whether an earlier run's progress is there to be continued.
     """
 
-    def __init__(self, out: Path, fingerprint: str, *, overwrite: bool = False) -> None:
-        self.out = _place(out)
-        self.partial = self.out.parent / f".{self.out.name}.partial-{fingerprint[:12]}"
+    journal: Journal
+
+    def __init__(
+        self, out: Path, fingerprint: str, *, overwrite: bool = False, restart: bool = False
+    ) -> None:
+        self.out = place_of(out)
+        self.partial = partial_of(self.out, fingerprint)
+        self.resumed = False
+        self._fingerprint = fingerprint
         self._overwrite = overwrite
+        self._restart = restart
         self._lock_fd = -1
         self._made_parents: list[Path] = []
         self._published = False
@@ -174,17 +82,40 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         try:
             self._make_parents()
-            for stale in self.out.parent.glob(f".{glob.escape(self.out.name)}.partial-{_HEX_12}"):
-                self._remove_stale(stale)
+            self._lock_fd, new = claim(self.partial)
+            clear_others(self.out, self.partial, restart=self._restart)
             self._recover()
-            self._claim()
+            self._open_journal(new=new)
         except OSError as exc:
-            with suppress(OSError):
-                self.partial.rmdir()
-            self._remove_parents()
+            self._abandon()
+            if isinstance(exc, BlockingIOError):
+                remedy = "wait for that one, or choose another -o"
+                problem = "is being written by another run"
+                raise OutputError(self.out, problem, remedy) from exc
             problem = f"cannot be written ({exc.strerror or exc})"
             raise OutputError(self.out, problem, "choose another -o") from exc
+        except BaseException:
+            self._abandon()
+            raise
         return self
+
+    def _open_journal(self, *, new: bool) -> None:
+        self.journal, self.resumed = open_journal(
+            self.partial, self._fingerprint, restart=self._restart
+        )
+        if new:  # so that a power cut leaves what can be told to be ours
+            for folder in (self.partial, *(made.parent for made in self._made_parents)):
+                sync_folder(folder)
+            sync_folder(self.partial.parent)
+
+    def _abandon(self) -> None:
+        """Leave no trace of a run that could not begin, except what an earlier one left."""
+        if self._lock_fd >= 0:
+            if unfinished(self.partial) is None:
+                discard(self.partial)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+        self._remove_parents()
 
     def __exit__(
         self,
@@ -192,11 +123,34 @@ class OutputFolder:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.journal.close()
         if not self._published:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self._remove_parents()
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
+            kept = None if _is_useless_after(exc) else unfinished(self.partial)
+            if kept is None:
+                discard(self.partial)
+                self._remove_parents()
+            elif isinstance(exc, DiffxferError):
+                exc.remedy += f"; {kept}, and the same command goes on from there"
+        os.close(self._lock_fd)
+
+    def held_bytes(self) -> int:
+        """How much of the disk the partial folder has taken."""
+        files = (path for path in self.partial.rglob("*") if path.is_file())
+        return sum(path.stat().st_blocks * 512 for path in files)
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Remove what an earlier run left, except its journal and some files.
+
+        Args:
+            names: of those files.
+
+        Raises:
+            OutputError: if something cannot be removed.
+        """
+        try:
+            empty(self.partial, frozenset((JOURNAL_NAME, *names)))
+        except OSError as exc:
+            raise write_error(self.out, "", exc) from exc
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a small file, durably.
@@ -226,6 +180,8 @@ class OutputFolder:
         """
         old = None
         try:
+            # Not in OUT, and not gone before OUT is there: it is all that a next run knows.
+            put_journal_aside(self.partial)
             for path, _, _ in os.walk(self.partial):
                 sync_folder(Path(path))
             if os.path.lexists(self.out):
@@ -235,6 +191,11 @@ class OutputFolder:
             self._published = True
         except OSError as exc:
             raise write_error(self.out, "", exc) from exc
+        finally:
+            if not self._published:
+                with suppress(OSError):
+                    take_back_journal(self.partial)
+        remove_journal_beside(self.partial)
         try:
             for folder in (self.out, *self._made_parents):
                 sync_folder(folder.parent)
@@ -244,13 +205,13 @@ class OutputFolder:
         if old is not None:
             # Only now, as a power cut could have brought it back under its name. What cannot be
             # removed does not undo the result; the next run removes it.
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
 
     def _replace(self) -> Path:
         """Take the place of the folder that is there; returns where that one is now."""
         if not self._overwrite:
             raise OutputExistsError(self.out, "appeared while it was made", "choose another -o")
-        _refuse_foreign(self.out)  # it may be another one by now
+        refuse_foreign(self.out)  # it may be another one by now
         old = self.partial
         if not exchange(self.partial, self.out):
             old = self._aside
@@ -266,36 +227,15 @@ class OutputFolder:
         """Undo a replacement that was cut off between its two renames."""
         if not os.path.lexists(self._aside):
             return
-        _refuse_foreign(self._aside)  # its name alone does not make it ours
+        refuse_foreign(self._aside)  # its name alone does not make it ours
         if os.path.lexists(self.out):
-            shutil.rmtree(self._aside)
+            empty(self._aside)
+            self._aside.rmdir()
             return
         self._aside.rename(self.out)
         if not self._overwrite:
             problem = "was being replaced when a run was cut off, and has been put back"
             raise OutputExistsError(self.out, problem, "choose another -o, or give --overwrite")
-
-    def _claim(self) -> None:
-        try:
-            self.partial.mkdir()
-            self._lock_fd = _lock(self.partial)
-        except (FileExistsError, BlockingIOError) as exc:  # both runs began at the same moment
-            raise self._busy() from exc
-
-    def _remove_stale(self, stale: Path) -> None:
-        """Remove what a killed run left, unless it is alive after all."""
-        try:
-            fd = _lock(stale)
-        except BlockingIOError as exc:
-            raise self._busy() from exc
-        try:
-            shutil.rmtree(stale)
-        finally:
-            os.close(fd)
-
-    def _busy(self) -> OutputError:
-        remedy = "wait for that one, or choose another -o"
-        return OutputError(self.out, "is being written by another run", remedy)
 
     def _make_parents(self) -> None:
         missing = self.out.parent
@@ -310,14 +250,12 @@ class OutputFolder:
                 folder.rmdir()
 
 
-def _lock(folder: Path) -> int:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+def _is_useless_after(exc: BaseException | None) -> bool:
+    """Whether a failure is one that the same command can only meet again."""
+    if isinstance(exc, InputChangedError):
+        # What changed makes another job; what only vanished may come back.
+        return os.path.lexists(exc.where)
+    return isinstance(exc, (NonFiniteError, MatchError))
 
 
 def write_error(out: Path, name: str, exc: OSError) -> OutputError:

@@ -21,6 +21,7 @@ def apply(
     max_shard_size: opt.MaxShardSize = None,
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
+    restart: opt.Restart = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -29,7 +30,7 @@ def apply(
     from diffxfer import apply_diff
 
     scales = opt.parse_alpha_for(alpha_for)
-    with Console(json=json, quiet=quiet) as console:
+    with Console(json=json, quiet=quiet, output=output) as console:
         report = apply_diff(
             diff,
             target,
@@ -45,6 +46,7 @@ def apply(
             max_shard_size=max_shard_size,
             threads=threads,
             overwrite=overwrite,
+            restart=restart,
             dry_run=dry_run,
             progress=console.progress,
         )

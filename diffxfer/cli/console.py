@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json as json_module
+import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -18,15 +19,25 @@ from diffxfer.diffs.report import listed
 from diffxfer.errors import DiffxferError, MatchError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C."""
-
+_INTERRUPTED, _STOPPED = 130, 143
+_NOTHING = "nothing was written"
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
 _PIPE_WIDTH = 10_000
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def _stop(_signum: int, _frame: FrameType | None) -> None:
+    raise _Stopped
 
 
 class Console:
@@ -35,14 +46,17 @@ class Console:
     Args:
         json: print one JSON object on stdout, also for an error.
         quiet: print nothing but warnings and errors.
+        output: the folder that is made, to say what is kept of it after an interruption.
     """
 
-    def __init__(self, *, json: bool, quiet: bool) -> None:
+    def __init__(self, *, json: bool, quiet: bool, output: Path | None = None) -> None:
         self._json = json
         self._quiet = quiet
+        self._output = output
         self._bar: Progress | None = None
 
     def __enter__(self) -> Console:
+        self._sigterm = signal.signal(signal.SIGTERM, _stop)
         return self
 
     def __exit__(
@@ -51,13 +65,21 @@ class Console:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        signal.signal(signal.SIGTERM, self._sigterm)
         self._stop_bar()
         if isinstance(exc, KeyboardInterrupt):
             # Here, since typer turns an interrupt into an exit without a word.
-            sys.exit(print_interrupted())
+            sys.exit(print_interrupted(exc, self._left()))
         known = as_known(exc)
         if self._json and known is not None:
             print_json({"error": error_as_json(known)})
+
+    def _left(self) -> str:
+        """What an interruption leaves, and how to go on."""
+        from diffxfer.checkpoints.partial import find_unfinished
+
+        kept = find_unfinished(self._output) if self._output else None
+        return f"run the same command again to continue; {kept}" if kept else _NOTHING
 
     @property
     def progress(self) -> Callable[[int, int], None] | None:
@@ -68,7 +90,7 @@ class Console:
         if self._bar is None:
             self._bar = _make_bar()
             self._bar.start()
-            self._bar.add_task("", total=total)
+            self._bar.add_task("", total=total, completed=done)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def _stop_bar(self) -> None:
@@ -131,10 +153,18 @@ def print_error(exc: DiffxferError) -> None:
     typer.echo(f"error: {printable(str(exc))}", err=True)
 
 
-def print_interrupted() -> int:
-    """Say on stderr that a run was interrupted, and give its exit status."""
-    typer.echo("interrupted: nothing was written", err=True)
-    return INTERRUPTED
+def print_interrupted(exc: KeyboardInterrupt, remark: str = _NOTHING) -> int:
+    """Say on stderr that a run was interrupted and what that means, and give its exit status.
+
+    Args:
+        exc: by what.
+        remark: what is kept, and how to go on.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # it is ending already
+    stopped = isinstance(exc, _Stopped)
+    typer.echo(f"{'stopped' if stopped else 'interrupted'}: {printable(remark)}", err=True)
+    return _STOPPED if stopped else _INTERRUPTED
 
 
 def error_as_json(exc: DiffxferError) -> dict[str, Any]:
@@ -227,17 +257,23 @@ def _print_plan(report: Report) -> None:
 
 def _print_summary(report: Report) -> None:
     """A few lines on stderr, also where nobody watches: a log is read later."""
-    moved = report.bytes_to_read + report.bytes_to_write
+    total = report.bytes_to_read + report.bytes_to_write
+    moved = total - report.resumed_bytes
     counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
     speed = gigabytes(int(moved / max(report.elapsed_s, 1e-3)))
     lines = [
         f"tensors: {counts}",
+        *_continued(report.resumed_bytes, total),
         *_remarks(report),
         f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s"
         f" (read and wrote {speed}/s)",
     ]
     for line in lines:
         typer.echo(printable(line), err=True)
+
+
+def _continued(resumed: int, total: int) -> list[str]:
+    return [f"continued: {resumed * 100 // total} % was done already"] if resumed else []
 
 
 def _remarks(report: Report) -> list[str]:

@@ -59,7 +59,7 @@ def demo(
     ] = None,
 ) -> None:
     """Tell the whole story on tiny models that come along, on a CPU."""
-    from diffxfer.checkpoints.writer import refuse_unsafe_output
+    from diffxfer.checkpoints.place import refuse_unsafe_output
     from diffxfer.family import family_folder
 
     if keep is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import ExitStack
 from types import TracebackType
@@ -10,10 +11,10 @@ import typer
 
 from diffxfer.cli.chatter import chatter_on_stderr, hush_stdout
 from diffxfer.cli.console import (
-    INTERRUPTED,
     Console,
     as_known,
     error_as_json,
+    print_interrupted,
     print_json,
     printable,
 )
@@ -37,6 +38,7 @@ class EvalConsole(Console):
         self._chatter = ExitStack()
 
     def __enter__(self) -> EvalConsole:
+        super().__enter__()
         self._chatter.enter_context(chatter_on_stderr(quiet=self._quiet))
         return self
 
@@ -50,14 +52,14 @@ class EvalConsole(Console):
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        signal.signal(signal.SIGTERM, self._sigterm)
         self._chatter.close()
         known = as_known(exc)
         if exc is None or known is not None or isinstance(exc, KeyboardInterrupt):
             self._print({} if known is None else {"error": error_as_json(known)})
             hush_stdout()
         if isinstance(exc, KeyboardInterrupt):
-            typer.echo(f"interrupted: {self._kept()}", err=True)
-            sys.exit(INTERRUPTED)
+            sys.exit(print_interrupted(exc, self._left()))
 
     def _print(self, error: dict[str, object]) -> None:
         """Print what is known: all of it, or what was scored before a failure."""
@@ -69,9 +71,9 @@ class EvalConsole(Console):
             for warning in self._known.warnings:
                 typer.echo(f"warning: {printable(warning)}", err=True)
 
-    def _kept(self) -> str:
+    def _left(self) -> str:
         if self._known is None:
             return "no model was scored yet"
         if self._known.output is None:
             return "what was scored is above; with --output DIR it would not be scored again"
-        return f"what was scored is kept in {printable(str(self._known.output))}; run it again"
+        return f"what was scored is kept in {self._known.output}; run it again"

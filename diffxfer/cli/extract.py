@@ -19,6 +19,7 @@ def extract(
     max_shard_size: opt.MaxShardSize = None,
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
+    restart: opt.Restart = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -26,7 +27,7 @@ def extract(
     """Write the diff vector of a fine-tuned model: finetuned − base."""
     from diffxfer import extract_diff
 
-    with Console(json=json, quiet=quiet) as console:
+    with Console(json=json, quiet=quiet, output=output) as console:
         report = extract_diff(
             finetuned,
             base,
@@ -40,6 +41,7 @@ def extract(
             max_shard_size=max_shard_size,
             threads=threads,
             overwrite=overwrite,
+            restart=restart,
             dry_run=dry_run,
             progress=console.progress,
         )

@@ -63,7 +63,7 @@ def main() -> None:
     """Run the command line; errors of a known cause end in one line.
 
     Exit status: 0 if it worked, 1 if it could not be done, 2 if the command line makes no sense,
-    130 if it was interrupted.
+    130 after Ctrl-C, 143 after SIGTERM.
     """
     # A shell may close them: `>&-`. Python has None there, which nothing can print to, and the
     # next file that is opened would get their numbers.
@@ -77,8 +77,8 @@ def main() -> None:
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
         app(prog_name="diffxfer")
-    except KeyboardInterrupt:
-        sys.exit(print_interrupted())
+    except KeyboardInterrupt as exc:
+        sys.exit(print_interrupted(exc))
     except Exception as exc:
         known = as_known(exc)
         if known is None or os.environ.get("DIFFXFER_DEBUG") == "1":

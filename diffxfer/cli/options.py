@@ -108,6 +108,12 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace OUT if it exists and diffxfer made it."),
 ]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Discard what unfinished runs to OUT left, instead of going on from it."
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what would be done, tensor by tensor; write nothing."),

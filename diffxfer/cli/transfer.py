@@ -22,6 +22,7 @@ def transfer(
     max_shard_size: opt.MaxShardSize = None,
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
+    restart: opt.Restart = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -30,7 +31,7 @@ def transfer(
     from diffxfer import transfer as transfer_models
 
     scales = opt.parse_alpha_for(alpha_for)
-    with Console(json=json, quiet=quiet) as console:
+    with Console(json=json, quiet=quiet, output=output) as console:
         report = transfer_models(
             finetuned,
             base,
@@ -47,6 +48,7 @@ def transfer(
             max_shard_size=max_shard_size,
             threads=threads,
             overwrite=overwrite,
+            restart=restart,
             dry_run=dry_run,
             progress=console.progress,
         )

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.checkpoints.writer import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry, refuse_diff
 from diffxfer.diffs.artifact.samples import (
     SAMPLES_NAME,
@@ -61,6 +61,7 @@ def extract_diff(
     threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    restart: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -82,6 +83,7 @@ def extract_diff(
         threads: how many workers; None for one a processor.
         device: where the arithmetic runs, as torch names it.
         overwrite: replace a folder of ours at `out`.
+        restart: discard what unfinished runs to `out` left, instead of going on from there.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
 
@@ -89,7 +91,8 @@ def extract_diff(
         What was done.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then.
+        DiffxferError: for every known failure; nothing is at `out` then, and the same call goes on
+            from what was done.
 
     Example:
         >>> extract_diff("llama-3.0-sft", "llama-3.0", "sft-diff")  # doctest: +SKIP
@@ -143,7 +146,7 @@ def extract_diff(
         began=began,
     )
     options = RunOptions(
-        threads, device, allow_nonfinite, max_shard_bytes, overwrite, dry_run, progress
+        threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress
     )
     return do(job, options)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.checkpoints.writer import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
 from diffxfer.diffs.companions.inherit import inherit_companions
 from diffxfer.diffs.extract import DTYPES, compare, every_input, warn_of_one_model
@@ -68,6 +68,7 @@ def apply_diff(
     threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    restart: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -89,6 +90,7 @@ def apply_diff(
         threads: how many workers; None for one a processor.
         device: where the arithmetic runs, as torch names it.
         overwrite: replace a folder of ours at `out`.
+        restart: discard what unfinished runs to `out` left, instead of going on from there.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
 
@@ -96,14 +98,15 @@ def apply_diff(
         What was done.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then.
+        DiffxferError: for every known failure; nothing is at `out` then, and the same call goes on
+            from what was done.
 
     Example:
         >>> apply_diff("sft-diff", "llama-3.1", "llama-3.1-grafted")  # doctest: +SKIP
     """
     options = _check(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, overwrite, dry_run, progress),
+        *(threads, device, allow_nonfinite, overwrite, restart, dry_run, progress),
     )
     diff, target, out = Path(diff), Path(target), Path(out)
     refuse_diff(target, "target")
@@ -133,6 +136,7 @@ def transfer(
     threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    restart: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -155,6 +159,7 @@ def transfer(
         threads: how many workers; None for one a processor.
         device: where the arithmetic runs, as torch names it.
         overwrite: replace a folder of ours at `out`.
+        restart: discard what unfinished runs to `out` left, instead of going on from there.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
 
@@ -162,14 +167,15 @@ def transfer(
         What was done.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then.
+        DiffxferError: for every known failure; nothing is at `out` then, and the same call goes on
+            from what was done.
 
     Example:
         >>> transfer("llama-3.0-sft", "llama-3.0", "llama-3.1", "grafted")  # doctest: +SKIP
     """
     options = _check(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, overwrite, dry_run, progress),
+        *(threads, device, allow_nonfinite, overwrite, restart, dry_run, progress),
     )
     finetuned, base, target, out = Path(finetuned), Path(base), Path(target), Path(out)
     roles = {"finetuned": finetuned, "base": base, "target": target}
@@ -213,6 +219,7 @@ def _check(
     device: str,
     allow_nonfinite: bool,
     overwrite: bool,
+    restart: bool,
     dry_run: bool,
     progress: Callable[[int, int], None] | None,
 ) -> _Options:
@@ -240,7 +247,7 @@ def _check(
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device)
     run = RunOptions(
-        threads, device, allow_nonfinite, max_shard_bytes, overwrite, dry_run, progress
+        threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress
     )
     return _Options(selection, vocab, out_dtype, command, run, began)
 

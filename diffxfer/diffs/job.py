@@ -11,14 +11,10 @@ import xxhash
 
 from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
+from diffxfer.checkpoints.partial import find_unfinished
+from diffxfer.checkpoints.place import MANIFEST_NAME, free_bytes, refuse_small_disk
 from diffxfer.checkpoints.reader import INDEX_NAME, SINGLE_SHARD
-from diffxfer.checkpoints.writer import (
-    MANIFEST_NAME,
-    OutputFolder,
-    free_bytes,
-    index_json,
-    refuse_small_disk,
-)
+from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
 from diffxfer.diffs.artifact.manifest import (
     FORMAT,
@@ -35,7 +31,7 @@ from diffxfer.diffs.report import Report, count_fates, group_fates, listed
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
-from diffxfer.streaming.plan import Plan, TensorTask, make_plan
+from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, TensorTask, make_plan
 from diffxfer.streaming.run import run_plan
 
 if TYPE_CHECKING:
@@ -54,6 +50,8 @@ if TYPE_CHECKING:
     """Completes a manifest from results by output name and checksums of tensors only read."""
 
 README = "README.md"
+_JOURNAL_SHARE = 2048
+"""A journal takes some hundred bytes for every half MiB that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +64,7 @@ class RunOptions:
         allow_nonfinite: let NaN, infinity and overflow through.
         max_shard_bytes: the size at which shards are cut, None to cut as the input is.
         overwrite: replace a folder of ours at the output.
+        restart: discard what unfinished runs left.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
     """
@@ -75,6 +74,7 @@ class RunOptions:
     allow_nonfinite: bool = False
     max_shard_bytes: int | None = None
     overwrite: bool = False
+    restart: bool = False
     dry_run: bool = False
     progress: Callable[[int, int], None] | None = None
 
@@ -144,7 +144,7 @@ def do(job: Job, options: RunOptions) -> Report:
 
     Raises:
         MatchError: if tensors fit nowhere, unless it is a dry run.
-        DiffxferError: for every other known failure; nothing is left then.
+        DiffxferError: for every other known failure; nothing is at the output then.
     """
     job.identities = {
         name: stat_identity(content.stat())
@@ -160,10 +160,18 @@ def do(job: Job, options: RunOptions) -> Report:
     plan = make_plan(tasks, job.inputs)
     free = free_bytes(job.out)
     if options.dry_run:
+        kept = find_unfinished(job.out)
+        job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
         return _report(job, plan, free, refused=refused)
-    refuse_small_disk(job.out, plan.bytes_to_write + _companion_bytes(job.files))
-    with OutputFolder(job.out, _fingerprint(job, plan), overwrite=options.overwrite) as folder:
-        results = run_plan(
+    folder = OutputFolder(
+        job.out,
+        _fingerprint(job, plan, options.device),
+        overwrite=options.overwrite,
+        restart=options.restart,
+    )
+    with folder:
+        refuse_small_disk(job.out, _needed(job, plan), folder.held_bytes())
+        results, resumed = run_plan(
             plan,
             folder,
             threads=options.threads,
@@ -178,7 +186,7 @@ def do(job: Job, options: RunOptions) -> Report:
         }
         _write_rest(job, plan, folder, by_name, _silent(plan, results))
         folder.publish()
-    return _report(job, plan, free, results=by_name)
+    return _report(job, plan, free, results=by_name, resumed=resumed)
 
 
 def _losses(job: Job) -> list[str]:
@@ -201,27 +209,40 @@ def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
     }
 
 
-def _companion_bytes(files: Mapping[str, bytes | Path]) -> int:
-    return sum(
+def _needed(job: Job, plan: Plan) -> int:
+    """How much disk a job takes: shards, companions, and the journal while it runs."""
+    companions = sum(
         len(content) if isinstance(content, bytes) else content.stat().st_size
-        for content in files.values()
+        for content in job.files.values()
     )
+    return plan.bytes_to_write + companions + plan.bytes_to_write // _JOURNAL_SHARE
 
 
-def _fingerprint(job: Job, plan: Plan) -> str:
-    """Tells one job from another: by options, version, inputs and every place of the output."""
+def _fingerprint(job: Job, plan: Plan, device: str) -> str:
+    """Tells one job from another, so that no run goes on from what another one did.
+
+    By all that has a part in a byte of the result: the plan, versions, inputs and options. How
+    many threads there are has none.
+    """
     digest = xxhash.xxh3_128()
-    digest.update(repr((version("diffxfer"), job.verb, sorted(job.command.items()))).encode())
-    digest.update(repr([(str(shard.path), shard.identity) for shard in plan.inputs]).encode())
+
+    def take(*values: object) -> None:
+        digest.update(repr(values).encode("utf-8", "backslashreplace"))
+
+    take(version("diffxfer"), version("torch"), BLOCK_ELEMENTS, device)
+    take(job.verb, sorted(job.command.items()), sorted(job.sources.items()))
+    # A file is known by inode, size and time: after a reboot its disk may have another number.
+    inputs = {shard.path: number for number, shard in enumerate(plan.inputs)}
+    take([shard.identity[1:] for shard in plan.inputs])
     for name, content in sorted(job.files.items()):
-        known = content if isinstance(content, bytes) else repr(job.identities[name]).encode()
-        digest.update(name.encode("utf-8", "surrogateescape") + known)
+        take(name)
+        digest.update(content if isinstance(content, bytes) else read_bytes(content))
     for task in plan.tasks:
-        digest.update(repr((task.name, task.alpha, task.start)).encode("utf-8", "replace"))
-        digest.update(b"".join(repr(run.rows).encode() for run in task.runs))
+        sources = [(inputs[spec.shard.path], spec.start, spec.dtype) for spec in task.inputs]
+        take(task.name, task.operation.value, task.alpha, task.shard, task.start, sources)
+        take(task.sample, *((run.kind.value, run.start, run.count, run.rows) for run in task.runs))
     for name, layout in plan.layouts.items():
-        digest.update(name.encode())
-        digest.update(layout.header)
+        take(name, layout.header)
     return digest.hexdigest()
 
 
@@ -295,6 +316,7 @@ def _report(
     plan: Plan,
     free: int,
     *,
+    resumed: int = 0,
     results: Mapping[str, TensorResult] | None = None,
     refused: tuple[Culprits, ...] = (),
 ) -> Report:
@@ -313,6 +335,7 @@ def _report(
         refused=refused,
         bytes_to_read=plan.bytes_to_read,
         bytes_to_write=plan.bytes_to_write,
+        resumed_bytes=resumed,
         free_bytes=free,
         elapsed_s=round(time.perf_counter() - job.began, 3),
         vocabulary=job.vocabulary,

@@ -54,6 +54,7 @@ class Report:
         refused: tensors that fit nowhere; only a dry run gets this far with any.
         bytes_to_read: of tensors.
         bytes_to_write: of shards.
+        resumed_bytes: of both, what an earlier run had done and this one did not do again.
         free_bytes: on the output's disk, before.
         elapsed_s: seconds from the call to the result.
         vocabulary: how rows of tokens were paired: ``"ids"``, ``"tokens"`` or ``"rows"``.
@@ -73,6 +74,7 @@ class Report:
     refused: tuple[Culprits, ...]
     bytes_to_read: int
     bytes_to_write: int
+    resumed_bytes: int
     free_bytes: int
     elapsed_s: float
     vocabulary: str

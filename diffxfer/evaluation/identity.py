@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes
+from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import OpenShard, open_weights
-from diffxfer.checkpoints.writer import MANIFEST_NAME
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.source import COMPANIONS
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.filesystem import lock_folder
 from diffxfer.checkpoints.writer import write_error
 
 if TYPE_CHECKING:
@@ -51,33 +51,15 @@ def _make(home: Path) -> tuple[Path, int]:
     while True:
         folder = Path(mkdtemp(prefix=_PREFIX, dir=home))
         with suppress(BlockingIOError, FileNotFoundError):
-            lock = _lock(folder)
-            if folder.is_dir():
-                return folder, lock
-            os.close(lock)
+            return folder, lock_folder(folder)
 
 
 def _remove_stale(home: Path) -> None:
     """Remove what killed runs of this user left; what cannot be removed is in nobody's way."""
     for folder in home.glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            if folder.lstat().st_uid != os.getuid():
                 continue
-            lock = _lock(folder)
+            lock = lock_folder(folder)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-
-
-def _lock(folder: Path) -> int:
-    """A descriptor that holds the folder's lock.
-
-    Raises:
-        BlockingIOError: if another run holds it.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_object
-from diffxfer.checkpoints.writer import MANIFEST_NAME, write_error
+from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import CheckpointError, CompanionError, OutputError, OutputExistsError
 from diffxfer.evaluation.native import read_scores
 from diffxfer.evaluation.scratch import scratch_folder

@@ -19,7 +19,6 @@ import torch
 from diffxfer.checkpoints.header import BITS
 from diffxfer.checkpoints.reader import OpenShard
 from diffxfer.streaming.plan import Chunk, Piece, Plan, TensorTask, chunks, inputs_used
-from diffxfer.streaming.tally import Tally, TensorResult
 from diffxfer.streaming.worker import Worker
 
 if TYPE_CHECKING:
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.shard_writer import ShardWriter
+    from diffxfer.streaming.keeper import Keeper
+    from diffxfer.streaming.ledger import Ledger
+    from diffxfer.streaming.tally import TensorResult
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read and written so far, and with how many there will be."""
@@ -43,6 +45,7 @@ class Engine:
         plan: what to do.
         writers: every output shard by its name.
         created: done when that shard is allocated.
+        ledger: what is done already, and where the rest is taken down.
         chunk_elements: the most elements of a chunk, a multiple of `plan.BLOCK_ELEMENTS`.
         device: where the arithmetic runs.
         allow_nonfinite: let NaN, infinity and overflow through.
@@ -53,6 +56,7 @@ class Engine:
         plan: Plan,
         writers: Mapping[str, ShardWriter],
         created: Mapping[str, Future[None]],
+        ledger: Ledger,
         *,
         chunk_elements: int,
         device: str,
@@ -65,19 +69,22 @@ class Engine:
         self._device = torch.device(device)
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.Lock()
-        self._source: Iterator[Chunk] = chunks(plan, chunk_elements)
+        self._ledger = ledger
+        self._source: Iterator[Chunk] = chunks(plan, chunk_elements, ledger)
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
-        self._tally = Tally(plan, chunk_elements)
         self._failures: list[tuple[int, BaseException]] = []
-        self._done_bytes = 0
+        self._done_bytes = ledger.resumed_bytes
         self._total_bytes = plan.bytes_to_read + plan.bytes_to_write
         self._stop = False
 
-    def run(self, threads: int, progress: Progress | None) -> Sequence[TensorResult]:
+    def run(
+        self, threads: int, keeper: Keeper, progress: Progress | None
+    ) -> Sequence[TensorResult]:
         """Do it.
 
         Args:
             threads: how many workers.
+            keeper: called from this thread, as often as progress.
             progress: called from this thread, about ten times a second.
 
         Returns:
@@ -86,6 +93,8 @@ class Engine:
         Raises:
             DiffxferError: the earliest failure in the order of the plan.
         """
+        if progress is not None and self._done_bytes:
+            progress(self._done_bytes, self._total_bytes)
         with _one_torch_thread():
             workers: list[threading.Thread] = []
             try:
@@ -93,7 +102,7 @@ class Engine:
                     worker = threading.Thread(target=self._work, daemon=True)
                     worker.start()
                     workers.append(worker)
-                self._wait(workers, progress)
+                self._wait(workers, keeper, progress)
             finally:
                 self._stop = True
                 for worker in workers:
@@ -103,14 +112,18 @@ class Engine:
                     writer.close()
         if self._failures:
             raise min(self._failures, key=lambda failure: failure[0])[1]
+        keeper.finish()
         if progress is not None:
             progress(self._total_bytes, self._total_bytes)
-        return self._tally.results()
+        return self._ledger.tally.results()
 
-    def _wait(self, workers: Sequence[threading.Thread], progress: Progress | None) -> None:
+    def _wait(
+        self, workers: Sequence[threading.Thread], keeper: Keeper, progress: Progress | None
+    ) -> None:
         for worker in workers:
             while worker.is_alive():
                 worker.join(_PROGRESS_INTERVAL_S)
+                keeper.tick()
                 if progress is not None:
                     progress(self._done_bytes, self._total_bytes)
 
@@ -142,8 +155,8 @@ class Engine:
             self._created[task.shard].result()
             self._writers[task.shard].write(data, task.start + chunk.start * task.itemsize)
         moved = len(data) + sum(_read_by(piece, task) for piece in chunk.pieces)
+        self._ledger.add(chunk, moved, result)
         with self._lock:
-            self._tally.add(chunk, result)
             self._done_bytes += moved
 
     def _input(self, spec: TensorSpec) -> OpenShard:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.header import BITS, ShardFile, ShardLayout, TensorSpec, layout_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a checksum's block. Part of the format: other blocks give other checksums.
@@ -258,32 +258,38 @@ def _place(task: TensorTask, start: int) -> TensorTask:
 
 def chunks_of(task: TensorTask, chunk_elements: int) -> int:
     """How many chunks a task is cut into."""
-    return -(-task.elements // _step(task, chunk_elements))
+    return -(-task.elements // step_of(task, chunk_elements))
 
 
-def _step(task: TensorTask, chunk_elements: int) -> int:
+def step_of(task: TensorTask, chunk_elements: int) -> int:
+    """How many elements a task's chunks have, but for the last."""
     # Where rows are treated differently, a chunk is one block, so that sums by block stay simple.
     return chunk_elements if len(task.runs) == 1 else BLOCK_ELEMENTS
 
 
-def chunks(plan: Plan, chunk_elements: int = BLOCK_ELEMENTS) -> Iterator[Chunk]:
+def chunks(
+    plan: Plan, chunk_elements: int = BLOCK_ELEMENTS, done: Container[int] = ()
+) -> Iterator[Chunk]:
     """Cut a plan into chunks, one after the other as they are asked for.
 
     Args:
         plan: what to cut.
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
+        done: numbers of chunks to pass over.
 
     Yields:
-        Every chunk, in the order of the tasks and of their elements.
+        Every other chunk, in the order of the tasks and of their elements.
     """
     assert chunk_elements % BLOCK_ELEMENTS == 0
     number = 0
     for index, task in enumerate(plan.tasks):
-        elements, step = task.elements, _step(task, chunk_elements)
+        elements, step = task.elements, step_of(task, chunk_elements)
         run_starts = [run.start * task.row_elements for run in task.runs]
         for start in range(0, elements, step):
-            count = min(step, elements - start)
-            yield Chunk(number, index, start, count, _pieces(task, run_starts, start, count))
+            if number not in done:
+                count = min(step, elements - start)
+                pieces = _pieces(task, run_starts, start, count)
+                yield Chunk(number, index, start, count, pieces)
             number += 1
 
 

@@ -8,9 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import short
+from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.reader import check_unchanged
 from diffxfer.checkpoints.shard_writer import ShardWriter
+from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OptionError
+from diffxfer.streaming.keeper import SYNC_INTERVAL_S, Keeper
+from diffxfer.streaming.ledger import Ledger
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, chunks_of
 
 if TYPE_CHECKING:
@@ -63,8 +67,8 @@ def run_plan(
     chunk_elements: int = BLOCK_ELEMENTS,
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Sequence[TensorResult]:
-    """Write every shard of a plan.
+) -> tuple[Sequence[TensorResult], int]:
+    """Write every shard of a plan, or what an earlier run left of it.
 
     Args:
         plan: what to do.
@@ -76,21 +80,15 @@ def run_plan(
         progress: called with the bytes done and the bytes in all.
 
     Returns:
-        One result a task of the plan.
+        One result a task of the plan, and how many of its bytes an earlier run has moved.
 
     Raises:
         OptionError: if `threads` or `device` cannot be.
-        DiffxferError: the earliest failure; what was written is the folder's to remove.
+        DiffxferError: the earliest failure; what was written is the folder's to keep or remove.
     """
     check_run_options(threads, device)
-    pending = Counter[str]()
-    for task in plan.tasks:
-        if task.shard is not None:
-            pending[task.shard] += chunks_of(task, chunk_elements)
-    writers = {
-        name: ShardWriter(folder, name, layout, pending[name])
-        for name, layout in plan.layouts.items()
-    }
+    ledger, writers = _take_up(plan, folder, chunk_elements)
+    keeper = Keeper(folder, writers.values(), SYNC_INTERVAL_S)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="allocate") as pool:
         created = {name: pool.submit(writer.create) for name, writer in writers.items()}
         try:
@@ -101,15 +99,50 @@ def run_plan(
                 plan,
                 writers,
                 created,
+                ledger,
                 chunk_elements=chunk_elements,
                 device=device,
                 allow_nonfinite=allow_nonfinite,
             )
-            results = engine.run(threads or default_threads(), progress)
+            results = engine.run(threads or default_threads(), keeper, progress)
             for future in created.values():
                 future.result()
+        except BaseException as exc:
+            keeper.abandon(exc)
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     for shard in plan.inputs:
         check_unchanged(shard)
-    return results
+    return results, ledger.resumed_bytes
+
+
+def _take_up(
+    plan: Plan, folder: OutputFolder, chunk_elements: int
+) -> tuple[Ledger, dict[str, ShardWriter]]:
+    """What an earlier run did, and the writers of the rest."""
+    try:
+        ledger = Ledger(plan, chunk_elements, folder)
+        writers = _writers(plan, folder, chunk_elements, ledger)
+        if not all(writers[name].is_sound() for name in ledger.written):
+            ledger.forget()  # somebody has meddled with its files
+            writers = _writers(plan, folder, chunk_elements, ledger)
+        folder.keep_only(ledger.written)
+        folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
+    except OSError as exc:
+        raise write_error(folder.out, JOURNAL_NAME, exc) from exc
+    return ledger, writers
+
+
+def _writers(
+    plan: Plan, folder: OutputFolder, chunk_elements: int, ledger: Ledger
+) -> dict[str, ShardWriter]:
+    pending = Counter[str]()
+    for task in plan.tasks:
+        if task.shard is not None:
+            pending[task.shard] += chunks_of(task, chunk_elements)
+    done = ledger.written
+    return {
+        name: ShardWriter(folder, name, layout, pending[name] - done[name], begun=name in done)
+        for name, layout in plan.layouts.items()
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffxfer.streaming.checksum import combine
-from diffxfer.streaming.plan import Chunk, Operation, Plan, chunks_of
+from diffxfer.streaming.plan import Operation, Plan, chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,23 +83,29 @@ class Tally:
             for task in plan.tasks
         ]
 
-    def add(self, chunk: Chunk, result: ChunkResult) -> None:
-        """Take what a worker found; one call at a time."""
-        task = self._plan.tasks[chunk.task]
-        parts = self._parts.get(chunk.task)
+    def add(self, index: int, start: int, result: ChunkResult) -> None:
+        """Take what a worker found; one call at a time.
+
+        Args:
+            index: of the chunk's task.
+            start: the chunk's first element in the output tensor.
+            result: what is known of it.
+        """
+        task = self._plan.tasks[index]
+        parts = self._parts.get(index)
         if parts is None:
-            parts = self._parts[chunk.task] = _Parts(chunks_of(task, self._chunk_elements))
+            parts = self._parts[index] = _Parts(chunks_of(task, self._chunk_elements))
         parts.missing -= 1
-        parts.digests[chunk.start] = result.digests
+        parts.digests[start] = result.digests
         parts.inexact += result.inexact
         if task.operation is Operation.SUBTRACT:
             if result.base_digests:
-                parts.base_digests[chunk.start] = result.base_digests
+                parts.base_digests[start] = result.base_digests
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples
         if parts.missing == 0:
-            self._results[chunk.task] = _finish(self._parts.pop(chunk.task))
+            self._results[index] = _finish(self._parts.pop(index))
 
     def results(self) -> Sequence[TensorResult]:
         """One result a task, once all are done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,16 +16,16 @@ import pytest
 
 from diffxfer.checkpoints import shard_writer, writer
 from diffxfer.checkpoints.header import layout_shard
-from diffxfer.checkpoints.shard_writer import ShardWriter
-from diffxfer.checkpoints.writer import (
+from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.place import (
     MANIFEST_NAME,
-    OutputFolder,
     free_bytes,
-    index_json,
     is_our_folder,
     refuse_small_disk,
     refuse_unsafe_output,
 )
+from diffxfer.checkpoints.shard_writer import ShardWriter
+from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
 from tests.helpers import open_files
 
@@ -160,7 +161,8 @@ def test_what_appears_while_we_work_is_never_replaced(
     with OutputFolder(out, JOB, overwrite=overwrite) as folder:
         folder.write_file("text", b"new")
         make(kind, out)
-        before = tree(tmp_path) - {folder.partial.name, f"{folder.partial.name}/text"}
+        partial = folder.partial.name
+        before = tree(tmp_path) - {partial, f"{partial}/text", f"{partial}/{JOURNAL_NAME}"}
         with pytest.raises(OutputExistsError):
             folder.publish()
     assert tree(tmp_path) == before
@@ -280,7 +282,7 @@ def test_a_lock_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def flock(fd: int, how: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(writer.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     before = open_files()
     with pytest.raises(OutputError, match="No locks available"):
         write(tmp_path / "new" / "out")
@@ -344,9 +346,12 @@ def test_a_disk_that_fails_after_the_folder_appeared_says_that_it_is_there(
     if overwrite:
         write(out, "old")
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "sync_folder", fail_to_sync_the_parent)
-        with pytest.raises(OutputError, match=r"out: is whole, but a power cut could still undo"):
-            write(out, overwrite=overwrite)
+        whole = pytest.raises(OutputError, match=r"out: is whole, but a power cut could still undo")
+        with whole, OutputFolder(out, JOB, overwrite=overwrite) as folder:
+            patch.setattr(writer, "sync_folder", fail_to_sync_the_parent)
+            folder.write_file("text", b"new")
+            folder.write_file(MANIFEST_NAME, OURS)
+            folder.publish()
     assert text_of(out) == "new"
     left = [path for path in tmp_path.iterdir() if path != out]
     assert [text_of(path) for path in left] == (["old"] if overwrite else [])
@@ -397,7 +402,10 @@ def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
 
 
 def cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int) -> Path:
-    """Replace a folder on a system without exchange, killed after so many renames."""
+    """Replace a folder on a system without exchange, killed after so many renames.
+
+    The first puts the journal aside, the second what is there, the third is the result's.
+    """
     out = tmp_path / "out"
     write(out, "old")
     code = f"""
@@ -411,7 +419,7 @@ def counted(self, target):
     done.append(target)
     return rename(self, target)
 pathlib.Path.rename = counted
-writer.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+writer.discard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 with writer.OutputFolder(pathlib.Path({str(out)!r}), {OTHER_JOB!r}, overwrite=True) as folder:
     folder.write_file("text", b"interrupted")
     folder.write_file({MANIFEST_NAME!r}, {OURS!r})
@@ -423,12 +431,12 @@ with writer.OutputFolder(pathlib.Path({str(out)!r}), {OTHER_JOB!r}, overwrite=Tr
     return out
 
 
-@pytest.mark.parametrize("renames", [0, 1, 2])
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
 def test_a_replacement_that_was_cut_off_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
     out = cut_off(tmp_path, monkeypatch, renames)
-    assert out.exists() == (renames != 1)
+    assert out.exists() == (renames != 2)
     write(out, "new", overwrite=True)
     assert text_of(out) == "new"
     assert tree(tmp_path) == {"out", "out/text", f"out/{MANIFEST_NAME}"}
@@ -437,7 +445,7 @@ def test_a_replacement_that_was_cut_off_is_made_good(
 def test_a_run_that_fails_puts_the_old_folder_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = cut_off(tmp_path, monkeypatch, 1)
+    out = cut_off(tmp_path, monkeypatch, 2)
     with pytest.raises(OopsError), OutputFolder(out, JOB, overwrite=True):
         raise OopsError
     assert text_of(out) == "old"
@@ -447,7 +455,7 @@ def test_a_run_that_fails_puts_the_old_folder_back(
 def test_without_overwrite_the_old_folder_is_put_back_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = cut_off(tmp_path, monkeypatch, 1)
+    out = cut_off(tmp_path, monkeypatch, 2)
     refuse_unsafe_output(out, [], overwrite=False)
     with pytest.raises(OutputExistsError, match="has been put back"), OutputFolder(out, JOB):
         pytest.fail("the work must not begin")
@@ -460,12 +468,11 @@ def test_what_cannot_be_removed_does_not_undo_the_result(
     out = tmp_path / "out"
     write(out, "old")
 
-    def rmtree(path: Path, ignore_errors: bool = False) -> None:
-        if not ignore_errors:
-            raise OSError(13, "Permission denied")
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer.shutil, "rmtree", rmtree)
+        patch.setattr(type(tmp_path), "unlink", unlink)
         write(out, "new", overwrite=True)
     assert text_of(out) == "new"
     write(out, "newer", overwrite=True)
@@ -555,7 +562,7 @@ def test_a_shard_is_filled_in_any_order(tmp_path: Path) -> None:
         made.create()
         for at in (6, 0, 3):
             made.write(memoryview(b"abcdefghi"[at : at + 3]), made.layout.starts["w"] + at)
-        assert open_files() == before + 1  # the folder's lock
+        assert open_files() == before + 2  # the folder's lock and the journal
         folder.publish()
     content = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert content == made.layout.header + b"abcdefghi"

@@ -25,8 +25,8 @@ EVERY = (*COMMANDS, "eval", "demo")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
-    *("--allow-nonfinite", "--max-shard-size", "--threads", "--overwrite", "--dry-run"),
-    *("--json", "--quiet", "-q", "--help", "-h"),
+    *("--allow-nonfinite", "--max-shard-size", "--threads", "--overwrite", "--restart"),
+    *("--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
 }
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
 OPTIONS = {
@@ -409,26 +409,52 @@ def start_slowly(world: World, out: Path, started: Path) -> subprocess.Popen[str
 
 
 class TestInterruption:
-    def test_control_c(self, large: World, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("signum", "word", "status"),
+        [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "stopped", 143)],
+    )
+    def test_the_same_command_goes_on(
+        self, large: World, tmp_path: Path, signum: signal.Signals, word: str, status: int
+    ) -> None:
         out = tmp_path / "made" / "out"
         process = start_slowly(large, out, tmp_path / "started")
-        process.send_signal(signal.SIGINT)
-        printed = process.communicate(timeout=30)
-        assert printed == ("", "interrupted: nothing was written\n")
-        assert process.returncode == 130
-        assert [path.name for path in tmp_path.iterdir()] == ["started"]
+        process.send_signal(signum)
+        printed, said = process.communicate(timeout=30)
+        (partial,) = out.parent.iterdir()
+        line = rf"{word}: run the same command again to continue; \d+ % is kept at {partial}\n"
+        assert printed == ""
+        assert re.fullmatch(line, said)
+        assert process.returncode == status
+        done = tiny.run(*self.argv(large, out), "--json")
+        assert 0 < json.loads(done.out)["resumed_bytes"] < partial_bytes(large) * 4
+        self.check(large, out)
 
     def test_kill_and_the_same_command_again(self, large: World, tmp_path: Path) -> None:
         out = tmp_path / "out"
         process = start_slowly(large, out, tmp_path / "started")
+        time.sleep(0.3)  # so that the journal has the first chunks
         process.kill()
         process.communicate(timeout=30)
         assert not out.exists()
         assert list(tmp_path.glob(".out.partial-*")), "the run was not in the middle"
-        folders = [large.folders[role] for role in OPERANDS["transfer"]]
-        assert tiny.run("transfer", *folders, "-o", out) == Outcome(0, "", "")
+        done = tiny.run(*self.argv(large, out), summary=True)
+        assert (done.status, done.out) == (0, "")
+        assert re.search(r"^continued: \d+ % was done already$", done.err, re.MULTILINE)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "started"]
-        grafted, target = load_file(out / SHARD), load_file(large.folders["target"] / SHARD)
+        self.check(large, out)
+
+    @staticmethod
+    def argv(world: World, out: Path) -> list[str]:
+        folders = [str(world.folders[role]) for role in OPERANDS["transfer"]]
+        return ["transfer", *folders, "-o", str(out)]
+
+    @staticmethod
+    def check(world: World, out: Path) -> None:
+        grafted, target = load_file(out / SHARD), load_file(world.folders["target"] / SHARD)
         for name, tensor in grafted.items():
             assert torch.equal(tensor, target[name] + 0.25)
         shutil.rmtree(out)
+
+
+def partial_bytes(world: World) -> int:
+    return (world.folders["target"] / SHARD).stat().st_size

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
+from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.source import require_folder
-from diffxfer.checkpoints.writer import MANIFEST_NAME
 from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:

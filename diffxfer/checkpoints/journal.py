@@ -1,0 +1,287 @@
+"""The journal of a run: which parts of its work are done, so that the next run goes on from there.
+
+A file that only grows, in the partial folder. It begins with a head, then come records, each with
+a checksum of its own: what a kill or a power cut tore off ends it at the last whole record.
+
+    head     magic, the job's fingerprint, the folder's inode
+    BEGIN    a run began: how many bytes there are in all, and the boot that it ran under
+    DONE     a part's number, how many bytes it moved, what is known of it
+    SYNCED   what was recorded before this offset of the journal is on the disk for good
+
+A write that has returned outlives its process, whatever ends that: within one boot every DONE
+counts. After a power cut only those that a SYNCED covers do.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import xxhash
+
+from diffxfer.checkpoints.filesystem import boot_id, open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+JOURNAL_NAME = "diffxfer.journal"
+
+_MAGIC = b"dxfrjnl1"
+_HEAD = struct.Struct("<8s16sQ")
+_RECORD = struct.Struct("<BxxxIQQ")
+_SUM = struct.Struct("<Q")
+_FIRST = _HEAD.size + _SUM.size
+_BEGIN, _DONE, _SYNCED = 1, 2, 3
+_LONGEST = 1 << 26
+_READ_BYTES = 1 << 16
+
+
+class Done(NamedTuple):
+    """A part of the work that is done.
+
+    Attributes:
+        number: which part.
+        moved: how many bytes it read and wrote.
+        payload: what is known of it.
+    """
+
+    number: int
+    moved: int
+    payload: bytes
+
+
+class _Record(NamedTuple):
+    kind: int
+    done: Done
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a journal says in all.
+
+    Attributes:
+        fingerprint: of the job.
+        inode: of the folder that it speaks of.
+        done_bytes: read and written, as far as that can be trusted.
+        total_bytes: to read and to write in all.
+        trusted: where what can be trusted ends.
+        synced: where what is on the disk for good ends.
+    """
+
+    fingerprint: bytes
+    inode: int
+    done_bytes: int
+    total_bytes: int
+    trusted: int
+    synced: int
+
+    @property
+    def percent(self) -> int:
+        """How much is done, rounded down."""
+        return self.done_bytes * 100 // max(self.total_bytes, 1)
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file is a journal of ours."""
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return False
+    try:
+        return os.pread(fd, len(_MAGIC), 0) == _MAGIC
+    finally:
+        os.close(fd)
+
+
+def is_stillborn(path: Path) -> bool:
+    """Whether a file is too short for a journal's head: its run was cut off as it began."""
+    try:
+        return not path.is_symlink() and path.is_file() and path.stat().st_size < _FIRST
+    except OSError:
+        return False
+
+
+def summarize(path: Path) -> Summary | None:
+    """What a journal says in all; None if there is none that can be read."""
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return None
+    try:
+        head = os.pread(fd, _FIRST, 0)
+        if len(head) < _FIRST or _sum(head[: _HEAD.size]) != head[_HEAD.size :]:
+            return None
+        magic, fingerprint, inode = _HEAD.unpack_from(head)
+        if magic != _MAGIC:
+            return None
+        return _summarize(fd, fingerprint, inode)
+    finally:
+        os.close(fd)
+
+
+def _summarize(fd: int, fingerprint: bytes, inode: int) -> Summary:
+    end, synced, total, boot = _FIRST, _FIRST, 0, b""
+    for record in _records(fd, fingerprint):
+        end = record.end
+        if record.kind == _BEGIN:
+            total, boot = record.done.number, record.done.payload
+        elif record.kind == _SYNCED:
+            synced = record.done.number
+    trusted = end if boot and boot == boot_id() else synced
+    moved = sum(
+        record.done.moved for record in _records(fd, fingerprint, trusted) if record.kind == _DONE
+    )
+    return Summary(fingerprint, inode, moved, total, trusted, synced)
+
+
+def _records(fd: int, fingerprint: bytes, stop: int | None = None) -> Iterator[_Record]:
+    """Every whole record, as far as they go."""
+    with open(os.dup(fd), "rb", buffering=_READ_BYTES) as file:  # noqa: PTH123 no path
+        file.seek(_FIRST)
+        at = _FIRST
+        while stop is None or at < stop:
+            head = file.read(_RECORD.size)
+            if len(head) < _RECORD.size:
+                return
+            kind, length, number, moved = _RECORD.unpack(head)
+            if kind not in (_BEGIN, _DONE, _SYNCED) or length > _LONGEST:
+                return
+            payload = file.read(length)
+            # The fingerprint is in the sum: a disk may give back what another journal held.
+            if file.read(_SUM.size) != _sum(fingerprint, head, payload):
+                return
+            at += _RECORD.size + length + _SUM.size
+            yield _Record(kind, Done(number, moved, payload), at)
+
+
+def _sum(*parts: bytes) -> bytes:
+    return _SUM.pack(xxhash.xxh3_64_intdigest(b"".join(parts)))
+
+
+class Journal:
+    """A journal that is written; what fails raises an `OSError`.
+
+    Args:
+        path: where it is, or is to be.
+        fingerprint: of the job, 16 bytes.
+        inode: of the folder that it speaks of.
+        known: what it says already, None to begin it.
+    """
+
+    def __init__(
+        self, path: Path, fingerprint: bytes, inode: int, known: Summary | None = None
+    ) -> None:
+        self.path = path
+        self._fingerprint = fingerprint
+        self._writing = threading.Lock()
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags | (0 if known else os.O_CREAT | os.O_EXCL), 0o666)
+        self._size = known.trusted if known else _FIRST
+        self._synced = known.synced if known else _FIRST
+        try:
+            if known is None:
+                head = _HEAD.pack(_MAGIC, fingerprint, inode)
+                self._write(head + _sum(head), 0)
+                os.fsync(self._fd)
+        except OSError:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        self.close()
+
+    def done(self) -> Iterator[Done]:
+        """What earlier runs did, in the order in which they did it."""
+        for kind, done, _ in _records(self._fd, self._fingerprint, self._size):
+            if kind == _DONE:
+                yield done
+
+    def forget(self) -> None:
+        """Begin anew: nothing is done."""
+        self._size = self._synced = _FIRST
+
+    def begin(self, total_bytes: int) -> None:
+        """Cut off what cannot be trusted and say that a run begins.
+
+        Args:
+            total_bytes: how many bytes the whole work moves.
+        """
+        with self._writing:
+            self._cut(self._size)
+            self._append(self._record(_BEGIN, total_bytes, 0, boot_id()))
+
+    def add(self, number: int, moved: int, payload: bytes) -> None:
+        """Take down that a part is done.
+
+        Args:
+            number: which part.
+            moved: how many bytes it read and wrote.
+            payload: what is known of it.
+        """
+        record = self._record(_DONE, number, moved, payload)
+        with self._writing:
+            self._append(record)
+
+    @property
+    def size(self) -> int:
+        """Where it ends, for `mark`."""
+        return self._size
+
+    def mark(self, covered: int) -> None:
+        """Say that what was recorded so far is on the disk for good, and make that durable.
+
+        Args:
+            covered: its size before everything was synced.
+        """
+        with self._writing:
+            self._append(self._record(_SYNCED, covered, 0, b""))
+            self._synced = covered
+        os.fsync(self._fd)
+
+    def distrust(self) -> None:
+        """Forget what is not on the disk for good, because a sync failed: pages may be lost."""
+        with self._writing:
+            try:
+                self._cut(self._synced)
+                os.fsync(self._fd)
+            except OSError:
+                with suppress(OSError):  # without a journal the folder is worth nothing
+                    self.path.unlink()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _record(self, kind: int, number: int, moved: int, payload: bytes) -> bytes:
+        head = _RECORD.pack(kind, len(payload), number, moved)
+        return head + payload + _sum(self._fingerprint, head, payload)
+
+    def _cut(self, size: int) -> None:
+        """End the journal at an offset; what a sync covered stays covered."""
+        os.ftruncate(self._fd, size)
+        self._size = size
+        if self._synced > _FIRST:
+            self._append(self._record(_SYNCED, self._synced, 0, b""))
+
+    def _append(self, data: bytes) -> None:
+        try:
+            self._write(data, self._size)
+        except OSError:
+            with suppress(OSError):  # a torn record ends the journal there
+                os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(data)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while len(view):
+            count = os.pwrite(self._fd, view, offset)
+            view, offset = view[count:], offset + count

@@ -1,0 +1,152 @@
+"""Where an output may be, and whether there is room for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.companions import read_object
+from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MANIFEST_NAME = "diffxfer.json"
+_MARGIN_BYTES = 1 << 20
+
+
+def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse an output that exists, is an input, lies inside one or holds one.
+
+    Args:
+        out: the folder to be made.
+        inputs: every folder and file that is read.
+        overwrite: whether a folder of ours at `out` may be replaced.
+
+    Raises:
+        OutputExistsError: if it must not be written.
+    """
+    # `Path.resolve` raises at a loop of links before Python 3.13.
+    real = Path(os.path.realpath(out))
+    for source in dict.fromkeys(Path(os.path.realpath(path)) for path in inputs):
+        if real == source or source in real.parents:
+            where = "is" if real == source else "lies inside"
+            raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
+        if real in source.parents:
+            raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
+    place = place_of(out)
+    if not os.path.lexists(place):
+        _refuse_file_above(place)
+        return
+    if not overwrite:
+        raise OutputExistsError(out, "exists already", "choose another -o, or give --overwrite")
+    refuse_foreign(place)
+
+
+def place_of(out: Path) -> Path:
+    """The absolute path of an output.
+
+    `..` is taken out of it, links followed: `new/../out` would make `new` only to leave it empty.
+
+    Args:
+        out: as it was given.
+    """
+    out = out.absolute()
+    if ".." not in out.parts:
+        return out
+    if out.name == "..":
+        return Path(os.path.realpath(out))
+    return Path(os.path.realpath(out.parent)) / out.name  # what is a link itself stays one
+
+
+def _refuse_file_above(out: Path) -> None:
+    nearest = next(parent for parent in out.parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise OutputError(out, f"cannot be made: {nearest} is not a folder", "choose another -o")
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse to replace what is neither a folder of ours nor an empty one.
+
+    Args:
+        out: what is to be replaced.
+
+    Raises:
+        OutputExistsError: if it must not be.
+    """
+    if out.is_symlink() or not out.is_dir():
+        raise OutputExistsError(out, "is not a folder", "remove it, or choose another -o")
+    if not any(out.iterdir()):
+        return
+    if not is_our_folder(out):
+        raise OutputExistsError(
+            out,
+            f"has no {MANIFEST_NAME} of ours, so --overwrite does not replace it",
+            "remove it yourself, or choose another -o",
+        )
+    foreign = _foreign_file(out)
+    if foreign is not None:
+        raise OutputExistsError(
+            foreign,
+            f"was put there by somebody else, so --overwrite does not replace {out.name}",
+            "move it elsewhere, or choose another -o",
+        )
+
+
+def _foreign_file(out: Path) -> Path | None:
+    """A file in a folder of ours that its manifest does not name."""
+    manifest = read_object(out / MANIFEST_NAME)
+    named = {MANIFEST_NAME}
+    for key in ("shards", "files"):
+        found = manifest.get(key)
+        named |= found.keys() if isinstance(found, dict) else set()
+    for folder, _, names in os.walk(out):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.relative_to(out).as_posix() not in named:
+                return path
+    return None
+
+
+def is_our_folder(folder: Path) -> bool:
+    """Whether a folder was written by diffxfer, by its manifest."""
+    path = folder / MANIFEST_NAME
+    try:
+        if not path.is_file():  # opening a FIFO would wait for ever
+            return False
+        with path.open("rb") as file:
+            # Enough to see what it is; a manifest of a large model is megabytes long.
+            return b'"diffxfer_format"' in file.read(256)
+    except OSError:
+        return False
+
+
+def free_bytes(out: Path) -> int:
+    """How many bytes can be written where `out` is to be."""
+    parent = place_of(out).parent
+    while not parent.exists():
+        parent = parent.parent
+    status = os.statvfs(parent)
+    return status.f_bavail * status.f_frsize
+
+
+def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Args:
+        out: the folder to be made.
+        needed: how many bytes it takes.
+        held: how many of them an unfinished run has taken already.
+
+    Raises:
+        DiskSpaceError: if too few bytes are free.
+    """
+    free = free_bytes(out)
+    if needed + _MARGIN_BYTES > free + held:
+        problem = f"needs {_gigabytes(needed - held)}, and {_gigabytes(free)} are free there"
+        raise DiskSpaceError(out, problem, "free some disk, or choose another -o")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

@@ -1,0 +1,126 @@
+"""What is done of a plan, chunk by chunk: in memory, and in the journal for a run that comes after.
+
+What a journal holds of a chunk is all that the manifest needs to know of it, so that what is done
+is neither read nor computed again.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from bisect import bisect_right
+from collections import Counter
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.writer import write_error
+from diffxfer.streaming.plan import chunks_of, step_of
+from diffxfer.streaming.tally import ChunkResult, Tally
+
+if TYPE_CHECKING:
+    from diffxfer.checkpoints.writer import OutputFolder
+    from diffxfer.streaming.plan import Chunk, Plan
+
+_COUNTS = struct.Struct("<Q4I")
+
+
+def pack(result: ChunkResult) -> bytes:
+    """What is known of a chunk, as bytes; floats keep every bit.
+
+    Args:
+        result: what is known of it.
+    """
+    digests, squares = result.digests, result.delta_squares + result.base_squares
+    counts = len(digests), len(result.base_digests), len(result.delta_squares), len(result.samples)
+    head = _COUNTS.pack(result.inexact, *counts) + digests + result.base_digests
+    if not squares and not result.samples:
+        return head
+    flat = [value for sample in result.samples for value in sample]
+    return head + struct.pack(f"<{len(squares)}d" + "Qd" * len(result.samples), *squares, *flat)
+
+
+def unpack(payload: bytes) -> ChunkResult:
+    """What `pack` made bytes of.
+
+    Args:
+        payload: those bytes.
+    """
+    inexact, digests, base_digests, blocks, samples = _COUNTS.unpack_from(payload)
+    at = _COUNTS.size + digests
+    layout = f"<{2 * blocks}d" + "Qd" * samples
+    found = struct.unpack_from(layout, payload, at + base_digests)
+    flat = found[2 * blocks :]
+    return ChunkResult(
+        payload[_COUNTS.size : at],
+        payload[at : at + base_digests],
+        inexact,
+        found[:blocks],
+        found[blocks : 2 * blocks],
+        tuple(zip(flat[::2], flat[1::2], strict=True)),
+    )
+
+
+class Ledger:
+    """What is done of a plan; a set of chunk numbers that takes a bit for each.
+
+    Args:
+        plan: what is being run.
+        chunk_elements: how it is cut.
+        folder: in whose journal it is taken down, with what earlier runs did.
+
+    Attributes:
+        tally: what is known of the tensors.
+        resumed_bytes: what earlier runs read and wrote, and this one need not.
+        written: how many chunks of each shard they did.
+    """
+
+    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder) -> None:
+        self._plan = plan
+        self._chunk_elements = chunk_elements
+        self._folder = folder
+        counts = (chunks_of(task, chunk_elements) for task in plan.tasks)
+        self._lock = threading.Lock()
+        self._first = list(accumulate(counts, initial=0))
+        self._replay()
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and bool(self._bits[number >> 3] & 1 << (number & 7))
+
+    def _replay(self) -> None:
+        self._bits = bytearray((self._first[-1] + 7) // 8)
+        self.tally = Tally(self._plan, self._chunk_elements)
+        self.resumed_bytes = 0
+        self.written = Counter[str]()
+        for number, moved, payload in self._folder.journal.done():
+            self._bits[number >> 3] |= 1 << (number & 7)
+            index = bisect_right(self._first, number) - 1
+            task = self._plan.tasks[index]
+            step = step_of(task, self._chunk_elements)
+            self.tally.add(index, (number - self._first[index]) * step, unpack(payload))
+            self.resumed_bytes += moved
+            if task.shard is not None:
+                self.written[task.shard] += 1
+
+    def forget(self) -> None:
+        """Take nothing for done."""
+        self._folder.journal.forget()
+        self._replay()
+
+    def add(self, chunk: Chunk, moved: int, result: ChunkResult) -> None:
+        """Take down that a chunk is done, and was written if it is to be.
+
+        Args:
+            chunk: which.
+            moved: how many bytes were read and written.
+            result: what is known of it.
+
+        Raises:
+            OutputError: if the journal cannot be written.
+        """
+        try:
+            self._folder.journal.add(chunk.number, moved, pack(result))
+        except OSError as exc:
+            raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
+        with self._lock:
+            self.tally.add(chunk.task, chunk.start, result)
