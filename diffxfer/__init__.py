@@ -1,7 +1,8 @@
 """Diff-vector transfer: move what fine-tuning did to a base model onto its successor.
 
 `extract_diff` writes Δ = finetuned − base, `apply_diff` grafts it on a newer base as
-target + α·Δ, and `transfer` does both in one pass. Importing this package imports no torch.
+target + α·Δ, and `transfer` does both in one pass; `tune` trains a model further. Importing this
+package imports no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,18 @@ from diffxfer.diffs.extract import extract_diff
 from diffxfer.diffs.graft import apply_diff, transfer
 from diffxfer.diffs.report import Report
 from diffxfer.errors import DiffxferError
+from diffxfer.recycling.report import TuneReport
+from diffxfer.recycling.tune import tune
 
 __version__ = version("diffxfer")
 
-__all__ = ["DiffxferError", "Report", "__version__", "apply_diff", "extract_diff", "transfer"]
+__all__ = [
+    "DiffxferError",
+    "Report",
+    "TuneReport",
+    "__version__",
+    "apply_diff",
+    "extract_diff",
+    "transfer",
+    "tune",
+]

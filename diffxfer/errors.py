@@ -12,6 +12,8 @@
     ├── VocabularyError           tokens of the roles that do not fit together
     ├── ArtifactError             a manifest or diff vector that cannot be used
     ├── NonFiniteError            NaN, infinity or overflow in a tensor
+    ├── DataError                 rows to train on that cannot be used
+    ├── TrainingError             a training run that cannot go on
     └── OutputError               an output that cannot be written
         ├── OutputExistsError     something is there already, or is one of the inputs
         └── DiskSpaceError        the disk is too small for it
@@ -142,6 +144,14 @@ class NonFiniteError(DiffxferError):
         self.tensor = tensor
         self.role = role
         self.index = index
+
+
+class DataError(DiffxferError):
+    """Rows to train on that cannot be read, or are not of a form that we know."""
+
+
+class TrainingError(DiffxferError):
+    """A training run that cannot begin or go on."""
 
 
 class OutputError(DiffxferError):

@@ -27,7 +27,7 @@ FLOORS = {
     "recycling": 4,
     "cli": 5,
 }
-FACE = 2.5
+FACE = 4.5
 """`diffxfer/__init__.py` is the public face of what lies below it; only the commands use it."""
 
 MAX_MODULE_LINES = 350
