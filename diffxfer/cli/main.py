@@ -13,6 +13,7 @@ from diffxfer.cli.apply import apply
 from diffxfer.cli.console import as_known, print_error, print_interrupted
 from diffxfer.cli.extract import extract
 from diffxfer.cli.transfer import transfer
+from diffxfer.cli.tune import tune
 from diffxfer.errors import OptionError
 
 app = typer.Typer(
@@ -27,10 +28,12 @@ app = typer.Typer(
 # \b keeps the lines after it as they are, so that a command can be copied whole.
 _EXAMPLE = "Example:\n\n\b\n  diffxfer "
 _TRANSFER = "transfer llama-3.0-sft llama-3.0 llama-3.1 -o llama-3.1-grafted"
+_TUNE = "tune llama-3.1-grafted --data train.jsonl -o llama-3.1-tuned --steps 200"
 
 app.command(epilog=f"{_EXAMPLE}extract llama-3.0-sft llama-3.0 -o sft-diff")(extract)
 app.command(epilog=f"{_EXAMPLE}apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 0.8")(apply)
 app.command(epilog=f"{_EXAMPLE}{_TRANSFER}")(transfer)
+app.command(epilog=f"{_EXAMPLE}{_TUNE}")(tune)
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,7 +53,7 @@ def diffxfer(
         ),
     ] = False,
 ) -> None:
-    """Move what fine-tuning did to a base model onto its successor, without training."""
+    """Move what fine-tuning did to a base model onto its successor, before any training."""
     del version
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -19,6 +18,7 @@ from diffxfer.recycling.save import trained_tensors
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from transformers import PreTrainedModel
 
     from diffxfer.checkpoints.reader import Checkpoint
@@ -52,23 +52,24 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """
     folder = checkpoint.folder
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        # Its annotation does not know what comes with `output_loading_info`.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
     except _LOAD_ERRORS as exc:
         problem = f"cannot be loaded by transformers ({first_line(exc)})"
         raise TrainingError(folder, problem, "see whether a newer transformers can") from exc
+    model: PreTrainedModel = loaded[0]
     for kind, what in (
         ("unexpected_keys", "has tensors that transformers does not load"),
         ("missing_keys", "lacks tensors that transformers looks for"),
         ("mismatched_keys", "has tensors of another shape than transformers expects"),
     ):
-        if info[kind]:
-            names = sorted(str(name) for name in info[kind])
+        if loaded[1][kind]:
+            names = sorted(str(name) for name in loaded[1][kind])
             problem = f"{what}, so what was trained would be another model: {listed(names)}"
             raise TrainingError(folder, problem, "save the model with save_pretrained first")
-    found: PreTrainedModel = model
-    return found
+    return model
 
 
 def check_names(checkpoint: Checkpoint, model: PreTrainedModel, scratch: Path) -> None:
@@ -84,7 +85,8 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel, scratch: Path) -
     Raises:
         TrainingError: if a tensor would have no place.
     """
-    if is_deepspeed_zero3_enabled():  # a process has parts of tensors only; checked at the end
+    # A process has parts of tensors only then; they are checked at the end.
+    if is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
         return
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)

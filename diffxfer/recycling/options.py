@@ -54,7 +54,10 @@ class TuneOptions:
             distilled: whether there is a teacher.
         """
         names = ["steps", "learning_rate", "batch_size", "gradient_accumulation", "max_length"]
-        names += ["seed", *(("distill_weight", "temperature", "hidden_weight") if distilled else ())]
+        names += [
+            "seed",
+            *(("distill_weight", "temperature", "hidden_weight") if distilled else ()),
+        ]
         return {name: getattr(self, name) for name in names}
 
 

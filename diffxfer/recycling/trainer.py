@@ -5,28 +5,25 @@ Imports torch, transformers, datasets and TRL: only `recycling.tune` imports it,
 
 from __future__ import annotations
 
-import math
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback
+from trl import SFTTrainer
 
-from diffxfer.errors import DataError, OptionError, TrainingError
+from diffxfer.errors import DataError, TrainingError
 from diffxfer.recycling.distill import IGNORED, Weights, distillation_terms
+from diffxfer.recycling.keeper import Keeper
 from diffxfer.recycling.loading import check_names, first_line, load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from torch import Tensor
-    from transformers import PreTrainedModel, TrainerControl, TrainerState
+    from transformers import PreTrainedModel
+    from trl import SFTConfig
 
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.recycling.data import Rows
@@ -35,75 +32,6 @@ if TYPE_CHECKING:
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _TERMS = ("ce", "kl", "hidden")
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Let transformers and datasets say nothing but errors, and put that back afterwards."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    data_bars = datasets.are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        if not data_bars:
-            datasets.enable_progress_bars()
-
-
-def make_config(options: TuneOptions, output: Path, device: str | None) -> SFTConfig:
-    """The Trainer's settings; making them joins the other processes, if there are any.
-
-    Args:
-        options: what was asked for.
-        output: where states to continue from go.
-        device: ``"cpu"``, ``"cuda"``, or None for a GPU where there is one.
-
-    Returns:
-        The settings.
-
-    Raises:
-        OptionError: if there is no such device.
-        TrainingError: if several GPUs are visible to one process.
-    """
-    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    gpus = 0 if device == "cpu" or launched_on_cpu else torch.cuda.device_count()
-    if device == "cuda" and gpus == 0:
-        raise OptionError("--device", "torch finds no GPU", "give cpu")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if gpus > 1 and processes == 1:
-        raise TrainingError(
-            "",
-            f"{gpus} GPUs are visible, and one process trains on one",
-            "run it as accelerate launch -m diffxfer tune …, or set CUDA_VISIBLE_DEVICES to one",
-        )
-    # Older releases of transformers know it by the other name alone.
-    names = SFTConfig.__dataclass_fields__.keys() & {"activation_checkpointing"}
-    checkpointing = next(iter(names), "gradient_checkpointing")
-    return SFTConfig(
-        output_dir=str(output),
-        max_steps=options.steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="linear",
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation,
-        seed=options.seed,
-        max_length=None,  # `_cut` does that, and counts
-        use_cpu=gpus == 0,
-        ddp_backend="gloo" if gpus == 0 and processes > 1 else None,
-        bf16=gpus > 0 and torch.cuda.is_bf16_supported(),
-        dataloader_pin_memory=gpus > 0,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # `_Keeper` is to see them
-        save_strategy="no",  # `_Keeper` says when
-        report_to=[],
-        disable_tqdm=True,
-        **{checkpointing: options.gradient_checkpointing},
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +83,7 @@ def train(
         trainer = _make_trainer(model, teacher, rows, options, config, work, fresh=newest is None)
         cut = _cut(trainer, length, rows.name)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
-        trainer.add_callback(_Keeper(trainer, options, work, progress))
+        trainer.add_callback(Keeper(trainer, options, work, progress))
         # Its files are pickles, which torch opens with `weights_only`; we wrote them ourselves.
         trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     except (torch.OutOfMemoryError, RuntimeError) as exc:
@@ -184,7 +112,7 @@ def _make_trainer(
     student = load_model(model, torch.float32)
     if fresh and config.process_index == 0:
         check_names(model, student, work.path / "names")
-    known = {
+    known: dict[str, Any] = {
         "model": student,
         "args": config,
         "train_dataset": datasets.Dataset.from_dict(rows.columns),
@@ -205,6 +133,7 @@ def _make_trainer(
 def _cut(trainer: SFTTrainer, length: int, name: str) -> Cut:
     """Shorten the rows of a trainer, and leave out those that have nothing to predict."""
     before = trainer.train_dataset
+    assert isinstance(before, datasets.Dataset)
 
     def shorten(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         pairs = zip(batch["input_ids"], batch["labels"], strict=True)
@@ -228,7 +157,8 @@ class _Distiller(SFTTrainer):
 
     def __init__(self, teacher: PreTrainedModel, weights: Weights, **known: Any) -> None:
         super().__init__(**known)
-        self._teacher = teacher.to(self.args.device).eval().requires_grad_(False)
+        self._teacher = teacher.requires_grad_(False)  # `from_pretrained` gives it in eval mode
+        torch.nn.Module.to(self._teacher, self.args.device)
         self._weights = weights
         self._sums: dict[str, Tensor] = {}
 
@@ -286,58 +216,3 @@ class _Distiller(SFTTrainer):
             logs[name] = float(self.accelerator.reduce(total, "mean"))
         self._sums.clear()
         super().log(logs, start_time)
-
-
-class _Keeper(TrainerCallback):
-    """Says when states are saved, declares them complete, and looks at every loss."""
-
-    def __init__(
-        self,
-        trainer: SFTTrainer,
-        options: TuneOptions,
-        work: WorkFolder,
-        progress: Callable[[int, int, float], None] | None,
-    ) -> None:
-        self._trainer = trainer
-        self._options = options
-        self._work = work
-        self._progress = progress
-
-    def on_step_end(
-        self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        last = state.global_step >= self._options.steps
-        if last:
-            # Nothing is continued from there: the weights and the log are all that is needed.
-            args.save_only_model = True
-        control.should_save = last or state.global_step % self._options.interval == 0
-        return control
-
-    def on_log(
-        self,
-        args: SFTConfig,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
-        if "loss" not in logs:  # the summary at the end
-            return
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                what = {"loss": "loss", "grad_norm": "norm of the gradient"}[name]
-                raise TrainingError(
-                    "",
-                    f"the {what} is {logs[name]} at step {state.global_step}",
-                    "give a smaller --learning-rate, and look at the rows",
-                )
-        if self._progress is not None:
-            self._progress(state.global_step, self._options.steps, logs["loss"])
-
-    def on_save(
-        self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.accelerator.wait_for_everyone()  # each writes a file of its own
-        if state.is_world_process_zero:
-            self._work.complete(self._work.path / f"checkpoint-{state.global_step}")

@@ -89,8 +89,17 @@ def tune(
     """
     began = time.perf_counter()
     options = TuneOptions(
-        *(steps, learning_rate, batch_size, gradient_accumulation, gradient_checkpointing),
-        *(max_length, seed, distill_weight, temperature, hidden_weight, save_every),
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        gradient_checkpointing=gradient_checkpointing,
+        max_length=max_length,
+        seed=seed,
+        distill_weight=distill_weight,
+        temperature=temperature,
+        hidden_weight=hidden_weight,
+        save_every=save_every,
     )
     check_options(options, distilled=teacher is not None, device=device)
     _require_trl()
@@ -165,7 +174,8 @@ def _run(
     """Train, in as many processes as there are, and write the result in one."""
     from accelerate.utils import broadcast_object_list
 
-    from diffxfer.recycling.trainer import make_config, quiet_libraries, train
+    from diffxfer.recycling.settings import make_config, quiet_libraries
+    from diffxfer.recycling.trainer import train
 
     with quiet_libraries():
         config = make_config(job.options, work.path, device)

@@ -133,7 +133,7 @@ class Manifest(_Model):
     diffxfer_format: int
     kind: Literal["diff", "graft", "tuned"]
     diffxfer_version: str
-    command: dict[str, str | float | list[str] | dict[str, float]]
+    command: dict[str, str | int | float | list[str] | dict[str, float]]
     checksum: str
     sources: dict[str, SourceEntry]
     dtype: str | None = None
