@@ -49,7 +49,7 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
             raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
         if real in source.parents:
             raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
-    place = _place(out)
+    place = place_of(out)
     if not os.path.lexists(place):
         _refuse_file_above(place)
         return
@@ -58,10 +58,13 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
     _refuse_foreign(place)
 
 
-def _place(out: Path) -> Path:
+def place_of(out: Path) -> Path:
     """The absolute path of an output.
 
     `..` is taken out of it, links followed: `new/../out` would make `new` only to leave it empty.
+
+    Args:
+        out: as the user named it.
     """
     out = out.absolute()
     if ".." not in out.parts:
@@ -128,7 +131,7 @@ def is_our_folder(folder: Path) -> bool:
 
 def free_bytes(out: Path) -> int:
     """How many bytes can be written where `out` is to be."""
-    parent = _place(out).parent
+    parent = place_of(out).parent
     while not parent.exists():
         parent = parent.parent
     status = os.statvfs(parent)
@@ -164,7 +167,7 @@ class OutputFolder:
     """
 
     def __init__(self, out: Path, fingerprint: str, *, overwrite: bool = False) -> None:
-        self.out = _place(out)
+        self.out = place_of(out)
         self.partial = self.out.parent / f".{self.out.name}.partial-{fingerprint[:12]}"
         self._overwrite = overwrite
         self._lock_fd = -1
@@ -278,14 +281,14 @@ class OutputFolder:
     def _claim(self) -> None:
         try:
             self.partial.mkdir()
-            self._lock_fd = _lock(self.partial)
+            self._lock_fd = lock_folder(self.partial)
         except (FileExistsError, BlockingIOError) as exc:  # both runs began at the same moment
             raise self._busy() from exc
 
     def _remove_stale(self, stale: Path) -> None:
         """Remove what a killed run left, unless it is alive after all."""
         try:
-            fd = _lock(stale)
+            fd = lock_folder(stale)
         except BlockingIOError as exc:
             raise self._busy() from exc
         try:
@@ -310,7 +313,12 @@ class OutputFolder:
                 folder.rmdir()
 
 
-def _lock(folder: Path) -> int:
+def lock_folder(folder: Path) -> int:
+    """Lock a folder for this process, as long as the descriptor is open that comes back.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json as json_module
+import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
+    from diffxfer.recycling.report import TuneReport
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
 _PIPE_WIDTH = 10_000
+_LINES = 20
+"""How many steps of a training a log shows."""
 
 
 class Console:
@@ -38,8 +42,10 @@ class Console:
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        self._json = json
-        self._quiet = quiet
+        # Of several processes of one training, the first one talks.
+        self._others = os.environ.get("RANK", "0") != "0"
+        self._json = json and not self._others
+        self._quiet = quiet or self._others
         self._bar: Progress | None = None
 
     def __enter__(self) -> Console:
@@ -66,10 +72,31 @@ class Console:
 
     def _advance(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = _make_bar()
+            from diffxfer.cli.bars import make_bar
+
+            self._bar = make_bar()
             self._bar.start()
             self._bar.add_task("", total=total)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    @property
+    def training(self) -> Callable[[int, int, float], None] | None:
+        """What to call with the steps done, the steps in all and the last loss; None if quiet."""
+        return None if self._quiet else self._step
+
+    def _step(self, done: int, total: int, loss: float) -> None:
+        if not sys.stderr.isatty():
+            # A log is to show that it goes on, not every step.
+            if done in (1, total) or done % max(1, total // _LINES) == 0:
+                typer.echo(f"step {done:,} of {total:,}: loss {loss:.4f}", err=True)
+            return
+        if self._bar is None:
+            from diffxfer.cli.bars import make_step_bar
+
+            self._bar = make_step_bar()
+            self._bar.start()
+            self._bar.add_task("", total=total, loss="")
+        self._bar.update(self._bar.task_ids[0], completed=done, loss=f"loss {loss:.4f}")
 
     def _stop_bar(self) -> None:
         if self._bar is not None:
@@ -97,11 +124,27 @@ class Console:
                 _print_plan(report)
             elif not self._quiet:
                 _print_summary(report)
-            for warning in report.warnings:
-                typer.echo(f"warning: {printable(warning)}", err=True)
+            _warn(report.warnings)
         if refusal:
             print_error(refusal)
             raise typer.Exit(1)
+
+    def show_tuned(self, report: TuneReport) -> None:
+        """Print what was trained."""
+        self._stop_bar()
+        if self._json:
+            _print_json(report.as_json())
+            return
+        if not self._quiet:
+            for line in _tuning(report):
+                typer.echo(printable(line), err=True)
+        if not self._others:
+            _warn(report.warnings)
+
+
+def _warn(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        typer.echo(f"warning: {printable(warning)}", err=True)
 
 
 def printable(text: str) -> str:
@@ -163,28 +206,6 @@ def _refusal(report: Report) -> MatchError | None:
     return refusal(report.refused) if report.refused else None
 
 
-def _make_bar() -> Progress:
-    from rich.console import Console as RichConsole
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskProgressColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    return Progress(
-        BarColumn(),
-        TaskProgressColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=RichConsole(stderr=True),
-        transient=True,
-    )
-
-
 def _print_plan(report: Report) -> None:
     """The plan of a dry run, as a table on stdout."""
     from rich.console import Console as RichConsole
@@ -238,6 +259,17 @@ def _print_summary(report: Report) -> None:
     ]
     for line in lines:
         typer.echo(printable(line), err=True)
+
+
+def _tuning(report: TuneReport) -> list[str]:
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
+    begun = f", continued from step {report.continued_from:,}" if report.continued_from else ""
+    first, last = report.log[0]["loss"], report.log[-1]["loss"]
+    return [
+        f"steps: {report.steps:,} on {report.rows:,} rows{begun}; loss {first:.4f} → {last:.4f}",
+        f"tensors: {counts}",
+        f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s",
+    ]
 
 
 def _remarks(report: Report) -> list[str]:
