@@ -15,6 +15,7 @@
     ├── EvaluationError           a model or a task that cannot be scored
     ├── DataError                 rows to train on that cannot be used
     ├── TrainingError             a training run that cannot go on
+    ├── RecipeError               a recipe of rounds that cannot be followed
     └── OutputError               an output that cannot be written
         ├── OutputExistsError     something is there already, or is one of the inputs
         └── DiskSpaceError        the disk is too small for it
@@ -157,6 +158,10 @@ class DataError(DiffxferError):
 
 class TrainingError(DiffxferError):
     """A training run that cannot begin or go on."""
+
+
+class RecipeError(DiffxferError):
+    """A recipe of rounds that cannot be read or followed, or that changed since it was begun."""
 
 
 class OutputError(DiffxferError):

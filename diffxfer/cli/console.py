@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
+    from diffxfer.recycling.chain_report import ChainReport
     from diffxfer.recycling.report import TuneReport
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
-_PIPE_WIDTH = 10_000
+PIPE_WIDTH = 10_000
+"""How wide lines may be where no terminal is: they are not folded."""
 _LINES = 20
 """How many steps of a training a log shows."""
 
@@ -105,6 +107,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """Print a line of talk on stderr."""
+        self._stop_bar()
         if not self._quiet:
             typer.echo(printable(line), err=True)
 
@@ -129,11 +132,24 @@ class Console:
             print_error(refusal)
             raise typer.Exit(1)
 
+    def show_chain(self, report: ChainReport) -> None:
+        """Print what a chain came to."""
+        from diffxfer.cli.chain_table import print_chain
+
+        self._stop_bar()
+        if self._json:
+            print_json(report.as_json())
+            return
+        print_chain(report)
+        if not report.steps_done:
+            self.say("all rounds were done already")
+        self.say(f"the whole story is in {report.run / 'report.html'}")
+
     def show_tuned(self, report: TuneReport) -> None:
         """Print what was trained."""
         self._stop_bar()
         if self._json:
-            _print_json(report.as_json())
+            print_json(report.as_json())
             return
         if not self._quiet:
             for line in _tuning(report):
@@ -232,7 +248,7 @@ def _print_plan(report: Report) -> None:
         cells = ("refused", culprits.pattern, f"{len(culprits.names):,}", "", why)
         table.add_row(*(Text(printable(cell), overflow="fold", style="red") for cell in cells))
     # Lines that no person reads are not cut to the width of a terminal.
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
     RichConsole(highlight=False, width=width).print(table)
     typer.echo("")
     lines = _remarks(report)

@@ -14,6 +14,7 @@ from diffxfer.cli.console import as_known, print_error, print_interrupted
 from diffxfer.cli.demo import demo
 from diffxfer.cli.eval import eval_models
 from diffxfer.cli.extract import extract
+from diffxfer.cli.iterate import iterate
 from diffxfer.cli.transfer import transfer
 from diffxfer.cli.tune import tune
 from diffxfer.errors import OptionError
@@ -39,6 +40,7 @@ app.command(epilog=f"{_EXAMPLE}{_TRANSFER}")(transfer)
 app.command("eval", epilog=f"{_EXAMPLE}{_EVAL}")(eval_models)
 app.command(epilog=f"{_EXAMPLE}demo --keep demo")(demo)
 app.command(epilog=f"{_EXAMPLE}{_TUNE}")(tune)
+app.command(epilog=f"{_EXAMPLE}iterate chain.yaml -o run")(iterate)
 
 
 def _print_version(wanted: bool) -> None:
