@@ -74,7 +74,7 @@ def iterate(
         problem = f"{from_round} is no round of this recipe"
         raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
     opened = _open(plan)
-    refuse_unsafe_output(run / "round-01", [*map(Path, opened), recipe], overwrite=True)
+    refuse_unsafe_output(run / "rounds", [*map(Path, opened), recipe], overwrite=False)
     steps = plan_chain(plan, run)
     tell = progress or _nobody_listens
     hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
@@ -86,7 +86,7 @@ def iterate(
         state.forget({step.key for step in pending})
         if pending:
             sizes = {path: _bytes(checkpoint) for path, checkpoint in opened.items()}
-            refuse_small_disk(run / "round-01", peak_bytes(pending, steps, plan, sizes))
+            refuse_small_disk(run / "rounds", peak_bytes(pending, steps, plan, sizes))
             state.save()
         _do(pending, steps, hands, state)
         report = make_report(plan, run, state.done, len(pending), time.perf_counter() - began)
