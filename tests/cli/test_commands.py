@@ -21,6 +21,8 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
+"""The commands that work on tensors alone, and so have the same options and output."""
+EVERY_COMMAND = (*COMMANDS, "tune")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
@@ -32,6 +34,12 @@ OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING,
     "extract": SHARED | {"--diff-dtype"},
+    "tune": {
+        *("--data", "--output", "-o", "--steps", "--learning-rate", "--batch-size", "--seed"),
+        *("--gradient-accumulation", "--gradient-checkpointing", "--max-length", "--save-every"),
+        *("--teacher", "--distill-weight", "--temperature", "--hidden-weight", "--restart"),
+        *("--overwrite", "--json", "--quiet", "-q", "--help", "-h"),
+    },
 }
 
 
@@ -64,7 +72,7 @@ def options_in(text: str) -> set[str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", EVERY_COMMAND)
     def test_lists_every_option_with_a_meaning(self, command: str) -> None:
         outcome = tiny.run(command, "--help")
         assert (outcome.status, outcome.err) == (0, "")
@@ -73,7 +81,7 @@ class TestHelp:
         for entry in entries:
             assert re.search(r"[a-z]{2,} [a-z].*[.)\]]\s*$", entry, re.DOTALL), entry
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", EVERY_COMMAND)
     def test_ends_with_an_example_that_is_one_line_and_parses(self, command: str) -> None:
         lines = tiny.run(command, "--help").out.rstrip().splitlines()
         assert lines[-3].strip() == "Example:"
@@ -86,17 +94,17 @@ class TestHelp:
     def test_lists_every_command(self) -> None:
         outcome = tiny.run("--help")
         assert (outcome.status, outcome.err) == (0, "")
-        for command in COMMANDS:
+        for command in EVERY_COMMAND:
             line = next(line for line in outcome.out.splitlines() if line.split()[:1] == [command])
             assert line.endswith("."), "the summary is cut off"
             assert "..." not in line
         assert options_in(outcome.out) == {"--version", "--help", "-h"}
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", EVERY_COMMAND)
     def test_short_form(self, command: str) -> None:
         assert tiny.run(command, "-h") == tiny.run(command, "--help")
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", EVERY_COMMAND)
     def test_the_readme_names_every_option(self, command: str) -> None:
         # The README is written by hand; this fails when an option is added and not described.
         readme = (ROOT / "README.md").read_text()
@@ -141,7 +149,9 @@ print("heavy:", sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in COMMANDS), ["--version"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], *([c, "--help"] for c in EVERY_COMMAND), ["--version"]]
+)
 def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     code = LIGHT.format(argv=argv, code="from diffxfer.cli.main import main; main()")
     done = subprocess.run(
@@ -172,6 +182,9 @@ class TestUsage:
             (["apply", "a", "b", "-o", "d", "--threads", "0"], "Invalid value for '--threads'"),
             (["apply", "a", "b", "-o", "d", "--threads", "many"], "Invalid value for '--threads'"),
             (["graft", "a", "b"], "No such command 'graft'"),
+            (["tune", "a", "-o", "d", "--steps", "1"], "Missing option '--data'"),
+            (["tune", "a", "-o", "d", "--data", "e"], "Missing option '--steps'"),
+            (["tune", "a", "-o", "d", "--data", "e", "--steps", "0"], "'--steps'"),
             *(
                 (["apply", "a", "b", "-o", "d", "--alpha-for", scale], f"{scale!r} is not of the")
                 for scale in ("mlp", "mlp=", "=0.5", "mlp=much", "mlp=nan", "mlp=inf", "")
