@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
-from diffxfer.checkpoints.filesystem import sync_folder
-from diffxfer.checkpoints.writer import lock_folder, place_of
+from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
+from diffxfer.checkpoints.writer import place_of
 from diffxfer.errors import CompanionError, OutputError, TrainingError
 
 if TYPE_CHECKING:
