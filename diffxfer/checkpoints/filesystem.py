@@ -1,9 +1,10 @@
-"""Two calls of the operating system that Python does not offer, each with its fallback."""
+"""Calls of the operating system that Python does not offer, each with its fallback, and locks."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -71,3 +72,18 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def lock_folder(folder: Path) -> int:
+    """Lock a folder for this process, as long as the descriptor is open that comes back.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

@@ -8,7 +8,6 @@ remove, and leaves nothing at OUT.
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import read_object
-from diffxfer.checkpoints.filesystem import exchange, sync_folder
+from diffxfer.checkpoints.filesystem import exchange, lock_folder, sync_folder
 from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -311,21 +310,6 @@ class OutputFolder:
         for folder in self._made_parents:
             with suppress(OSError):  # above all where another has put something into it
                 folder.rmdir()
-
-
-def lock_folder(folder: Path) -> int:
-    """Lock a folder for this process, as long as the descriptor is open that comes back.
-
-    Raises:
-        BlockingIOError: if another process has locked it.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def write_error(out: Path, name: str, exc: OSError) -> OutputError:

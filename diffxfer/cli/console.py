@@ -29,6 +29,7 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
+_NOTHING = "nothing was written"
 PIPE_WIDTH = 10_000
 """How wide lines may be where no terminal is: they are not folded."""
 _LINES = 20
@@ -49,6 +50,7 @@ class Console:
         self._json = json and not self._others
         self._quiet = quiet or self._others
         self._bar: Progress | None = None
+        self._interrupted = _NOTHING
 
     def __enter__(self) -> Console:
         return self
@@ -62,7 +64,7 @@ class Console:
         self._stop_bar()
         if isinstance(exc, KeyboardInterrupt):
             # Here, since typer turns an interrupt into an exit without a word.
-            sys.exit(print_interrupted())
+            sys.exit(print_interrupted(self._interrupted))
         known = as_known(exc)
         if self._json and known is not None:
             print_json({"error": error_as_json(known)})
@@ -87,6 +89,7 @@ class Console:
         return None if self._quiet else self._step
 
     def _step(self, done: int, total: int, loss: float) -> None:
+        self._interrupted = "the same command goes on from the last state that was saved"
         if not sys.stderr.isatty():
             # A log is to show that it goes on, not every step.
             if done in (1, total) or done % max(1, total // _LINES) == 0:
@@ -190,9 +193,13 @@ def print_error(exc: DiffxferError) -> None:
     typer.echo(f"error: {printable(str(exc))}", err=True)
 
 
-def print_interrupted() -> int:
-    """Say on stderr that a run was interrupted, and give its exit status."""
-    typer.echo("interrupted: nothing was written", err=True)
+def print_interrupted(remark: str = _NOTHING) -> int:
+    """Say on stderr that a run was interrupted, and give its exit status.
+
+    Args:
+        remark: what that means.
+    """
+    typer.echo(f"interrupted: {remark}", err=True)
     return INTERRUPTED
 
 

@@ -28,7 +28,7 @@ def tune(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Train a model further on rows of text, all its parameters; a graft above all."""
+    """Train all parameters of a model further, on rows of text."""
     from diffxfer import tune as tune_model
 
     with Console(json=json, quiet=quiet) as console:

@@ -38,7 +38,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 table {{ border-collapse: collapse; margin: 1rem 0 2rem }}
 th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd }}
 th:first-child, td:first-child {{ text-align: left }}
-td.best {{ font-weight: bold }}
+td.best {{ font-weight: bold }} td small {{ font-weight: normal }}
 small, caption {{ color: #666 }}
 caption {{ text-align: left; padding-bottom: .4rem }}
 pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto }}

@@ -62,7 +62,7 @@ class ChainReport:
         run: its folder.
         rounds: in order.
         measures: what was scored, those that were asked for.
-        recipe: as values that JSON has.
+        recipe: what it says beside defaults, as values that JSON has.
         steps_done: how many steps were done now; 0 if all of them were done already.
         elapsed_s: seconds from the call to the result.
     """
@@ -110,9 +110,8 @@ def make_report(
         graft = found["graft"]
         alpha = None if graft is None else graft["alpha"]
         rounds.append(Round(number, Path(base).name, alpha, scores, losses))
-    return ChainReport(
-        run, tuple(rounds), tuple(measures), recipe.model_dump(mode="json"), steps_done, elapsed_s
-    )
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    return ChainReport(run, tuple(rounds), tuple(measures), said, steps_done, elapsed_s)
 
 
 _KEYS = ("graft", "model", "direct", "scores")

@@ -65,7 +65,8 @@ def make_config(options: TuneOptions, output: Path, device: str | None) -> SFTCo
         raise TrainingError(
             "",
             f"{gpus} GPUs are visible, and one process trains on one",
-            "run it as accelerate launch -m diffxfer tune …, or set CUDA_VISIBLE_DEVICES to one",
+            "run it as accelerate launch --multi_gpu -m diffxfer tune …, or name one in"
+            " CUDA_VISIBLE_DEVICES",
         )
     # Older releases of transformers know it by the other name alone.
     name = "activation_checkpointing"

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import read_object
-from diffxfer.checkpoints.filesystem import sync_folder
-from diffxfer.checkpoints.writer import lock_folder, write_error
+from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
+from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OutputError, OutputExistsError, RecipeError
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
-from diffxfer.checkpoints.filesystem import sync_folder
-from diffxfer.checkpoints.writer import lock_folder, place_of
+from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
+from diffxfer.checkpoints.writer import place_of
 from diffxfer.errors import CompanionError, OutputError, TrainingError
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class WorkFolder:
         place = place_of(out)
         self.path = place.parent / f".{place.name}.tuning"
         self._lock_fd = -1
+        self._made_parents: list[Path] = []
+        self._ours = False
 
     def open(self, run: dict[str, Any], *, restart: bool) -> None:
         """Make the folder, or make sure that it is this run's; one process does this.
@@ -68,6 +71,8 @@ class WorkFolder:
             OutputError: if it cannot be written, or a run is going on in it.
         """
         try:
+            parents = self.path.parents
+            self._made_parents = [path for path in parents if not os.path.lexists(path)]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_fd = lock_folder(self.path)
         except BlockingIOError as exc:
@@ -77,9 +82,11 @@ class WorkFolder:
             problem = f"cannot be written ({exc.strerror or exc})"
             raise OutputError(self.path, problem, "choose another -o") from exc
         known = self._known()
-        if known is not None and not restart:
+        # Where no state was complete there is nothing to lose.
+        if known is not None and not restart and self.newest() is not None:
             self._refuse_other(known, run)
         else:
+            self._ours = True
             self._empty()
             write_durably(self.path / _RUN, json.dumps(run, indent=1).encode())
         for folder in self._checkpoints():
@@ -141,13 +148,18 @@ class WorkFolder:
     def remove(self) -> None:
         """Remove the folder, once the output is there."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self.close()
 
     def close(self) -> None:
-        """Let go of it, for another run to continue."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        """Let go of it: it stays only if there is something in it to continue from."""
+        if self._lock_fd < 0:  # another process has it, or another run
+            return
+        if self._ours and self.path.is_dir() and self.newest() is None:
+            self.remove()
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+        for folder in self._made_parents:
+            with suppress(OSError):  # above all where there is something in it by now
+                folder.rmdir()
 
     def _checkpoints(self) -> list[Path]:
         return [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from diffxfer.checkpoints import shard_writer, writer
+from diffxfer.checkpoints import filesystem, shard_writer, writer
 from diffxfer.checkpoints.header import layout_shard
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import (
@@ -280,7 +280,7 @@ def test_a_lock_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def flock(fd: int, how: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(writer.fcntl, "flock", flock)
+    monkeypatch.setattr(filesystem.fcntl, "flock", flock)
     before = open_files()
     with pytest.raises(OutputError, match="No locks available"):
         write(tmp_path / "new" / "out")
