@@ -42,15 +42,16 @@ class Console:
     Args:
         json: print one JSON object on stdout, also for an error.
         quiet: print nothing but warnings and errors.
+        interrupted: what it means for the command to be interrupted.
     """
 
-    def __init__(self, *, json: bool, quiet: bool) -> None:
+    def __init__(self, *, json: bool, quiet: bool, interrupted: str = _NOTHING) -> None:
         # Of several processes of one training, the first one talks.
         self._others = os.environ.get("RANK", "0") != "0"
         self._json = json and not self._others
         self._quiet = quiet or self._others
         self._bar: Progress | None = None
-        self._interrupted = _NOTHING
+        self._interrupted = interrupted
 
     def __enter__(self) -> Console:
         return self
@@ -89,7 +90,8 @@ class Console:
         return None if self._quiet else self._step
 
     def _step(self, done: int, total: int, loss: float) -> None:
-        self._interrupted = "the same command goes on from the last state that was saved"
+        if self._interrupted == _NOTHING:
+            self._interrupted = "the same command goes on from the last state that was saved"
         if not sys.stderr.isatty():
             # A log is to show that it goes on, not every step.
             if done in (1, total) or done % max(1, total // _LINES) == 0:
@@ -144,6 +146,7 @@ class Console:
             print_json(report.as_json())
             return
         print_chain(report)
+        _warn(report.warnings)
         if not report.steps_done:
             self.say("all rounds were done already")
         self.say(f"the whole story is in {report.run / 'report.html'}")

@@ -37,7 +37,8 @@ def iterate(
     """Follow a recipe of rounds: graft on each new base, tune, score."""
     from diffxfer import iterate as iterate_chain
 
-    with Console(json=json, quiet=quiet) as console:
+    kept = "what is done is kept, and the same command goes on from there"
+    with Console(json=json, quiet=quiet, interrupted=kept) as console:
         with chatter_on_stderr(quiet=quiet):
             report = iterate_chain(
                 recipe,

@@ -63,6 +63,7 @@ class ChainReport:
         rounds: in order.
         measures: what was scored, those that were asked for.
         recipe: what it says beside defaults, as values that JSON has.
+        warnings: of all steps, one line each.
         steps_done: how many steps were done now; 0 if all of them were done already.
         elapsed_s: seconds from the call to the result.
     """
@@ -71,6 +72,7 @@ class ChainReport:
     rounds: tuple[Round, ...]
     measures: tuple[Measure, ...]
     recipe: dict[str, Any]
+    warnings: tuple[str, ...]
     steps_done: int
     elapsed_s: float
 
@@ -111,7 +113,10 @@ def make_report(
         alpha = None if graft is None else graft["alpha"]
         rounds.append(Round(number, Path(base).name, alpha, scores, losses))
     said = recipe.model_dump(mode="json", exclude_defaults=True)
-    return ChainReport(run, tuple(rounds), tuple(measures), said, steps_done, elapsed_s)
+    warnings = tuple(
+        f"{key}: {warning}" for key, found in done.items() for warning in found.get("warnings", ())
+    )
+    return ChainReport(run, tuple(rounds), tuple(measures), said, warnings, steps_done, elapsed_s)
 
 
 _KEYS = ("graft", "model", "direct", "scores")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections import deque
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO
 
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.diffs.matching.ties import find_head, without_tied_head
+from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.reader import Checkpoint
 
 _TAIL = 12
 _PATIENCE_S = 20.0
@@ -55,12 +63,11 @@ def train_by_command(
     }
     words = [_fill(word, filled) for word in shlex.split(command)]
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        status = _run(words, log, home)
-    except FileNotFoundError as exc:
-        problem = f"cannot be run: there is no {words[0]}"
-        raise TrainingError(command, problem, "check the command in the recipe") from exc
+        with log.open("ab") as file:
+            _lock(file, words[0])
+            shutil.rmtree(scratch, ignore_errors=True)
+            status = _run(words, file, home)
     except OSError as exc:
         raise write_error(out, log.name, exc) from exc
     if status:
@@ -84,31 +91,58 @@ def _fill(word: str, filled: Mapping[str, str]) -> str:
     return word
 
 
-def _run(words: list[str], log: Path, home: Path) -> int:
-    with (
-        log.open("ab") as file,
-        _ended(
-            subprocess.Popen(
-                words, cwd=home, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            )
-        ) as process,
-    ):
+def _lock(log: BinaryIO, program: str) -> None:
+    """Refuse to begin beside a command that outlived a run that was killed.
+
+    The command writes to this very log, and so holds its lock for as long as it runs.
+    """
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        problem = "is still running, for a run that was killed"
+        raise TrainingError(
+            program, problem, f"end it, or wait for it; it writes {log.name}"
+        ) from exc
+
+
+def _run(words: list[str], log: BinaryIO, home: Path) -> int:
+    try:
+        process = subprocess.Popen(
+            words,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # In a group of its own: Ctrl-C reaches it by way of us, with all that it started.
+            start_new_session=True,
+        )
+    except OSError as exc:
+        problem = f"cannot be run in {home} ({exc.strerror})"
+        raise TrainingError(words[0], problem, "check the command in the recipe") from exc
+    with _ended(process):
         return process.wait()
 
 
 @contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """No command outlives the run that began it: it is asked to end, then made to."""
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """No command outlives a run that is interrupted: it is asked to end, then made to."""
     try:
-        yield process
+        yield
     finally:
         if process.poll() is None:
-            process.terminate()
+            _signal(process, signal.SIGTERM)
             try:
                 process.wait(_PATIENCE_S)
             except subprocess.TimeoutExpired:
-                process.kill()
+                pass
+            finally:
+                _signal(process, signal.SIGKILL)
                 process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def _tail(log: Path) -> Iterator[str]:
@@ -123,14 +157,21 @@ def _check(model: Path, made: Path, command: str, log: Path) -> None:
     if not made.is_dir():
         raise TrainingError(command, "ended well, and left nothing at {output}", remedy)
     try:
-        found = open_checkpoint(made, "trained").tensors
+        found = _own_tensors(open_checkpoint(made, "trained"))
     except CheckpointError as exc:
         problem = f"left no checkpoint at {{output}} ({exc.problem})"
         raise TrainingError(command, problem, remedy) from exc
-    expected = open_checkpoint(model, "starting").tensors
+    expected = _own_tensors(open_checkpoint(model, "starting"))
     for name in sorted({*expected, *found}):
         ours, theirs = expected.get(name), found.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = [str(spec.shape) if spec else "nothing" for spec in (ours, theirs)]
             problem = f"{name} is {shapes[0]} in {model} and {shapes[1]} in what it left"
             raise TrainingError(command, problem, remedy)
+    if read_tokenizer(model) is not None and read_tokenizer(made) is None:
+        raise TrainingError(command, "left no tokenizer at {output}", f"save it too; {remedy}")
+
+
+def _own_tensors(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
+    """All but a tied head, which transformers leaves out when it saves."""
+    return without_tied_head(checkpoint.tensors, find_head(checkpoint.tensors, checkpoint.config))

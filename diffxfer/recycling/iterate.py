@@ -7,18 +7,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import refuse_small_disk, refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import OptionError
 from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
 from diffxfer.recycling.chain_report import ChainReport, make_report
-from diffxfer.recycling.disk import peak_bytes
+from diffxfer.recycling.disk import Size, peak_bytes
+from diffxfer.recycling.inputs import data_identity, model_identity
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
 from diffxfer.recycling.state import State
 from diffxfer.recycling.steps import Hands, do_step
+from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,19 +73,18 @@ def iterate(
     if from_round is not None and not 1 <= from_round <= len(plan.bases):
         problem = f"{from_round} is no round of this recipe"
         raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
+    _refuse_without_trl(plan)
     opened = _open(plan)
     refuse_unsafe_output(run / "rounds", [*map(Path, opened), recipe], overwrite=False)
     steps = plan_chain(plan, run)
     tell = progress or _nobody_listens
     hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
-    inputs = {path: _identity(checkpoint) for path, checkpoint in opened.items()}
-    with State(run, plan.model_dump(mode="json"), inputs, redo=from_round is not None) as state:
-        if from_round is not None:
-            state.forget({step.key for step in steps if step.round >= from_round})
-        pending = _pending(steps, state.done)
-        state.forget({step.key for step in pending})
+    inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
+    inputs |= data_identity(plan)
+    with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
+        pending = _begin(steps, state, from_round)
         if pending:
-            sizes = {path: _bytes(checkpoint) for path, checkpoint in opened.items()}
+            sizes = {path: _size(checkpoint) for path, checkpoint in opened.items()}
             refuse_small_disk(run / "rounds", peak_bytes(pending, steps, plan, sizes))
             state.save()
         _do(pending, steps, hands, state)
@@ -113,16 +112,43 @@ def _open(plan: Recipe) -> dict[str, Checkpoint]:
     return {path: open_checkpoint(Path(path), role) for path, role in roles.items()}
 
 
-def _identity(checkpoint: Checkpoint) -> str:
-    """Tells one state of an input from another by its headers; its dates may change."""
-    known = [
-        (shard.path.name, shard.size, shard.header_hash) for shard in checkpoint.weights.shards
-    ]
-    return xxhash.xxh3_128_hexdigest(repr(known).encode())
+def _refuse_without_trl(plan: Recipe) -> None:
+    """Tell before the first step what would stop a later one."""
+    if plan.train is not None and plan.train.command is None:
+        require_trl()
 
 
-def _bytes(checkpoint: Checkpoint) -> int:
-    return sum(shard.size for shard in checkpoint.weights.shards)
+def _size(checkpoint: Checkpoint) -> Size:
+    weights_bytes = sum(shard.size for shard in checkpoint.weights.shards)
+    return Size(weights_bytes, checkpoint.elements)
+
+
+def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[Step]:
+    """The steps to do; what the state knew of them is forgotten."""
+    if from_round is not None:
+        again = [step for step in steps if step.round >= from_round]
+        # What another recipe planned besides is not this one's.
+        planned = {step.key for step in steps}
+        state.forget({step.key for step in again} | (state.done.keys() - planned))
+        for step in again:
+            _clear(step)
+    pending = _pending(steps, state.done)
+    first = min((step.round for step in pending), default=from_round or 1)
+    if from_round is not None and state.mixed and first < from_round:
+        folder = next(step.key for step in pending if step.round == first)
+        problem = f"{folder} is gone, which round {from_round} needs, and the recipe changed"
+        raise OptionError("--from-round", problem, f"give {first}, to do all of it by the new one")
+    state.forget({step.key for step in pending})
+    return pending
+
+
+def _clear(step: Step) -> None:
+    """Remove what a run that was killed left of a step, which is not to be continued."""
+    if step.out is None or step.verb is Verb.SCORE:
+        return
+    for suffix in (".tuning", ".command", ".partial-*"):
+        for left in step.out.parent.glob(f".{step.out.name}{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
@@ -140,14 +166,23 @@ def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
 
 
 def _do(pending: Sequence[Step], steps: Sequence[Step], hands: Hands, state: State) -> None:
+    _remove(pending, steps, hands)  # a kill may have come before the last run did
+    made: set[Path | None] = set()
     for number, step in enumerate(pending, 1):
         what = f"{_DOING[step.verb]} {_subject(step, hands.run)}"
         hands.tell(f"{round_name(step.round)}, step {number} of {len(pending)}: {what}")
+        if not made.isdisjoint(step.reads):
+            _clear(step)  # it was begun with what stood there before
         state.finish(step.key, do_step(step, hands, state.done))
-        later = {other.key for other in pending[number:]}
-        settled = {step.key for step in steps} - later
-        for folder in to_remove(steps, settled, hands.recipe.keep):
-            shutil.rmtree(folder, ignore_errors=True)
+        made.add(step.out)
+        _remove(pending[number:], steps, hands)
+
+
+def _remove(later: Sequence[Step], steps: Sequence[Step], hands: Hands) -> None:
+    """Remove the folders that no later step needs, and that are not to be kept."""
+    settled = {step.key for step in steps} - {step.key for step in later}
+    for folder in to_remove(steps, settled, hands.recipe.keep):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _subject(step: Step, run: Path) -> str:

@@ -47,7 +47,7 @@ class TuneOptions:
     @property
     def interval(self) -> int:
         """Steps from one resumable state to the next."""
-        return self.save_every or max(50, self.steps // 10)
+        return _interval(self.steps, self.save_every)
 
     def command(self, *, distilled: bool) -> dict[str, float]:
         """What a manifest says of them: all that shapes the result.
@@ -61,6 +61,22 @@ class TuneOptions:
             *(("distill_weight", "temperature", "hidden_weight") if distilled else ()),
         ]
         return {name: getattr(self, name) for name in names}
+
+
+def _interval(steps: int, save_every: int | None) -> int:
+    return save_every or max(50, steps // 10)
+
+
+def state_bytes(parameters: int, steps: int, save_every: int | None) -> int:
+    """The disk that training takes at most beside its result.
+
+    Args:
+        parameters: of the model; in a state, each is a float32, and so are AdamW's two moments.
+        steps: see `TuneOptions`.
+        save_every: see `TuneOptions`.
+    """
+    states = min(2, (steps - 1) // _interval(steps, save_every))
+    return 4 * parameters * (3 * states + 1)
 
 
 def check_options(options: TuneOptions, *, distilled: bool, device: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 import shlex
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,16 +13,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffxfer.errors import RecipeError
+from diffxfer.recycling.data import is_file
 
 PLACEHOLDERS = ("{model}", "{output}", "{round}", "{teacher}")
 PREVIOUS = "previous"
 _MAX_BYTES = 1_000_000
+_PATHS = "paths in a recipe are relative to its folder"
 
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
+# No path and no argument of a program can hold NUL.
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Strict: `steps: yes` is not 1 step.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class TrainPart(_Part):
@@ -32,7 +39,7 @@ class TrainPart(_Part):
         teacher: a folder, or ``"previous"`` for the model of the round before.
     """
 
-    data: str | None = None
+    data: Name | None = None
     steps: int | None = Field(None, ge=1)
     learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
     batch_size: int = Field(8, ge=1)
@@ -42,11 +49,11 @@ class TrainPart(_Part):
     seed: int = Field(0, ge=0, lt=1 << 32)
     save_every: int | None = Field(None, ge=1)
     device: Literal["cpu", "cuda"] | None = None
-    teacher: str | None = None
+    teacher: Name | None = None
     distill_weight: float | None = Field(None, ge=0, le=1)
     temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
     hidden_weight: float | None = Field(None, ge=0, allow_inf_nan=False)
-    command: str | None = None
+    command: Name | None = None
 
     @model_validator(mode="after")
     def _one_way_to_train(self) -> TrainPart:
@@ -78,8 +85,8 @@ def _check_command(command: str, teacher: str | None) -> None:
 class EvalPart(_Part):
     """How each round is scored: see `diffxfer.evaluate`, whose options these are."""
 
-    tasks: list[str] = Field(min_length=1)
-    include_path: str | None = None
+    tasks: list[Name] = Field(min_length=1)
+    include_path: Name | None = None
     num_fewshot: int | None = None
     limit: float | None = None
     batch_size: int | str = 1
@@ -110,8 +117,8 @@ class Recipe(_Part):
         keep: what stays on disk: all, the models, or the last model.
     """
 
-    bases: list[str] = Field(min_length=2)
-    finetuned: str | None = None
+    bases: list[Name] = Field(min_length=2)
+    finetuned: Name | None = None
     mode: Literal["iter", "dir"] = "iter"
     alpha: Alpha | list[Alpha] = 1.0
     train: TrainPart | None = None
@@ -121,8 +128,15 @@ class Recipe(_Part):
 
     @property
     def alphas(self) -> list[float]:
-        """The scales, one or more."""
-        return self.alpha if isinstance(self.alpha, list) else [self.alpha]
+        """The scales, one or more, each once."""
+        given = self.alpha if isinstance(self.alpha, list) else [self.alpha]
+        return list(dict.fromkeys(given))
+
+    @property
+    def tunes_plainly(self) -> bool:
+        """Whether a base is tuned by itself somewhere in the chain, without a teacher."""
+        between = self.mode == "dir" and len(self.bases) > 2
+        return self.finetuned is None or "direct" in self.controls or between
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
@@ -136,22 +150,42 @@ class Recipe(_Part):
             raise ValueError("alpha names no scale")
         if len(self.alphas) > 1 and self.eval is None:
             raise ValueError("several alphas are chosen from by a task: it needs eval")
+        command = self.train.command if self.train is not None else None
+        if command is not None and "{teacher}" in command and self.tunes_plainly:
+            raise ValueError(
+                "command has {teacher}, and a base tuned plainly has none: give finetuned, and "
+                "neither mode dir nor the control direct"
+            )
         return self
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that stands twice: the first would be lost in silence."""
+    """Reads YAML, and refuses a key that stands twice: the first would be lost in silence.
+
+    So are aliases: a few lines of them stand for more values than memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, *name: write out what that stands for")
+        return super().compose_node(parent, index)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise yaml.YAMLError(f"{twice} stands twice")
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        name = loader.construct_object(key, deep=True)
+        if name in seen:
+            raise yaml.YAMLError(f"{name} stands twice")
+        seen.add(name)
     return loader.construct_mapping(node, deep=True)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+# A number in YAML 1.2 and in JSON, text in YAML 1.1, which PyYAML reads: 1e-5.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -167,12 +201,14 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: if it cannot be read, or a key is not as expected.
     """
     try:
+        if not path.is_file() and path.exists():
+            raise RecipeError(path, "is no file", "give the recipe, a YAML file")
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(path, "is too large for a recipe", "check the path")
         document = yaml.load(path.read_text("utf-8"), _Loader)
     except OSError as exc:
         raise RecipeError(path, f"cannot be read ({exc.strerror})", "check the path") from exc
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:
         reason = " ".join(str(exc).split())
         raise RecipeError(path, f"is no YAML that we can read ({reason})", "mend it") from exc
     if not isinstance(document, dict):
@@ -196,7 +232,8 @@ def _refusal(path: Path, exc: ValidationError) -> RecipeError:
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return RecipeError(f"{path}: {key}", "is no key of a recipe", remedy)
     message = first["msg"].removeprefix("Value error, ")
-    found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
+    absent = first["type"] in ("missing", "value_error")
+    found = "" if absent else f", found {reprlib.repr(first['input'])}"
     where = f"{path}: {key}" if key else str(path)
     return RecipeError(where, f"{message[:1].lower()}{message[1:]}{found}"[:300], "mend the recipe")
 
@@ -212,8 +249,10 @@ def _resolve(recipe: Recipe, home: Path) -> Recipe:
         changed: dict[str, str] = {}
         if train.teacher not in (None, PREVIOUS):
             changed["teacher"] = folder(str(train.teacher))
-        if train.data is not None and Path(folder(train.data)).exists():
+        if train.data is not None and (is_file(train.data) or Path(folder(train.data)).exists()):
             changed["data"] = folder(train.data)
+            if not Path(changed["data"]).is_file():
+                raise RecipeError(changed["data"], "is no file, and train.data names it", _PATHS)
         train = train.model_copy(update=changed)
     if scored is not None and scored.include_path is not None:
         scored = scored.model_copy(update={"include_path": folder(scored.include_path)})

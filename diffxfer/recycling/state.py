@@ -12,11 +12,12 @@ from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OutputError, OutputExistsError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 STATE_NAME = "state.json"
 FORMAT = 1
+_ANY_ROUND = 1 << 32
 
 
 class State:
@@ -26,7 +27,12 @@ class State:
         run: the run's folder, which is made.
         recipe: as values that JSON has.
         inputs: what tells one state of each input from another, by its path.
-        redo: whether a recipe that changed is taken over, since rounds are to be done again.
+        from_round: this round and all later ones are to be done again, so that what the recipe says
+            of them may have changed; None to go on.
+
+    Attributes:
+        done: what each step found, by its key.
+        mixed: whether rounds that are not done again were done by another recipe.
 
     Raises:
         OutputError: if the folder cannot be used, or another run is using it.
@@ -34,17 +40,24 @@ class State:
     """
 
     def __init__(
-        self, run: Path, recipe: Mapping[str, Any], inputs: Mapping[str, str], *, redo: bool
+        self,
+        run: Path,
+        recipe: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        from_round: int | None,
     ) -> None:
         self._run = run
         self._path = run / STATE_NAME
+        self._partial = self._path.with_suffix(".partial")
         self._recipe = dict(recipe)
         self._inputs = dict(inputs)
         self.done: dict[str, Any] = {}
+        self.mixed = False
         self._lock_fd = -1
         self._open()
         try:
-            self._read(redo=redo)
+            self._read(from_round)
         except BaseException:
             self.close()
             raise
@@ -64,7 +77,9 @@ class State:
     def _open(self) -> None:
         try:
             self._run.mkdir(parents=True, exist_ok=True)
-            if not self._path.exists() and any(self._run.iterdir()):
+            # A kill may have left the first state half written.
+            others = (path for path in self._run.iterdir() if path != self._partial)
+            if not self._path.exists() and any(others):
                 problem = f"is not empty, and has no {STATE_NAME} of a run"
                 raise OutputExistsError(self._run, problem, "choose another -o")
             self._lock_fd = lock_folder(self._run)
@@ -74,7 +89,7 @@ class State:
         except OSError as exc:
             raise write_error(self._run, "", exc) from exc
 
-    def _read(self, *, redo: bool) -> None:
+    def _read(self, from_round: int | None) -> None:
         if not self._path.exists():
             return
         known = read_object(self._path)
@@ -82,15 +97,19 @@ class State:
             problem = f"has format {known.get('format')!r}, and this diffxfer reads {FORMAT}"
             raise RecipeError(self._path, problem, "choose another -o")
         self.done = dict(known.get("done", {}))
-        if redo:
-            return
-        remedy = "put it back, choose another -o, or give --from-round to do rounds again"
-        for key, was, now in _differences(known.get("recipe", {}), self._recipe):
-            problem = f"the recipe changed: {key} was {was} and is {now}"
-            raise RecipeError(self._run, problem, remedy)
+        begun = known.get("recipe", {})
+        for key, was, now in _differences(begun, self._recipe):
+            first = _first_round(key)
+            if from_round is None or first < from_round:
+                problem = f"the recipe changed: {key} was {was} and is {now}"
+                raise RecipeError(self._run, problem, _remedy(first))
+            self.mixed |= not key.startswith("bases.")
         for path, was in known.get("inputs", {}).items():
-            if self._inputs.get(path) != was:
-                raise RecipeError(path, "changed since this run was begun", remedy)
+            first = min((_first_round(key) for key in _keys_of(path, begun)), default=1)
+            again = from_round is not None and from_round <= first
+            if again or self._inputs.get(path) == was:
+                continue
+            raise RecipeError(path, "changed since this run was begun", _remedy(first))
 
     def forget(self, keys: set[str]) -> None:
         """Take steps for not done."""
@@ -121,27 +140,51 @@ class State:
             "inputs": self._inputs,
             "done": self.done,
         }
-        partial = self._path.with_suffix(".partial")
         try:
-            with partial.open("w", encoding="utf-8") as file:
+            with self._partial.open("w", encoding="utf-8") as file:
                 json.dump(document, file, indent=2)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(self._path)
+            self._partial.replace(self._path)
             sync_folder(self._run)
         except OSError as exc:
             raise write_error(self._run, STATE_NAME, exc) from exc
 
 
-def _differences(
-    was: Mapping[str, Any], now: Mapping[str, Any], above: str = ""
-) -> list[tuple[str, str, str]]:
+def _remedy(first: int) -> str:
+    again = f"--from-round {first}" if first < _ANY_ROUND else "--from-round"
+    return f"put it back, choose another -o, or give {again} to do rounds again"
+
+
+def _first_round(key: str) -> int:
+    """The first round that a key of a recipe shapes; a large number if that is left to a person."""
+    name, _, rest = key.partition(".")
+    if name == "bases" and rest.isdigit():
+        return int(rest) + 1
+    return {"finetuned": 1, "mode": 2}.get(name, _ANY_ROUND)
+
+
+def _keys_of(path: str, recipe: Mapping[str, Any]) -> list[str]:
+    """The keys of a recipe that name an input."""
+    return [key for key, value in _leaves(recipe) if value == path]
+
+
+def _leaves(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping or list, with its key."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from _leaves(inner, f"{above}.{key}" if above else str(key))
+    else:
+        yield above, value
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """The keys in which two recipes differ, and what they are in each."""
-    found = []
-    for key in [*was, *(key for key in now if key not in was)]:
-        old, new = was.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{above}{key}.")
-        elif old != new:
-            found.append((f"{above}{key}", json.dumps(old), json.dumps(new)))
-    return found
+    old, new = dict(_leaves(was)), dict(_leaves(now))
+    for key in dict.fromkeys((*old, *new)):
+        if (key in old, old.get(key)) != (key in new, new.get(key)):
+            before, after = (
+                json.dumps(known[key]) if key in known else "absent" for known in (old, new)
+            )
+            yield key, before, after

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.diffs.extract import extract_diff
 from diffxfer.diffs.graft import apply_diff
+from diffxfer.errors import EvaluationError
 from diffxfer.evaluation.evaluate import evaluate
 from diffxfer.recycling.chain import Step, Verb, round_name
 from diffxfer.recycling.command import train_by_command
@@ -76,8 +77,7 @@ def _extract(step: Step, hands: Hands) -> dict[str, Any]:
     assert step.out is not None
     finetuned, base = step.reads
     report = extract_diff(finetuned, base, step.out, progress=hands.moved)
-    _warn(report.warnings, hands)
-    return {"inexact": sum(report.inexact.values())}
+    return {"inexact": sum(report.inexact.values()), "warnings": list(report.warnings)}
 
 
 def _graft(step: Step, hands: Hands, done: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +86,7 @@ def _graft(step: Step, hands: Hands, done: Mapping[str, Any]) -> dict[str, Any]:
     alpha = chosen["alpha"] if chosen else hands.recipe.alphas[0]
     diff, base = step.reads
     report = apply_diff(diff, base, step.out, alpha=alpha, progress=hands.moved)
-    _warn(report.warnings, hands)
-    return {"alpha": alpha, "tensors": report.tensors}
+    return {"alpha": alpha, "tensors": report.tensors, "warnings": list(report.warnings)}
 
 
 def _tune(step: Step, hands: Hands) -> dict[str, Any]:
@@ -113,8 +112,8 @@ def _tune(step: Step, hands: Hands) -> dict[str, Any]:
         progress=hands.training,
         **_tuning(train, distilled=teacher is not None),
     )
-    _warn(report.warnings, hands)
-    return {"log": [{name: entry[name] for name in ("step", "loss")} for entry in report.log]}
+    log = [{name: entry[name] for name in ("step", "loss")} for entry in report.log]
+    return {"log": log, "warnings": list(report.warnings)}
 
 
 def _tuning(train: TrainPart, *, distilled: bool) -> dict[str, Any]:
@@ -145,13 +144,18 @@ def _choose(step: Step, hands: Hands) -> dict[str, Any]:
         progress=hands.tell,
         **_scoring(scoring, tasks=scoring.tasks[:1]),
     )
-    assert evaluation.best is not None, "there are several alphas"
+    if evaluation.best is None:
+        problem = f"gives {base} no score to choose alpha by"
+        raise EvaluationError(
+            scoring.tasks[0], problem, "put another task first, or give one alpha"
+        )
     values = {
         repr(row.alpha): row.value
         for row in evaluation.rows
         if row.alpha is not None and row.column == evaluation.columns[0]
     }
-    hands.tell(f"alpha {evaluation.best.alpha!r} is best on {evaluation.best.task}: {values}")
+    listed = ", ".join(f"{alpha} scores {value:.4f}" for alpha, value in values.items())
+    hands.tell(f"alpha {evaluation.best.alpha!r} is best on {evaluation.best.task}: {listed}")
     return {"alpha": evaluation.best.alpha, "values": values}
 
 
@@ -159,27 +163,25 @@ def _score(step: Step, hands: Hands) -> dict[str, Any]:
     scoring = hands.recipe.eval
     assert scoring is not None
     columns = dict(zip(step.columns, step.reads, strict=True))
-    direct = columns.pop("direct", None)
     evaluation = evaluate(
         list(dict.fromkeys(columns.values())),
-        finetuned=direct,
+        # What is recovered is a share of what direct tuning gains over the base.
+        finetuned=columns.get("direct") if "base" in columns else None,
         output=step.out,
         progress=hands.tell,
         **_scoring(scoring, tasks=scoring.tasks),
     )
-    _warn(evaluation.warnings, hands)
-    named = {str(folder): column for column, folder in columns.items()}
-    if direct is not None:
-        named.setdefault(str(direct), "direct")
     known = evaluation.as_json()
-    rows = [{**row, "model": named[row["model"]]} for row in known["rows"]]
-    return {"rows": rows, "columns": known["columns"]}
+    first = step.columns[0]
+    # One folder may be two columns: a base that is its own fine-tuned model.
+    rows = [
+        {**row, "model": column, "baseline": first}
+        for column, folder in columns.items()
+        for row in known["rows"]
+        if row["model"] == str(folder)
+    ]
+    return {"rows": rows, "columns": known["columns"], "warnings": list(evaluation.warnings)}
 
 
 def _scoring(scoring: EvalPart, *, tasks: list[str]) -> dict[str, Any]:
     return {**scoring.model_dump(exclude={"tasks"}), "tasks": tasks}
-
-
-def _warn(warnings: tuple[str, ...], hands: Hands) -> None:
-    for warning in warnings:
-        hands.tell(f"warning: {warning}")

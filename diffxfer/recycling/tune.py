@@ -15,7 +15,13 @@ from diffxfer.diffs.extract import every_input
 from diffxfer.diffs.source import source_entry
 from diffxfer.errors import TrainingError
 from diffxfer.recycling.data import is_file, read_rows
-from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE, TuneOptions, check_options
+from diffxfer.recycling.options import (
+    DISTILL_WEIGHT,
+    TEMPERATURE,
+    TuneOptions,
+    check_options,
+    state_bytes,
+)
 from diffxfer.recycling.report import TuneReport
 from diffxfer.recycling.save import read_log, write_tuned
 from diffxfer.recycling.teacher import check_teacher, context_length
@@ -102,7 +108,7 @@ def tune(
         save_every=save_every,
     )
     check_options(options, distilled=teacher is not None, device=device)
-    _require_trl()
+    require_trl()
     job = _open(Path(model), str(data), Path(out), teacher, options, overwrite=overwrite)
     work = WorkFolder(job.out)
     try:
@@ -129,7 +135,12 @@ class _Job:
         return min(self.options.max_length, context or self.options.max_length)
 
 
-def _require_trl() -> None:
+def require_trl() -> None:
+    """Refuse to train where TRL is not installed.
+
+    Raises:
+        TrainingError: if it is not.
+    """
     if find_spec("trl") is None:
         raise TrainingError(
             "",
@@ -218,11 +229,10 @@ def _identity(job: _Job, processes: int, device: str) -> dict[str, Any]:
 
 
 def _bytes_needed(job: _Job) -> int:
-    """The disk that training takes at most: float32 weights, AdamW's two moments, the result."""
-    parameters = sum(spec.elements for spec in job.model.tensors.values())
+    """The disk that training takes at most."""
     result = sum(shard.size for shard in job.model.weights.shards)
-    states = min(2, (job.options.steps - 1) // job.options.interval)
-    return 4 * parameters * (3 * states + 1) + result
+    options = job.options
+    return state_bytes(job.model.elements, options.steps, options.save_every) + result
 
 
 def _write(
