@@ -205,7 +205,10 @@ def read_recipe(path: Path) -> Recipe:
             raise RecipeError(path, "is no file", "give the recipe, a YAML file")
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(path, "is too large for a recipe", "check the path")
-        document = yaml.load(path.read_text("utf-8"), _Loader)
+        text = path.read_text("utf-8")
+        if text.lstrip().startswith("{"):  # JSON, which may be indented by tabs, and YAML may not
+            text = text.replace("\t", " ")
+        document = yaml.load(text, _Loader)
     except OSError as exc:
         raise RecipeError(path, f"cannot be read ({exc.strerror})", "check the path") from exc
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:
@@ -216,26 +219,43 @@ def read_recipe(path: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as exc:
-        raise _refusal(path, exc) from exc
+        raise _refusal(path, document, exc) from exc
     return _resolve(recipe, path.absolute().parent)
 
 
-def _refusal(path: Path, exc: ValidationError) -> RecipeError:
+def _refusal(path: Path, document: dict[Any, Any], exc: ValidationError) -> RecipeError:
     """The first thing that is wrong, by its key."""
-    first = exc.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    errors = exc.errors(include_url=False)
+    keys = [_key(document, error["loc"]) for error in errors]
+    # A key that may be of several types has an error for each; the deepest one knows most.
+    alike = [(k, e) for k, e in zip(keys, errors, strict=True) if k[:1] == keys[0][:1]]
+    deepest = max(len(key) for key, _ in alike)
+    key, first = next((k, e) for k, e in alike if len(k) == deepest)
+    where = f"{path}: {'.'.join(key)}" if key else str(path)
     if first["type"] == "extra_forbidden":
         parts: dict[str, type[_Part]] = {"train": TrainPart, "eval": EvalPart}
-        parent = parts.get(str(first["loc"][0]), Recipe)
-        known = sorted(parent.model_fields)
-        near = get_close_matches(str(first["loc"][-1]), known, n=1)
+        known = sorted(parts.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
+        near = get_close_matches(key[-1], known, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        return RecipeError(f"{path}: {key}", "is no key of a recipe", remedy)
-    message = first["msg"].removeprefix("Value error, ")
+        return RecipeError(where, "is no key of a recipe", remedy)
+    said = [e["msg"].removeprefix("Value error, ") for k, e in alike if k == key]
+    message = " or ".join(dict.fromkeys(text[:1].lower() + text[1:] for text in said))
     absent = first["type"] in ("missing", "value_error")
     found = "" if absent else f", found {reprlib.repr(first['input'])}"
-    where = f"{path}: {key}" if key else str(path)
-    return RecipeError(where, f"{message[:1].lower()}{message[1:]}{found}"[:300], "mend the recipe")
+    return RecipeError(where, f"{message}{found}"[:300], "mend the recipe")
+
+
+def _key(document: Any, place: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Where in the document an error is; pydantic names the types that it tried there too."""
+    found: list[str] = []
+    for number, part in enumerate(place):
+        there = isinstance(document, dict) and part in document
+        if there or (isinstance(document, list) and isinstance(part, int)):
+            document = document[part]
+        elif not (isinstance(document, dict) and number == len(place) - 1 and not found[1:]):
+            continue
+        found.append(str(part))
+    return tuple(found)
 
 
 def _resolve(recipe: Recipe, home: Path) -> Recipe:
