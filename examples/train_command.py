@@ -26,7 +26,9 @@ def read_rows(data: Path, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     return [
         (
             tokenizer(row["prompt"])["input_ids"],
-            tokenizer(row["completion"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"],
+            tokenizer(row["completion"] + tokenizer.eos_token, add_special_tokens=False)[
+                "input_ids"
+            ],
         )
         for row in rows
     ]

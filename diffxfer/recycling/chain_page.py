@@ -25,6 +25,14 @@ _NAMES = {
     "direct": "base, tuned plainly",
 }
 
+# No button that sends anything anywhere.
+_CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "plotlyServerURL": "",
+    "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+}
+
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -35,12 +43,16 @@ _PAGE = """\
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff }}
-table {{ border-collapse: collapse; margin: 1rem 0 2rem }}
-th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd }}
-th:first-child, td:first-child {{ text-align: left }}
+div.wide {{ overflow-x: auto; margin: 1rem 0 2rem }}
+table {{ border-collapse: collapse }}
+th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd;
+         white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left; padding-left: 0 }}
+td:first-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 8rem }}
 td.best {{ font-weight: bold }} td small {{ font-weight: normal }}
 small, caption {{ color: #666 }}
 caption {{ text-align: left; padding-bottom: .4rem }}
+p, li {{ overflow-wrap: anywhere }}
 pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto }}
 </style>
 </head>
@@ -48,7 +60,7 @@ pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto }}
 <h1>{title}</h1>
 <p>{summary}</p>
 {body}
-<h2>Recipe</h2>
+{warnings}<h2>Recipe</h2>
 <pre>{recipe}</pre>
 <p><small>diffxfer {version}</small></p>
 </body>
@@ -79,6 +91,7 @@ def write_page(report: ChainReport, path: Path) -> None:
         title=escape(f"Chain of {len(report.rounds)} bases"),
         summary=escape(bases),
         body="\n".join(parts),
+        warnings=_warnings(report),
         recipe=escape(yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)),
         version=version("diffxfer"),
     )
@@ -88,6 +101,11 @@ def write_page(report: ChainReport, path: Path) -> None:
         partial.replace(path)
     except OSError as exc:
         raise write_error(path.parent, path.name, exc) from exc
+
+
+def _warnings(report: ChainReport) -> str:
+    lines = "".join(f"<li>{escape(warning)}</li>\n" for warning in report.warnings)
+    return f"<h2>Warnings</h2>\n<ul>\n{lines}</ul>\n" if lines else ""
 
 
 def _section(report: ChainReport, measure: Measure) -> str:
@@ -102,9 +120,12 @@ def _section(report: ChainReport, measure: Measure) -> str:
         alpha = "" if each.alpha is None else f" <small>alpha {each.alpha:g}</small>"
         lines.append(f"<tr><td>{each.number}. {escape(each.base)}{alpha}</td>{cells}</tr>")
     name = escape(title_of(measure))
+    scored = [each.row(column, measure) for each in report.rounds for column in columns]
+    measured = any(row is not None and row["stderr"] is not None for row in scored)
+    caption = "<caption>± standard error</caption>\n" if measured else ""
     return (
-        f"<h2>{name}</h2>\n<table>\n<caption>± standard error</caption>\n"
-        f"<tr><th>round</th>{heads}</tr>\n" + "\n".join(lines) + "\n</table>"
+        f'<h2>{name}</h2>\n<div class="wide"><table>\n{caption}'
+        f"<tr><th>round</th>{heads}</tr>\n" + "\n".join(lines) + "\n</table></div>"
     )
 
 
@@ -144,7 +165,7 @@ def _scores(report: ChainReport, measure: Measure) -> Figure:
         if there:
             figure.add_trace(
                 Scatter(
-                    x=[_label(each) for each, _ in there],
+                    x=[each.number for each, _ in there],
                     y=[row["value"] for _, row in there],
                     error_y={"type": "data", "array": [row["stderr"] or 0 for _, row in there]},
                     mode="lines+markers",
@@ -152,18 +173,20 @@ def _scores(report: ChainReport, measure: Measure) -> Figure:
                     line={"color": _COLOURS[column]},
                 )
             )
-    labels = [_label(each) for each in report.rounds]
-    figure.update_xaxes(categoryorder="array", categoryarray=labels, title="round")
-    figure.update_yaxes(title=escape(measure[1]))
+    figure.update_xaxes(dtick=1, title="round")
+    figure.update_yaxes(title=escape(measure[1]))  # plotly reads some HTML in its texts
     return _styled(figure)
 
 
 def _losses(report: ChainReport) -> Figure | None:
     """Training steps against loss, a curve for each round and model; None without training."""
+    from plotly.colors import sample_colorscale
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for each in report.rounds:
+    last = max(1, len(report.rounds) - 1)
+    for place, each in enumerate(report.rounds):
+        colour = sample_colorscale("Plasma", [0.85 * place / last])[0]
         for name, log in each.losses.items():
             if log:
                 figure.add_trace(
@@ -171,8 +194,8 @@ def _losses(report: ChainReport) -> Figure | None:
                         x=[entry["step"] for entry in log],
                         y=[entry["loss"] for entry in log],
                         mode="lines",
-                        name=f"{_label(each)}, {'plain' if name == 'direct' else 'model'}",
-                        line={"dash": "dot" if name == "direct" else "solid"},
+                        name=f"{each.number}: {_trained(name, each)}",
+                        line={"color": colour, "dash": "dot" if name == "direct" else "solid"},
                     )
                 )
     if not figure.data:
@@ -182,18 +205,18 @@ def _losses(report: ChainReport) -> Figure | None:
     return _styled(figure)
 
 
-def _label(each: Round) -> str:
-    # Plotly reads some HTML in its texts.
-    return escape(f"{each.number}. {each.base}")
+def _trained(name: str, each: Round) -> str:
+    plainly = name == "direct" or each.alpha is None
+    return _NAMES["direct" if plainly else "tuned"]
 
 
 def _styled(figure: Figure) -> Figure:
     figure.update_layout(
         template="plotly_white",
-        height=420,
-        margin={"t": 20, "r": 20},
+        height=400 + 10 * len(figure.data),
+        margin={"t": 20, "r": 20, "l": 60},
         hovermode="x unified",
-        legend={"orientation": "h", "y": -0.2},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top"},
         showlegend=True,
     )
     return figure
@@ -205,6 +228,6 @@ def _embed(figure: Figure, *, first: bool) -> str:
         figure.to_html(
             full_html=False,
             include_plotlyjs="inline" if first else False,
-            config={"displaylogo": False, "responsive": True},
+            config=_CONFIG,
         )
     )

@@ -66,22 +66,30 @@ def train_by_command(
         out.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             _lock(file, words[0])
-            shutil.rmtree(scratch, ignore_errors=True)
+            if scratch.is_dir():
+                shutil.rmtree(scratch)
+            scratch.unlink(missing_ok=True)
+            begun = file.seek(0, os.SEEK_END)
             status = _run(words, file, home)
     except OSError as exc:
         raise write_error(out, log.name, exc) from exc
     if status:
-        last = list(_tail(log))
+        last = list(_tail(log, begun))
         for line in last:
             tell(f"  {line}")
         said = f"; it said last: {last[-1]}" if last else ""
-        problem = f"exited with status {status}{said}"[:300]
+        ended = f"was ended by {_name(-status)}" if status < 0 else f"exited with status {status}"
+        problem = f"{ended}{said}"[:300]
         raise TrainingError(words[0], problem, f"its whole output is in {log}")
     _check(model, scratch, words[0], log)
     try:
         scratch.rename(out)
     except OSError as exc:
         raise write_error(out, "", exc) from exc
+
+
+def _name(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
 def _fill(word: str, filled: Mapping[str, str]) -> str:
@@ -145,8 +153,10 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _tail(log: Path) -> Iterator[str]:
+def _tail(log: Path, begun: int) -> Iterator[str]:
+    """The last lines of a run, whose output begins at that byte of the log."""
     with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(begun)
         lines = deque((line.rstrip() for line in file if line.strip()), maxlen=_TAIL)
     yield from lines
 

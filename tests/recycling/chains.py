@@ -73,7 +73,5 @@ def models(run: Path) -> dict[str, bytes]:
 def left(run: Path) -> set[str]:
     """Every folder and file of the rounds that is not of scores, hidden ones too."""
     return {
-        f"{path.parent.name}/{path.name}"
-        for path in run.glob("round-*/*")
-        if path.name != "scores"
+        f"{path.parent.name}/{path.name}" for path in run.glob("round-*/*") if path.name != "scores"
     }

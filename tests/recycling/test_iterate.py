@@ -75,9 +75,7 @@ class TestByHand:
             for name, content in models(run).items()
         }
         assert by_chain == by_hand
-        assert left(run) == {
-            f"round-{name[-2:].replace('-', '0')}/{name[:-2]}" for name in by_hand
-        }
+        assert left(run) == {f"round-{name[-2:].replace('-', '0')}/{name[:-2]}" for name in by_hand}
 
     def test_a_teacher_from_the_round_before(self, home: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -311,12 +309,13 @@ class TestFromRound:
 @pytest.mark.parametrize(
     ("keep", "kept"),
     [
-        (
+        pytest.param(
             "all",
             {
                 *("round-01/diff", "round-02/graft", "round-02/model", "round-02/direct"),
                 *("round-02/diff", "round-03/graft", "round-03/model", "round-03/direct"),
             },
+            marks=pytest.mark.slow,
         ),
         ("models", {f"round-0{n}/{name}" for n in (2, 3) for name in ("model", "direct")}),
         ("last", {"round-03/model"}),
@@ -390,9 +389,7 @@ class TestRefusals:
         ("text", "said"),
         [("{", "JSON"), ("[]", "state.json"), ('{"format": 9}', "has format 9, and this diffxfer")],
     )
-    def test_a_state_that_is_broken(
-        self, text: str, said: str, home: Path, tmp_path: Path
-    ) -> None:
+    def test_a_state_that_is_broken(self, text: str, said: str, home: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         run.mkdir()
         (run / "state.json").write_text(text)
@@ -411,9 +408,7 @@ def test_the_first_state_half_written_is_no_obstacle(home: Path, tmp_path: Path)
 
 
 def test_one_folder_for_two_roles(home: Path, tmp_path: Path) -> None:
-    report = follow(
-        home, tmp_path / "run", bases=["base", "base"], finetuned="base", eval=EVAL
-    )
+    report = follow(home, tmp_path / "run", bases=["base", "base"], finetuned="base", eval=EVAL)
     first, second = report.rounds
     assert first.scores.keys() == {"base", "tuned"}
     assert second.scores.keys() == {"base", "graft"}

@@ -122,8 +122,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"bases": ["m1", "m\0"]}, "bases.1: string should match"),
     ({"finetuned": True}, "finetuned: input should be a valid string, found True"),
     ({"mode": "both"}, "mode: input should be 'iter' or 'dir', found 'both'"),
-    ({"alpha": "big"}, "alpha: input should be a valid number or input should be a valid list, found 'big'"),
-    ({"alpha": True}, "alpha: input should be a valid number or input should be a valid list, found True"),
+    (
+        {"alpha": "big"},
+        "alpha: input should be a valid number or input should be a valid list, found 'big'",
+    ),
+    (
+        {"alpha": True},
+        "alpha: input should be a valid number or input should be a valid list, found True",
+    ),
     ({"alpha": [1.0, "x"]}, "alpha.1: input should be a valid number, found 'x'"),
     ({"alpha": []}, "alpha names no scale"),
     ({"alpha": [1, 2]}, "several alphas are chosen from by a task: it needs eval"),
@@ -160,7 +166,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"eval": {"tasks": []}}, "eval.tasks: list should have at least 1 item"),
     ({"eval": {"tasks": "gsm8k"}}, "eval.tasks: input should be a valid list, found 'gsm8k'"),
     ({"eval": {"tasks": ["t"], "bathc_size": 1}}, "eval.bathc_size: is no key of a recipe; did y"),
-    ({"eval": {"tasks": ["t"], "batch_size": [1]}}, "eval.batch_size: input should be a valid integer or input should be a valid string, fo"),
+    (
+        {"eval": {"tasks": ["t"], "batch_size": [1]}},
+        "eval.batch_size: input should be a valid integer or input should be a valid string, fo",
+    ),
 ]
 
 
