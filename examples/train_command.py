@@ -3,7 +3,7 @@
 It reads rows of `prompt` and `completion`, learns the completions, and leaves a checkpoint with all
 that the one it began with has. Put your own trainer in its place.
 
-$ python examples/train_command.py --model graft --output tuned --data examples/words.jsonl --steps 20
+$ python examples/train_command.py --model graft --output tuned --data examples/words.jsonl
 """
 
 import json

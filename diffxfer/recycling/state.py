@@ -125,7 +125,8 @@ class State:
         Raises:
             OutputError: if it cannot be written.
         """
-        self.done[key] = found
+        # As a later run reads it: with lists for tuples.
+        self.done[key] = json.loads(json.dumps(found))
         self.save()
 
     def save(self) -> None:

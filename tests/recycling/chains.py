@@ -17,12 +17,20 @@ if TYPE_CHECKING:
     from diffxfer.recycling.chain_report import ChainReport
 
 TRAIN: dict[str, Any] = {
-    **{"data": "train.jsonl", "steps": 2, "batch_size": 8, "learning_rate": RATE},
-    **{"max_length": 64, "device": "cpu"},
+    "data": "train.jsonl",
+    "steps": 2,
+    "batch_size": 8,
+    "learning_rate": RATE,
+    "max_length": 64,
+    "device": "cpu",
 }
 EVAL: dict[str, Any] = {
-    **{"tasks": ["pig_latin"], "include_path": str(FAMILY / "tasks"), "limit": 8},
-    **{"batch_size": 8, "device": "cpu", "dtype": "float32"},
+    "tasks": ["pig_latin"],
+    "include_path": str(FAMILY / "tasks"),
+    "limit": 8,
+    "batch_size": 8,
+    "device": "cpu",
+    "dtype": "float32",
 }
 
 

@@ -39,7 +39,9 @@ def train(tmp_path: Path) -> Callable[..., list[str]]:
         command = shlex.join([sys.executable, "trainer.py", *words])
         train_by_command(
             *(command, model, tmp_path / "a run" / "model"),
-            **{"number": 7, "teacher": FAMILY / "finetuned", "home": home},
+            number=7,
+            teacher=FAMILY / "finetuned",
+            home=home,
             tell=said.append,
         )
         return said
@@ -80,7 +82,10 @@ def test_the_tail_of_a_failure_is_shown(train: Callable[..., list[str]], tmp_pat
     ) as caught:
         train_by_command(
             *(command, FAMILY / "base", tmp_path / "run" / "model"),
-            **{"number": 1, "teacher": None, "home": tmp_path, "tell": said.append},
+            number=1,
+            teacher=None,
+            home=tmp_path,
+            tell=said.append,
         )
     assert said == [f"  line {number}" for number in range(18, 30)]
     assert str(tmp_path / "run" / "model.log") in str(caught.value)
@@ -99,7 +104,10 @@ def test_what_cannot_be_run(word: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=rf"{word}: cannot be run in .* \({said}"):
         train_by_command(
             *(f"{word} {{model}} {{output}}", FAMILY / "base", tmp_path / "model"),
-            **{"number": 1, "teacher": None, "home": tmp_path, "tell": print},
+            number=1,
+            teacher=None,
+            home=tmp_path,
+            tell=print,
         )
 
 
@@ -187,7 +195,10 @@ def test_the_trainer_of_the_examples(tmp_path: Path) -> None:
     words += ["--round", "{round}", "--data", str(rows), "--steps", "1"]
     train_by_command(
         *(shlex.join(words), FAMILY / "finetuned", tmp_path / "model"),
-        **{"number": 2, "teacher": None, "home": tmp_path, "tell": print},
+        number=2,
+        teacher=None,
+        home=tmp_path,
+        tell=print,
     )
     made, began = (families.contents(path) for path in (tmp_path / "model", FAMILY / "finetuned"))
     # The config says which transformers wrote it.

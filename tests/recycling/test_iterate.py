@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,9 @@ class TestByHand:
         follow(home, run, bases=["base", "target"], train=taught)
         model = trained(
             *(home, run / "round-02" / "graft", tmp_path / "model"),
-            **{"teacher": home / "finetuned", "distill_weight": 0.5, "temperature": 2.0},
+            teacher=home / "finetuned",
+            distill_weight=0.5,
+            temperature=2.0,
         )
         assert weights(model) == weights(run / "round-02" / "model")
 
@@ -91,7 +94,9 @@ class TestByHand:
         run = tmp_path / "run"
         report = follow(
             *(home, run),
-            **{"bases": ["base", "target"], "finetuned": None, "train": TRAIN},
+            bases=["base", "target"],
+            finetuned=None,
+            train=TRAIN,
             controls=["direct"],
         )
         for number, base in ((1, "base"), (2, "target")):
@@ -108,8 +113,11 @@ def scored(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("scored") / "run"
     report = follow(
         *(shared_home, run),
-        **{"bases": ["base", "target"], "train": TRAIN, "controls": ["base", "direct"]},
-        **{"alpha": [0.1, 1.2], "eval": EVAL},
+        bases=["base", "target"],
+        train=TRAIN,
+        controls=["base", "direct"],
+        alpha=[0.1, 1.2],
+        eval=EVAL,
     )
     assert report.steps_done == 7
     return run
@@ -143,7 +151,8 @@ class TestScores:
         outcome = tiny.run("iterate", shared_home / "chain.yaml", "-o", scored)
         title, heading, first, second = outcome.out.splitlines()
         assert title.strip() == "pig_latin, exact_match"
-        assert heading.split() == "round base model alpha base graft tuned direct".split()
+        columns = ["base", "graft", "tuned", "direct"]
+        assert heading.split() == ["round", "base", "model", "alpha", *columns]
         assert first.split()[:3] == ["1", "base", "0.0000"]
         assert second.split()[:4] == ["2", "target", "1.2", "0.0000"]
         assert outcome.err.splitlines() == [
@@ -169,9 +178,7 @@ class TestAgain:
         follow(home, run)
         (home / "base" / "model.safetensors").touch()
         monkeypatch.chdir(home)
-        from pathlib import Path as P
-
-        assert iterate("chain.yaml", P("../run")).steps_done == 0
+        assert iterate("chain.yaml", "../run").steps_done == 0
 
     @pytest.mark.parametrize(
         ("changes", "said"),
@@ -201,12 +208,12 @@ class TestAgain:
         follow(home, run)
         # The same shapes and names: only the numbers tell.
         shutil.copy(home / "target/model.safetensors", home / "newest/model.safetensors")
-        with pytest.raises(RecipeError, match="newest: changed since .* give --from-round 3"):
+        with pytest.raises(RecipeError, match=r"newest: changed since .* give --from-round 3"):
             iterate(home / "chain.yaml", run)
         assert iterate(home / "chain.yaml", run, from_round=3).steps_done == 1
         tiny.edit_json(home / "base/config.json", lambda config: config.update(bos_token_id=0))
         for chosen in (None, 2):
-            with pytest.raises(RecipeError, match="base: changed since .* give --from-round 1"):
+            with pytest.raises(RecipeError, match=r"base: changed since .* give --from-round 1"):
                 iterate(home / "chain.yaml", run, from_round=chosen)
         shutil.rmtree(home / "base")
         with pytest.raises(Exception, match="base"):
@@ -357,8 +364,6 @@ class TestRefusals:
             with pytest.raises(OutputError, match="is in use by another run"):
                 follow(home, run)
         finally:
-            import os
-
             os.close(held)
         assert follow(home, run).steps_done == 4
 

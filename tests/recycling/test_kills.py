@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffxfer import iterate
 from tests import families
 from tests.recycling.chains import EVAL, TRAIN, left, make_home, models, write_recipe
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytest.importorskip("trl")
 
@@ -61,7 +59,9 @@ iterate(recipe, run, progress=say, moved=moved, training=training)
 
 SHORT: dict[str, Any] = {"train": {**TRAIN, "steps": 3, "save_every": 1}, "keep": "models"}
 SCORED: dict[str, Any] = {
-    **{"bases": ["base", "target"], "train": None, "alpha": [0.9, 1.2]},
+    "bases": ["base", "target"],
+    "train": None,
+    "alpha": [0.9, 1.2],
     "eval": {**EVAL, "limit": 4},
 }
 
@@ -150,7 +150,7 @@ def test_scores_are_not_made_twice(where: str, noted: int, home: Path, tmp_path:
     iterate(recipe, run, progress=said.append)
     assert iterate(recipe, whole).rounds == iterate(recipe, run).rounds
     assert models(run) == models(whole)
-    assert len([line for line in said if "are reused from" in line]) >= len(scored) > -1
+    assert len([line for line in said if "are reused from" in line]) >= len(scored)
     assert not list(run.glob("round-*/scores/.*"))
 
 
@@ -242,7 +242,5 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    from pathlib import Path
-
     status = Path(f"/proc/{pid}/stat")
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from diffxfer import evaluate, tune
 from diffxfer.errors import RecipeError
 from diffxfer.recycling.recipe import read_recipe
 from tests.recycling.chains import recipe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from diffxfer.recycling.recipe import Recipe
 
 ROWS = {"data": "org/rows", "steps": 3}
@@ -81,10 +82,6 @@ class TestWhatIsRead:
     def test_defaults_are_those_of_the_commands(self, tmp_path: Path) -> None:
         found = read(tmp_path, json.dumps(recipe(train=ROWS, eval={"tasks": ["t"]})))
         assert (found.mode, found.keep, found.controls) == ("iter", "all", ["base"])
-        import inspect
-
-        from diffxfer import evaluate, tune
-
         for part, function in ((found.train, tune), (found.eval, evaluate)):
             assert part is not None
             theirs = inspect.signature(function).parameters
@@ -103,9 +100,7 @@ class TestWhatIsRead:
             {"bases": ["../m1", "/m2"], "train": {"data": "rows.jsonl", "steps": 1, "teacher": "t"}}
         )
         (tmp_path / "a b" / "chain.yaml").write_text(text)
-        from pathlib import Path as P
-
-        found = read_recipe(P("a b/chain.yaml"))
+        found = read_recipe(Path("a b/chain.yaml"))
         home = tmp_path / "a b"
         assert found.bases == [str(home / "../m1"), "/m2"]
         assert found.train is not None
@@ -229,6 +224,6 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 def test_rows_that_are_not_there_are_missed_at_once(tmp_path: Path) -> None:
     text = json.dumps(recipe(train={"data": "rows.jsonl", "steps": 1}))
+    (tmp_path / "chain.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"rows\.jsonl: is no file, and train\.data names it"):
-        (tmp_path / "chain.yaml").write_text(text)
         read_recipe(tmp_path / "chain.yaml")
