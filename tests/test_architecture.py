@@ -185,7 +185,7 @@ class TestThePublicFace:
         if "out" in theirs:
             ours["out"] = ours.pop("output")
         assert ours.keys() - theirs.keys() == {"json", "quiet"}
-        assert theirs.keys() - ours.keys() <= {"progress", "device", "salvage"}
+        assert theirs.keys() - ours.keys() <= {"progress", "moved", "training", "device", "salvage"}
         for option in ours.keys() & theirs.keys():
             text = str(theirs[option].default)  # a number may be text on the command line
             assert ours[option].default in (theirs[option].default, text, None), option

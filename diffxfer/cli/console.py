@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
-    from diffxfer.recycling.chain_report import ChainReport
     from diffxfer.recycling.report import TuneReport
 
 INTERRUPTED = 130
@@ -132,24 +131,10 @@ class Console:
                 _print_plan(report)
             elif not self._quiet:
                 _print_summary(report)
-            _warn(report.warnings)
+            print_warnings(report.warnings)
         if refusal:
             print_error(refusal)
             raise typer.Exit(1)
-
-    def show_chain(self, report: ChainReport) -> None:
-        """Print what a chain came to."""
-        from diffxfer.cli.chain_table import print_chain
-
-        self._stop_bar()
-        if self._json:
-            print_json(report.as_json())
-            return
-        print_chain(report)
-        _warn(report.warnings)
-        if not report.steps_done:
-            self.say("all rounds were done already")
-        self.say(f"the whole story is in {report.run / 'report.html'}")
 
     def show_tuned(self, report: TuneReport) -> None:
         """Print what was trained."""
@@ -161,10 +146,11 @@ class Console:
             for line in _tuning(report):
                 typer.echo(printable(line), err=True)
         if not self._others:
-            _warn(report.warnings)
+            print_warnings(report.warnings)
 
 
-def _warn(warnings: tuple[str, ...]) -> None:
+def print_warnings(warnings: tuple[str, ...]) -> None:
+    """Print warnings on stderr, one line each."""
     for warning in warnings:
         typer.echo(f"warning: {printable(warning)}", err=True)
 

@@ -9,7 +9,6 @@ import typer
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.chatter import chatter_on_stderr
-from diffxfer.cli.console import Console
 
 
 def iterate(
@@ -37,8 +36,9 @@ def iterate(
     """Follow a recipe of rounds: graft on each new base, tune, score."""
     from diffxfer import iterate as iterate_chain
 
-    kept = "what is done is kept, and the same command goes on from there"
-    with Console(json=json, quiet=quiet, interrupted=kept) as console:
+    from diffxfer.cli.chain_console import ChainConsole
+
+    with ChainConsole(json=json, quiet=quiet) as console:
         with chatter_on_stderr(quiet=quiet):
             report = iterate_chain(
                 recipe,

@@ -209,6 +209,8 @@ def read_recipe(path: Path) -> Recipe:
         if text.lstrip().startswith("{"):  # JSON, which may be indented by tabs, and YAML may not
             text = text.replace("\t", " ")
         document = yaml.load(text, _Loader)
+    except FileNotFoundError as exc:
+        raise RecipeError(path, "no such file", "give the recipe, a YAML file") from exc
     except OSError as exc:
         raise RecipeError(path, f"cannot be read ({exc.strerror})", "check the path") from exc
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:

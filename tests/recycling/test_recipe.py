@@ -213,7 +213,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"cannot be read \(No such file"):
+    with pytest.raises(RecipeError, match="no such file; give the recipe"):
         read_recipe(tmp_path / "nothing.yaml")
     with pytest.raises(RecipeError, match="is no file; give the recipe"):
         read_recipe(tmp_path)
