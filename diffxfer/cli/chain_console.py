@@ -20,6 +20,9 @@ class ChainConsole(Console):
     def __init__(self, *, json: bool, quiet: bool) -> None:
         super().__init__(json=json, quiet=quiet, interrupted=_KEPT)
 
+    def __enter__(self) -> ChainConsole:
+        return self
+
     def show_chain(self, report: ChainReport) -> None:
         """Print what a chain came to."""
         self._stop_bar()

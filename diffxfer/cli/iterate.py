@@ -35,7 +35,6 @@ def iterate(
 ) -> None:
     """Follow a recipe of rounds: graft on each new base, tune, score."""
     from diffxfer import iterate as iterate_chain
-
     from diffxfer.cli.chain_console import ChainConsole
 
     with ChainConsole(json=json, quiet=quiet) as console:
