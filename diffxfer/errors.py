@@ -13,6 +13,9 @@
     ├── ArtifactError             a manifest or diff vector that cannot be used
     ├── NonFiniteError            NaN, infinity or overflow in a tensor
     ├── EvaluationError           a model or a task that cannot be scored
+    ├── DataError                 rows to train on that cannot be used
+    ├── TrainingError             a training run that cannot go on
+    ├── RecipeError               a recipe of rounds that cannot be followed
     └── OutputError               an output that cannot be written
         ├── OutputExistsError     something is there already, or is one of the inputs
         └── DiskSpaceError        the disk is too small for it
@@ -147,6 +150,18 @@ class NonFiniteError(DiffxferError):
 
 class EvaluationError(DiffxferError):
     """A model or a task that cannot be scored."""
+
+
+class DataError(DiffxferError):
+    """Rows to train on that cannot be read, or are not of a form that we know."""
+
+
+class TrainingError(DiffxferError):
+    """A training run that cannot begin or go on."""
+
+
+class RecipeError(DiffxferError):
+    """A recipe of rounds that cannot be read or followed, or that changed since it was begun."""
 
 
 class OutputError(DiffxferError):

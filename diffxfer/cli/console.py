@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json as json_module
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
+    from diffxfer.recycling.report import TuneReport
 
 _INTERRUPTED, _STOPPED = 130, 143
 _NOTHING = "nothing was written"
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
-_PIPE_WIDTH = 10_000
+PIPE_WIDTH = 10_000
+"""How wide lines may be where no terminal is: they are not folded."""
+_LINES = 20
+"""How many steps of a training a log shows."""
 
 
 class _Stopped(KeyboardInterrupt):
@@ -47,13 +52,24 @@ class Console:
         json: print one JSON object on stdout, also for an error.
         quiet: print nothing but warnings and errors.
         output: the folder that is made, to say what is kept of it after an interruption.
+        interrupted: what it means for the command to be interrupted, where nothing is kept there.
     """
 
-    def __init__(self, *, json: bool, quiet: bool, output: Path | None = None) -> None:
-        self._json = json
-        self._quiet = quiet
+    def __init__(
+        self,
+        *,
+        json: bool,
+        quiet: bool,
+        output: Path | None = None,
+        interrupted: str = _NOTHING,
+    ) -> None:
+        # Of several processes of one training, the first one talks.
+        self._others = os.environ.get("RANK", "0") != "0"
+        self._json = json and not self._others
+        self._quiet = quiet or self._others
         self._output = output
         self._bar: Progress | None = None
+        self._interrupted = interrupted
 
     def __enter__(self) -> Console:
         self._sigterm = signal.signal(signal.SIGTERM, _stop)
@@ -79,7 +95,8 @@ class Console:
         from diffxfer.checkpoints.partial import find_unfinished
 
         kept = find_unfinished(self._output) if self._output else None
-        return f"run the same command again to continue; {kept}" if kept else _NOTHING
+        again = "run the same command again to continue"
+        return f"{again}; {kept}" if kept else self._interrupted
 
     @property
     def progress(self) -> Callable[[int, int], None] | None:
@@ -88,10 +105,33 @@ class Console:
 
     def _advance(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = _make_bar()
+            from diffxfer.cli.bars import make_bar
+
+            self._bar = make_bar()
             self._bar.start()
             self._bar.add_task("", total=total, completed=done)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    @property
+    def training(self) -> Callable[[int, int, float], None] | None:
+        """What to call with the steps done, the steps in all and the last loss; None if quiet."""
+        return None if self._quiet else self._step
+
+    def _step(self, done: int, total: int, loss: float) -> None:
+        if self._interrupted == _NOTHING:
+            self._interrupted = "the same command goes on from the last state that was saved"
+        if not sys.stderr.isatty():
+            # A log is to show that it goes on, not every step.
+            if done in (1, total) or done % max(1, total // _LINES) == 0:
+                typer.echo(f"step {done:,} of {total:,}: loss {loss:.4f}", err=True)
+            return
+        if self._bar is None:
+            from diffxfer.cli.bars import make_step_bar
+
+            self._bar = make_step_bar()
+            self._bar.start()
+            self._bar.add_task("", total=total, loss="")
+        self._bar.update(self._bar.task_ids[0], completed=done, loss=f"loss {loss:.4f}")
 
     def _stop_bar(self) -> None:
         if self._bar is not None:
@@ -100,6 +140,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """Print a line of talk on stderr."""
+        self._stop_bar()
         if not self._quiet:
             typer.echo(printable(line), err=True)
 
@@ -119,11 +160,28 @@ class Console:
                 _print_plan(report)
             elif not self._quiet:
                 _print_summary(report)
-            for warning in report.warnings:
-                typer.echo(f"warning: {printable(warning)}", err=True)
+            print_warnings(report.warnings)
         if refusal:
             print_error(refusal)
             raise typer.Exit(1)
+
+    def show_tuned(self, report: TuneReport) -> None:
+        """Print what was trained."""
+        self._stop_bar()
+        if self._json:
+            print_json(report.as_json())
+            return
+        if not self._quiet:
+            for line in _tuning(report):
+                typer.echo(printable(line), err=True)
+        if not self._others:
+            print_warnings(report.warnings)
+
+
+def print_warnings(warnings: tuple[str, ...]) -> None:
+    """Print warnings on stderr, one line each."""
+    for warning in warnings:
+        typer.echo(f"warning: {printable(warning)}", err=True)
 
 
 def printable(text: str) -> str:
@@ -193,28 +251,6 @@ def _refusal(report: Report) -> MatchError | None:
     return refusal(report.refused) if report.refused else None
 
 
-def _make_bar() -> Progress:
-    from rich.console import Console as RichConsole
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskProgressColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    return Progress(
-        BarColumn(),
-        TaskProgressColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=RichConsole(stderr=True),
-        transient=True,
-    )
-
-
 def _print_plan(report: Report) -> None:
     """The plan of a dry run, as a table on stdout."""
     from rich.console import Console as RichConsole
@@ -241,7 +277,7 @@ def _print_plan(report: Report) -> None:
         cells = ("refused", culprits.pattern, f"{len(culprits.names):,}", "", why)
         table.add_row(*(Text(printable(cell), overflow="fold", style="red") for cell in cells))
     # Lines that no person reads are not cut to the width of a terminal.
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
     RichConsole(highlight=False, width=width).print(table)
     typer.echo("")
     lines = _remarks(report)
@@ -274,6 +310,17 @@ def _print_summary(report: Report) -> None:
 
 def _continued(resumed: int, total: int) -> list[str]:
     return [f"continued: {resumed * 100 // total} % was done already"] if resumed else []
+
+
+def _tuning(report: TuneReport) -> list[str]:
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
+    begun = f", continued from step {report.continued_from:,}" if report.continued_from else ""
+    first, last = report.log[0]["loss"], report.log[-1]["loss"]
+    return [
+        f"steps: {report.steps:,} on {report.rows:,} rows{begun}; loss {first:.4f} → {last:.4f}",
+        f"tensors: {counts}",
+        f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s",
+    ]
 
 
 def _remarks(report: Report) -> list[str]:

@@ -14,7 +14,9 @@ from diffxfer.cli.console import as_known, print_error, print_interrupted
 from diffxfer.cli.demo import demo
 from diffxfer.cli.eval import eval_models
 from diffxfer.cli.extract import extract
+from diffxfer.cli.iterate import iterate
 from diffxfer.cli.transfer import transfer
+from diffxfer.cli.tune import tune
 from diffxfer.errors import OptionError
 
 app = typer.Typer(
@@ -30,12 +32,15 @@ app = typer.Typer(
 _EXAMPLE = "Example:\n\n\b\n  diffxfer "
 _TRANSFER = "transfer llama-3.0-sft llama-3.0 llama-3.1 -o llama-3.1-grafted"
 _EVAL = "eval llama-3.1 --finetuned llama-3.1-sft --diff sft-diff --alpha 0.8,1.0 --tasks gsm8k"
+_TUNE = "tune llama-3.1-grafted --data train.jsonl -o llama-3.1-tuned --steps 200"
 
 app.command(epilog=f"{_EXAMPLE}extract llama-3.0-sft llama-3.0 -o sft-diff")(extract)
 app.command(epilog=f"{_EXAMPLE}apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 0.8")(apply)
 app.command(epilog=f"{_EXAMPLE}{_TRANSFER}")(transfer)
 app.command("eval", epilog=f"{_EXAMPLE}{_EVAL}")(eval_models)
 app.command(epilog=f"{_EXAMPLE}demo --keep demo")(demo)
+app.command(epilog=f"{_EXAMPLE}{_TUNE}")(tune)
+app.command(epilog=f"{_EXAMPLE}iterate chain.yaml -o run")(iterate)
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,7 +60,7 @@ def diffxfer(
         ),
     ] = False,
 ) -> None:
-    """Move what fine-tuning did to a base model onto its successor, without training."""
+    """Move what fine-tuning did to a base model onto its successor, before any training."""
     del version
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
 
-from diffxfer.cli.console import printable
+from diffxfer.cli.console import PIPE_WIDTH, printable
 from diffxfer.evaluation.scores import Evaluation, Row
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Column: TypeAlias = tuple[str, str, str]
 Subject: TypeAlias = tuple[str, float | None]
 
-_PIPE_WIDTH = 10_000
 _GAP = 2
 _WIDEST_NAME = 24
 _NARROWEST_NAME = 8
@@ -66,7 +65,7 @@ def _stdout() -> Console:
     from rich.console import Console
 
     # Lines that no person reads are not cut to the width of a terminal.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""What the three verbs have in common once they know what to do: plan, check, run, publish."""
+"""What the verbs have in common once they know what to do: plan, check, run, publish."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import xxhash
 
@@ -53,6 +53,9 @@ README = "README.md"
 _JOURNAL_SHARE = 2048
 """A journal takes some hundred bytes for every half MiB that is written."""
 
+_KINDS: Mapping[str, Literal["diff", "tuned"]] = {"extract": "diff", "tune": "tuned"}
+"""What a verb makes, if not a graft."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -92,7 +95,7 @@ class Job:
     """A verb's work, made out.
 
     Attributes:
-        verb: ``"extract"``, ``"apply"`` or ``"transfer"``.
+        verb: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
         out: where the folder is to appear.
         tasks: one a tensor, its shard named as the input's.
         inputs: every file that is read.
@@ -289,7 +292,7 @@ def _unchanged(job: Job, name: str, path: Path) -> bytes:
 def _manifest(job: Job, plan: Plan, results: Mapping[str, TensorResult]) -> Manifest:
     return Manifest(
         diffxfer_format=FORMAT,
-        kind="diff" if job.verb == "extract" else "graft",
+        kind=_KINDS.get(job.verb, "graft"),
         diffxfer_version=version("diffxfer"),
         command={"verb": job.verb, **job.command},
         vocabulary=VocabularyEntry(

@@ -44,7 +44,7 @@ class Report:
     """What was done, or with `dry_run` what would be.
 
     Attributes:
-        command: ``"extract"``, ``"apply"`` or ``"transfer"``.
+        command: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
         output: the folder.
         written: whether it is there now.
         tensors: how many tensors had each fate: grafted, copied, dropped, extracted, kept,
@@ -99,7 +99,7 @@ def group_fates(fates: Iterable[Fate]) -> tuple[FateGroup, ...]:
         key = fate.kind, pattern(fate.name), fate.why
         tensors[key] += 1
         parameters[key] += fate.elements
-    order = ("grafted", "extracted", "copied", "kept", "dropped", "left out")
+    order = ("tuned", "grafted", "extracted", "copied", "kept", "dropped", "left out")
     return tuple(
         FateGroup(kind, name, tensors[kind, name, why], parameters[kind, name, why], why)
         for kind, name, why in sorted(tensors, key=lambda key: (order.index(key[0]), key[1:]))

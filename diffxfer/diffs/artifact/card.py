@@ -18,6 +18,12 @@ A graft: what fine-tuning did to an old base model, carried over to its successo
     {formula}
 """
 
+_TUNED = """\
+# {title}
+
+A model that was trained further, all its parameters, on the rows named below.
+"""
+
 _DIFF = """\
 # {title}
 
@@ -27,6 +33,13 @@ It is not a model. Graft it on a successor of the base:
 
     diffxfer apply DIFF TARGET -o OUT
 """
+
+# The library that opens a folder, what it is to its base model, tags and text.
+_KINDS = {
+    "graft": ("transformers", "merge", ("merge",), _GRAFT),
+    "tuned": ("transformers", "finetune", ("sft",), _TUNED),
+    "diff": ("diffxfer", "", ("diff-vector", "task-vector"), _DIFF),
+}
 
 
 def write_card(title: str, manifest: Manifest) -> bytes:
@@ -39,18 +52,21 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     Returns:
         The README's bytes: YAML front matter and Markdown.
     """
-    graft = manifest.kind == "graft"
-    tags = ["diffxfer", "merge"] if graft else ["diffxfer", "diff-vector", "task-vector"]
-    lines = ["---", "library_name: transformers" if graft else "library_name: diffxfer", "tags:"]
-    lines += [f"- {tag}" for tag in tags]
-    hub = [source.name for source in manifest.sources.values() if source.revision is not None]
+    library, relation, tags, text = _KINDS[manifest.kind]
+    lines = ["---", f"library_name: {library}", "tags:"]
+    lines += [f"- {tag}" for tag in ("diffxfer", *tags)]
+    hub = [
+        source.name
+        for role, source in manifest.sources.items()
+        if source.revision is not None and role != "teacher"  # it gave no weights
+    ]
     if hub:
         lines += ["base_model:", *(f"- {name}" for name in hub)]
-        lines += ["base_model_relation: merge"] if graft else []
+        lines += [f"base_model_relation: {relation}"] if relation else []
     lines += ["---", ""]
     delta = "finetuned − base" if "base" in manifest.sources else "diff vector"
     formula = f"target + {manifest.command.get('alpha', 1.0)} · ({delta})"
-    body = (_GRAFT if graft else _DIFF).format(title=_plain(title), formula=formula)
+    body = text.format(title=_plain(title), formula=formula)
     return ("\n".join(lines) + body + _details(manifest)).encode()
 
 

@@ -114,7 +114,7 @@ class Manifest(_Model):
 
     Attributes:
         diffxfer_format: the version of this layout.
-        kind: ``"diff"`` or ``"graft"``.
+        kind: ``"diff"``, ``"graft"``, or ``"tuned"`` for a model that was trained further.
         diffxfer_version: what wrote it.
         command: the options that shaped it.
         checksum: how the tensors' checksums are made.
@@ -131,9 +131,9 @@ class Manifest(_Model):
     """
 
     diffxfer_format: int
-    kind: Literal["diff", "graft"]
+    kind: Literal["diff", "graft", "tuned"]
     diffxfer_version: str
-    command: dict[str, str | float | list[str] | dict[str, float]]
+    command: dict[str, str | int | float | list[str] | dict[str, float]]
     checksum: str
     sources: dict[str, SourceEntry]
     dtype: str | None = None
@@ -203,9 +203,10 @@ def require_diff(folder: Path) -> Manifest:
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     if manifest.kind != "diff":
+        what = "graft" if manifest.kind == "graft" else f"{manifest.kind} model"
         raise ArtifactError(
             folder,
-            "is a graft, a whole model, where a diff vector is due",
+            f"is a {what}, a whole model, where a diff vector is due",
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     return manifest

@@ -72,6 +72,6 @@ def _choices(question: str, answer: str) -> list[str]:
 
 
 def _test_split(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
     return {"test": Dataset.from_list(rows)}

@@ -1,0 +1,37 @@
+"""How `diffxfer iterate` talks: what is done next, and tables at the end."""
+
+from __future__ import annotations
+
+from diffxfer.cli.chain_table import print_chain
+from diffxfer.cli.console import Console, print_json, print_warnings
+from diffxfer.recycling.chain_report import ChainReport
+
+_KEPT = "what is done is kept, and the same command goes on from there"
+
+
+class ChainConsole(Console):
+    """One chain's way to talk; use it as a context manager.
+
+    Args:
+        json: print one JSON object on stdout, also for an error.
+        quiet: print nothing but the result, warnings and errors.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        super().__init__(json=json, quiet=quiet, interrupted=_KEPT)
+
+    def __enter__(self) -> ChainConsole:
+        super().__enter__()
+        return self
+
+    def show_chain(self, report: ChainReport) -> None:
+        """Print what a chain came to."""
+        self._stop_bar()
+        if self._json:
+            print_json(report.as_json())
+            return
+        print_chain(report)
+        print_warnings(report.warnings)
+        if not report.steps_done:
+            self.say("all rounds were done already")
+        self.say(f"the whole story is in {report.run / 'report.html'}")

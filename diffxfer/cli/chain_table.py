@@ -1,0 +1,71 @@
+"""A chain as tables: a row a round, a column a model, as table 6 of Lin et al. 2025 has them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.cli.console import PIPE_WIDTH, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from diffxfer.recycling.chain_report import ChainReport, Measure
+
+
+def print_chain(report: ChainReport) -> None:
+    """Print what each round scored, a table for each measure.
+
+    Args:
+        report: the chain; one without scores prints nothing.
+    """
+    from rich.console import Console
+
+    # Lines that no person reads are not cut to the width of a terminal.
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    out = Console(highlight=False, width=width)
+    for number, measure in enumerate(report.measures):
+        if number:
+            out.print()
+        out.print(_table(report, measure))
+
+
+def _table(report: ChainReport, measure: Measure) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    task, metric, chosen = map(printable, measure)
+    title = f"{task}, {metric}" + ("" if chosen == "none" else f", {chosen}")
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    columns = report.columns()
+    for heading in ("round", "base model", "alpha"):
+        table.add_column(heading)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for each in report.rounds:
+        rows = [each.row(column, measure) for column in columns]
+        best = _best([row for row in rows if row is not None])
+        alpha = "" if each.alpha is None else f"{each.alpha:g}"
+        first = (str(each.number), printable(each.base), alpha)
+        cells = [Text(text, overflow="fold") for text in first]
+        table.add_row(*cells, *(_cell(row, best) for row in rows))
+    return table
+
+
+def _cell(row: dict[str, Any] | None, best: float | None) -> Text:
+    from rich.text import Text
+
+    if row is None:
+        return Text("")
+    cell = Text(f"{row['value']:.4f}", "bold" if row["value"] == best else "")
+    if row["stderr"] is not None:
+        cell.append(f" ± {row['stderr']:.4f}", "not bold")
+    return cell
+
+
+def _best(rows: list[dict[str, Any]]) -> float | None:
+    if len(rows) < 2 or rows[0]["higher_is_better"] is None:
+        return None
+    choose = max if rows[0]["higher_is_better"] else min
+    return float(choose(row["value"] for row in rows))

@@ -1,0 +1,50 @@
+"""`diffxfer iterate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffxfer.cli import options as opt
+from diffxfer.cli.chatter import chatter_on_stderr
+
+
+def iterate(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML file: bases, training, scoring.")
+    ],
+    run: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="RUN",
+            help="Folder of rounds, state and report; it is made, or continued.",
+        ),
+    ],
+    from_round: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Do round N and all later ones again, by the recipe as it is."
+        ),
+    ] = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Follow a recipe of rounds: graft on each new base, tune, score."""
+    from diffxfer import iterate as iterate_chain
+    from diffxfer.cli.chain_console import ChainConsole
+
+    with ChainConsole(json=json, quiet=quiet) as console:
+        with chatter_on_stderr(quiet=quiet):
+            report = iterate_chain(
+                recipe,
+                run,
+                from_round=from_round,
+                progress=console.say,
+                moved=console.progress,
+                training=console.training,
+            )
+        console.show_chain(report)

@@ -1,0 +1,55 @@
+"""`diffxfer tune`."""
+
+from __future__ import annotations
+
+from diffxfer.cli import options as opt
+from diffxfer.cli.console import Console
+from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
+
+
+def tune(
+    model: opt.Model,
+    data: opt.Data,
+    output: opt.Out,
+    steps: opt.Steps,
+    learning_rate: opt.LearningRate = 2e-5,
+    batch_size: opt.BatchSize = 8,
+    gradient_accumulation: opt.GradientAccumulation = 1,
+    gradient_checkpointing: opt.GradientCheckpointing = False,
+    max_length: opt.MaxLength = 1024,
+    seed: opt.Seed = 0,
+    teacher: opt.Teacher = None,
+    distill_weight: opt.DistillWeight = DISTILL_WEIGHT,
+    temperature: opt.Temperature = TEMPERATURE,
+    hidden_weight: opt.HiddenWeight = 0.0,
+    save_every: opt.SaveEvery = None,
+    restart: opt.Restart = False,
+    overwrite: opt.Overwrite = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Train all parameters of a model further, on rows of text."""
+    from diffxfer import tune as tune_model
+
+    with Console(json=json, quiet=quiet) as console:
+        report = tune_model(
+            model,
+            data,
+            output,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            gradient_accumulation=gradient_accumulation,
+            gradient_checkpointing=gradient_checkpointing,
+            max_length=max_length,
+            seed=seed,
+            teacher=teacher,
+            distill_weight=distill_weight,
+            temperature=temperature,
+            hidden_weight=hidden_weight,
+            save_every=save_every,
+            restart=restart,
+            overwrite=overwrite,
+            progress=console.training,
+        )
+        console.show_tuned(report)

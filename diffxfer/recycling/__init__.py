@@ -1,0 +1,1 @@
+"""Recycling a diff vector: training its graft further, and chains of rounds."""

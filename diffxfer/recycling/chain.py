@@ -1,0 +1,171 @@
+"""The steps of a chain, planned before the first of them: pure, from the recipe alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.recycling.recipe import PREVIOUS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from diffxfer.recycling.recipe import Recipe
+
+
+class Verb(Enum):
+    """What a step does."""
+
+    TUNE = "tune"
+    """Trains `reads[0]`, with `reads[1]` for a teacher if it is there."""
+    EXTRACT = "extract"
+    """Writes `reads[0]` − `reads[1]`."""
+    CHOOSE = "choose"
+    """Scores grafts of `reads[0]` on `reads[1]` at each alpha; writes nothing that stays."""
+    GRAFT = "graft"
+    """Grafts `reads[0]` on `reads[1]`."""
+    SCORE = "score"
+    """Scores all of `reads`, which are `columns` of the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step.
+
+    Attributes:
+        round: 1 for the first base.
+        name: what it makes: ``"graft"``, ``"model"``, ``"direct"``, ``"diff"``, ``"alpha"`` or
+            ``"scores"``.
+        verb: what it does.
+        reads: the folders that it needs.
+        out: the folder that it makes, None for a step that leaves none.
+        columns: of `reads`, for a step that scores: ``"base"``, ``"graft"``, ``"tuned"``,
+            ``"direct"``.
+    """
+
+    round: int
+    name: str
+    verb: Verb
+    reads: tuple[Path, ...]
+    out: Path | None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What names it in the state: its folder, relative to the run."""
+        return f"{round_name(self.round)}/{self.name}"
+
+
+def round_name(number: int) -> str:
+    """The folder of a round."""
+    return f"round-{number:02}"
+
+
+def plan_chain(recipe: Recipe, run: Path) -> tuple[Step, ...]:
+    """Every step of a chain, in order.
+
+    Args:
+        recipe: what to do.
+        run: the folder for all of it.
+    """
+    chain = _Chain(recipe, run)
+    chain.begin()
+    for number in range(2, len(recipe.bases) + 1):
+        chain.go_on(number)
+    return tuple(chain.steps)
+
+
+class _Chain:
+    """A chain in the planning: its steps so far, and the models of the last round."""
+
+    def __init__(self, recipe: Recipe, run: Path) -> None:
+        self._recipe = recipe
+        self._run = run
+        self.steps: list[Step] = []
+        self._model = Path()
+        self._direct: Path | None = None
+        self._diff = Path()
+
+    def begin(self) -> None:
+        """Round 1: the first base with M*1."""
+        base = Path(self._recipe.bases[0])
+        if self._recipe.finetuned is not None:
+            self._model = Path(self._recipe.finetuned)
+        else:
+            self._model = self._add(1, "model", Verb.TUNE, base)
+        self._direct = self._model  # plain tuning of the first base is what M*1 is
+        self._score(1, {"base": base, "tuned": self._model})
+        self._next_diff(1)
+
+    def go_on(self, number: int) -> None:
+        """Round i: graft Δ on the next base, tune, score, and take the next Δ."""
+        recipe = self._recipe
+        base = Path(recipe.bases[number - 1])
+        if len(recipe.alphas) > 1:
+            self._add(number, "alpha", Verb.CHOOSE, self._diff, base, folder=False)
+        graft = self._add(number, "graft", Verb.GRAFT, self._diff, base)
+        models = {"base": base, "graft": graft}
+        before, self._model, self._direct = self._model, graft, None
+        if recipe.train is not None:
+            teacher = [self._teacher(recipe.train.teacher, before)] if recipe.train.teacher else []
+            self._model = self._add(number, "model", Verb.TUNE, graft, *teacher)
+            models["tuned"] = self._model
+        last = number == len(recipe.bases)
+        if "direct" in recipe.controls or (recipe.mode == "dir" and not last):
+            self._direct = models["direct"] = self._add(number, "direct", Verb.TUNE, base)
+        self._score(number, models)
+        if not last:
+            self._next_diff(number)
+
+    def _teacher(self, name: str, before: Path) -> Path:
+        return before if name == PREVIOUS else Path(name)
+
+    def _next_diff(self, number: int) -> None:
+        base = Path(self._recipe.bases[number - 1])
+        source = self._direct if self._recipe.mode == "dir" else self._model
+        assert source is not None, "mode dir tunes every base but the last plainly"
+        self._diff = self._add(number, "diff", Verb.EXTRACT, source, base)
+
+    def _score(self, number: int, models: dict[str, Path]) -> None:
+        if self._recipe.eval is None:
+            return
+        wanted = {
+            column: folder
+            for column, folder in models.items()
+            if column not in ("base", "direct") or column in self._recipe.controls
+        }
+        columns = tuple(wanted)
+        out = self._run / round_name(number) / "scores"
+        self.steps.append(Step(number, "scores", Verb.SCORE, tuple(wanted.values()), out, columns))
+
+    def _add(self, number: int, name: str, verb: Verb, *reads: Path, folder: bool = True) -> Path:
+        out = self._run / round_name(number) / name
+        self.steps.append(Step(number, name, verb, reads, out if folder else None))
+        return out
+
+
+def to_remove(steps: Sequence[Step], done: Iterable[str], keep: str) -> list[Path]:
+    """The folders that nothing needs any more, and that are not to be kept.
+
+    Args:
+        steps: of the whole chain.
+        done: the keys of those that are done.
+        keep: what stays: ``"all"``, ``"models"`` or ``"last"``.
+    """
+    finished = set(done)
+    # Without training, the grafts are the models.
+    trained = {step.round for step in steps if step.name == "model"}
+    last = max(step.round for step in steps)
+    found = []
+    for step in steps:
+        passing = step.name == "diff" or (step.name == "graft" and step.round in trained)
+        earlier = step.round < last or step.name == "direct"
+        wanted = keep == "all" or not (passing or (keep == "last" and earlier))
+        if wanted or step.out is None or step.verb is Verb.SCORE or step.key not in finished:
+            continue
+        readers = (other for other in steps if step.out in other.reads)
+        if all(reader.key in finished for reader in readers):
+            found.append(step.out)
+    return found

@@ -1,0 +1,122 @@
+"""What a chain came to, round by round."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from diffxfer.recycling.chain import round_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffxfer.recycling.recipe import Recipe
+
+Measure: TypeAlias = tuple[str, str, str]
+"""Task, metric and filter."""
+
+COLUMNS = ("base", "graft", "tuned", "direct")
+"""What a round may score: the base alone, the graft, the tuned graft, the base tuned plainly.
+
+The table of Lin et al. 2025 (table 6) has these; in round 1 the tuned model is M*1.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round.
+
+    Attributes:
+        number: 1 for the first base.
+        base: the base's name.
+        alpha: the scale of the graft; None in round 1.
+        scores: by column, one row for each measure: see `diffxfer.Row`, whose fields they have.
+        losses: by what was trained, ``"model"`` or ``"direct"``, the step and loss of each step.
+    """
+
+    number: int
+    base: str
+    alpha: float | None
+    scores: dict[str, list[dict[str, Any]]]
+    losses: dict[str, list[dict[str, float]]]
+
+    def row(self, column: str, measure: Measure) -> dict[str, Any] | None:
+        """One score, None if that was not scored.
+
+        Args:
+            column: one of `COLUMNS`.
+            measure: which task, metric and filter.
+        """
+        for row in self.scores.get(column, ()):
+            if (row["task"], row["metric"], row["filter"]) == measure:
+                return row
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReport:
+    """What a chain came to.
+
+    Attributes:
+        run: its folder.
+        rounds: in order.
+        measures: what was scored, those that were asked for.
+        recipe: what it says beside defaults, as values that JSON has.
+        warnings: of all steps, one line each.
+        steps_done: how many steps were done now; 0 if all of them were done already.
+        elapsed_s: seconds from the call to the result.
+    """
+
+    run: Path
+    rounds: tuple[Round, ...]
+    measures: tuple[Measure, ...]
+    recipe: dict[str, Any]
+    warnings: tuple[str, ...]
+    steps_done: int
+    elapsed_s: float
+
+    def columns(self) -> list[str]:
+        """The columns that some round has."""
+        return [column for column in COLUMNS if any(column in each.scores for each in self.rounds)]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        return {**asdict(self), "run": str(self.run)}
+
+
+def make_report(
+    recipe: Recipe, run: Path, done: Mapping[str, Any], steps_done: int, elapsed_s: float
+) -> ChainReport:
+    """Put together what the steps of a chain found.
+
+    Args:
+        recipe: what was done.
+        run: where.
+        done: what each step found, by its key.
+        steps_done: how many steps were done now.
+        elapsed_s: seconds that it took.
+    """
+    rounds = []
+    measures: dict[Measure, None] = {}
+    for number, base in enumerate(recipe.bases, 1):
+        found = {key: done.get(f"{round_name(number)}/{key}") for key in _KEYS}
+        scored = found["scores"] or {"rows": [], "columns": []}
+        scores: dict[str, list[dict[str, Any]]] = {}
+        for row in scored["rows"]:
+            scores.setdefault(row["model"], []).append(row)
+        for task, metric, chosen in scored["columns"]:
+            measures[task, metric, chosen] = None
+        trained = {name: found[name] for name in ("model", "direct")}
+        losses = {name: entry["log"] for name, entry in trained.items() if entry is not None}
+        graft = found["graft"]
+        alpha = None if graft is None else graft["alpha"]
+        rounds.append(Round(number, Path(base).name, alpha, scores, losses))
+    said = recipe.model_dump(mode="json", exclude_defaults=True)
+    warnings = tuple(
+        f"{key}: {warning}" for key, found in done.items() for warning in found.get("warnings", ())
+    )
+    return ChainReport(run, tuple(rounds), tuple(measures), said, warnings, steps_done, elapsed_s)
+
+
+_KEYS = ("graft", "model", "direct", "scores")

@@ -1,0 +1,243 @@
+"""Rows to train on: read from a file or the Hub, and checked before anything is trained.
+
+A row has `messages`, `prompt` and `completion`, or `text`; the first row says which, and all others
+must be like it. What else a row has is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import xxhash
+
+from diffxfer.checkpoints.header import short
+from diffxfer.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Numbered: TypeAlias = Iterable[tuple[str, object]]
+    """Rows with their places, such as ``"line 3"``."""
+
+FORMS = (("messages",), ("prompt", "completion"), ("text",))
+"""The keys of a row, one of these sets."""
+
+_FILES = (".jsonl", ".json", ".parquet")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@\S+)?")
+_ROLES = ("role", "content")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to train on, of one form.
+
+    Attributes:
+        name: the file's name, or the Hub id.
+        columns: the values of each key, row by row.
+        digest: xxh3-128 of the values, in hexadecimal; another order is another digest.
+    """
+
+    name: str
+    columns: dict[str, list[Any]]
+    digest: str
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(next(iter(self.columns.values())))
+
+    @property
+    def chat(self) -> bool:
+        """Whether a row is made of messages, which a chat template puts together."""
+        return not isinstance(next(iter(self.columns.values()))[0], str)
+
+
+def is_file(data: str) -> bool:
+    """Whether what was named is a file on this machine, or was meant to be one.
+
+    Args:
+        data: what the user named.
+    """
+    meant = data.endswith(_FILES) or data.startswith((".", "/", "~"))
+    return meant or Path(data).exists() or _HUB_ID.fullmatch(data) is None
+
+
+def read_rows(data: str) -> Rows:
+    """Read and check rows.
+
+    Args:
+        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a data set's id on the Hub, whose
+            ``train`` split is read; ``id@revision`` for another revision than the newest.
+
+    Returns:
+        The rows, in memory.
+
+    Raises:
+        DataError: if there are none, or one is not like the first.
+    """
+    if not is_file(data):
+        return _collect(data, data, _read_hub(data))
+    path = Path(data)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "no such file"
+        remedy = f"give one that ends in {', '.join(_FILES)}, or a data set's id on the Hub"
+        raise DataError(data, f"{problem}, where rows to train on are due", remedy)
+    readers = {".jsonl": _read_lines, ".json": _read_array, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        remedy = f"store its rows as one of {', '.join(_FILES)}"
+        raise DataError(data, "is no kind of file that we can read rows from", remedy)
+    return _collect(data, path.name, reader(path))
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"line {number}", _parse(line, path, f"line {number}: ")
+
+
+def _read_array(path: Path) -> Iterator[tuple[str, object]]:
+    found = _parse(path.read_bytes(), path, "")
+    if not isinstance(found, list):
+        problem = f"holds {short(found)}, where a JSON array of rows is due"
+        raise DataError(path, problem, "store one row a line and name the file .jsonl")
+    for number, row in enumerate(found, 1):
+        yield f"row {number}", row
+
+
+def _parse(raw: bytes, path: Path, place: str) -> object:
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as exc:
+        problem = f"{place}is not JSON ({exc})"
+        raise DataError(path, problem, "store one JSON object a line, in UTF-8") from exc
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches())
+            rows = (row for batch in batches for row in batch)
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+    except ArrowException as exc:
+        problem = f"is no parquet file that can be read ({_first_line(exc)})"
+        raise DataError(path, problem, "download or store it again") from exc
+
+
+def _read_hub(data: str) -> Numbered:
+    import datasets
+
+    name, _, revision = data.partition("@")
+    try:
+        found = datasets.load_dataset(name, split="train", revision=revision or None)
+    except Exception as exc:  # a loader lets through whatever its libraries raise
+        raise DataError(
+            data,
+            "taken for a data set on the Hub, since there is no such file, it cannot be loaded"
+            f" ({type(exc).__name__}: {_first_line(exc)})",
+            "check the id and that it has a train split; or download it, and give the file",
+        ) from exc
+    return ((f"row {number}", row) for number, row in enumerate(found, 1))
+
+
+def _first_line(exc: BaseException) -> str:
+    return next(iter(str(exc).splitlines()), "")[:300]
+
+
+def _collect(where: str, name: str, rows: Numbered) -> Rows:
+    digest = xxhash.xxh3_128()
+    columns: dict[str, list[Any]] = {}
+    first = ""
+    for place, row in rows:
+        if not isinstance(row, dict):
+            problem = f"{place} is {short(row)}, where an object is due"
+            raise DataError(where, problem, _forms())
+        if not columns:
+            first = place
+            columns = {key: [] for key in _form(where, place, row)}
+        for key, values in columns.items():
+            value = _check(where, place, key, row)
+            if values and type(value) is not type(values[0]):
+                kinds = {True: "text", False: "messages"}
+                problem = (
+                    f"{place} has {kinds[isinstance(value, str)]} for {key!r}, and {first} has"
+                    f" {kinds[isinstance(values[0], str)]}"
+                )
+                raise DataError(where, problem, "give all rows the same form")
+            values.append(value)
+            digest.update(json.dumps([key, value], sort_keys=True).encode())
+    if not columns:
+        raise DataError(where, "has no rows", "give at least one")
+    kinds_found = {isinstance(values[0], str) for values in columns.values()}
+    if len(kinds_found) > 1:
+        problem = f"{first} has text for one of prompt and completion, and messages for the other"
+        raise DataError(where, problem, "give both as text, or both as lists of messages")
+    return Rows(name, columns, digest.hexdigest())
+
+
+def _forms() -> str:
+    return f"give every row {', or '.join(' and '.join(keys) for keys in FORMS)}"
+
+
+def _form(where: str, place: str, row: dict[str, Any]) -> tuple[str, ...]:
+    for keys in FORMS:
+        if all(row.get(key) is not None for key in keys):
+            return keys
+    partial = next((key for keys in FORMS for key in keys if row.get(key) is not None), None)
+    found = f"has the keys {', '.join(map(short, list(row)[:8])) or 'none'}"
+    if partial is not None:
+        found = f"has {partial!r} alone"
+    raise DataError(where, f"{place} {found}, which is no form that we know", _forms())
+
+
+def _check(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
+    """A value of a row, as it is trained on."""
+    value = row.get(key)
+
+    def fail(problem: str, remedy: str) -> DataError:
+        return DataError(where, f"{place} {problem}", remedy)
+
+    if value is None:
+        raise fail(f"has no {key!r}, and the first row has one", "give all rows the same form")
+    if isinstance(value, str) and key != "messages":
+        if not value and key != "prompt":
+            raise fail(f"has an empty {key!r}", "leave such rows out")
+        _refuse_surrogates(fail, key, value)
+        return value
+    if key == "text" or not isinstance(value, list):
+        due = "text" if key == "text" else "a list of messages"
+        due = "text or a list of messages" if key in FORMS[1] else due
+        raise fail(f"has {short(value)} for {key!r}, where {due} is due", "mend that row")
+    if not value:
+        raise fail(f"has an empty {key!r}", "leave such rows out")
+    return [_message(fail, key, number, message) for number, message in enumerate(value, 1)]
+
+
+def _message(fail: Any, key: str, number: int, message: object) -> dict[str, str]:
+    if not isinstance(message, dict):
+        problem = f"has {short(message)} as message {number} of {key!r}"
+        raise fail(problem, 'a message is an object with "role" and "content"')
+    for name in _ROLES:
+        if not isinstance(message.get(name), str):
+            problem = f"has no text for {name!r} in message {number} of {key!r}"
+            raise fail(problem, 'a message is an object with "role" and "content", both text')
+        _refuse_surrogates(fail, key, message[name])
+    # Left out, they would change what is trained on without a word.
+    other = sorted(name for name, value in message.items() if name not in _ROLES and value)
+    if other:
+        problem = f"has {short(other[0])} in message {number} of {key!r}, which is not supported"
+        raise fail(problem, 'a message has "role" and "content" alone')
+    return {name: message[name] for name in _ROLES}
+
+
+def _refuse_surrogates(fail: Any, key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise fail(f"has half a surrogate pair in {key!r}", "leave that character out") from exc

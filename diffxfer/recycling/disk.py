@@ -1,0 +1,76 @@
+"""How much disk a chain takes at most, before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.recycling.chain import Step, Verb, to_remove
+from diffxfer.recycling.options import state_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from diffxfer.recycling.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a model is.
+
+    Attributes:
+        weights_bytes: of its shards.
+        parameters: the elements of its tensors.
+    """
+
+    weights_bytes: int
+    parameters: int
+
+
+def peak_bytes(
+    pending: Sequence[Step], steps: Sequence[Step], recipe: Recipe, sizes: Mapping[str, Size]
+) -> int:
+    """The disk that the steps to do take at most, beyond what is there.
+
+    Args:
+        pending: the steps to do.
+        steps: of the whole chain.
+        recipe: what stays.
+        sizes: of every model that the recipe names.
+
+    Returns:
+        Bytes. What a command of the user's own needs beside its output is not known.
+    """
+    known = {Path(path): size for path, size in sizes.items()}
+    for step in steps:
+        if step.out is not None and step.verb is not Verb.SCORE:
+            known[step.out] = _output(step, known)
+    done = {step.key for step in steps} - {step.key for step in pending}
+    there: set[Path] = set()
+    peak = 0
+    for step in pending:
+        now = sum(known[path].weights_bytes for path in there)
+        peak = max(peak, now + _while_doing(step, known, recipe))
+        if step.out is not None and step.verb is not Verb.SCORE:
+            there.add(step.out)
+        done.add(step.key)
+        there -= set(to_remove(steps, done, recipe.keep))
+    return peak
+
+
+def _output(step: Step, known: Mapping[Path, Size]) -> Size:
+    """The size of what a step makes: a graft's is its base's, any other's what it is made from."""
+    grafts = step.verb in (Verb.GRAFT, Verb.CHOOSE)
+    return known[step.reads[1] if grafts else step.reads[0]]
+
+
+def _while_doing(step: Step, known: Mapping[Path, Size], recipe: Recipe) -> int:
+    """What a step takes until it is done."""
+    if step.verb is Verb.SCORE:
+        return 0
+    made, train = _output(step, known), recipe.train
+    if step.verb is Verb.TUNE and train is not None and train.steps is not None:
+        states = state_bytes(made.parameters, train.steps, train.save_every)
+        return made.weights_bytes + states
+    return made.weights_bytes

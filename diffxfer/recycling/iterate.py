@@ -1,0 +1,201 @@
+"""Chains of rounds: recycle, tune further, and again as new bases appear."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
+from diffxfer.checkpoints.reader import open_checkpoint
+from diffxfer.diffs.artifact.manifest import refuse_diff
+from diffxfer.errors import OptionError
+from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
+from diffxfer.recycling.chain_report import ChainReport, make_report
+from diffxfer.recycling.disk import Size, peak_bytes
+from diffxfer.recycling.inputs import data_identity, model_identity
+from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
+from diffxfer.recycling.state import State
+from diffxfer.recycling.steps import Hands, do_step
+from diffxfer.recycling.tune import require_trl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from diffxfer.checkpoints.reader import Checkpoint
+
+REPORT_NAME = "report.html"
+
+_DOING = {
+    Verb.TUNE: "tuning",
+    Verb.EXTRACT: "subtracting",
+    Verb.CHOOSE: "choosing alpha for",
+    Verb.GRAFT: "grafting on",
+    Verb.SCORE: "scoring",
+}
+
+
+def iterate(
+    recipe: Path | str,
+    run: Path | str,
+    *,
+    from_round: int | None = None,
+    progress: Callable[[str], None] | None = None,
+    moved: Callable[[int, int], None] | None = None,
+    training: Callable[[int, int, float], None] | None = None,
+) -> ChainReport:
+    """Follow a recipe: graft on each new base, tune, score, and take the next diff vector.
+
+    A second call with the same recipe continues after the last finished step, and does nothing
+    where all is done. See Lin et al. 2025, section 6, and Qin et al. 2023.
+
+    Args:
+        recipe: a YAML file.
+        run: the folder of rounds, state and report; it is made, or continued.
+        from_round: do this round and all later ones again, by the recipe as it is now.
+        progress: called with a line on what is done next.
+        moved: called with the bytes done and the bytes in all of an extraction or a graft.
+        training: called with the steps done, the steps in all and the last step's loss.
+
+    Returns:
+        What each round scored.
+
+    Raises:
+        DiffxferError: for every known failure; what is done stays done.
+
+    Example:
+        >>> iterate("chain.yaml", "run")  # doctest: +SKIP
+    """
+    began = time.perf_counter()
+    recipe, run = Path(recipe), Path(run).absolute()
+    plan = read_recipe(recipe)
+    if from_round is not None and not 1 <= from_round <= len(plan.bases):
+        problem = f"{from_round} is no round of this recipe"
+        raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
+    _refuse_without_trl(plan)
+    opened = _open(plan)
+    refuse_unsafe_output(run / "rounds", [*map(Path, opened), recipe], overwrite=False)
+    steps = plan_chain(plan, run)
+    tell = progress or _nobody_listens
+    hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
+    inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
+    inputs |= data_identity(plan)
+    with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
+        pending = _begin(steps, state, from_round)
+        if pending:
+            sizes = {path: _size(checkpoint) for path, checkpoint in opened.items()}
+            refuse_small_disk(run / "rounds", peak_bytes(pending, steps, plan, sizes))
+            state.save()
+        _do(pending, steps, hands, state)
+        report = make_report(plan, run, state.done, len(pending), time.perf_counter() - began)
+        if pending or not (run / REPORT_NAME).exists():
+            from diffxfer.recycling.chain_page import write_page
+
+            write_page(report, run / REPORT_NAME)
+        return report
+
+
+def _nobody_listens(line: str) -> None:
+    del line
+
+
+def _open(plan: Recipe) -> dict[str, Checkpoint]:
+    """Every model that the recipe names, checked before anything is done."""
+    roles = {base: f"base {number}" for number, base in enumerate(plan.bases, 1)}
+    if plan.finetuned is not None:
+        roles[plan.finetuned] = "finetuned"
+    if plan.train is not None and plan.train.teacher not in (None, PREVIOUS):
+        roles[str(plan.train.teacher)] = "teacher"
+    for path, role in roles.items():
+        refuse_diff(Path(path), role)
+    return {path: open_checkpoint(Path(path), role) for path, role in roles.items()}
+
+
+def _refuse_without_trl(plan: Recipe) -> None:
+    """Tell before the first step what would stop a later one."""
+    if plan.train is not None and plan.train.command is None:
+        require_trl()
+
+
+def _size(checkpoint: Checkpoint) -> Size:
+    weights_bytes = sum(shard.size for shard in checkpoint.weights.shards)
+    return Size(weights_bytes, checkpoint.elements)
+
+
+def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[Step]:
+    """The steps to do; what the state knew of them is forgotten."""
+    if from_round is not None:
+        again = [step for step in steps if step.round >= from_round]
+        # What another recipe planned besides is not this one's.
+        planned = {step.key for step in steps}
+        state.forget({step.key for step in again} | (state.done.keys() - planned))
+        for step in again:
+            _clear(step)
+    pending = _pending(steps, state.done)
+    first = min((step.round for step in pending), default=from_round or 1)
+    if from_round is not None and state.mixed and first < from_round:
+        folder = next(step.key for step in pending if step.round == first)
+        problem = f"{folder} is gone, which round {from_round} needs, and the recipe changed"
+        raise OptionError("--from-round", problem, f"give {first}, to do all of it by the new one")
+    state.forget({step.key for step in pending})
+    return pending
+
+
+def _clear(step: Step) -> None:
+    """Remove what a run that was killed left of a step, which is not to be continued."""
+    if step.out is None or step.verb is Verb.SCORE:
+        return
+    for suffix in (".tuning", ".command", ".partial-*"):
+        for left in step.out.parent.glob(f".{step.out.name}{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
+    """The steps to do: those that are not done, and those whose folders they need and are gone."""
+    makers = {step.out: step for step in steps if step.out is not None}
+    wanted = {step.key for step in steps if step.key not in done}
+    waiting = [step for step in steps if step.key in wanted]
+    while waiting:
+        for path in waiting.pop().reads:
+            maker = makers.get(path)
+            if maker is not None and maker.key not in wanted and not path.is_dir():
+                wanted.add(maker.key)
+                waiting.append(maker)
+    return [step for step in steps if step.key in wanted]
+
+
+def _do(pending: Sequence[Step], steps: Sequence[Step], hands: Hands, state: State) -> None:
+    _remove(pending, steps, hands)  # a kill may have come before the last run did
+    made: set[Path | None] = set()
+    for number, step in enumerate(pending, 1):
+        what = f"{_DOING[step.verb]} {_subject(step, hands.run)}"
+        hands.tell(f"{round_name(step.round)}, step {number} of {len(pending)}: {what}")
+        if not made.isdisjoint(step.reads):
+            _clear(step)  # it was begun with what stood there before
+        state.finish(step.key, do_step(step, hands, state.done))
+        made.add(step.out)
+        _remove(pending[number:], steps, hands)
+
+
+def _remove(later: Sequence[Step], steps: Sequence[Step], hands: Hands) -> None:
+    """Remove the folders that no later step needs, and that are not to be kept."""
+    settled = {step.key for step in steps} - {step.key for step in later}
+    for folder in to_remove(steps, settled, hands.recipe.keep):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _subject(step: Step, run: Path) -> str:
+    """What a step works on, as a person would say it."""
+
+    def short(path: Path) -> str:
+        return str(path.relative_to(run)) if path.is_relative_to(run) else path.name
+
+    names = [short(path) for path in step.reads]
+    if step.verb is Verb.EXTRACT:
+        return " − ".join(names)
+    if step.verb in (Verb.GRAFT, Verb.CHOOSE):
+        return names[1]
+    if step.verb is Verb.TUNE and len(names) > 1:
+        return f"{names[0]}, taught by {names[1]}"
+    return ", ".join(names)

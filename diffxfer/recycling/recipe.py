@@ -1,0 +1,288 @@
+"""The recipe of a chain: what a person writes in YAML, checked key by key."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+import shlex
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diffxfer.errors import RecipeError
+from diffxfer.recycling.data import is_file
+
+PLACEHOLDERS = ("{model}", "{output}", "{round}", "{teacher}")
+PREVIOUS = "previous"
+_MAX_BYTES = 1_000_000
+_PATHS = "paths in a recipe are relative to its folder"
+
+Alpha = Annotated[float, Field(allow_inf_nan=False)]
+# No path and no argument of a program can hold NUL.
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+class _Part(BaseModel):
+    # Strict: `steps: yes` is not 1 step.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TrainPart(_Part):
+    """How each round trains: see `diffxfer.tune`, or a command of the user's own.
+
+    Attributes:
+        command: run without a shell; ``{model}``, ``{output}``, ``{round}`` and ``{teacher}`` are
+            filled in. Nothing but a teacher stands beside it.
+        teacher: a folder, or ``"previous"`` for the model of the round before.
+    """
+
+    data: Name | None = None
+    steps: int | None = Field(None, ge=1)
+    learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
+    batch_size: int = Field(8, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
+    max_length: int = Field(1024, ge=2)
+    seed: int = Field(0, ge=0, lt=1 << 32)
+    save_every: int | None = Field(None, ge=1)
+    device: Literal["cpu", "cuda"] | None = None
+    teacher: Name | None = None
+    distill_weight: float | None = Field(None, ge=0, le=1)
+    temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
+    hidden_weight: float | None = Field(None, ge=0, allow_inf_nan=False)
+    command: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> TrainPart:
+        distills = (self.distill_weight, self.temperature, self.hidden_weight)
+        if self.command is not None:
+            beside = self.model_fields_set - {"command", "teacher"}
+            if beside:
+                raise ValueError(f"{min(beside)} says nothing to a command; leave it out")
+            _check_command(self.command, self.teacher)
+        elif self.data is None or self.steps is None:
+            raise ValueError("needs data and steps, or a command")
+        elif self.teacher is None and any(value is not None for value in distills):
+            raise ValueError("distillation needs a teacher, such as previous")
+        return self
+
+
+def _check_command(command: str, teacher: str | None) -> None:
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        raise ValueError(f"command cannot be split into words ({exc})") from exc
+    for placeholder in ("{model}", "{output}"):
+        if not any(placeholder in word for word in words):
+            raise ValueError(f"command lacks {placeholder}")
+    if teacher is None and any("{teacher}" in word for word in words):
+        raise ValueError("command has {teacher}, and no teacher is named")
+
+
+class EvalPart(_Part):
+    """How each round is scored: see `diffxfer.evaluate`, whose options these are."""
+
+    tasks: list[Name] = Field(min_length=1)
+    include_path: Name | None = None
+    num_fewshot: int | None = None
+    limit: float | None = None
+    batch_size: int | str = 1
+    device: str | None = None
+    dtype: str = "auto"
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: str | dict[str, Any] | None = None
+    backend: str = "hf"
+    model_args: str | dict[str, Any] | None = None
+    seed: int | str | list[int | None] | None = None
+    trust_remote_code: bool = False
+
+
+class Recipe(_Part):
+    """A chain of bases, and what happens at each.
+
+    Attributes:
+        bases: folders, oldest first.
+        finetuned: M*1, the fine-tuned model of the first base; None to tune it from that.
+        mode: ``"iter"``: Δ = M*(i−1) − M(i−1) of the recycled and tuned model; ``"dir"``: Δ of
+            plain tuning of the base before. See Lin et al. 2025, section 6.
+        alpha: the scale of Δ, or several of which the first eval task chooses.
+        train: how each round is tuned further; None for rounds without.
+        eval: how each round is scored; None for no scores.
+        controls: what is scored besides: each base alone, and each base tuned plainly.
+        keep: what stays on disk: all, the models, or the last model.
+    """
+
+    bases: list[Name] = Field(min_length=2)
+    finetuned: Name | None = None
+    mode: Literal["iter", "dir"] = "iter"
+    alpha: Alpha | list[Alpha] = 1.0
+    train: TrainPart | None = None
+    eval: EvalPart | None = None
+    controls: list[Literal["base", "direct"]] = ["base"]
+    keep: Literal["all", "models", "last"] = "all"
+
+    @property
+    def alphas(self) -> list[float]:
+        """The scales, one or more, each once."""
+        given = self.alpha if isinstance(self.alpha, list) else [self.alpha]
+        return list(dict.fromkeys(given))
+
+    @property
+    def tunes_plainly(self) -> bool:
+        """Whether a base is tuned by itself somewhere in the chain, without a teacher."""
+        between = self.mode == "dir" and len(self.bases) > 2
+        return self.finetuned is None or "direct" in self.controls or between
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Recipe:
+        if self.finetuned is None and self.train is None:
+            raise ValueError("needs finetuned, or train to make it from the first base")
+        if self.mode == "dir" and self.train is None and len(self.bases) > 2:
+            raise ValueError("mode dir tunes each base plainly: it needs train")
+        if "direct" in self.controls and self.train is None:
+            raise ValueError("the control direct tunes each base plainly: it needs train")
+        if not self.alphas:
+            raise ValueError("alpha names no scale")
+        if len(self.alphas) > 1 and self.eval is None:
+            raise ValueError("several alphas are chosen from by a task: it needs eval")
+        command = self.train.command if self.train is not None else None
+        if command is not None and "{teacher}" in command and self.tunes_plainly:
+            raise ValueError(
+                "command has {teacher}, and a base tuned plainly has none: give finetuned, and "
+                "neither mode dir nor the control direct"
+            )
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice: the first would be lost in silence.
+
+    So are aliases: a few lines of them stand for more values than memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias, *name: write out what that stands for")
+        return super().compose_node(parent, index)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        name = loader.construct_object(key, deep=True)
+        if name in seen:
+            raise yaml.YAMLError(f"{name} stands twice")
+        seen.add(name)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+# A number in YAML 1.2 and in JSON, text in YAML 1.1, which PyYAML reads: 1e-5.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML or JSON file; folders in it are relative to its own.
+
+    Returns:
+        The recipe, with absolute folders.
+
+    Raises:
+        RecipeError: if it cannot be read, or a key is not as expected.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise RecipeError(path, "is no file", "give the recipe, a YAML file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(path, "is too large for a recipe", "check the path")
+        text = path.read_text("utf-8")
+        if text.lstrip().startswith("{"):  # JSON, which may be indented by tabs, and YAML may not
+            text = text.replace("\t", " ")
+        document = yaml.load(text, _Loader)
+    except FileNotFoundError as exc:
+        raise RecipeError(path, "no such file", "give the recipe, a YAML file") from exc
+    except OSError as exc:
+        raise RecipeError(path, f"cannot be read ({exc.strerror})", "check the path") from exc
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:
+        reason = " ".join(str(exc).split())
+        raise RecipeError(path, f"is no YAML that we can read ({reason})", "mend it") from exc
+    if not isinstance(document, dict):
+        raise RecipeError(path, "is no mapping of keys", "begin with bases: [old, new]")
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as exc:
+        raise _refusal(path, document, exc) from exc
+    return _resolve(recipe, path.absolute().parent)
+
+
+def _refusal(path: Path, document: dict[Any, Any], exc: ValidationError) -> RecipeError:
+    """The first thing that is wrong, by its key."""
+    errors = exc.errors(include_url=False)
+    keys = [_key(document, error["loc"]) for error in errors]
+    # A key that may be of several types has an error for each; the deepest one knows most.
+    alike = [(k, e) for k, e in zip(keys, errors, strict=True) if k[:1] == keys[0][:1]]
+    deepest = max(len(key) for key, _ in alike)
+    key, first = next((k, e) for k, e in alike if len(k) == deepest)
+    where = f"{path}: {'.'.join(key)}" if key else str(path)
+    if first["type"] == "extra_forbidden":
+        parts: dict[str, type[_Part]] = {"train": TrainPart, "eval": EvalPart}
+        known = sorted(parts.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
+        near = get_close_matches(key[-1], known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        return RecipeError(where, "is no key of a recipe", remedy)
+    said = [e["msg"].removeprefix("Value error, ") for k, e in alike if k == key]
+    message = " or ".join(dict.fromkeys(text[:1].lower() + text[1:] for text in said))
+    absent = first["type"] in ("missing", "value_error")
+    found = "" if absent else f", found {reprlib.repr(first['input'])}"
+    return RecipeError(where, f"{message}{found}"[:300], "mend the recipe")
+
+
+def _key(document: Any, place: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Where in the document an error is; pydantic names the types that it tried there too."""
+    found: list[str] = []
+    for number, part in enumerate(place):
+        there = isinstance(document, dict) and part in document
+        if there or (isinstance(document, list) and isinstance(part, int)):
+            document = document[part]
+        elif not (isinstance(document, dict) and number == len(place) - 1 and not found[1:]):
+            continue
+        found.append(str(part))
+    return tuple(found)
+
+
+def _resolve(recipe: Recipe, home: Path) -> Recipe:
+    """The same with absolute folders; data that is no file here is a data set's id."""
+
+    def folder(name: str) -> str:
+        return str(home / Path(name).expanduser())
+
+    train, scored = recipe.train, recipe.eval
+    if train is not None:
+        changed: dict[str, str] = {}
+        if train.teacher not in (None, PREVIOUS):
+            changed["teacher"] = folder(str(train.teacher))
+        if train.data is not None and (is_file(train.data) or Path(folder(train.data)).exists()):
+            changed["data"] = folder(train.data)
+            if not Path(changed["data"]).is_file():
+                raise RecipeError(changed["data"], "is no file, and train.data names it", _PATHS)
+        train = train.model_copy(update=changed)
+    if scored is not None and scored.include_path is not None:
+        scored = scored.model_copy(update={"include_path": folder(scored.include_path)})
+    return recipe.model_copy(
+        update={
+            "bases": [folder(base) for base in recipe.bases],
+            "finetuned": None if recipe.finetuned is None else folder(recipe.finetuned),
+            "train": train,
+            "eval": scored,
+        }
+    )

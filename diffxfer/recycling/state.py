@@ -1,0 +1,191 @@
+"""What of a chain is done: `state.json` in the run's folder, whole after any kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.companions import read_object
+from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
+from diffxfer.checkpoints.writer import write_error
+from diffxfer.errors import OutputError, OutputExistsError, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+STATE_NAME = "state.json"
+FORMAT = 1
+_ANY_ROUND = 1 << 32
+
+
+class State:
+    """The steps that are done, with what they found; use it as a context manager.
+
+    Args:
+        run: the run's folder, which is made.
+        recipe: as values that JSON has.
+        inputs: what tells one state of each input from another, by its path.
+        from_round: this round and all later ones are to be done again, so that what the recipe says
+            of them may have changed; None to go on.
+
+    Attributes:
+        done: what each step found, by its key.
+        mixed: whether rounds that are not done again were done by another recipe.
+
+    Raises:
+        OutputError: if the folder cannot be used, or another run is using it.
+        RecipeError: if it was begun by another recipe, or with other inputs.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        recipe: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        from_round: int | None,
+    ) -> None:
+        self._run = run
+        self._path = run / STATE_NAME
+        self._partial = self._path.with_suffix(".partial")
+        self._recipe = dict(recipe)
+        self._inputs = dict(inputs)
+        self.done: dict[str, Any] = {}
+        self.mixed = False
+        self._lock_fd = -1
+        self._open()
+        try:
+            self._read(from_round)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another run use the folder."""
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _open(self) -> None:
+        try:
+            self._run.mkdir(parents=True, exist_ok=True)
+            # A kill may have left the first state half written.
+            others = (path for path in self._run.iterdir() if path != self._partial)
+            if not self._path.exists() and any(others):
+                problem = f"is not empty, and has no {STATE_NAME} of a run"
+                raise OutputExistsError(self._run, problem, "choose another -o")
+            self._lock_fd = lock_folder(self._run)
+        except BlockingIOError as exc:
+            problem = "is in use by another run"
+            raise OutputError(self._run, problem, "wait for it, or choose another -o") from exc
+        except OSError as exc:
+            raise write_error(self._run, "", exc) from exc
+
+    def _read(self, from_round: int | None) -> None:
+        if not self._path.exists():
+            return
+        known = read_object(self._path)
+        if known.get("format") != FORMAT:
+            problem = f"has format {known.get('format')!r}, and this diffxfer reads {FORMAT}"
+            raise RecipeError(self._path, problem, "choose another -o")
+        self.done = dict(known.get("done", {}))
+        begun = known.get("recipe", {})
+        for key, was, now in _differences(begun, self._recipe):
+            first = _first_round(key)
+            if from_round is None or first < from_round:
+                problem = f"the recipe changed: {key} was {was} and is {now}"
+                raise RecipeError(self._run, problem, _remedy(first))
+            self.mixed |= not key.startswith("bases.")
+        for path, was in known.get("inputs", {}).items():
+            first = min((_first_round(key) for key in _keys_of(path, begun)), default=1)
+            again = from_round is not None and from_round <= first
+            if again or self._inputs.get(path) == was:
+                continue
+            raise RecipeError(path, "changed since this run was begun", _remedy(first))
+
+    def forget(self, keys: set[str]) -> None:
+        """Take steps for not done."""
+        self.done = {key: found for key, found in self.done.items() if key not in keys}
+
+    def finish(self, key: str, found: Any) -> None:
+        """Note that a step is done.
+
+        Args:
+            key: the step's.
+            found: what later steps or the report need of it, as values that JSON has.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        # As a later run reads it: with lists for tuples.
+        self.done[key] = json.loads(json.dumps(found))
+        self.save()
+
+    def save(self) -> None:
+        """Write it, whole or not at all, durably.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        document = {
+            "format": FORMAT,
+            "recipe": self._recipe,
+            "inputs": self._inputs,
+            "done": self.done,
+        }
+        try:
+            with self._partial.open("w", encoding="utf-8") as file:
+                json.dump(document, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            self._partial.replace(self._path)
+            sync_folder(self._run)
+        except OSError as exc:
+            raise write_error(self._run, STATE_NAME, exc) from exc
+
+
+def _remedy(first: int) -> str:
+    again = f"--from-round {first}" if first < _ANY_ROUND else "--from-round"
+    return f"put it back, choose another -o, or give {again} to do rounds again"
+
+
+def _first_round(key: str) -> int:
+    """The first round that a key of a recipe shapes; a large number if that is left to a person."""
+    name, _, rest = key.partition(".")
+    if name == "bases" and rest.isdigit():
+        return int(rest) + 1
+    return {"finetuned": 1, "mode": 2}.get(name, _ANY_ROUND)
+
+
+def _keys_of(path: str, recipe: Mapping[str, Any]) -> list[str]:
+    """The keys of a recipe that name an input."""
+    return [key for key, value in _leaves(recipe) if value == path]
+
+
+def _leaves(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping or list, with its key."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from _leaves(inner, f"{above}.{key}" if above else str(key))
+    else:
+        yield above, value
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The keys in which two recipes differ, and what they are in each."""
+    old, new = dict(_leaves(was)), dict(_leaves(now))
+    for key in dict.fromkeys((*old, *new)):
+        if (key in old, old.get(key)) != (key in new, new.get(key)):
+            before, after = (
+                json.dumps(known[key]) if key in known else "absent" for known in (old, new)
+            )
+            yield key, before, after

@@ -1,0 +1,187 @@
+"""Doing one step of a chain."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.diffs.extract import extract_diff
+from diffxfer.diffs.graft import apply_diff
+from diffxfer.errors import EvaluationError
+from diffxfer.evaluation.evaluate import evaluate
+from diffxfer.recycling.chain import Step, Verb, round_name
+from diffxfer.recycling.command import train_by_command
+from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
+from diffxfer.recycling.tune import tune
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from diffxfer.recycling.recipe import EvalPart, Recipe, TrainPart
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What steps have in common.
+
+    Attributes:
+        recipe: what to do.
+        run: the folder of the run.
+        home: the folder of the recipe.
+        tell: called with a line on what is done.
+        training: called with the steps done, the steps in all and the last step's loss.
+        moved: called with the bytes done and the bytes in all.
+    """
+
+    recipe: Recipe
+    run: Path
+    home: Path
+    tell: Callable[[str], None]
+    training: Callable[[int, int, float], None] | None
+    moved: Callable[[int, int], None] | None
+
+
+def do_step(step: Step, hands: Hands, done: Mapping[str, Any]) -> Any:
+    """Do one step.
+
+    Args:
+        step: which.
+        hands: what to do it with.
+        done: what earlier steps found, by their keys.
+
+    Returns:
+        What later steps or the report need of it, as values that JSON has.
+
+    Raises:
+        DiffxferError: if it cannot be done; nothing is at `step.out` then.
+    """
+    if step.out is not None and step.verb is not Verb.SCORE:
+        # Made just before a kill, and not noted; or made before, and to be made again.
+        shutil.rmtree(step.out, ignore_errors=True)
+    match step.verb:
+        case Verb.TUNE:
+            return _tune(step, hands)
+        case Verb.EXTRACT:
+            return _extract(step, hands)
+        case Verb.CHOOSE:
+            return _choose(step, hands)
+        case Verb.GRAFT:
+            return _graft(step, hands, done)
+        case Verb.SCORE:
+            return _score(step, hands)
+
+
+def _extract(step: Step, hands: Hands) -> dict[str, Any]:
+    assert step.out is not None
+    finetuned, base = step.reads
+    report = extract_diff(finetuned, base, step.out, progress=hands.moved)
+    return {"inexact": sum(report.inexact.values()), "warnings": list(report.warnings)}
+
+
+def _graft(step: Step, hands: Hands, done: Mapping[str, Any]) -> dict[str, Any]:
+    assert step.out is not None
+    chosen = done.get(f"{round_name(step.round)}/alpha")
+    alpha = chosen["alpha"] if chosen else hands.recipe.alphas[0]
+    diff, base = step.reads
+    report = apply_diff(diff, base, step.out, alpha=alpha, progress=hands.moved)
+    return {"alpha": alpha, "tensors": report.tensors, "warnings": list(report.warnings)}
+
+
+def _tune(step: Step, hands: Hands) -> dict[str, Any]:
+    train, out = hands.recipe.train, step.out
+    assert train is not None
+    assert out is not None
+    model, *teachers = step.reads
+    teacher = teachers[0] if teachers else None
+    if train.command is not None:
+        train_by_command(
+            *(train.command, model, out),
+            number=step.round,
+            teacher=teacher,
+            home=hands.home,
+            tell=hands.tell,
+        )
+        return {"log": []}
+    report = tune(
+        model,
+        str(train.data),
+        out,
+        teacher=teacher,
+        progress=hands.training,
+        **_tuning(train, distilled=teacher is not None),
+    )
+    log = [{name: entry[name] for name in ("step", "loss")} for entry in report.log]
+    return {"log": log, "warnings": list(report.warnings)}
+
+
+def _tuning(train: TrainPart, *, distilled: bool) -> dict[str, Any]:
+    """The recipe's part as `tune` takes it; without a teacher, nothing of distillation."""
+    given = train.model_dump(exclude={"data", "teacher", "command"})
+    distills = {
+        "distill_weight": DISTILL_WEIGHT,
+        "temperature": TEMPERATURE,
+        "hidden_weight": 0.0,
+    }
+    for name, default in distills.items():
+        value = given.pop(name)
+        if distilled:
+            given[name] = default if value is None else value
+    return given
+
+
+def _choose(step: Step, hands: Hands) -> dict[str, Any]:
+    """The alpha whose graft scores best on the first task."""
+    scoring = hands.recipe.eval
+    assert scoring is not None
+    diff, base = step.reads
+    evaluation = evaluate(
+        base,
+        diff=diff,
+        alpha=hands.recipe.alphas,
+        output=hands.run / round_name(step.round) / "scores",
+        progress=hands.tell,
+        **_scoring(scoring, tasks=scoring.tasks[:1]),
+    )
+    if evaluation.best is None:
+        problem = f"gives {base} no score to choose alpha by"
+        raise EvaluationError(
+            scoring.tasks[0], problem, "put another task first, or give one alpha"
+        )
+    values = {
+        repr(row.alpha): row.value
+        for row in evaluation.rows
+        if row.alpha is not None and row.column == evaluation.columns[0]
+    }
+    listed = ", ".join(f"{alpha} scores {value:.4f}" for alpha, value in values.items())
+    hands.tell(f"alpha {evaluation.best.alpha!r} is best on {evaluation.best.task}: {listed}")
+    return {"alpha": evaluation.best.alpha, "values": values}
+
+
+def _score(step: Step, hands: Hands) -> dict[str, Any]:
+    scoring = hands.recipe.eval
+    assert scoring is not None
+    columns = dict(zip(step.columns, step.reads, strict=True))
+    evaluation = evaluate(
+        list(dict.fromkeys(columns.values())),
+        # What is recovered is a share of what direct tuning gains over the base.
+        finetuned=columns.get("direct") if "base" in columns else None,
+        output=step.out,
+        progress=hands.tell,
+        **_scoring(scoring, tasks=scoring.tasks),
+    )
+    known = evaluation.as_json()
+    first = step.columns[0]
+    # One folder may be two columns: a base that is its own fine-tuned model.
+    rows = [
+        {**row, "model": column, "baseline": first}
+        for column, folder in columns.items()
+        for row in known["rows"]
+        if row["model"] == str(folder)
+    ]
+    return {"rows": rows, "columns": known["columns"], "warnings": list(evaluation.warnings)}
+
+
+def _scoring(scoring: EvalPart, *, tasks: list[str]) -> dict[str, Any]:
+    return {**scoring.model_dump(exclude={"tasks"}), "tasks": tasks}

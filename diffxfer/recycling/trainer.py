@@ -1,0 +1,218 @@
+"""Training itself: TRL's SFTTrainer, with a loss for distillation and states to continue from.
+
+Imports torch, transformers, datasets and TRL: only `recycling.tune` imports it, when it trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from transformers import PrinterCallback
+from trl import SFTTrainer
+
+from diffxfer.errors import DataError, TrainingError
+from diffxfer.recycling.distill import IGNORED, Weights, distillation_terms
+from diffxfer.recycling.keeper import Keeper
+from diffxfer.recycling.loading import check_names, first_line, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+    from trl import SFTConfig
+
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.recycling.data import Rows
+    from diffxfer.recycling.options import TuneOptions
+    from diffxfer.recycling.work import WorkFolder
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_TERMS = ("ce", "kl", "hidden")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What became of rows that are longer than a row may be.
+
+    Attributes:
+        length: the most tokens of a row.
+        shortened: how many rows were cut.
+        dropped: how many have nothing left to predict, and are not trained on.
+    """
+
+    length: int
+    shortened: int
+    dropped: int
+
+
+def train(
+    model: Checkpoint,
+    teacher: Checkpoint | None,
+    rows: Rows,
+    options: TuneOptions,
+    config: SFTConfig,
+    work: WorkFolder,
+    *,
+    length: int,
+    progress: Callable[[int, int, float], None] | None,
+) -> Cut:
+    """Train to the last step, from the newest complete state or from the beginning.
+
+    Args:
+        model: what training begins with.
+        teacher: what it learns from beside the rows.
+        rows: what it learns from.
+        options: what was asked for.
+        config: the Trainer's settings.
+        work: where states to continue from are.
+        length: the most tokens of a row.
+        progress: called with the steps done, the steps in all and the last step's loss.
+
+    Returns:
+        What became of long rows; the trained state is in `work`.
+
+    Raises:
+        DiffxferError: if it cannot be done.
+    """
+    newest = work.newest()
+    try:
+        trainer = _make_trainer(model, teacher, rows, options, config, work, fresh=newest is None)
+        cut = _cut(trainer, length, rows.name)
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout
+        trainer.add_callback(Keeper(trainer, options, work, progress))
+        # Its files are pickles, which torch opens with `weights_only`; we wrote them ourselves.
+        trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
+    except (torch.OutOfMemoryError, RuntimeError) as exc:
+        if not any(text in str(exc).lower() for text in _NO_MEMORY):
+            raise
+        raise TrainingError(
+            model.folder,
+            f"the memory does not suffice ({first_line(exc)})",
+            "give a smaller --batch-size with more --gradient-accumulation,"
+            " --gradient-checkpointing, or a smaller --max-length",
+        ) from exc
+    return cut
+
+
+def _make_trainer(
+    model: Checkpoint,
+    teacher: Checkpoint | None,
+    rows: Rows,
+    options: TuneOptions,
+    config: SFTConfig,
+    work: WorkFolder,
+    *,
+    fresh: bool,
+) -> SFTTrainer:
+    tokenizer = load_tokenizer(model.folder, rows)
+    student = load_model(model, torch.float32)
+    if fresh and config.process_index == 0:
+        check_names(model, student, work.path / "names")
+    known: dict[str, Any] = {
+        "model": student,
+        "args": config,
+        "train_dataset": datasets.Dataset.from_dict(rows.columns),
+        "processing_class": tokenizer,
+    }
+    if teacher is None:
+        trainer = SFTTrainer(**known)
+    else:
+        guide = load_model(teacher, torch.bfloat16 if config.bf16 else torch.float32)
+        weights = Weights(options.distill_weight, options.temperature, options.hidden_weight)
+        trainer = _Distiller(guide, weights, **known)
+    if trainer.is_fsdp_enabled:
+        # Any other kind leaves parts of tensors, which only the same number of processes can read.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    return trainer
+
+
+def _cut(trainer: SFTTrainer, length: int, name: str) -> Cut:
+    """Shorten the rows of a trainer, and leave out those that have nothing to predict."""
+    before = trainer.train_dataset
+    assert isinstance(before, datasets.Dataset)
+
+    def shorten(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        pairs = zip(batch["input_ids"], batch["labels"], strict=True)
+        short = [(ids[:length], labels[:length]) for ids, labels in pairs]
+        # The first token is never predicted.
+        kept = [pair for pair in short if any(label != IGNORED for label in pair[1][1:])]
+        return {"input_ids": [ids for ids, _ in kept], "labels": [labels for _, labels in kept]}
+
+    after = before.map(shorten, batched=True, remove_columns=before.column_names)
+    if not len(after):
+        problem = f"no row has anything to predict within {length} tokens"
+        raise DataError(name, problem, "give longer completions, or a larger --max-length")
+    trainer.train_dataset = after
+    batches = before.select_columns(["input_ids"]).iter(1000)
+    shortened = sum(len(ids) > length for batch in batches for ids in batch["input_ids"])
+    return Cut(length, shortened, len(before) - len(after))
+
+
+class _Distiller(SFTTrainer):
+    """A trainer that learns from a teacher too; see `recycling.distill`."""
+
+    def __init__(self, teacher: PreTrainedModel, weights: Weights, **known: Any) -> None:
+        super().__init__(**known)
+        self._teacher = teacher.requires_grad_(False)  # `from_pretrained` gives it in eval mode
+        torch.nn.Module.to(self._teacher, self.args.device)
+        self._weights = weights
+        self._sums: dict[str, Tensor] = {}
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch, as a share of the step's; see `Trainer.compute_loss`.
+
+        Args:
+            model: the student, wrapped for other processes where there are any.
+            inputs: the batch.
+            return_outputs: not supported.
+            num_items_in_batch: the predicted tokens of the whole step, in all processes.
+        """
+        assert not return_outputs
+        labels = inputs["labels"]
+        read = {name: value for name, value in inputs.items() if name != "labels"}
+        read |= {"use_cache": False, "output_hidden_states": self._weights.hidden > 0}
+        more = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = model(**read, **more)
+        with torch.no_grad():
+            taught = self._teacher(**read)
+        hidden = (outputs.hidden_states, taught.hidden_states) if self._weights.hidden else None
+        logits = outputs.logits, taught.logits
+        terms = distillation_terms(*logits, labels, self._weights.temperature, hidden)
+        steps = self.current_gradient_accumulation_steps
+        if num_items_in_batch is None:  # a mean over the batch, that the Trainer divides further
+            count: Tensor | float = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
+            share: Tensor | float = 1 / (count * steps)
+        else:  # DDP averages over processes what is a share of all of them
+            count = num_items_in_batch / self.accelerator.num_processes
+            share = 1 / count
+        for name in _TERMS:
+            term = getattr(terms, name)
+            if term is not None:
+                self._sums[name] = self._sums.get(name, 0) + term.detach() * share
+        loss = self._weights.total(terms) / count
+        if self.aux_loss_enabled:
+            parts = 1 if num_items_in_batch is None else steps
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / parts
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the terms beside the loss.
+
+        Args:
+            logs: what the Trainer logs.
+            start_time: when training began.
+        """
+        for name, total in self._sums.items():
+            logs[name] = float(self.accelerator.reduce(total, "mean"))
+        self._sums.clear()
+        super().log(logs, start_time)

@@ -1,0 +1,197 @@
+"""The folder `.OUT.tuning` beside the output: what a run that was cut off continues from.
+
+It holds `run.json`, what the run is made from, and the Trainer's checkpoints. A checkpoint counts
+once it has `complete.json`, which is written last, after all its files are on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
+from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
+from diffxfer.checkpoints.place import place_of
+from diffxfer.errors import CompanionError, OutputError, TrainingError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffxfer.checkpoints.reader import Checkpoint
+
+_RUN = "run.json"
+_COMPLETE = "complete.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """Tells one state of a model's folder from another, by its shards' headers and times.
+
+    Args:
+        checkpoint: the model.
+    """
+    digest = xxhash.xxh3_128()
+    for shard in checkpoint.weights.shards:
+        known = (shard.path.name, shard.size, shard.header_hash, shard.identity[-1])
+        digest.update(repr(known).encode())
+    for name in list_companions(checkpoint.folder).names:
+        digest.update(name.encode() + read_bytes(checkpoint.folder / name))
+    return digest.hexdigest()
+
+
+class WorkFolder:
+    """Where a run keeps what it can be continued from.
+
+    Args:
+        out: the output, beside which it is.
+    """
+
+    def __init__(self, out: Path) -> None:
+        place = place_of(out)
+        self.path = place.parent / f".{place.name}.tuning"
+        self._lock_fd = -1
+        self._made_parents: list[Path] = []
+        self._ours = False
+
+    def open(self, run: dict[str, Any], *, restart: bool) -> None:
+        """Make the folder, or make sure that it is this run's; one process does this.
+
+        Args:
+            run: what the run is made from, as values that JSON has.
+            restart: begin anew, whatever is there.
+
+        Raises:
+            TrainingError: if another run's state is there.
+            OutputError: if it cannot be written, or a run is going on in it.
+        """
+        try:
+            parents = self.path.parents
+            self._made_parents = [path for path in parents if not os.path.lexists(path)]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = lock_folder(self.path)
+        except BlockingIOError as exc:
+            remedy = "wait for that one, or choose another -o"
+            raise OutputError(self.path, "is in use by another run", remedy) from exc
+        except OSError as exc:
+            problem = f"cannot be written ({exc.strerror or exc})"
+            raise OutputError(self.path, problem, "choose another -o") from exc
+        known = self._known()
+        # Where no state was complete there is nothing to lose.
+        if known is not None and not restart and self.newest() is not None:
+            self._refuse_other(known, run)
+        else:
+            self._ours = True
+            self._empty()
+            write_durably(self.path / _RUN, json.dumps(run, indent=1).encode())
+        for folder in self._checkpoints():
+            if not _is_complete(folder):
+                shutil.rmtree(folder)
+
+    def _known(self) -> dict[str, Any] | None:
+        """What the run in the folder is made from; None if there is none."""
+        path = self.path / _RUN
+        if not path.exists() and not any(self.path.iterdir()):
+            return None
+        try:
+            return read_object(path)
+        except CompanionError as exc:
+            problem = "is not what a run of diffxfer tune left"
+            raise TrainingError(self.path, problem, "move it elsewhere") from exc
+
+    def _refuse_other(self, known: dict[str, Any], run: dict[str, Any]) -> None:
+        for key in run:
+            if known.get(key) != run[key]:
+                raise TrainingError(
+                    self.path,
+                    f"holds a run that was cut off, and whose {key} is {known.get(key)} where this"
+                    f" one's is {run[key]}",
+                    "repeat that run's command to continue it, or give --restart to drop it",
+                )
+
+    def _empty(self) -> None:
+        for path in self.path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def newest(self) -> tuple[int, Path] | None:
+        """The last step of which there is a complete state, and where that is."""
+        return max(
+            ((_step(folder), folder) for folder in self._checkpoints() if _is_complete(folder)),
+            default=None,
+        )
+
+    def complete(self, folder: Path) -> None:
+        """Declare a checkpoint complete, and remove those before it; one process does this.
+
+        Args:
+            folder: the checkpoint, all of whose files are written.
+        """
+        sizes = {}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+            else:
+                sync_folder(path)
+        write_durably(folder / _COMPLETE, json.dumps({"sizes": sizes}).encode())
+        sync_folder(self.path)
+        for other in self._checkpoints():
+            if _step(other) < _step(folder):
+                shutil.rmtree(other)
+
+    def remove(self) -> None:
+        """Remove the folder, once the output is there."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let go of it: it stays only if there is something in it to continue from."""
+        if self._lock_fd < 0:  # another process has it, or another run
+            return
+        if self._ours and self.path.is_dir() and self.newest() is None:
+            self.remove()
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+        for folder in self._made_parents:
+            with suppress(OSError):  # above all where there is something in it by now
+                folder.rmdir()
+
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether all files are there that were there when it was declared so."""
+    marker = folder / _COMPLETE
+    if not marker.is_file():
+        return False
+    sizes = read_object(marker)["sizes"]
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file that is whole or not there.
+
+    Args:
+        path: the file.
+        content: its bytes.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)

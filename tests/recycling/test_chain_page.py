@@ -1,0 +1,149 @@
+"""The page and the table of a chain: names that nobody trusts, and nothing to fetch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffxfer.cli.chain_table import print_chain
+from diffxfer.recycling.chain_page import write_page
+from diffxfer.recycling.chain_report import ChainReport, Round
+
+EVIL = '</script><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>'
+
+
+def row(task: str, value: float, stderr: float | None, better: bool | None) -> dict[str, Any]:
+    return {
+        "task": task,
+        "metric": "acc",
+        "filter": "none",
+        "value": value,
+        "stderr": stderr,
+        "higher_is_better": better,
+    }
+
+
+def report(name: str = "m", *, losses: bool = True, better: bool | None = True) -> ChainReport:
+    log = {"model": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}], "direct": []}
+    first = Round(1, name, None, {"base": [row(name, 0.25, None, better)]}, {})
+    scores = {
+        "base": [row(name, 0.5, 0.125, better)],
+        "graft": [row(name, 0.75, 0.0625, better)],
+    }
+    second = Round(2, name, 0.8, scores, log if losses else {})
+    measures = ((name, "acc", "none"),)
+    said = (f"round-02/graft: {name}",)
+    return ChainReport(Path("/run"), (first, second), measures, {"bases": [name]}, said, 5, 1.0)
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, the text of scripts, and the cells of tables."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._inside = False
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag == "script"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = self._inside and tag != "script"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts.append(data)
+        else:
+            self.text += data
+
+
+@pytest.mark.parametrize("name", [EVIL, "a & b < c", "plain"])
+def test_names_are_text(name: str, tmp_path: Path) -> None:
+    write_page(report(name), tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    write_page(report(), tmp_path / "plain.html")
+    plain = Page(tmp_path / "plain.html")
+    # The same elements, whatever the names say.
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    assert len(page.scripts) == len(plain.scripts)
+    assert page.text.count(name) >= 5
+
+
+def test_nothing_is_fetched(tmp_path: Path) -> None:
+    write_page(report(), tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "img", "object", "embed", "base"), tag
+        assert not attributes.keys() & {"src", "href", "srcset", "action"}, tag
+    styles = re.search("<style>(.*?)</style>", (tmp_path / "report.html").read_text(), re.DOTALL)
+    assert styles is not None
+    assert "url(" not in styles[1]
+    assert "@import" not in styles[1]
+    # The drawings' own options: no button that sends the data to plotly's server.
+    drawn = [script for script in page.scripts if "Plotly.newPlot(" in script]
+    assert sum("plotly.js v" in script for script in page.scripts) == 1
+    assert len(drawn) == 2
+    for script in drawn:
+        assert "plotlyServerURL" not in script
+        assert "showSendToCloud" not in script
+        assert '"displaylogo": false' in script
+        buttons = re.search(r'"modeBarButtons": (\[\[.*?\]\])', script)
+        assert buttons is not None
+        assert set(json.loads(buttons[1])[0]) <= {
+            *("toImage", "zoomIn2d", "zoomOut2d", "resetScale2d")
+        }
+
+
+def test_what_is_drawn(tmp_path: Path) -> None:
+    write_page(report(), tmp_path / "report.html")
+    scores, losses = (
+        script
+        for script in Page(tmp_path / "report.html").scripts
+        if "Plotly.newPlot(" in script and "plotly.js v" not in script
+    )
+    for values in ('"x":[1,2],"y":[0.25,0.5]', '"array":[0,0.125]', '"name":"graft"'):
+        assert values in scores.replace(" ", "")
+    assert "NaN" not in scores + losses
+    assert '"y":[2.0,null]' in losses.replace(" ", "")
+    assert '"name":"2: graft, tuned"' in losses
+
+
+def test_the_best_is_bold_where_one_is(tmp_path: Path) -> None:
+    for better, best in ((True, "0.7500"), (False, "0.5000"), (None, None)):
+        write_page(report(better=better), tmp_path / "report.html")
+        found = re.findall(r'<td class="best">([\d.]+)', (tmp_path / "report.html").read_text())
+        assert found == ([] if best is None else [best])
+
+
+def test_without_scores_and_training_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    rounds = (Round(1, "a", None, {}, {}), Round(2, "b", 1.0, {}, {}))
+    empty = ChainReport(Path("/run"), rounds, (), {"bases": ["a", "b"]}, (), 3, 1.0)
+    write_page(empty, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert not page.scripts
+    assert "a → b" in page.text
+    assert "Warnings" not in page.text
+
+
+def test_the_table_prints_names_that_command_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_chain(report("\x1b[31m[red]x"))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    title, heading, first, second = out.splitlines()
+    assert title.strip() == "\\x1b[31m[red]x, acc"
+    assert heading.split() == ["round", "base", "model", "alpha", "base", "graft"]
+    assert first.split() == ["1", "\\x1b[31m[red]x", "0.2500"]
+    name, alpha = "\\x1b[31m[red]x", "0.8"
+    assert second.split() == ["2", name, alpha, "0.5000", "±", "0.1250", "0.7500", "±", "0.0625"]

@@ -1,0 +1,429 @@
+"""Chains on a family of three bases: what they make, keep, continue and refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from diffxfer import apply_diff, extract_diff, iterate, tune
+from diffxfer.checkpoints.filesystem import lock_folder
+from diffxfer.errors import (
+    DiskSpaceError,
+    OptionError,
+    OutputError,
+    OutputExistsError,
+    RecipeError,
+)
+from tests import tiny
+from tests.checkpoints.test_writer import mounted
+from tests.recycling.chains import (
+    EVAL,
+    TRAIN,
+    follow,
+    left,
+    make_home,
+    models,
+    weights,
+    write_recipe,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("trl")
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("chain") / "a home")
+
+
+@pytest.fixture
+def home(shared_home: Path, tmp_path: Path) -> Path:
+    """One that a test may change."""
+    return shutil.copytree(shared_home, tmp_path / "home")
+
+
+def trained(home: Path, model: Path, out: Path, **options: Any) -> Path:
+    known = {name: value for name, value in TRAIN.items() if name != "data"} | options
+    tune(model, home / "train.jsonl", out, **known)
+    return out
+
+
+class TestByHand:
+    """A chain gives the models that the single commands give."""
+
+    @pytest.mark.parametrize("mode", ["iter", "dir"])
+    def test_both_modes(self, mode: str, home: Path, tmp_path: Path) -> None:
+        run, hand = tmp_path / "run", tmp_path / "by hand"
+        follow(home, run, mode=mode, alpha=0.9, train=TRAIN)
+        hand.mkdir()
+        extract_diff(home / "finetuned", home / "base", hand / "diff-1")
+        apply_diff(hand / "diff-1", home / "target", hand / "graft-2", alpha=0.9)
+        model = trained(home, hand / "graft-2", hand / "model-2")
+        source = model if mode == "iter" else trained(home, home / "target", hand / "direct-2")
+        extract_diff(source, home / "target", hand / "diff-2")
+        apply_diff(hand / "diff-2", home / "newest", hand / "graft-3", alpha=0.9)
+        trained(home, hand / "graft-3", hand / "model-3")
+        by_hand = {path.name: weights(path) for path in hand.iterdir()}
+        by_chain = {
+            f"{name.split('/')[1]}-{int(name.split('/')[0][-2:])}": content
+            for name, content in models(run).items()
+        }
+        assert by_chain == by_hand
+        assert left(run) == {f"round-{name[-2:].replace('-', '0')}/{name[:-2]}" for name in by_hand}
+
+    def test_a_teacher_from_the_round_before(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        taught = {**TRAIN, "teacher": "previous", "distill_weight": 0.5, "temperature": 2.0}
+        follow(home, run, bases=["base", "target"], train=taught)
+        model = trained(
+            *(home, run / "round-02" / "graft", tmp_path / "model"),
+            teacher=home / "finetuned",
+            distill_weight=0.5,
+            temperature=2.0,
+        )
+        assert weights(model) == weights(run / "round-02" / "model")
+
+    def test_without_finetuned_and_with_direct(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        report = follow(
+            *(home, run),
+            bases=["base", "target"],
+            finetuned=None,
+            train=TRAIN,
+            controls=["direct"],
+        )
+        for number, base in ((1, "base"), (2, "target")):
+            made = trained(home, home / base, tmp_path / base)
+            name = "model" if number == 1 else "direct"
+            assert weights(made) == weights(run / f"round-0{number}" / name)
+        assert not report.measures
+        assert report.rounds[0].losses.keys() == {"model"}
+        assert [entry["step"] for entry in report.rounds[1].losses["direct"]] == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def scored(shared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("scored") / "run"
+    report = follow(
+        *(shared_home, run),
+        bases=["base", "target"],
+        train=TRAIN,
+        controls=["base", "direct"],
+        alpha=[0.1, 1.2],
+        eval=EVAL,
+    )
+    assert report.steps_done == 7
+    return run
+
+
+class TestScores:
+    def test_every_column_of_every_round(self, scored: Path, shared_home: Path) -> None:
+        outcome = tiny.run("iterate", shared_home / "chain.yaml", "-o", scored, "--json")
+        assert (outcome.status, outcome.err) == (0, "")
+        found = json.loads(outcome.out)
+        assert found["steps_done"] == 0
+        first, second = found["rounds"]
+        assert first["scores"].keys() == {"base", "tuned"}
+        assert second["scores"].keys() == {"base", "graft", "tuned", "direct"}
+        assert (first["alpha"], second["alpha"]) == (None, 1.2)
+        assert second["scores"]["graft"][0]["value"] > second["scores"]["base"][0]["value"] == 0.0
+        assert second["scores"]["graft"][0]["baseline"] == "base"
+        assert second["scores"]["graft"][0]["n"] == EVAL["limit"]
+        assert found["measures"] == [["pig_latin", "exact_match", "none"]]
+
+    def test_the_graft_has_the_alpha_that_scored_best(
+        self, scored: Path, shared_home: Path, tmp_path: Path
+    ) -> None:
+        apply_diff(scored / "round-01/diff", shared_home / "target", tmp_path / "graft", alpha=1.2)
+        assert weights(tmp_path / "graft") == weights(scored / "round-02/graft")
+        done = json.loads((scored / "state.json").read_text())["done"]["round-02/alpha"]
+        assert done["alpha"] == 1.2
+        assert done["values"]["1.2"] > done["values"]["0.1"]
+
+    def test_the_table(self, scored: Path, shared_home: Path) -> None:
+        outcome = tiny.run("iterate", shared_home / "chain.yaml", "-o", scored)
+        title, heading, first, second = outcome.out.splitlines()
+        assert title.strip() == "pig_latin, exact_match"
+        columns = ["base", "graft", "tuned", "direct"]
+        assert heading.split() == ["round", "base", "model", "alpha", *columns]
+        assert first.split()[:3] == ["1", "base", "0.0000"]
+        assert second.split()[:4] == ["2", "target", "1.2", "0.0000"]
+        assert outcome.err.splitlines() == [
+            "all rounds were done already",
+            f"the whole story is in {scored / 'report.html'}",
+        ]
+
+
+class TestAgain:
+    def test_does_nothing(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        assert follow(home, run).steps_done == 4
+        before = tiny.tree(run)
+        said: list[str] = []
+        report = iterate(home / "chain.yaml", run, progress=said.append)
+        assert (report.steps_done, said) == (0, [])
+        assert tiny.tree(run) == before
+
+    def test_by_other_dates_and_another_way_to_the_same_folder(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = tmp_path / "run"
+        follow(home, run)
+        (home / "base" / "model.safetensors").touch()
+        monkeypatch.chdir(home)
+        assert iterate("chain.yaml", "../run").steps_done == 0
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"alpha": 0.5}, "the recipe changed: alpha was 1.0 and is 0.5"),
+            ({"keep": "last"}, 'the recipe changed: keep was "all" and is "last"'),
+            ({"train": TRAIN}, "the recipe changed: train"),
+            ({"bases": ["base", "newest", "target"]}, r"bases\.1 was .*target. and is .*newest."),
+            ({"bases": ["base", "target", "newest", "target"]}, r"bases\.3 was absent and is"),
+            ({"bases": ["base", "target"]}, r"bases\.2 was .*newest. and is absent"),
+        ],
+        ids=str,
+    )
+    def test_a_changed_recipe_is_refused(
+        self, changes: dict[str, Any], said: str, home: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        follow(home, run)
+        before = tiny.tree(run)
+        with pytest.raises(RecipeError, match=said) as caught:
+            follow(home, run, **changes)
+        assert "--from-round" in str(caught.value)
+        assert tiny.tree(run) == before
+
+    def test_a_changed_input_is_refused(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        follow(home, run)
+        # The same shapes and names: only the numbers tell.
+        shutil.copy(home / "target/model.safetensors", home / "newest/model.safetensors")
+        with pytest.raises(RecipeError, match=r"newest: changed since .* give --from-round 3"):
+            iterate(home / "chain.yaml", run)
+        assert iterate(home / "chain.yaml", run, from_round=3).steps_done == 1
+        tiny.edit_json(home / "base/config.json", lambda config: config.update(bos_token_id=0))
+        for chosen in (None, 2):
+            with pytest.raises(RecipeError, match=r"base: changed since .* give --from-round 1"):
+                iterate(home / "chain.yaml", run, from_round=chosen)
+        shutil.rmtree(home / "base")
+        with pytest.raises(Exception, match="base"):
+            iterate(home / "chain.yaml", run)
+
+    def test_changed_rows_are_refused(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        follow(home, run, bases=["base", "target"], train=TRAIN)
+        rows = (home / "train.jsonl").read_text().splitlines(keepends=True)
+        (home / "train.jsonl").write_text("".join(rows[1:]))
+        with pytest.raises(RecipeError, match=r"train\.jsonl: changed since this run was begun"):
+            iterate(home / "chain.yaml", run)
+        assert iterate(home / "chain.yaml", run, from_round=2).steps_done == 2
+
+
+class TestFromRound:
+    def test_another_alpha_from_there_on(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        follow(home, run)
+        before = models(run)
+        write_recipe(home, alpha=0.5)
+        assert iterate(home / "chain.yaml", run, from_round=3).steps_done == 1
+        changed = {name for name, content in models(run).items() if before[name] != content}
+        assert changed == {"round-03/graft"}
+        assert iterate(home / "chain.yaml", run).steps_done == 0
+        fresh = tmp_path / "fresh"
+        follow(home, fresh, alpha=0.5)
+        iterate(home / "chain.yaml", run, from_round=1)
+        assert models(run) == models(fresh)
+
+    def test_a_new_base_goes_on_the_end(self, home: Path, tmp_path: Path) -> None:
+        run, whole = tmp_path / "run", tmp_path / "whole"
+        follow(home, run, bases=["base", "target"], keep="last")
+        write_recipe(home, keep="last")
+        report = iterate(home / "chain.yaml", run, from_round=3)
+        assert report.steps_done == 2  # the difference of round 2, and the graft
+        follow(home, whole, keep="last")
+        assert models(run) == models(whole)
+
+    def test_what_shaped_an_earlier_round_may_not_change(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        follow(home, run)
+        before = tiny.tree(run)
+        for changes, least in (
+            ({"bases": ["base", "newest", "target"]}, 2),
+            ({"finetuned": "target"}, 1),
+            ({"mode": "dir", "train": TRAIN}, 2),
+        ):
+            write_recipe(home, **changes)
+            with pytest.raises(RecipeError, match=f"--from-round {least} to"):
+                iterate(home / "chain.yaml", run, from_round=3)
+        assert tiny.tree(run) == before
+
+    @pytest.mark.parametrize("keep", ["models", "last"])
+    def test_folders_that_are_gone_are_made_again(
+        self, keep: str, home: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        follow(home, run, keep=keep, train=TRAIN)
+        before = models(run)
+        report = iterate(home / "chain.yaml", run, from_round=3)
+        # To subtract again takes the model of round 2, and that its graft, and so on.
+        assert report.steps_done == (3 if keep == "models" else 6)
+        assert models(run) == before
+        assert left(run) == {"round-02/model", "round-03/model"} - (
+            {"round-02/model"} if keep == "last" else set()
+        )
+
+    def test_not_by_two_recipes(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        follow(home, run, keep="last")
+        write_recipe(home, keep="last", alpha=0.5)
+        with pytest.raises(OptionError, match=r"round-01/diff is gone, which round 3.* give 1"):
+            iterate(home / "chain.yaml", run, from_round=3)
+
+    @pytest.mark.parametrize("number", [0, 4])
+    def test_no_such_round(self, number: int, home: Path, tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match=rf"{number} is no round of this recipe; give 1 to 3"):
+            iterate(write_recipe(home), tmp_path / "run", from_round=number)
+        assert not (tmp_path / "run").exists()
+
+    def test_what_a_kill_left_of_another_recipe_is_gone(self, home: Path, tmp_path: Path) -> None:
+        class StopError(Exception):
+            pass
+
+        def stop(done: int, *_: object) -> None:
+            if done == 2:
+                raise StopError
+
+        run = tmp_path / "run"
+        write_recipe(home, bases=["base", "target"], train={**TRAIN, "save_every": 1})
+        with pytest.raises(StopError):
+            iterate(home / "chain.yaml", run, training=stop)
+        assert "round-02/.model.tuning" in left(run)
+        write_recipe(home, bases=["base", "target"], train={**TRAIN, "steps": 1})
+        assert iterate(home / "chain.yaml", run, from_round=2).steps_done == 2
+        assert left(run) == {"round-01/diff", "round-02/graft", "round-02/model"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        pytest.param(
+            "all",
+            {
+                *("round-01/diff", "round-02/graft", "round-02/model", "round-02/direct"),
+                *("round-02/diff", "round-03/graft", "round-03/model", "round-03/direct"),
+            },
+            marks=pytest.mark.slow,
+        ),
+        ("models", {f"round-0{n}/{name}" for n in (2, 3) for name in ("model", "direct")}),
+        ("last", {"round-03/model"}),
+    ],
+)
+def test_what_stays(keep: str, kept: set[str], home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = {**TRAIN, "steps": 1}
+    follow(home, run, keep=keep, train=small, controls=["direct"])
+    assert left(run) == kept
+    assert {path.name for path in run.iterdir()} == {
+        *("round-01", "round-02", "round-03", "state.json", "report.html")
+    }
+
+
+class TestRefusals:
+    def test_a_folder_of_somebody_else(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "diary").write_text("dear")
+        with pytest.raises(OutputExistsError, match=r"is not empty, and has no state\.json"):
+            follow(home, run)
+        assert [path.name for path in run.iterdir()] == ["diary"]
+
+    def test_a_file(self, home: Path, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("")
+        with pytest.raises(OutputError, match="is not a folder"):
+            follow(home, tmp_path / "run")
+
+    def test_inside_an_input(self, home: Path) -> None:
+        with pytest.raises(OutputExistsError, match="lies inside the input"):
+            follow(home, home / "base" / "run")
+
+    def test_another_run(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        held = lock_folder(run)
+        try:
+            with pytest.raises(OutputError, match="is in use by another run"):
+                follow(home, run)
+        finally:
+            os.close(held)
+        assert follow(home, run).steps_done == 4
+
+    def test_a_small_disk(self, home: Path, tmp_path: Path) -> None:
+        size = (home / "base" / "model.safetensors").stat().st_size
+        with mounted(tmp_path / "disk", f"{2 * size // 1024}k") as disk:
+            with pytest.raises(DiskSpaceError, match=r"needs 6\.\d\d MB, and 3\.\d\d MB are free"):
+                follow(home, disk / "run")
+            assert not models(disk / "run")
+
+    def test_a_model_that_is_not_there(self, home: Path, tmp_path: Path) -> None:
+        for changes in (
+            {"bases": ["base", "nothing"]},
+            {"finetuned": "nothing"},
+            {"train": {**TRAIN, "teacher": "nothing"}},
+        ):
+            outcome = tiny.run("iterate", write_recipe(home, **changes), "-o", tmp_path / "run")
+            assert outcome.status == 1
+            assert "nothing: no such folder" in outcome.err
+            assert not (tmp_path / "run").exists()
+
+    def test_a_diff_vector_for_a_base(self, home: Path, tmp_path: Path) -> None:
+        extract_diff(home / "finetuned", home / "base", home / "diff")
+        with pytest.raises(Exception, match="diff vector"):
+            follow(home, tmp_path / "run", bases=["base", "diff"])
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [("{", "JSON"), ("[]", "state.json"), ('{"format": 9}', "has format 9, and this diffxfer")],
+    )
+    def test_a_state_that_is_broken(self, text: str, said: str, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "state.json").write_text(text)
+        outcome = tiny.run("iterate", write_recipe(home), "-o", run)
+        assert outcome.status == 1
+        assert said in outcome.err
+        assert (run / "state.json").read_text() == text
+
+
+def test_the_first_state_half_written_is_no_obstacle(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "state.partial").write_text('{"forma')
+    assert follow(home, run).steps_done == 4
+    assert not (run / "state.partial").exists()
+
+
+def test_one_folder_for_two_roles(home: Path, tmp_path: Path) -> None:
+    report = follow(home, tmp_path / "run", bases=["base", "base"], finetuned="base", eval=EVAL)
+    first, second = report.rounds
+    assert first.scores.keys() == {"base", "tuned"}
+    assert second.scores.keys() == {"base", "graft"}
+    assert all(math.isfinite(row["value"]) for rows in first.scores.values() for row in rows)
+
+
+def test_a_json_file_is_json(home: Path, tmp_path: Path) -> None:
+    follow(home, tmp_path / "run", bases=["base", "target"], eval={**EVAL, "limit": 1})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "run" / "state.json").read_text(), parse_constant=refuse)
