@@ -267,7 +267,7 @@ class TestFromRound:
                 iterate(home / "chain.yaml", run, from_round=3)
         assert tiny.tree(run) == before
 
-    @pytest.mark.parametrize("keep", ["models", "last"])
+    @pytest.mark.parametrize("keep", [pytest.param("models", marks=pytest.mark.slow), "last"])
     def test_folders_that_are_gone_are_made_again(
         self, keep: str, home: Path, tmp_path: Path
     ) -> None:
@@ -420,10 +420,8 @@ def test_one_folder_for_two_roles(home: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(row["value"]) for rows in first.scores.values() for row in rows)
 
 
-def test_a_json_file_is_json(home: Path, tmp_path: Path) -> None:
-    follow(home, tmp_path / "run", bases=["base", "target"], eval={**EVAL, "limit": 1})
-
+def test_a_json_file_is_json(scored: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    json.loads((tmp_path / "run" / "state.json").read_text(), parse_constant=refuse)
+    json.loads((scored / "state.json").read_text(), parse_constant=refuse)
