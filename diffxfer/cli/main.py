@@ -51,7 +51,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=f"{_EXAMPLE}{_TRANSFER}")
+@app.callback(epilog=f"See it work first:\n\n\b\n  diffxfer demo\n\n{_EXAMPLE}{_TRANSFER}")
 def diffxfer(
     version: Annotated[
         bool,
