@@ -18,6 +18,7 @@
     ├── RecipeError               a recipe of rounds that cannot be followed
     └── OutputError               an output that cannot be written
         ├── OutputExistsError     something is there already, or is one of the inputs
+        ├── UnfinishedError       what another, unfinished run left is in the way
         └── DiskSpaceError        the disk is too small for it
 
 A message is one line: where, what was expected and found; what to do.
@@ -170,6 +171,10 @@ class OutputError(DiffxferError):
 
 class OutputExistsError(OutputError):
     """The output exists already, is one of the inputs, or lies inside one."""
+
+
+class UnfinishedError(OutputError):
+    """What another, unfinished run left is in the way: somebody may want to continue it."""
 
 
 class DiskSpaceError(OutputError):

@@ -73,6 +73,16 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make a folder and everything in it durable."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def boot_id() -> bytes:
     """What tells one boot of the machine from the next; empty where that is not known."""
     try:

@@ -23,7 +23,7 @@ from diffxfer.checkpoints.journal import (
     summarize,
 )
 from diffxfer.checkpoints.place import MANIFEST_NAME, is_our_folder, place_of
-from diffxfer.errors import OutputError
+from diffxfer.errors import OutputError, UnfinishedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,7 +216,7 @@ def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
             if kept and not restart:
                 problem = f"an unfinished run of other inputs or options is there: {kept}"
                 remedy = "give that run's command to continue it, or --restart to discard it"
-                raise OutputError(out, problem, remedy)
+                raise UnfinishedError(out, problem, remedy)
             empty(partial)
             partial.rmdir()
         finally:

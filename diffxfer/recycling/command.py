@@ -12,6 +12,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
+from diffxfer.checkpoints.filesystem import sync_folder, sync_tree
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.diffs.matching.ties import find_head, without_tied_head
@@ -83,7 +84,9 @@ def train_by_command(
         raise TrainingError(words[0], problem, f"its whole output is in {log}")
     _check(model, scratch, words[0], log)
     try:
+        sync_tree(scratch)
         scratch.rename(out)
+        sync_folder(out.parent)
     except OSError as exc:
         raise write_error(out, "", exc) from exc
 

@@ -59,6 +59,30 @@ def peak_bytes(
     return peak
 
 
+def leftovers(step: Step) -> list[Path]:
+    """The hidden folders in which a step that was cut off left what it can continue from.
+
+    Args:
+        step: the step.
+    """
+    if step.out is None or step.verb is Verb.SCORE:
+        return []
+    beside = (".tuning", ".command", ".partial-*")
+    return [path for end in beside for path in step.out.parent.glob(f".{step.out.name}{end}")]
+
+
+def held_bytes(pending: Sequence[Step]) -> int:
+    """The disk that the steps to do hold already: what they will replace, or continue from.
+
+    Args:
+        pending: the steps to do.
+    """
+    folders = [path for step in pending for path in (*leftovers(step), step.out)]
+    made = [path for path in folders if path is not None and path.is_dir()]
+    files = {file for folder in made if folder.name != "scores" for file in folder.rglob("*")}
+    return sum(file.lstat().st_size for file in files if file.is_file())
+
+
 def _output(step: Step, known: Mapping[Path, Size]) -> Size:
     """The size of what a step makes: a graft's is its base's, any other's what it is made from."""
     grafts = step.verb in (Verb.GRAFT, Verb.CHOOSE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import OptionError
 from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
 from diffxfer.recycling.chain_report import ChainReport, make_report
-from diffxfer.recycling.disk import Size, peak_bytes
+from diffxfer.recycling.data import is_file, read_rows
+from diffxfer.recycling.disk import Size, held_bytes, leftovers, peak_bytes
 from diffxfer.recycling.inputs import data_identity, model_identity
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
 from diffxfer.recycling.state import State
@@ -21,7 +23,7 @@ from diffxfer.recycling.steps import Hands, do_step
 from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
 
@@ -70,10 +72,7 @@ def iterate(
     began = time.perf_counter()
     recipe, run = Path(recipe), Path(run).absolute()
     plan = read_recipe(recipe)
-    if from_round is not None and not 1 <= from_round <= len(plan.bases):
-        problem = f"{from_round} is no round of this recipe"
-        raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
-    _refuse_without_trl(plan)
+    _check_round(plan, from_round)
     opened = _open(plan)
     refuse_unsafe_output(run / "rounds", [*map(Path, opened), recipe], overwrite=False)
     steps = plan_chain(plan, run)
@@ -81,12 +80,16 @@ def iterate(
     hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
     inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
     inputs |= data_identity(plan)
+    _refuse_own_inputs([*opened, *data_identity(plan)], steps)
     with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
         pending = _begin(steps, state, from_round)
         if pending:
             sizes = {path: _size(checkpoint) for path, checkpoint in opened.items()}
-            refuse_small_disk(run / "rounds", peak_bytes(pending, steps, plan, sizes))
+            needed = peak_bytes(pending, steps, plan, sizes)
+            refuse_small_disk(run / "rounds", needed, held_bytes(pending))
             state.save()
+            _clear_round(steps, from_round)
+            (run / REPORT_NAME).unlink(missing_ok=True)
         _do(pending, steps, hands, state)
         report = make_report(plan, run, state.done, len(pending), time.perf_counter() - began)
         if pending or not (run / REPORT_NAME).exists():
@@ -96,12 +99,22 @@ def iterate(
         return report
 
 
+def _check_round(plan: Recipe, from_round: int | None) -> None:
+    if from_round is not None and not 1 <= from_round <= len(plan.bases):
+        problem = f"{from_round} is no round of this recipe"
+        raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
+
+
 def _nobody_listens(line: str) -> None:
     del line
 
 
 def _open(plan: Recipe) -> dict[str, Checkpoint]:
     """Every model that the recipe names, checked before anything is done."""
+    if plan.train is not None and plan.train.command is None:
+        require_trl()
+        if is_file(str(plan.train.data)):
+            read_rows(str(plan.train.data))
     roles = {base: f"base {number}" for number, base in enumerate(plan.bases, 1)}
     if plan.finetuned is not None:
         roles[plan.finetuned] = "finetuned"
@@ -112,10 +125,14 @@ def _open(plan: Recipe) -> dict[str, Checkpoint]:
     return {path: open_checkpoint(Path(path), role) for path, role in roles.items()}
 
 
-def _refuse_without_trl(plan: Recipe) -> None:
-    """Tell before the first step what would stop a later one."""
-    if plan.train is not None and plan.train.command is None:
-        require_trl()
+def _refuse_own_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
+    """Refuse what a step would overwrite, or remove when nothing needs it any more."""
+    made = {Path(os.path.realpath(step.out)) for step in steps if step.out is not None}
+    for path in inputs:
+        real = Path(os.path.realpath(path))
+        if not made.isdisjoint((real, *real.parents)):
+            problem = "is both an input and a folder that this run makes"
+            raise OptionError(path, problem, "choose another -o")
 
 
 def _size(checkpoint: Checkpoint) -> Size:
@@ -130,8 +147,6 @@ def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[
         # What another recipe planned besides is not this one's.
         planned = {step.key for step in steps}
         state.forget({step.key for step in again} | (state.done.keys() - planned))
-        for step in again:
-            _clear(step)
     pending = _pending(steps, state.done)
     first = min((step.round for step in pending), default=from_round or 1)
     if from_round is not None and state.mixed and first < from_round:
@@ -142,13 +157,19 @@ def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[
     return pending
 
 
+def _clear_round(steps: Sequence[Step], from_round: int | None) -> None:
+    """Remove what a run that was killed left of rounds that are to be done again."""
+    for step in steps:
+        if from_round is not None and step.round >= from_round:
+            _clear(step)
+
+
 def _clear(step: Step) -> None:
     """Remove what a run that was killed left of a step, which is not to be continued."""
     if step.out is None or step.verb is Verb.SCORE:
         return
-    for suffix in (".tuning", ".command", ".partial-*"):
-        for left in step.out.parent.glob(f".{step.out.name}{suffix}"):
-            shutil.rmtree(left, ignore_errors=True)
+    for left in leftovers(step):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:

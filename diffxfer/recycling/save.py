@@ -137,7 +137,8 @@ def write_tuned(
         left_out=tuple(name for name in companions.left_out if name != LOG),
         warnings=[f"kept as it was, since {_KEPT}: {name}" for name in kept],
     )
-    return do(job, RunOptions(overwrite=overwrite))
+    # What an earlier write of the same state left is made again in the time of a copy.
+    return do(job, RunOptions(overwrite=overwrite, restart=True))
 
 
 def _task(spec: TensorSpec, source: TensorSpec) -> TensorTask:

@@ -106,8 +106,11 @@ class State:
             self.mixed |= not key.startswith("bases.")
         for path, was in known.get("inputs", {}).items():
             first = min((_first_round(key) for key in _keys_of(path, begun)), default=1)
-            again = from_round is not None and from_round <= first
-            if again or self._inputs.get(path) == was:
+            if self._inputs.get(path) == was:
+                continue
+            if from_round is not None and from_round <= first:
+                bases = all(key.startswith("bases.") for key in _keys_of(path, begun))
+                self.mixed |= not bases
                 continue
             raise RecipeError(path, "changed since this run was begun", _remedy(first))
 

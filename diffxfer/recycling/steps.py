@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.diffs.extract import extract_diff
 from diffxfer.diffs.graft import apply_diff
-from diffxfer.errors import EvaluationError
+from diffxfer.errors import EvaluationError, UnfinishedError
 from diffxfer.evaluation.evaluate import evaluate
 from diffxfer.recycling.chain import Step, Verb, round_name
 from diffxfer.recycling.command import train_by_command
@@ -60,36 +60,44 @@ def do_step(step: Step, hands: Hands, done: Mapping[str, Any]) -> Any:
     if step.out is not None and step.verb is not Verb.SCORE:
         # Made just before a kill, and not noted; or made before, and to be made again.
         shutil.rmtree(step.out, ignore_errors=True)
+    try:
+        return _do(step, hands, done, restart=False)
+    except UnfinishedError:
+        # Begun by another version, or with files of other dates: nobody else works in this folder.
+        return _do(step, hands, done, restart=True)
+
+
+def _do(step: Step, hands: Hands, done: Mapping[str, Any], *, restart: bool) -> Any:
     match step.verb:
         case Verb.TUNE:
-            return _tune(step, hands)
+            return _tune(step, hands, restart=restart)
         case Verb.EXTRACT:
-            return _extract(step, hands)
+            return _extract(step, hands, restart=restart)
         case Verb.CHOOSE:
             return _choose(step, hands)
         case Verb.GRAFT:
-            return _graft(step, hands, done)
+            return _graft(step, hands, done, restart=restart)
         case Verb.SCORE:
             return _score(step, hands)
 
 
-def _extract(step: Step, hands: Hands) -> dict[str, Any]:
+def _extract(step: Step, hands: Hands, *, restart: bool) -> dict[str, Any]:
     assert step.out is not None
     finetuned, base = step.reads
-    report = extract_diff(finetuned, base, step.out, progress=hands.moved)
+    report = extract_diff(finetuned, base, step.out, restart=restart, progress=hands.moved)
     return {"inexact": sum(report.inexact.values()), "warnings": list(report.warnings)}
 
 
-def _graft(step: Step, hands: Hands, done: Mapping[str, Any]) -> dict[str, Any]:
+def _graft(step: Step, hands: Hands, done: Mapping[str, Any], *, restart: bool) -> dict[str, Any]:
     assert step.out is not None
     chosen = done.get(f"{round_name(step.round)}/alpha")
     alpha = chosen["alpha"] if chosen else hands.recipe.alphas[0]
     diff, base = step.reads
-    report = apply_diff(diff, base, step.out, alpha=alpha, progress=hands.moved)
+    report = apply_diff(diff, base, step.out, alpha=alpha, restart=restart, progress=hands.moved)
     return {"alpha": alpha, "tensors": report.tensors, "warnings": list(report.warnings)}
 
 
-def _tune(step: Step, hands: Hands) -> dict[str, Any]:
+def _tune(step: Step, hands: Hands, *, restart: bool) -> dict[str, Any]:
     train, out = hands.recipe.train, step.out
     assert train is not None
     assert out is not None
@@ -109,6 +117,7 @@ def _tune(step: Step, hands: Hands) -> dict[str, Any]:
         str(train.data),
         out,
         teacher=teacher,
+        restart=restart,
         progress=hands.training,
         **_tuning(train, distilled=teacher is not None),
     )

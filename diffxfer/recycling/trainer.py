@@ -5,6 +5,7 @@ Imports torch, transformers, datasets and TRL: only `recycling.tune` imports it,
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ def train(
         DiffxferError: if it cannot be done.
     """
     newest = work.newest()
+    trainer: Any = None
     try:
         trainer = _make_trainer(model, teacher, rows, options, config, work, fresh=newest is None)
         cut = _cut(trainer, length, rows.name)
@@ -95,6 +97,12 @@ def train(
             "give a smaller --batch-size with more --gradient-accumulation,"
             " --gradient-checkpointing, or a smaller --max-length",
         ) from exc
+    finally:
+        # The Trainer and its callback hold each other, and all of the model's memory.
+        trainer = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return cut
 
 

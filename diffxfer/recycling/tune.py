@@ -8,12 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.diffs.extract import every_input
 from diffxfer.diffs.source import source_entry
-from diffxfer.errors import TrainingError
+from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
 from diffxfer.recycling.data import is_file, read_rows
 from diffxfer.recycling.options import (
     DISTILL_WEIGHT,
@@ -196,6 +197,8 @@ def _run(
         config.distributed_state.wait_for_everyone()
         newest = work.newest()
         if newest is None and first:
+            if not restart:
+                _refuse_unfinished(job.out)
             refuse_small_disk(job.out, _bytes_needed(job))
         cut = None
         if newest is None or newest[0] < job.options.steps:
@@ -214,6 +217,15 @@ def _run(
     (report,) = reports
     assert report is not None
     return report
+
+
+def _refuse_unfinished(out: Path) -> None:
+    """Tell before the training what would be in the way after it."""
+    kept = find_unfinished(out)
+    if kept:
+        problem = f"an unfinished run of another command is there: {kept}"
+        remedy = "give that run's command to continue it, or --restart to discard it"
+        raise UnfinishedError(out, problem, remedy)
 
 
 def _identity(job: _Job, processes: int, device: str) -> dict[str, Any]:
@@ -251,9 +263,13 @@ def _write(
         **({"processes": processes} if processes > 1 else {}),
     }
     step, state = newest
-    written = write_tuned(
-        job.model, state, job.out, command=command, sources=entries, overwrite=job.overwrite
-    )
+    try:
+        written = write_tuned(
+            job.model, state, job.out, command=command, sources=entries, overwrite=job.overwrite
+        )
+    except NonFiniteError as exc:
+        exc.remedy = "train anew with a smaller --learning-rate and --restart"
+        raise
     return TuneReport(
         command="tune",
         output=written.output,

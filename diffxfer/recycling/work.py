@@ -18,7 +18,7 @@ import xxhash
 from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
 from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
 from diffxfer.checkpoints.place import place_of
-from diffxfer.errors import CompanionError, OutputError, TrainingError
+from diffxfer.errors import CompanionError, OutputError, TrainingError, UnfinishedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _RUN = "run.json"
 _COMPLETE = "complete.json"
+_HASHED = ("model", "teacher", "data")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -67,7 +68,8 @@ class WorkFolder:
             restart: begin anew, whatever is there.
 
         Raises:
-            TrainingError: if another run's state is there.
+            TrainingError: if the folder is not ours.
+            UnfinishedError: if another run's state is there.
             OutputError: if it cannot be written, or a run is going on in it.
         """
         try:
@@ -96,8 +98,9 @@ class WorkFolder:
     def _known(self) -> dict[str, Any] | None:
         """What the run in the folder is made from; None if there is none."""
         path = self.path / _RUN
-        if not path.exists() and not any(self.path.iterdir()):
-            return None
+        names = [inner.name for inner in self.path.iterdir()]
+        if not path.exists() and all(map(_is_own, names)):
+            return None  # cut off while it was made, emptied or removed
         try:
             return read_object(path)
         except CompanionError as exc:
@@ -107,15 +110,16 @@ class WorkFolder:
     def _refuse_other(self, known: dict[str, Any], run: dict[str, Any]) -> None:
         for key in run:
             if known.get(key) != run[key]:
-                raise TrainingError(
+                was = "" if key in _HASHED else f": {known.get(key)} there, {run[key]} here"
+                raise UnfinishedError(
                     self.path,
-                    f"holds a run that was cut off, and whose {key} is {known.get(key)} where this"
-                    f" one's is {run[key]}",
+                    f"holds a run that was cut off, and whose {key} is another{was}",
                     "repeat that run's command to continue it, or give --restart to drop it",
                 )
 
     def _empty(self) -> None:
-        for path in self.path.iterdir():
+        # What tells that the folder is ours goes last.
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == _RUN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def newest(self) -> tuple[int, Path] | None:
@@ -147,7 +151,9 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Remove the folder, once the output is there."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            self._empty()
+            self.path.rmdir()
 
     def close(self) -> None:
         """Let go of it: it stays only if there is something in it to continue from."""
@@ -163,6 +169,10 @@ class WorkFolder:
 
     def _checkpoints(self) -> list[Path]:
         return [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+
+
+def _is_own(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) or name in (f"{_RUN}.partial", "names")
 
 
 def _step(folder: Path) -> int:

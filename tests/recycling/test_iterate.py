@@ -425,3 +425,28 @@ def test_a_json_file_is_json(scored: Path) -> None:
         raise AssertionError(constant)
 
     json.loads((scored / "state.json").read_text(), parse_constant=refuse)
+
+
+def test_an_input_that_the_run_makes_itself_is_refused(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    follow(home, run, finetuned=str(home / "finetuned"), keep="all")
+    before = models(run)
+    made = str(run / "round-02" / "graft")
+    for changes in ({"finetuned": made}, {"bases": [made, str(home / "target")]}):
+        with pytest.raises(OptionError, match="both an input and a folder that this run makes"):
+            iterate(write_recipe(home, **changes), run, from_round=1)
+    assert models(run) == before
+
+
+def test_a_report_that_was_not_written_again_is_not_left_as_it_was(
+    home: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    follow(home, run)
+    (run / "report.html").write_text("old")
+    state = json.loads((run / "state.json").read_text())
+    last = list(state["done"])[-1]
+    del state["done"][last]
+    (run / "state.json").write_text(json.dumps(state))
+    follow(home, run)
+    assert (run / "report.html").read_text() != "old"

@@ -14,7 +14,7 @@ import pytest
 from diffxfer import tune
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.artifact.manifest import read_manifest
-from diffxfer.errors import OutputError, TrainingError
+from diffxfer.errors import OutputError, TrainingError, UnfinishedError
 from diffxfer.recycling.work import WorkFolder, describe
 from tests import families
 from tests.recycling.training import FAMILY, RATE, tune_shortly, write_rows
@@ -117,15 +117,15 @@ class TestWhatIsLeft:
     def test_another_run_is_refused(self, work: Path, data: Path) -> None:
         before = families.contents(work)
         changed: list[tuple[dict[str, Any], str]] = [
-            ({"steps": 10}, "whose steps is 9 where this one's is 10"),
-            ({"learning_rate": 0.5}, "whose learning_rate is 0.001 where this one's is 0.5"),
-            ({"teacher": FAMILY / "finetuned"}, "whose teacher is None where this one's is"),
+            ({"steps": 10}, "whose steps is another: 9 there, 10 here"),
+            ({"learning_rate": 0.5}, "whose learning_rate is another: 0.001 there, 0.5 here"),
+            ({"teacher": FAMILY / "finetuned"}, "whose teacher is another; "),
         ]
         for options, said in changed:
-            with pytest.raises(TrainingError, match=said) as caught:
+            with pytest.raises(UnfinishedError, match=said) as caught:
                 tune_shortly(FAMILY / "target", data, work.parent / "out", **(OPTIONS | options))
             assert "--restart" in str(caught.value)
-        with pytest.raises(TrainingError, match="whose model is"):
+        with pytest.raises(UnfinishedError, match="whose model is another; "):
             tune_shortly(FAMILY / "base", data, work.parent / "out", **OPTIONS)
         assert families.contents(work) == before
 
