@@ -26,7 +26,7 @@ def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "diffxfer", *map(str, argv)]
     plain = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **environment}
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=plain
+        command, capture_output=True, text=True, check=False, timeout=400, env=plain
     )
 
 
@@ -115,7 +115,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
         *("--device", "cpu", "--limit", "100"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(2400):
+    for _ in range(6000):
         if list(output.glob("*/results_*.json")) or process.poll() is not None:
             break
         time.sleep(0.05)

@@ -319,7 +319,7 @@ def test_a_killed_run_continues_without_scoring_the_first_model_again(tmp_path: 
         *("--dtype", "float32", "--batch-size", "2", "--limit", "60", "-o", str(output)),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    for _ in range(2400):
+    for _ in range(6000):
         if list(output.glob("*/results_*.json")) or process.poll() is not None:
             break
         time.sleep(0.05)
