@@ -45,7 +45,7 @@ def _table(report: ChainReport, measure: Measure) -> Table:
         table.add_column(column, justify="right")
     for each in report.rounds:
         rows = [each.row(column, measure) for column in columns]
-        best = _best([row for row in rows if row is not None])
+        best = each.best(measure)
         alpha = "" if each.alpha is None else f"{each.alpha:g}"
         first = (str(each.number), printable(each.base), alpha)
         cells = [Text(text, overflow="fold") for text in first]
@@ -56,16 +56,12 @@ def _table(report: ChainReport, measure: Measure) -> Table:
 def _cell(row: dict[str, Any] | None, best: float | None) -> Text:
     from rich.text import Text
 
+    from diffxfer.recycling.chain_report import value_of
+
     if row is None:
         return Text("")
-    cell = Text(f"{row['value']:.4f}", "bold" if row["value"] == best else "")
+    wins = best is not None and row["value"] == best
+    cell = Text(value_of(row), "bold" if wins else "")
     if row["stderr"] is not None:
         cell.append(f" ± {row['stderr']:.4f}", "not bold")
     return cell
-
-
-def _best(rows: list[dict[str, Any]]) -> float | None:
-    if len(rows) < 2 or rows[0]["higher_is_better"] is None:
-        return None
-    choose = max if rows[0]["higher_is_better"] else min
-    return float(choose(row["value"] for row in rows))

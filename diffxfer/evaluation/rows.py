@@ -146,15 +146,15 @@ def best_alpha(
         target: the target, as it was named.
 
     Returns:
-        None where fewer than two grafts were scored.
+        None where fewer than two grafts were scored, or none of them has a number.
     """
     decides = columns[:1]
     grafts = [row for row in rows if row.alpha is not None and row.column in decides]
-    grafts = [row for row in grafts if math.isfinite(row.value)]
-    if len(grafts) < 2:
+    sound = [row for row in grafts if math.isfinite(row.value)]
+    if len(grafts) < 2 or not sound:
         return None
     sign = -1.0 if grafts[0].higher_is_better is False else 1.0
-    best = max(grafts, key=lambda row: (sign * row.value, -abs(row.alpha or 0.0)))
+    best = max(sound, key=lambda row: (sign * row.value, -abs(row.alpha or 0.0)))
     alpha = best.alpha or 0.0
     command = ["diffxfer", "apply", diff, target, "-o", "OUT", "--alpha", f"{alpha!r}"]
     return BestAlpha(alpha, best.task, best.metric, best.value, shlex.join(command))

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.writer import write_error
-from diffxfer.recycling.chain_report import COLUMNS
+from diffxfer.recycling.chain_report import COLUMNS, value_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,7 +114,7 @@ def _section(report: ChainReport, measure: Measure) -> str:
     lines = []
     for each in report.rounds:
         rows = {column: each.row(column, measure) for column in columns}
-        best = _best([row for row in rows.values() if row is not None])
+        best = each.best(measure)
         cells = "".join(_cell(rows[column], best) for column in columns)
         alpha = "" if each.alpha is None else f" <small>alpha {each.alpha:g}</small>"
         lines.append(f"<tr><td>{each.number}. {escape(each.base)}{alpha}</td>{cells}</tr>")
@@ -132,15 +132,8 @@ def _cell(row: dict[str, Any] | None, best: float | None) -> str:
     if row is None:
         return "<td></td>"
     stderr = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
-    mark = ' class="best"' if row["value"] == best else ""
-    return f"<td{mark}>{row['value']:.4f}<small>{stderr}</small></td>"
-
-
-def _best(rows: list[dict[str, Any]]) -> float | None:
-    if len(rows) < 2 or rows[0]["higher_is_better"] is None:
-        return None
-    choose = max if rows[0]["higher_is_better"] else min
-    return float(choose(row["value"] for row in rows))
+    mark = ' class="best"' if best is not None and row["value"] == best else ""
+    return f"<td{mark}>{value_of(row)}<small>{stderr}</small></td>"
 
 
 def title_of(measure: Measure) -> str:

@@ -53,6 +53,28 @@ class Round:
                 return row
         return None
 
+    def best(self, measure: Measure) -> float | None:
+        """The value that no other column beats; None where that means nothing.
+
+        Args:
+            measure: which task, metric and filter.
+        """
+        found = (self.row(column, measure) for column in self.scores)
+        rows = [row for row in found if row is not None and row["value"] is not None]
+        if len(rows) < 2 or rows[0]["higher_is_better"] is None:
+            return None
+        choose = max if rows[0]["higher_is_better"] else min
+        return float(choose(row["value"] for row in rows))
+
+
+def value_of(row: dict[str, Any]) -> str:
+    """A score as text; that of a model that diverged is no number, which JSON does not have.
+
+    Args:
+        row: one of `Round.scores`.
+    """
+    return "nan" if row["value"] is None else f"{row['value']:.4f}"
+
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:

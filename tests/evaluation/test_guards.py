@@ -14,10 +14,11 @@ import pytest
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from diffxfer import Evaluation, apply_diff, evaluate, extract_diff
+from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.diffs.artifact.norms import norms_by_kind
 from diffxfer.errors import DiffxferError, MatchError, OptionError, OutputError
+from diffxfer.evaluation.rows import best_alpha
 from diffxfer.evaluation.scratch import scratch_folder
 from tests.evaluation.conftest import FAMILY
 
@@ -275,3 +276,17 @@ def test_apply_at_alpha_zero_lends_a_template(diff: Path, own_tasks: Path, tmp_p
     with pytest.raises(DiffxferError, match="name the diff vector with --diff"):
         ask(own_tasks, TARGET, apply_chat_template=True)
     assert (tmp_path / "lent" / "chat_template.jinja").exists()
+
+
+def test_the_best_alpha_is_one_that_has_a_number() -> None:
+    def graft(alpha: float, value: float) -> Row:
+        return Row(
+            *("m", alpha, "t", "acc", "none", value, None, 9, True, "m"),
+            *(None, None, None, None, ()),
+        )
+
+    column = [("t", "acc", "none")]
+    found = best_alpha([graft(0.5, 0.2), graft(1.0, math.nan)], column, "d", "m")
+    assert found is not None
+    assert found.alpha == 0.5
+    assert best_alpha([graft(0.5, math.nan), graft(1.0, math.nan)], column, "d", "m") is None

@@ -125,6 +125,20 @@ def test_the_best_is_bold_where_one_is(tmp_path: Path) -> None:
         assert found == ([] if best is None else [best])
 
 
+def test_a_score_that_is_no_number_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = report()
+    known.rounds[1].scores["graft"][0]["value"] = None  # as JSON has it
+    known.rounds[1].scores["tuned"] = [row("m", 0.4, None, True)]
+    write_page(known, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>nan<small>" in page
+    assert re.findall(r'<td class="best">([\d.]+)', page) == ["0.5000"]
+    print_chain(known)
+    assert "nan" in capsys.readouterr().out
+
+
 def test_without_scores_and_training_there_is_nothing_to_draw(tmp_path: Path) -> None:
     rounds = (Round(1, "a", None, {}, {}), Round(2, "b", 1.0, {}, {}))
     empty = ChainReport(Path("/run"), rounds, (), {"bases": ["a", "b"]}, (), 3, 1.0)
