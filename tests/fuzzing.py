@@ -31,7 +31,7 @@ import tempfile
 import tracemalloc
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -347,6 +347,15 @@ class Arena:
 
     def draw_of(self, kind: str, rng: Random) -> Case:
         """An input of that kind."""
+        case = self.case_of(kind, b"", rng)
+        links = self._links(case)
+        if kind == TEMPLATE_FOLDER:
+            return replace(case, content=rng.choice(links))
+        sound = self._sound(case)
+        return replace(case, content=mutators.mutate(rng, sound, case.file, self._donors, links))
+
+    def case_of(self, kind: str, content: bytes, rng: Random) -> Case:
+        """A file of that kind in the place of a role's, and what is done with it."""
         verb = rng.choice(list(VERBS))
         role = rng.choice(tiny.OPERANDS[verb])
         family = rng.choice(("grown", "grown", "pieces"))
@@ -355,13 +364,12 @@ class Arena:
         family = {"index": "grown", "tokenizer.json": "grown"}.get(kind, family)
         family = {"added_tokens.json": "pieces", "tokenizer.model": "pieces"}.get(kind, family)
         file = self._file(kind, family, role, rng)
-        sound = b"" if kind == TEMPLATE_FOLDER else self._sound(kind, family, role, file)
-        if kind == TEMPLATE_FOLDER:
-            link = rng.choice([mutators.Link(str(self.outside)), *self._links(family, kind)])
-            return Case(kind, family, role, verb, rng.random() < 0.7, link, False, file)
-        content = mutators.mutate(rng, sound, file, self._donors, self._links(family, kind))
         dry_run = rng.random() < 0.8 and kind != "manifest at OUT"
         return Case(kind, family, role, verb, dry_run, content, rng.random() < 0.9, file)
+
+    def sound(self, kind: str, rng: Random) -> bytes:
+        """A sound file of that kind."""
+        return self._sound(self.case_of(kind, b"", rng))
 
     def _file(self, kind: str, family: str, role: str, rng: Random) -> str:
         """The broken file's name, relative to the role's folder."""
@@ -375,14 +383,15 @@ class Arena:
             return f"companions/{kind}"
         return kind
 
-    def _sound(self, kind: str, family: str, role: str, file: str) -> bytes:
-        folder = self.families[family]["diff" if kind.startswith("manifest") else role]
-        return (folder / file).read_bytes()
+    def _sound(self, case: Case) -> bytes:
+        role = "diff" if case.kind.startswith("manifest") else case.role
+        return (self.families[case.family][role] / case.file).read_bytes()
 
-    def _links(self, family: str, kind: str) -> list[mutators.Link]:
-        """What may stand in the place of a file; a shard may lie elsewhere."""
-        outside = [] if kind == "header" else [str(self.outside / "secret.json")]
-        shard = SHARD if family == "pieces" else SHARDS[0]
+    def _links(self, case: Case) -> list[mutators.Link]:
+        """What may stand in the place of a file; a shard may lie elsewhere, a folder is outside."""
+        outside = [] if case.kind == "header" else [str(self.outside / "secret.json")]
+        outside += [str(self.outside)] * 2 if case.kind == TEMPLATE_FOLDER else []
+        shard = SHARD if case.family == "pieces" else SHARDS[0]
         names = [*outside, "gone", "config.json", ".", "/dev/zero", f"../{shard}", "/", "x" * 300]
         return [mutators.Link(name) for name in (*names, "../outside/../../outside/secret.json")]
 
@@ -504,7 +513,9 @@ class Arena:
         real = Path(os.path.realpath(name))
         if real.is_relative_to(self.root):
             return not real.is_relative_to(self.outside)
-        return name in _READABLE or any(real.is_relative_to(home) for home in _HOMES)
+        # Python looks there for modules, anew when another process changed the folder.
+        searched = event == "os.listdir" and name in sys.path
+        return searched or name in _READABLE or any(real.is_relative_to(home) for home in _HOMES)
 
 
 @contextmanager
