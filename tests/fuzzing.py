@@ -241,6 +241,7 @@ _NEVER = frozenset(
 _READABLE = ("/proc/sys/kernel/random/boot_id",)
 _touched: list[tuple[str, str]] = []
 _watching = False
+_hooked: list[bool] = []
 
 
 def _watch(event: str, args: tuple[Any, ...]) -> None:
@@ -256,12 +257,16 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
+def watched() -> Iterator[list[tuple[str, str]]]:
+    """What is opened, listed, made, renamed or removed meanwhile: event and path of each."""
     global _watching
+    if not _hooked:
+        sys.addaudithook(_watch)
+        _hooked.append(True)
     _touched.clear()
     _watching = True
     try:
-        yield
+        yield _touched
     finally:
         _watching = False
 
@@ -327,9 +332,6 @@ class Arena:
             for path in sorted(self.root.rglob("*"))
             if path.suffix in (".json", ".safetensors")
         ]
-        if not _hooked:
-            sys.addaudithook(_watch)
-            _hooked.append(True)
         # What is imported late is imported now.
         for verb in VERBS:
             for family in self.families:
@@ -471,7 +473,7 @@ class Arena:
         if trace:
             tracemalloc.start(1)
         try:
-            with _limited(timer=self.timer), _watched():
+            with _limited(timer=self.timer), watched():
                 VERBS[case.verb](*folders, self._out(case), **options)  # type: ignore[operator]
         except KeyboardInterrupt:
             raise
@@ -526,7 +528,6 @@ def in_memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-_hooked: list[bool] = []
 _HOMES = [Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), Path(__file__).parents[1]]
 """Where Python's modules are, which are read as they are needed."""
 

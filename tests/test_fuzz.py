@@ -61,8 +61,9 @@ def test_inputs_that_coverage_finds() -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed; it has wheels for Python 3.11 to 3.13 on Linux")
     runs = os.environ.get("FUZZ_INPUTS", "5000")
-    command = [sys.executable, "-m", "tests.fuzz_coverage", runs]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    with fuzzing.in_memory() as folder:
+        command = [sys.executable, "-m", "tests.fuzz_coverage", runs, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-5000:]
     assert f"Done {runs} runs" in done.stderr
     print(done.stdout[-3000:])
