@@ -36,7 +36,7 @@ def arena() -> Iterator[Arena]:
         yield Arena(folder)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(kind=st.sampled_from(list(TARGETED)), rng=st.randoms(use_true_random=True))
 def test_a_mutated_checkpoint(kind: str, rng: Random, arena: Arena) -> None:
     arena.judge(arena.draw_of(kind, rng))
