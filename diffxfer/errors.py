@@ -35,8 +35,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_LONGEST = 8000
+"""How many characters of a problem a message has: the last lines of a log have fewer."""
+
+
+def printable(text: str) -> str:
+    """Text on one line that no terminal takes for a command.
+
+    Names and values come from files that anyone may have written.
+
+    Args:
+        text: any text; control characters, line ends and what turns or hides text are escaped.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
+        for char in text
+    )
+
+
 class DiffxferError(Exception):
-    """A failure with a known cause.
+    """A failure with a known cause; as text it is one printable line.
 
     Args:
         where: the file, tensor, folder or option that is at fault.
@@ -51,8 +69,11 @@ class DiffxferError(Exception):
         super().__init__(self.where, problem, remedy)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.problem}" if self.where else self.problem
-        return f"{text}; {self.remedy}" if self.remedy else text
+        problem = self.problem
+        if len(problem) > _LONGEST:  # a name in it may be as long as a file
+            problem = f"{problem[:_LONGEST]}…"
+        text = f"{self.where}: {problem}" if self.where else problem
+        return printable(f"{text}; {self.remedy}" if self.remedy else text)
 
 
 class OptionError(DiffxferError):

@@ -39,34 +39,13 @@ _LEFT_OUT = (
     "rng_state*",
 )
 _CARRIED = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.spm",
-    "*.bpe",
-    "*.codes",
-    "*.jinja",
-    "*.py",
-    "licen[cs]e*",
-    "notice*",
-    "copying*",
-    "use_policy*",
+    *("*.json", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.jinja", "*.py"),
+    *("licen[cs]e*", "notice*", "copying*", "use_policy*"),
 )
 # Some of these would match a pattern above: `LICENSE.bin` is no licence text.
 _WEIGHTS = (
-    "*.safetensors",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.gguf",
-    "*.onnx",
-    "*.onnx_data",
-    "*.h5",
-    "*.msgpack",
-    "*.npz",
-    "*.pkl",
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.onnx_data"),
+    *("*.h5", "*.msgpack", "*.npz", "*.pkl"),
 )
 
 
@@ -112,6 +91,11 @@ def companion_path(folder: Path, name: str) -> Path | None:
         raise CompanionError(path, "is a link to nothing", "put the file itself there") from exc
     if not stat.S_ISREG(mode):
         raise _not_regular(path)
+    _refuse_link_out(path, real, folder)
+    return path
+
+
+def _refuse_link_out(path: Path, real: Path, folder: Path) -> None:
     home = folder.resolve()
     if not any(real.is_relative_to(root) for root in (home, *_hub_blobs(home))):
         raise CompanionError(
@@ -119,7 +103,6 @@ def companion_path(folder: Path, name: str) -> Path | None:
             f"is a link out of the checkpoint, to {real}",
             "put the file itself there if it belongs to the checkpoint, or delete the link",
         )
-    return path
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
@@ -157,18 +140,17 @@ def read_bytes(path: Path) -> bytes:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
                 raise _not_regular(path)
-            data = file.read(MAX_COMPANION_BYTES + 1)
+            if info.st_size > MAX_COMPANION_BYTES:
+                raise CompanionError(
+                    path,
+                    f"is {info.st_size} bytes, where a companion has at most {MAX_COMPANION_BYTES}",
+                    "move it out of the checkpoint",
+                )
+            # By its size, since `read` takes the memory that it is asked for before it reads.
+            return file.read(info.st_size)
     except OSError as exc:
         problem = f"cannot be read ({exc.strerror})"
         raise CompanionError(path, problem, "check its permissions") from exc
-    if len(data) > MAX_COMPANION_BYTES:
-        raise CompanionError(
-            path,
-            f"is {max(info.st_size, len(data))} bytes, where a companion has at most "
-            f"{MAX_COMPANION_BYTES}",
-            "move it out of the checkpoint",
-        )
-    return data
 
 
 def read_json(path: Path) -> Any:
@@ -295,11 +277,11 @@ def list_companions(folder: Path) -> Companions:
     for name in _entries(folder):
         printable = name.isprintable()
         lower = name.lower()
-        if printable and name == TEMPLATE_FOLDER and (folder / name).is_dir():
-            for inner in _entries(folder / name):
+        if name == TEMPLATE_FOLDER and _is_folder(folder / name):
+            for inner in more_templates(folder):
                 carried = inner.isprintable() and inner.endswith(".jinja")
-                (names if carried else left_out).append(f"{name}/{inner}")
-        elif (folder / name).is_dir():
+                (names if carried else left_out).append(inner)
+        elif _is_folder(folder / name):
             left_out.append(f"{name}/")
         elif printable and _is_companion(lower):
             names.append(name)
@@ -308,6 +290,32 @@ def list_companions(folder: Path) -> Companions:
     for name in names:
         companion_path(folder, name)
     return Companions(tuple(sorted(names)), tuple(sorted(map(_escaped, left_out))))
+
+
+def more_templates(folder: Path) -> list[str]:
+    """What lies in a checkpoint's folder of additional chat templates.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        Names relative to the checkpoint, sorted; none where there is no such folder.
+
+    Raises:
+        CompanionError: it cannot be listed, or a link leads it out of the checkpoint.
+    """
+    inside = folder / TEMPLATE_FOLDER
+    if not _is_folder(inside):
+        return []
+    _refuse_link_out(inside, inside.resolve(), folder)
+    return [f"{TEMPLATE_FOLDER}/{name}" for name in _entries(inside)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link to a name that no file system has, or to where one may not look
+        return False
 
 
 def _entries(folder: Path) -> list[str]:

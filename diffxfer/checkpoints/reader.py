@@ -124,7 +124,7 @@ def open_weights(folder: Path) -> Weights:
         tensors = _read_shard_header(folder / SINGLE_SHARD)
         return _weights(folder, tensors, indexed=False)
     by_shard = _read_index(index_path)
-    if SINGLE_SHARD not in by_shard and (folder / SINGLE_SHARD).exists():
+    if SINGLE_SHARD not in by_shard and os.path.lexists(folder / SINGLE_SHARD):
         raise ShardIndexError(
             folder,
             f"has both {SINGLE_SHARD} and an index that names other shards",
@@ -144,10 +144,11 @@ def _weights(folder: Path, tensors: Mapping[str, TensorSpec], *, indexed: bool) 
 
 
 def _refuse_adapter(folder: Path) -> None:
-    if (folder / SINGLE_SHARD).exists() or (folder / INDEX_NAME).exists():
+    # Whether they lead anywhere is for those to see who open them.
+    if any(os.path.lexists(folder / name) for name in (SINGLE_SHARD, INDEX_NAME)):
         return
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise CheckpointError(
                 folder,
                 f"is a LoRA adapter ({name}), where a whole checkpoint is due",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from diffxfer.diffs.report import listed
-from diffxfer.errors import DiffxferError, MatchError
+from diffxfer.errors import DiffxferError, MatchError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,14 +184,6 @@ def print_warnings(warnings: tuple[str, ...]) -> None:
         typer.echo(f"warning: {printable(warning)}", err=True)
 
 
-def printable(text: str) -> str:
-    """Text on one line that no terminal takes for a command."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
-        for char in text
-    )
-
-
 def as_known(exc: BaseException | None) -> DiffxferError | None:
     """The failure with a known cause that an exception is, if it is one.
 
@@ -208,7 +200,7 @@ def as_known(exc: BaseException | None) -> DiffxferError | None:
 
 def print_error(exc: DiffxferError) -> None:
     """Print an error as one line on stderr."""
-    typer.echo(f"error: {printable(str(exc))}", err=True)
+    typer.echo(f"error: {exc}", err=True)
 
 
 def print_interrupted(exc: KeyboardInterrupt, remark: str = _NOTHING) -> int:

@@ -16,9 +16,9 @@ from diffxfer.cli.console import (
     error_as_json,
     print_interrupted,
     print_json,
-    printable,
 )
 from diffxfer.cli.score_table import print_scores
+from diffxfer.errors import printable
 from diffxfer.evaluation.scores import Evaluation
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
+from diffxfer.checkpoints.header import FLOATS, short
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, require_diff
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
@@ -171,6 +172,10 @@ def from_diff(folder: Path) -> Source:
     weights = open_weights(folder)
     _refuse_incomplete(folder, manifest, weights)
     behaviour = folder / COMPANIONS
+    for name, spec in weights.tensors.items():
+        if spec.dtype not in FLOATS:
+            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
+            raise ArtifactError(spec.shard.path, problem, "make or download it again")
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
     match = BaseMatch(
         [Difference(name, (spec,), name in names) for name, spec in weights.tensors.items()],

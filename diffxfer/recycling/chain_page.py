@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
+import html
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.errors import printable
 from diffxfer.recycling.chain_report import COLUMNS, value_of
 
 if TYPE_CHECKING:
@@ -100,6 +101,15 @@ def write_page(report: ChainReport, path: Path) -> None:
         partial.replace(path)
     except OSError as exc:
         raise write_error(path.parent, path.name, exc) from exc
+
+
+def escape(text: str) -> str:
+    """Text as a page may have it: neither markup, nor what turns or hides the text around it.
+
+    Args:
+        text: any text; its lines stay.
+    """
+    return "\n".join(html.escape(printable(line)) for line in text.split("\n"))
 
 
 def _warnings(report: ChainReport) -> str:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffxfer.cli.console import Console, as_known, gigabytes, printable
-from diffxfer.errors import DiffxferError, OutputError
+from diffxfer.cli.console import Console, as_known, gigabytes
+from diffxfer.errors import DiffxferError, OutputError, printable
 from tests import tiny
 from tests.tiny import SHARD, Outcome, World
 

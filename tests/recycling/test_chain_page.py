@@ -79,6 +79,13 @@ def test_names_are_text(name: str, tmp_path: Path) -> None:
     assert page.text.count(name) >= 5
 
 
+def test_names_turn_no_text(tmp_path: Path) -> None:
+    write_page(report("a\u202egnp.b\x1b[31m"), tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    assert text.count(r"a\u202egnp.b\x1b[31m") >= 4
+    assert not {"\u202e", "\x1b"} & set(text)
+
+
 def test_nothing_is_fetched(tmp_path: Path) -> None:
     write_page(report(), tmp_path / "report.html")
     page = Page(tmp_path / "report.html")

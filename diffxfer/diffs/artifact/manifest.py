@@ -5,6 +5,7 @@ It holds no clock times and no paths, so that the same command gives the same by
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -195,7 +196,9 @@ def require_diff(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
         found = (
-            "a model" if (folder / "config.json").exists() else f"a folder without {MANIFEST_NAME}"
+            "a model"
+            if os.path.lexists(folder / "config.json")
+            else f"a folder without {MANIFEST_NAME}"
         )
         raise ArtifactError(
             folder,
