@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
 from diffxfer.diffs.matching.names import is_embedding, is_layer_embedding
+from diffxfer.diffs.matching.ties import HeadState
 from diffxfer.diffs.vocab.rows import graft_runs
 from diffxfer.diffs.vocab.tensors import refuse_ambiguous
 from diffxfer.errors import VocabularyError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.matching.match import Difference, TargetMatch
     from diffxfer.diffs.matching.selection import Selection
+    from diffxfer.diffs.matching.ties import Head
     from diffxfer.diffs.source import Source
     from diffxfer.diffs.vocab.pair_target import TargetPairing
 
@@ -116,6 +121,32 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
         runs=whole(RunKind.COPY, 1),
         shard=spec.shard.path.name,
     )
+
+
+def tied_copy(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:
+    """A head that the target keeps as a copy of its embedding stays one.
+
+    Args:
+        tasks: of the target's other tensors.
+        target: whose head it is.
+        head: what it has for one.
+    """
+    if head.state is not HeadState.TIED or head.name is None:
+        return []
+    embedding = next(task for task in tasks if task.name == head.embedding)
+    shard = target.tensors[head.name].shard.path.name
+    return [replace(embedding, name=head.name, shard=shard)]
+
+
+def in_order(tasks: Sequence[TensorTask], target: Checkpoint) -> list[TensorTask]:
+    """The tasks as the target has its tensors.
+
+    Args:
+        tasks: one a tensor.
+        target: whose they are.
+    """
+    order = {name: number for number, name in enumerate(target.tensors)}
+    return sorted(tasks, key=lambda task: order[task.name])
 
 
 def _graft_task(
