@@ -9,7 +9,7 @@ from diffxfer.checkpoints.place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
 from diffxfer.diffs.companions.inherit import inherit_companions
-from diffxfer.diffs.extract import DTYPES, every_input, warn_of_one_model
+from diffxfer.diffs.extract import every_input, warn_of_one_model
 from diffxfer.diffs.extract_tasks import compare
 from diffxfer.diffs.graft_match import (
     count_tied_head,
@@ -18,7 +18,7 @@ from diffxfer.diffs.graft_match import (
     target_side,
 )
 from diffxfer.diffs.graft_options import check_options
-from diffxfer.diffs.graft_tasks import graft_tasks, in_order, tied_copy
+from diffxfer.diffs.graft_tasks import graft_tasks, with_tied_head
 from diffxfer.diffs.job import Job, do
 from diffxfer.diffs.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.matching.names import pair_names
@@ -220,9 +220,8 @@ def _graft(
     tasks: list[TensorTask] = []
     vocab_size: int | None = None
     if not problems:
-        dtype = DTYPES.get(options.out_dtype or "")
-        tasks, vocab_size = graft_tasks(source, match, pairing, selection, dtype, side.vocabulary)
-        tasks = in_order([*tasks, *tied_copy(tasks, target, head)], target)
+        tasks, vocab_size = graft_tasks(source, match, pairing, selection, options.dtype, side)
+    silent = [compare(*pair) for pair in source.match.integers]
     scaled = () if problems else match.scaled(selection)
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = inherit_companions(
@@ -239,7 +238,7 @@ def _graft(
     job = Job(
         verb=source.operation.value,
         out=out,
-        tasks=[*(compare(*pair) for pair in source.match.integers), *kinship.tasks, *tasks],
+        tasks=[*silent, *kinship.tasks, *with_tied_head(tasks, target, head)],
         inputs=(*source.shards, *target.weights.shards),
         indexed=target.weights.indexed and options.run.max_shard_bytes is None,
         files=dict(companions.files),

@@ -40,6 +40,11 @@ class GraftOptions:
     run: RunOptions
     began: float
 
+    @property
+    def dtype(self) -> str | None:
+        """The output's, as safetensors names it; None for the target's."""
+        return DTYPES.get(self.out_dtype or "")
+
 
 def check_options(
     alpha: float,

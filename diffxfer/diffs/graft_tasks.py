@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.diffs.matching.match import Difference, TargetMatch
+    from diffxfer.diffs.matching.match import Difference, Side, TargetMatch
     from diffxfer.diffs.matching.selection import Selection
     from diffxfer.diffs.matching.ties import Head
     from diffxfer.diffs.source import Source
@@ -31,7 +31,7 @@ def graft_tasks(
     pairing: TargetPairing | None,
     selection: Selection,
     out_dtype: str | None,
-    target_vocabulary: frozenset[str],
+    side: Side,
 ) -> tuple[list[TensorTask], int | None]:
     """One task a tensor of the target.
 
@@ -41,7 +41,7 @@ def graft_tasks(
         pairing: how rows of tokens pair.
         selection: the scales.
         out_dtype: as safetensors names it, None to keep the target's.
-        target_vocabulary: the target's tensors whose rows belong to tokens.
+        side: the target's tensors, and which of them have rows that belong to tokens.
 
     Returns:
         The tasks, and the vocabulary's size if the embedding grows, or else that of Gemma 3n's
@@ -52,7 +52,7 @@ def graft_tasks(
             tokens that have moved.
     """
     if pairing is not None:
-        _refuse_short(match, target_vocabulary, pairing)
+        _refuse_short(match, side.vocabulary, pairing)
         _refuse_ambiguous(match, pairing, selection)
     tasks = [copy_task(spec, out_dtype) for spec in match.copies]
     grown: dict[str, int] = {}
@@ -123,28 +123,19 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
     )
 
 
-def tied_copy(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:
-    """A head that the target keeps as a copy of its embedding stays one.
+def with_tied_head(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:
+    """The tasks as the target has its tensors; a head that copies its embedding goes on to do so.
 
     Args:
-        tasks: of the target's other tensors.
-        target: whose head it is.
+        tasks: one for every other tensor, or none.
+        target: whose they are.
         head: what it has for one.
     """
-    if head.state is not HeadState.TIED or head.name is None:
-        return []
-    embedding = next(task for task in tasks if task.name == head.embedding)
-    shard = target.tensors[head.name].shard.path.name
-    return [replace(embedding, name=head.name, shard=shard)]
-
-
-def in_order(tasks: Sequence[TensorTask], target: Checkpoint) -> list[TensorTask]:
-    """The tasks as the target has its tensors.
-
-    Args:
-        tasks: one a tensor.
-        target: whose they are.
-    """
+    tasks = list(tasks)
+    if tasks and head.state is HeadState.TIED and head.name is not None:
+        embedding = next(task for task in tasks if task.name == head.embedding)
+        shard = target.tensors[head.name].shard.path.name
+        tasks.append(replace(embedding, name=head.name, shard=shard))
     order = {name: number for number, name in enumerate(target.tensors)}
     return sorted(tasks, key=lambda task: order[task.name])
 
