@@ -63,7 +63,11 @@ def restore_tasks(
     source = from_checkpoints(
         open_checkpoint(finetuned, "finetuned"),
         open_checkpoint(base, "base"),
-        make_selection(**{name: _patterns(manifest, name) for name in _CHOICES}),
+        make_selection(
+            include=_patterns(manifest, "include"),
+            exclude=_patterns(manifest, "exclude"),
+            allow_missing=_patterns(manifest, "allow_missing"),
+        ),
         lambda name: name,
         str(manifest.command.get("vocab", "auto")),
     )
@@ -85,9 +89,6 @@ def restore_tasks(
                 )
             )
     return tasks, source.shards
-
-
-_CHOICES = ("include", "exclude", "allow_missing")
 
 
 def _patterns(manifest: Manifest, name: str) -> list[str]:

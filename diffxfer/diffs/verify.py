@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from diffxfer.streaming.tally import TensorResult
 
 
+_ANOTHER = "is not as it was written: its checksum is another"
+_OTHERS = "Δ itself is whole: give the base and the fine-tuned model that it was extracted from"
+
+
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
     """A folder that is as it was written.
@@ -89,11 +93,7 @@ def verify(
     """
     began = time.perf_counter()
     path = Path(path)
-    if (base is None) != (finetuned is None):
-        option, other = (
-            ("--base", "--finetuned") if finetuned is None else ("--finetuned", "--base")
-        )
-        raise OptionError(option, f"proves nothing without {other}", f"give {other} too")
+    _refuse_half(base, finetuned)
     check_run_options(threads, "cpu")
     manifest = _our_manifest(path) if base is None else require_diff(path)
     _refuse_unknown_checksum(path, manifest)
@@ -109,7 +109,8 @@ def verify(
     found = _check_tensors(manifest, survey, results, restoring=base is not None)
     damage = [*survey.damage, *found]
     if damage:
-        raise _refusal(path, damage)
+        told = not survey.damage and all(d.problem != _ANOTHER for d in found)
+        raise _refusal(path, damage, _OTHERS if told else "make or download it again")
     return VerifyReport(
         command="verify",
         path=path,
@@ -121,6 +122,14 @@ def verify(
         elapsed_s=round(time.perf_counter() - began, 3),
         restored=None if base is None else sum_up(tasks, results),
     )
+
+
+def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
+    given, lacking = "--base", "--finetuned"
+    if base is None:
+        given, lacking = lacking, given
+    if (base is None) != (finetuned is None):
+        raise OptionError(given, f"proves nothing without {lacking}", f"give {lacking} too")
 
 
 def _our_manifest(folder: Path) -> Manifest:
@@ -173,18 +182,18 @@ def _check_tensors(
         entry, result = manifest.tensors[name], results[name]
         problem = how_restored(entry, result) if restoring else None
         if result.checksum != entry.checksum:
-            problem = "is not as it was written: its checksum is another"
+            problem = _ANOTHER
         if problem is not None:
             damage.append(Damage(spec.shard.path.name, name, problem))
     return damage
 
 
-def _refusal(folder: Path, damage: Sequence[Damage]) -> DamageError:
+def _refusal(folder: Path, damage: Sequence[Damage], remedy: str) -> DamageError:
     ordered = sorted(damage, key=lambda found: (found.file, found.tensor))
     what = f"{len(damage):,} things are" if len(damage) > 1 else "one thing is"
     return DamageError(
         folder,
         f"{what} not as written: {ordered[0]}",
-        "make or download it again",
+        remedy,
         ordered,
     )

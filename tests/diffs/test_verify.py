@@ -224,9 +224,7 @@ def test_one_flipped_bit_anywhere_is_found(made, kind, data):
 
 class TestRefusal:
     def test_a_folder_of_somebody_else(self, made):
-        with pytest.raises(
-            ArtifactError, match=r"has no diffxfer\.json, and without its checksums"
-        ):
+        with pytest.raises(ArtifactError, match=r"has no diffxfer\.json, and without"):
             verify(made / "base")
 
     def test_base_and_finetuned_belong_together(self, made):
