@@ -1,0 +1,81 @@
+"""What the checksums cost beside the copying: `python -m tests.hash_cost FOLDER`.
+
+Grafts a family of 0.2B parameters in bfloat16, again and again, by turns with the checksums and
+without them (where each is a constant), and prints medians of the processor's and the wall clock's
+time, from the first chunk to the last. FOLDER should be in memory, where nothing hides the cost.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from safetensors.torch import save_file
+
+from diffxfer import transfer
+from diffxfer.streaming import worker
+from diffxfer.streaming.engine import Engine
+
+ROUNDS = 9
+
+
+def make_family(root):
+    generator = torch.Generator().manual_seed(1)
+    shared = [torch.randn(4096, 2048, generator=generator) for _ in range(24)]
+    for role in ("finetuned", "base", "target"):
+        (root / role).mkdir()
+        (root / role / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        weights = {
+            f"model.layers.{i}.mlp.up_proj.weight": (
+                weight + torch.randn(weight.shape, generator=generator) * 0.01
+            ).bfloat16()
+            for i, weight in enumerate(shared)
+        }
+        save_file(weights, root / role / "model.safetensors", {"format": "pt"})
+    return [root / role for role in ("finetuned", "base", "target")]
+
+
+def seconds_of_loop(roles, out):
+    """The processor's and the wall clock's seconds of the loop alone."""
+    taken = []
+    run = Engine.run
+
+    def timed(self, *args, **options):
+        began = time.process_time(), time.perf_counter()
+        result = run(self, *args, **options)
+        taken.extend((time.process_time() - began[0], time.perf_counter() - began[1]))
+        return result
+
+    with mock.patch.object(Engine, "run", timed):
+        transfer(*roles, out, overwrite=True)
+    return taken
+
+
+def without_checksums():
+    return mock.patch.object(worker, "block_digests", lambda data, itemsize: bytes(16))
+
+
+def main():
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:
+        root = Path(folder)
+        roles = make_family(root)
+        seconds_of_loop(roles, root / "out")  # files and pages are warm from here on
+        rounds = []
+        for _ in range(ROUNDS):
+            hashed = seconds_of_loop(roles, root / "out")
+            with without_checksums():
+                bare = seconds_of_loop(roles, root / "out")
+            rounds.append((hashed, bare))
+    for place, clock in enumerate(("processor", "wall clock")):
+        hashed = statistics.median(pair[0][place] for pair in rounds)
+        bare = statistics.median(pair[1][place] for pair in rounds)
+        share = statistics.median(1 - pair[1][place] / pair[0][place] for pair in rounds)
+        print(f"{clock}: {hashed:.2f} s with, {bare:.2f} s without: {share:.1%} of the loop")
+
+
+if __name__ == "__main__":
+    main()
