@@ -1,6 +1,6 @@
 """What the checksums cost beside the copying: `python -m tests.hash_cost FOLDER`.
 
-Grafts a family of 0.2B parameters in bfloat16, again and again, by turns with the checksums and
+Works on a family of 0.2B parameters in bfloat16, again and again, by turns with the checksums and
 without them (where each is a constant), and prints medians of the processor's and the wall clock's
 time, from the first chunk to the last. FOLDER should be in memory, where nothing hides the cost.
 """
@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from diffxfer import transfer
+from diffxfer import extract_diff, transfer
 from diffxfer.streaming import worker
 from diffxfer.streaming.engine import Engine
 
@@ -39,7 +39,7 @@ def make_family(root):
     return [root / role for role in ("finetuned", "base", "target")]
 
 
-def seconds_of_loop(roles, out):
+def seconds_of_loop(verb, roles, out):
     """The processor's and the wall clock's seconds of the loop alone."""
     taken = []
     run = Engine.run
@@ -51,30 +51,37 @@ def seconds_of_loop(roles, out):
         return result
 
     with mock.patch.object(Engine, "run", timed):
-        transfer(*roles, out, overwrite=True)
+        if verb == "transfer":
+            transfer(*roles, out, overwrite=True)
+        else:
+            extract_diff(*roles[:2], out, overwrite=True)
     return taken
 
 
 def without_checksums():
-    return mock.patch.object(worker, "block_digests", lambda data, itemsize: bytes(16))
+    return mock.patch.object(worker, "block_digests", return_value=bytes(16))
+
+
+def measure(verb, roles, out):
+    seconds_of_loop(verb, roles, out)  # files and pages are warm from here on
+    rounds = []
+    for _ in range(ROUNDS):
+        hashed = seconds_of_loop(verb, roles, out)
+        with without_checksums():
+            rounds.append((hashed, seconds_of_loop(verb, roles, out)))
+    for place, clock in enumerate(("processor", "wall clock")):
+        hashed, bare = (statistics.median(pair[way][place] for pair in rounds) for way in (0, 1))
+        share = statistics.median(1 - pair[1][place] / pair[0][place] for pair in rounds)
+        print(
+            f"{verb}, {clock}: {hashed:.2f} s with, {bare:.2f} s without: {share:.1%} of the loop"
+        )
 
 
 def main():
     with tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:
-        root = Path(folder)
-        roles = make_family(root)
-        seconds_of_loop(roles, root / "out")  # files and pages are warm from here on
-        rounds = []
-        for _ in range(ROUNDS):
-            hashed = seconds_of_loop(roles, root / "out")
-            with without_checksums():
-                bare = seconds_of_loop(roles, root / "out")
-            rounds.append((hashed, bare))
-    for place, clock in enumerate(("processor", "wall clock")):
-        hashed = statistics.median(pair[0][place] for pair in rounds)
-        bare = statistics.median(pair[1][place] for pair in rounds)
-        share = statistics.median(1 - pair[1][place] / pair[0][place] for pair in rounds)
-        print(f"{clock}: {hashed:.2f} s with, {bare:.2f} s without: {share:.1%} of the loop")
+        roles = make_family(Path(folder))
+        for verb in ("transfer", "extract"):
+            measure(verb, roles, Path(folder) / verb)
 
 
 if __name__ == "__main__":

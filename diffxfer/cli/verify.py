@@ -25,7 +25,9 @@ def verify(
     ],
     base: Annotated[
         Path | None,
-        typer.Option(metavar="BASE", help="Base of a diff vector: does it give FINETUNED back?"),
+        typer.Option(
+            metavar="BASE", help="Base of a diff vector, to prove that it gives FINETUNED back."
+        ),
     ] = None,
     finetuned: Annotated[
         Path | None,
@@ -35,7 +37,7 @@ def verify(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Read again what diffxfer wrote, and name every file and tensor that is damaged."""
+    """Check what diffxfer wrote, and name all that is damaged."""
     from diffxfer import verify as verify_folder
 
     try:

@@ -124,7 +124,8 @@ class TestRelated:
         roles = []
         for role in ("finetuned", "base"):
             near = {
-                n: w + torch.randn(w.shape, generator=generator) / 9 for n, w in weights.items()
+                name: weight + torch.randn(weight.shape, generator=generator) / 9
+                for name, weight in weights.items()
             }
             roles.append(save_tensors(tmp_path / role, near))
         (relation,) = extract_diff(*roles, tmp_path / "diff").relations
@@ -168,7 +169,7 @@ class TestUnrelated:
         assert apply_diff(diff, stranger, tmp_path / "out", alpha=0).relations == ()
 
     def test_tensors_that_do_not_fit_come_first(self, stranger, tmp_path):
-        folder = changed(tmp_path, stranger, lambda name, tensor: tensor[..., :-1].contiguous())
+        folder = changed(tmp_path, stranger, lambda _, tensor: tensor[..., :-1].contiguous())
         with pytest.raises(MatchError, match="do not fit"):
             transfer(ROLES[0], ROLES[1], folder, tmp_path / "out")
 
