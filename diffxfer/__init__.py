@@ -1,9 +1,9 @@
 """Diff-vector transfer: move what fine-tuning did to a base model onto its successor.
 
 `extract_diff` writes Δ = finetuned − base, `apply_diff` grafts it on a newer base as
-target + α·Δ, and `transfer` does both in one pass; `tune` trains a model further, `evaluate`
-measures whether it worked, and `iterate` goes round after round. Importing this package imports no
-torch.
+target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
+trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
+Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from diffxfer.diffs.extract import extract_diff
 from diffxfer.diffs.graft import apply_diff, transfer
 from diffxfer.diffs.report import Report
+from diffxfer.diffs.verify import VerifyReport, verify
 from diffxfer.errors import DiffxferError
 from diffxfer.evaluation.evaluate import evaluate
 from diffxfer.evaluation.scores import Evaluation, Row
@@ -31,6 +32,7 @@ __all__ = [
     "Round",
     "Row",
     "TuneReport",
+    "VerifyReport",
     "__version__",
     "apply_diff",
     "evaluate",
@@ -38,4 +40,5 @@ __all__ = [
     "iterate",
     "transfer",
     "tune",
+    "verify",
 ]

@@ -160,7 +160,7 @@ class TestThePublicFace:
                 assert section in doc
 
     @pytest.mark.parametrize(
-        "name", ["extract_diff", "apply_diff", "transfer", "tune", "evaluate", "iterate"]
+        "name", ["extract_diff", "apply_diff", "transfer", "verify", "tune", "evaluate", "iterate"]
     )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
         from diffxfer.cli import (  # the command's own name
@@ -170,6 +170,7 @@ class TestThePublicFace:
             iterate,
             transfer,
             tune,
+            verify,
         )
 
         command = {
@@ -178,6 +179,7 @@ class TestThePublicFace:
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
             "transfer": transfer.transfer,
+            "verify": verify.verify,
             "tune": tune.tune,
         }[name]
         theirs = dict(inspect.signature(getattr(diffxfer, name)).parameters)

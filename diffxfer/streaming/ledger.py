@@ -67,7 +67,8 @@ class Ledger:
     Args:
         plan: what is being run.
         chunk_elements: how it is cut.
-        folder: in whose journal it is taken down, with what earlier runs did.
+        folder: in whose journal it is taken down, with what earlier runs did; None for a run that
+            writes nothing, and so has nothing to continue.
 
     Attributes:
         tally: what is known of the tensors.
@@ -75,7 +76,7 @@ class Ledger:
         written: how many chunks of each shard they did.
     """
 
-    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder) -> None:
+    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder | None) -> None:
         self._plan = plan
         self._chunk_elements = chunk_elements
         self._folder = folder
@@ -92,7 +93,7 @@ class Ledger:
         self.tally = Tally(self._plan, self._chunk_elements)
         self.resumed_bytes = 0
         self.written = Counter[str]()
-        for number, moved, payload in self._folder.journal.done():
+        for number, moved, payload in self._folder.journal.done() if self._folder else ():
             self._bits[number >> 3] |= 1 << (number & 7)
             index = bisect_right(self._first, number) - 1
             task = self._plan.tasks[index]
@@ -104,7 +105,8 @@ class Ledger:
 
     def forget(self) -> None:
         """Take nothing for done."""
-        self._folder.journal.forget()
+        if self._folder is not None:
+            self._folder.journal.forget()
         self._replay()
 
     def add(self, chunk: Chunk, moved: int, result: ChunkResult) -> None:
@@ -118,9 +120,10 @@ class Ledger:
         Raises:
             OutputError: if the journal cannot be written.
         """
-        try:
-            self._folder.journal.add(chunk.number, moved, pack(result))
-        except OSError as exc:
-            raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
+        if self._folder is not None:
+            try:
+                self._folder.journal.add(chunk.number, moved, pack(result))
+            except OSError as exc:
+                raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
         with self._lock:
             self.tally.add(chunk.task, chunk.start, result)

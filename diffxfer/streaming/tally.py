@@ -98,9 +98,9 @@ class Tally:
         parts.missing -= 1
         parts.digests[start] = result.digests
         parts.inexact += result.inexact
+        if result.base_digests:
+            parts.base_digests[start] = result.base_digests
         if task.operation is Operation.SUBTRACT:
-            if result.base_digests:
-                parts.base_digests[start] = result.base_digests
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples
