@@ -15,11 +15,11 @@ from diffxfer.errors import OptionError
 from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
 from diffxfer.recycling.chain_report import ChainReport, make_report
 from diffxfer.recycling.data import is_file, read_rows
-from diffxfer.recycling.disk import Size, held_bytes, leftovers, peak_bytes
-from diffxfer.recycling.inputs import data_identity, model_identity
+from diffxfer.recycling.disk import held_bytes, leftovers, peak_bytes, size_of
+from diffxfer.recycling.inputs import file_identities, model_identity
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
 from diffxfer.recycling.state import State
-from diffxfer.recycling.steps import Hands, do_step
+from diffxfer.recycling.steps import Hands, check_scoring, do_step
 from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:
@@ -79,12 +79,15 @@ def iterate(
     tell = progress or _nobody_listens
     hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
     inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
-    inputs |= data_identity(plan)
-    _refuse_own_inputs([*opened, *data_identity(plan)], steps)
+    files = file_identities(plan, hands.home, run)
+    _refuse_own_inputs([*opened, *files], steps)
+    inputs |= files
     with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
         pending = _begin(steps, state, from_round)
         if pending:
-            sizes = {path: _size(checkpoint) for path, checkpoint in opened.items()}
+            if any(step.verb in (Verb.SCORE, Verb.CHOOSE) for step in pending):
+                check_scoring(plan)
+            sizes = {path: size_of(checkpoint) for path, checkpoint in opened.items()}
             needed = peak_bytes(pending, steps, plan, sizes)
             refuse_small_disk(run / "rounds", needed, held_bytes(pending))
             state.save()
@@ -133,11 +136,6 @@ def _refuse_own_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
         if not made.isdisjoint((real, *real.parents)):
             problem = "is both an input and a folder that this run makes"
             raise OptionError(path, problem, "choose another -o")
-
-
-def _size(checkpoint: Checkpoint) -> Size:
-    weights_bytes = sum(shard.size for shard in checkpoint.weights.shards)
-    return Size(weights_bytes, checkpoint.elements)
 
 
 def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[Step]:
