@@ -85,11 +85,7 @@ def iterate(
     with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
         pending = _begin(steps, state, from_round)
         if pending:
-            if any(step.verb in (Verb.SCORE, Verb.CHOOSE) for step in pending):
-                check_scoring(plan)
-            sizes = {path: size_of(checkpoint) for path, checkpoint in opened.items()}
-            needed = peak_bytes(pending, steps, plan, sizes)
-            refuse_small_disk(run / "rounds", needed, held_bytes(pending))
+            _check(pending, steps, hands, opened)
             state.save()
             _clear_round(steps, from_round)
             (run / REPORT_NAME).unlink(missing_ok=True)
@@ -153,6 +149,17 @@ def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[
         raise OptionError("--from-round", problem, f"give {first}, to do all of it by the new one")
     state.forget({step.key for step in pending})
     return pending
+
+
+def _check(
+    pending: Sequence[Step], steps: Sequence[Step], hands: Hands, opened: Mapping[str, Checkpoint]
+) -> None:
+    """Refuse, before anything is done, what could not be done to the end."""
+    if any(step.verb in (Verb.SCORE, Verb.CHOOSE) for step in pending):
+        check_scoring(hands.recipe)
+    sizes = {path: size_of(checkpoint) for path, checkpoint in opened.items()}
+    needed = peak_bytes(pending, steps, hands.recipe, sizes)
+    refuse_small_disk(hands.run / "rounds", needed, held_bytes(pending))
 
 
 def _clear_round(steps: Sequence[Step], from_round: int | None) -> None:
