@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.plan import Chunk, Plan
 
-_COUNTS = struct.Struct("<Q4I")
+_COUNTS = struct.Struct("<2Q4I")
 
 
 def pack(result: ChunkResult) -> bytes:
@@ -33,7 +33,8 @@ def pack(result: ChunkResult) -> bytes:
     """
     digests, squares = result.digests, result.delta_squares + result.base_squares
     counts = len(digests), len(result.base_digests), len(result.delta_squares), len(result.samples)
-    head = _COUNTS.pack(result.inexact, *counts) + digests + result.base_digests
+    head = _COUNTS.pack(result.inexact, result.unchanged, *counts)
+    head += digests + result.base_digests
     if not squares and not result.samples:
         return head
     flat = [value for sample in result.samples for value in sample]
@@ -46,7 +47,7 @@ def unpack(payload: bytes) -> ChunkResult:
     Args:
         payload: those bytes.
     """
-    inexact, digests, base_digests, blocks, samples = _COUNTS.unpack_from(payload)
+    inexact, unchanged, digests, base_digests, blocks, samples = _COUNTS.unpack_from(payload)
     at = _COUNTS.size + digests
     layout = f"<{2 * blocks}d" + "Qd" * samples
     found = struct.unpack_from(layout, payload, at + base_digests)
@@ -55,6 +56,7 @@ def unpack(payload: bytes) -> ChunkResult:
         payload[_COUNTS.size : at],
         payload[at : at + base_digests],
         inexact,
+        unchanged,
         found[:blocks],
         found[blocks : 2 * blocks],
         tuple(zip(flat[::2], flat[1::2], strict=True)),

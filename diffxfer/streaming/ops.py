@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,6 +79,22 @@ def first(flags: Tensor) -> int | None:
 def squared_norm(values: Tensor) -> float:
     """The sum of the squares of a float64 tensor."""
     return float(torch.dot(values, values))
+
+
+def count_same(left: Tensor, right: Tensor, difference: Tensor) -> int:
+    """How many elements of two tensors are the same: bit for bit, or by value in unlike dtypes.
+
+    Args:
+        left: shape `(n,)`, on the CPU.
+        right: shape `(n,)`, on the CPU.
+        difference: float64, left − right.
+    """
+    if left.dtype != right.dtype:
+        return len(left) - int(torch.count_nonzero(difference))
+    integer = _INTEGERS[left.element_size()]
+    # numpy's comparison takes 27 µs a chunk of bfloat16, torch's 177.
+    same = left.view(integer).numpy() == right.view(integer).numpy()
+    return int(np.count_nonzero(same))
 
 
 def count_different_bits(left: Tensor, right: Tensor) -> int:

@@ -21,6 +21,7 @@ class ChunkResult:
         digests: of the output's blocks.
         base_digests: of base's blocks, where base is read in its own order.
         inexact: elements of finetuned that base and the stored Δ do not give back.
+        unchanged: elements that are the same in finetuned and base.
         delta_squares: sums of Δ², one a block.
         base_squares: sums of base², one a block.
         samples: elements of base, each as index of the output and value.
@@ -29,6 +30,7 @@ class ChunkResult:
     digests: bytes = b""
     base_digests: bytes = b""
     inexact: int = 0
+    unchanged: int = 0
     delta_squares: tuple[float, ...] = ()
     base_squares: tuple[float, ...] = ()
     samples: tuple[tuple[int, float], ...] = ()
@@ -45,6 +47,7 @@ class TensorResult:
         delta_norm: ‖Δ‖₂ before it was rounded.
         base_norm: ‖base‖₂.
         samples: elements of base, each as index of the output and value, ascending.
+        unchanged: elements that are the same in finetuned and base.
     """
 
     checksum: str
@@ -53,6 +56,7 @@ class TensorResult:
     delta_norm: float
     base_norm: float
     samples: tuple[tuple[int, float], ...]
+    unchanged: int
 
 
 @dataclass(slots=True)
@@ -64,6 +68,7 @@ class _Parts:
     base_squares: list[float] = field(default_factory=list)
     samples: list[tuple[int, float]] = field(default_factory=list)
     inexact: int = 0
+    unchanged: int = 0
 
 
 class Tally:
@@ -79,7 +84,7 @@ class Tally:
         self._chunk_elements = chunk_elements
         self._parts: dict[int, _Parts] = {}
         self._results: list[TensorResult | None] = [
-            None if task.elements else TensorResult(combine({}), None, 0, 0.0, 0.0, ())
+            None if task.elements else TensorResult(combine({}), None, 0, 0.0, 0.0, (), 0)
             for task in plan.tasks
         ]
 
@@ -98,6 +103,7 @@ class Tally:
         parts.missing -= 1
         parts.digests[start] = result.digests
         parts.inexact += result.inexact
+        parts.unchanged += result.unchanged
         if task.operation is Operation.SUBTRACT:
             if result.base_digests:
                 parts.base_digests[start] = result.base_digests
@@ -122,6 +128,7 @@ def _finish(parts: _Parts) -> TensorResult:
         _norm(parts.delta_squares),
         _norm(parts.base_squares),
         tuple(sorted(parts.samples)),
+        parts.unchanged,
     )
 
 

@@ -212,6 +212,8 @@ class Worker:
             ops.squared_norm(base64[start : start + BLOCK_ELEMENTS]) for start in blocks
         )
         result.samples = _sample(base64, pieces, chunk, task)
+        ours, theirs = (self._values(slot, task.inputs[slot].dtype, count) for slot in (0, 1))
+        result.unchanged = ops.count_same(ours, theirs, delta)
         if len(task.runs) == 1:
             size = BITS[task.inputs[1].dtype] // 8
             result.base_digests = block_digests(self._views[1][: count * size], size)
