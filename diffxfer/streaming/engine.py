@@ -78,13 +78,13 @@ class Engine:
         self._stop = False
 
     def run(
-        self, threads: int, keeper: Keeper, progress: Progress | None
+        self, threads: int, keeper: Keeper | None, progress: Progress | None
     ) -> Sequence[TensorResult]:
         """Do it.
 
         Args:
             threads: how many workers.
-            keeper: called from this thread, as often as progress.
+            keeper: called from this thread, as often as progress; None where nothing is written.
             progress: called from this thread, about ten times a second.
 
         Returns:
@@ -112,18 +112,20 @@ class Engine:
                     writer.close()
         if self._failures:
             raise min(self._failures, key=lambda failure: failure[0])[1]
-        keeper.finish()
+        if keeper is not None:
+            keeper.finish()
         if progress is not None:
             progress(self._total_bytes, self._total_bytes)
         return self._ledger.tally.results()
 
     def _wait(
-        self, workers: Sequence[threading.Thread], keeper: Keeper, progress: Progress | None
+        self, workers: Sequence[threading.Thread], keeper: Keeper | None, progress: Progress | None
     ) -> None:
         for worker in workers:
             while worker.is_alive():
                 worker.join(_PROGRESS_INTERVAL_S)
-                keeper.tick()
+                if keeper is not None:
+                    keeper.tick()
                 if progress is not None:
                     progress(self._done_bytes, self._total_bytes)
 

@@ -69,7 +69,8 @@ class Ledger:
     Args:
         plan: what is being run.
         chunk_elements: how it is cut.
-        folder: in whose journal it is taken down, with what earlier runs did.
+        folder: in whose journal it is taken down, with what earlier runs did; None for a run that
+            writes nothing, and so has nothing to continue.
 
     Attributes:
         tally: what is known of the tensors.
@@ -77,7 +78,7 @@ class Ledger:
         written: how many chunks of each shard they did.
     """
 
-    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder) -> None:
+    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder | None) -> None:
         self._plan = plan
         self._chunk_elements = chunk_elements
         self._folder = folder
@@ -94,7 +95,7 @@ class Ledger:
         self.tally = Tally(self._plan, self._chunk_elements)
         self.resumed_bytes = 0
         self.written = Counter[str]()
-        for number, moved, payload in self._folder.journal.done():
+        for number, moved, payload in self._folder.journal.done() if self._folder else ():
             self._bits[number >> 3] |= 1 << (number & 7)
             index = bisect_right(self._first, number) - 1
             task = self._plan.tasks[index]
@@ -106,7 +107,8 @@ class Ledger:
 
     def forget(self) -> None:
         """Take nothing for done."""
-        self._folder.journal.forget()
+        if self._folder is not None:
+            self._folder.journal.forget()
         self._replay()
 
     def add(self, chunk: Chunk, moved: int, result: ChunkResult) -> None:
@@ -120,9 +122,10 @@ class Ledger:
         Raises:
             OutputError: if the journal cannot be written.
         """
-        try:
-            self._folder.journal.add(chunk.number, moved, pack(result))
-        except OSError as exc:
-            raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
+        if self._folder is not None:
+            try:
+                self._folder.journal.add(chunk.number, moved, pack(result))
+            except OSError as exc:
+                raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
         with self._lock:
             self.tally.add(chunk.task, chunk.start, result)
