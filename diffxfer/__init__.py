@@ -3,7 +3,8 @@
 `extract_diff` writes Δ = finetuned − base, `apply_diff` grafts it on a newer base as
 target + α·Δ, and `transfer` does both in one pass; `tune` trains a model further, `evaluate`
 measures whether it worked, and `iterate` goes round after round. `inspect_checkpoint` says what a
-folder of weights is. What they need is imported when they are.
+folder of weights is, and `compare_checkpoints` how two of them differ. What they need is imported
+when they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from diffxfer.errors import DiffxferError
 if TYPE_CHECKING:
     from diffxfer.diffs.extract import extract_diff
     from diffxfer.diffs.graft import apply_diff, transfer
+    from diffxfer.diffs.inspection.compare import Comparison, compare_checkpoints
     from diffxfer.diffs.inspection.inspect import Inspection, inspect_checkpoint
     from diffxfer.diffs.report import Report
     from diffxfer.evaluation.evaluate import evaluate
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 # Every command would wait for all that they need: numpy, pydantic, tokenizers and more.
 _HOMES = {
     "ChainReport": "recycling.chain_report",
+    "Comparison": "diffs.inspection.compare",
     "Evaluation": "evaluation.scores",
     "Inspection": "diffs.inspection.inspect",
     "Report": "diffs.report",
@@ -37,6 +40,7 @@ _HOMES = {
     "Row": "evaluation.scores",
     "TuneReport": "recycling.report",
     "apply_diff": "diffs.graft",
+    "compare_checkpoints": "diffs.inspection.compare",
     "evaluate": "evaluation.evaluate",
     "extract_diff": "diffs.extract",
     "inspect_checkpoint": "diffs.inspection.inspect",
@@ -47,6 +51,7 @@ _HOMES = {
 
 __all__ = [
     "ChainReport",
+    "Comparison",
     "DiffxferError",
     "Evaluation",
     "Inspection",
@@ -56,6 +61,7 @@ __all__ = [
     "TuneReport",
     "__version__",
     "apply_diff",
+    "compare_checkpoints",
     "evaluate",
     "extract_diff",
     "inspect_checkpoint",

@@ -167,7 +167,7 @@ class TestThePublicFace:
         "name",
         [
             *("extract_diff", "apply_diff", "transfer", "tune", "evaluate", "iterate"),
-            "inspect_checkpoint",
+            "compare_checkpoints",
         ],
     )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
@@ -183,7 +183,7 @@ class TestThePublicFace:
 
         command = {
             "evaluate": eval.eval_models,
-            "inspect_checkpoint": inspect_command.inspect,
+            "compare_checkpoints": inspect_command.inspect,
             "iterate": iterate.iterate,
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,

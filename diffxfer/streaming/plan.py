@@ -71,6 +71,8 @@ class Operation(Enum):
     """Writes nothing: both inputs must hold the same bytes."""
     DIGEST = "digest"
     """Writes nothing: the checksum of a tensor that no other task reads in its own order."""
+    CONTRAST = "contrast"
+    """Writes nothing: how much A and B differ, by value, or where they are U8 by byte."""
 
 
 INPUTS: Mapping[Operation, tuple[str, ...]] = {
@@ -80,6 +82,7 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.COPY: ("target",),
     Operation.COMPARE: ("finetuned", "base"),
     Operation.DIGEST: ("base",),
+    Operation.CONTRAST: ("A", "B"),
 }
 """What the inputs of a task are, in their order."""
 

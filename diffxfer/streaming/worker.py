@@ -16,6 +16,7 @@ from diffxfer.checkpoints.header import BITS, FLOATS, TensorSpec
 from diffxfer.errors import MatchError
 from diffxfer.streaming import ops
 from diffxfer.streaming.checksum import block_digests
+from diffxfer.streaming.contrast import contrast, contrast_bytes
 from diffxfer.streaming.finite import check_finite
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.tally import ChunkResult
@@ -73,6 +74,8 @@ class Worker:
             MatchError: if tensors that must be the same are not.
             CheckpointError: if an input cannot be read as it was.
         """
+        if task.operation is Operation.CONTRAST:
+            return memoryview(b""), self._contrast(chunk, task)
         result = ChunkResult()
         if task.operation in (Operation.COMPARE, Operation.DIGEST):
             return self._inspect(chunk, task, result), result
@@ -82,6 +85,17 @@ class Worker:
             data = self._assemble(chunk, task, result)
         result.digests = block_digests(data, task.itemsize)
         return data, result
+
+    def _contrast(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
+        """Measure how two inputs differ; nothing is written."""
+        (piece,) = chunk.pieces
+        read = [self._read(slot, task, piece, 0) for slot in (0, 1)]
+        if task.dtype not in FLOATS:
+            return contrast_bytes(*read)
+        left, right = (
+            self._values(slot, spec.dtype, chunk.count) for slot, spec in enumerate(task.inputs)
+        )
+        return contrast(left, right, self._delta[: chunk.count], self._total[: chunk.count])
 
     def _inspect(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
         """Compare or digest inputs; nothing is written."""

@@ -34,7 +34,7 @@ OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING,
     "extract": SHARED | {"--diff-dtype"},
-    "inspect": {"--json", "--quiet", "-q", "--help", "-h"},
+    "inspect": {"--threads", "--json", "--quiet", "-q", "--help", "-h"},
     "tune": {
         *("--data", "--output", "-o", "--steps", "--learning-rate", "--batch-size", "--seed"),
         *("--gradient-accumulation", "--gradient-checkpointing", "--max-length", "--save-every"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from diffxfer import inspect_checkpoint
+from diffxfer import compare_checkpoints, inspect_checkpoint
 from diffxfer.cli.heat import heat_table, percent
 from diffxfer.diffs.inspection.measures import Cell, Measure
 from diffxfer.diffs.inspection.places import Place
@@ -127,6 +127,59 @@ def test_no_name_does_anything_to_a_terminal(tmp_path: Path) -> None:
         assert "[b]" in outcome.out
 
 
+class TestTwoOfThem:
+    def test_the_tables_have_the_numbers_of_the_library(self, family: World) -> None:
+        pair = family.folders["base"], family.folders["target"]
+        outcome = tiny.run("inspect", *pair)
+        assert outcome.status == 0
+        assert re.fullmatch(r"read 304 bytes in \d+\.\d s\n", outcome.err)
+        found = compare_checkpoints(*pair)
+        lines = [line.split() for line in outcome.out.splitlines()]
+        assert lines[0] == ["A:", str(pair[0])]
+        assert lines[1] == ["B:", str(pair[1])]
+        assert next(line for line in lines if line[:1] == ["up"]) == ["up", "all", "same", "cosine"]
+        total = next(line for line in lines if line[:1] == ["all"])
+        assert total[2][:-1] == percent(found.norms.ratio)
+        assert total[-1] == f"{found.norms.cosine:.5f}"
+        changed = [line for line in lines if line[0:1] and line[0].endswith(".weight")]
+        ratios = {tensor.name: tensor.measure for tensor in found.tensors}
+        for name, ratio, _, cosine, same in changed:
+            measure = ratios[name]
+            assert measure is not None
+            shown = (percent(measure.ratio), f"{measure.cosine:.5f}")
+            assert (ratio, cosine, same) == (*shown, percent(measure.unchanged_share or 0))
+        order = [ratios[line[0]].ratio for line in changed]  # type: ignore[union-attr]
+        assert order == sorted(order, reverse=True)
+
+    def test_json_is_one_object(self, family: World) -> None:
+        pair = family.folders["base"], family.folders["finetuned"]
+        outcome = tiny.run("inspect", *pair, "--json", "--quiet", "--threads", "1")
+        assert (outcome.status, outcome.err) == (0, "")
+        value, expected = json.loads(outcome.out), compare_checkpoints(*pair).as_json()
+        assert value.pop("elapsed_s") >= 0
+        expected.pop("elapsed_s")
+        assert value == json.loads(json.dumps(expected))
+
+    def test_what_cannot_be_compared_is_told(self, tmp_path: Path) -> None:
+        sides = (
+            {"a.weight": torch.ones(2), "n.weight": torch.tensor([float("nan")])},
+            {"b\x1b.weight": torch.ones(2), "n.weight": torch.ones(1)},
+        )
+        more = {"i": torch.arange(2), "s.weight": torch.ones(2)}, {"i": torch.arange(1, 3)}
+        for name, own, extra in zip("xy", sides, more, strict=True):
+            other = {"s.weight": torch.ones(3), "same": torch.arange(3)}
+            families.save_tensors(tmp_path / name, {**other, **own, **extra})
+        outcome = tiny.run("inspect", tmp_path / "x", tmp_path / "y", "-q")
+        assert (outcome.status, outcome.err) == (0, "")
+        lines = [re.split(r" {2,}", line.strip()) for line in outcome.out.splitlines()]
+        assert ["not finite", "n.weight (NaN or infinity: in no norm)"] in lines
+        assert ["only in A", "1: a.weight"] in lines
+        assert ["only in B", r"1: b\x1b.weight"] in lines
+        assert ["not compared", "s.weight: F32 (2,) in A, F32 (3,) in B"] in lines
+        same = "the same: 1 of 2 tensors of other dtypes; not: i"
+        assert ["as bytes", same] in lines
+
+
 class TestOnATerminal:
     @pytest.mark.parametrize("columns", [80, 120])
     def test_lines_fit_and_colour_says_the_same_again(self, family: World, columns: int) -> None:
@@ -138,6 +191,14 @@ class TestOnATerminal:
         assert max(map(len, lines)) <= columns
         heat = [line.split() for line in plain.splitlines() if line.endswith(("25.0█", "0 "))]
         assert heat == [line.split() for line in lines if line.endswith(("25.0█", "0 "))]
+
+    @pytest.mark.parametrize("columns", [80, 120])
+    def test_a_comparison_fits_too(self, family: World, columns: int) -> None:
+        pair = [str(family.folders[role]) for role in ("base", "target")]
+        status, written = on_a_terminal("inspect", *pair, "-q", columns=columns)
+        assert status == 0
+        lines = ESCAPE.sub("", written).replace("\r", "").splitlines()
+        assert max(map(len, lines)) <= columns
 
 
 class TestTheHeatTable:
