@@ -62,7 +62,7 @@ def heat_table(cells: Sequence[Cell], width: int) -> Table:
     rows = list(_rows(cells))
     stacks = {row.stack: printable(row.stack) for row in rows if row.stack}
     titles = stacks if len(stacks) > 1 else {}
-    longest = max(map(len, [*titles.values(), *(row.label for row in rows)]))
+    longest = max(map(len, ["all", *titles.values(), *(row.label for row in rows)]))
     label = min(max(_WIDEST_LABEL, width // 6), longest)
     sides = _sides(cells)
     room = width - label - sum(size + 1 for _, size in sides)

@@ -23,7 +23,7 @@ def inspect(
     json: opt.Json = False,
     quiet: opt.QuietTalk = False,
 ) -> None:
-    """Say what a checkpoint or a diff vector is, or how two of them differ."""
+    """Say what a checkpoint or diff vector is, or how two differ."""
     from diffxfer import compare_checkpoints, inspect_checkpoint
     from diffxfer.cli.compare_table import print_comparison
     from diffxfer.cli.inspect_table import print_inspection
