@@ -1,10 +1,10 @@
 """Diff-vector transfer: move what fine-tuning did to a base model onto its successor.
 
 `extract_diff` writes Δ = finetuned − base, `apply_diff` grafts it on a newer base as
-target + α·Δ, and `transfer` does both in one pass; `tune` trains a model further, `evaluate`
-measures whether it worked, and `iterate` goes round after round. `inspect_checkpoint` says what a
-folder of weights is, and `compare_checkpoints` how two of them differ. What they need is imported
-when they are.
+target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
+trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
+`inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
+differ. What they need is imported when they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.inspection.compare import Comparison, compare_checkpoints
     from diffxfer.diffs.inspection.inspect import Inspection, inspect_checkpoint
     from diffxfer.diffs.report import Report
+    from diffxfer.diffs.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
     from diffxfer.evaluation.scores import Evaluation, Row
     from diffxfer.recycling.chain_report import ChainReport, Round
@@ -39,6 +40,7 @@ _HOMES = {
     "Round": "recycling.chain_report",
     "Row": "evaluation.scores",
     "TuneReport": "recycling.report",
+    "VerifyReport": "diffs.verify",
     "apply_diff": "diffs.graft",
     "compare_checkpoints": "diffs.inspection.compare",
     "evaluate": "evaluation.evaluate",
@@ -47,6 +49,7 @@ _HOMES = {
     "iterate": "recycling.iterate",
     "transfer": "diffs.graft",
     "tune": "recycling.tune",
+    "verify": "diffs.verify",
 }
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "Round",
     "Row",
     "TuneReport",
+    "VerifyReport",
     "__version__",
     "apply_diff",
     "compare_checkpoints",
@@ -68,6 +72,7 @@ __all__ = [
     "iterate",
     "transfer",
     "tune",
+    "verify",
 ]
 
 

@@ -10,7 +10,9 @@
     │   └── InputChangedError     an input that changed while it was being read
     ├── MatchError                tensors of the roles that do not fit together
     ├── VocabularyError           tokens of the roles that do not fit together
+    ├── RelatednessError          models of one shape that have nothing to do with each other
     ├── ArtifactError             a manifest or diff vector that cannot be used
+    │   └── DamageError           a folder that is not as it was written
     ├── NonFiniteError            NaN, infinity or overflow in a tensor
     ├── EvaluationError           a model or a task that cannot be scored
     ├── DataError                 rows to train on that cannot be used
@@ -129,6 +131,56 @@ class VocabularyError(DiffxferError):
 
 class ArtifactError(DiffxferError):
     """A manifest or diff vector that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something in a folder that is not as it was written.
+
+    Attributes:
+        file: its name within the folder.
+        tensor: the tensor's name, empty where it is the file as such.
+        problem: what is wrong.
+    """
+
+    file: str
+    tensor: str
+    problem: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.tensor, self.problem) if part)
+
+
+class DamageError(ArtifactError):
+    """A folder that is not as it was written.
+
+    Attributes:
+        damage: all that was found, file by file.
+    """
+
+    def __init__(
+        self, where: str | PathLike[str], problem: str, remedy: str, damage: Sequence[Damage]
+    ) -> None:
+        super().__init__(where, problem, remedy)
+        self.damage = tuple(damage)
+
+
+class RelatednessError(DiffxferError):
+    """Models of one shape whose weights have nothing to do with each other.
+
+    Attributes:
+        roles: the two.
+        cosine: of the elements that were sampled; the median over tensors.
+        samples: how many elements that were.
+    """
+
+    def __init__(
+        self, roles: tuple[str, str], cosine: float, samples: int, problem: str, remedy: str
+    ) -> None:
+        super().__init__("", problem, remedy)
+        self.roles = roles
+        self.cosine = cosine
+        self.samples = samples
 
 
 class NonFiniteError(DiffxferError):

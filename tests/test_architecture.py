@@ -166,7 +166,7 @@ class TestThePublicFace:
     @pytest.mark.parametrize(
         "name",
         [
-            *("extract_diff", "apply_diff", "transfer", "tune", "evaluate", "iterate"),
+            *("extract_diff", "apply_diff", "transfer", "verify", "tune", "evaluate", "iterate"),
             "compare_checkpoints",
         ],
     )
@@ -178,6 +178,7 @@ class TestThePublicFace:
             iterate,
             transfer,
             tune,
+            verify,
         )
         from diffxfer.cli import inspect as inspect_command
 
@@ -188,6 +189,7 @@ class TestThePublicFace:
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
             "transfer": transfer.transfer,
+            "verify": verify.verify,
             "tune": tune.tune,
         }[name]
         theirs = dict(inspect.signature(getattr(diffxfer, name)).parameters)

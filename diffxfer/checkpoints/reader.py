@@ -121,7 +121,7 @@ def open_weights(folder: Path) -> Weights:
     if index_path is None:
         if not os.path.lexists(folder / SINGLE_SHARD):
             raise _no_weights(folder)
-        tensors = _read_shard_header(folder / SINGLE_SHARD)
+        tensors = read_shard(folder / SINGLE_SHARD)
         return _weights(folder, tensors, indexed=False)
     by_shard = _read_index(index_path)
     if SINGLE_SHARD not in by_shard and (folder / SINGLE_SHARD).exists():
@@ -132,7 +132,7 @@ def open_weights(folder: Path) -> Weights:
         )
     tensors = {}
     for shard_name in sorted(by_shard):
-        found = _read_shard_header(folder / shard_name)
+        found = read_shard(folder / shard_name)
         _check_index(index_path, shard_name, by_shard[shard_name], found)
         tensors.update(found)
     return _weights(folder, tensors, indexed=True)
@@ -204,10 +204,19 @@ def _check_index(path: Path, shard: str, named: set[str], found: Mapping[str, Te
         raise ShardIndexError(path, problem, "download the index and the shards again")
 
 
-def _read_shard_header(path: Path) -> dict[str, TensorSpec]:
+def read_shard(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
+    """Read the header of one safetensors file.
+
+    Args:
+        path: the file.
+        whole: refuse one whose data is not exactly its tensors', such as one that is cut short.
+
+    Raises:
+        CheckpointError: if it is missing, or its header cannot be read.
+    """
     fd = _open_regular(path)
     try:
-        return read_header(fd, path)
+        return read_header(fd, path, whole=whole)
     except OSError as exc:
         raise HeaderError(path, f"cannot be read ({exc.strerror})", "check the disk") from exc
     finally:

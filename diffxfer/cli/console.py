@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffxfer.cli.findings import error_as_json
 from diffxfer.diffs.report import listed
-from diffxfer.errors import DiffxferError, MatchError
+from diffxfer.errors import DiffxferError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
+    from diffxfer.errors import MatchError
     from diffxfer.recycling.report import TuneReport
 
 _INTERRUPTED, _STOPPED = 130, 143
@@ -225,21 +227,6 @@ def print_interrupted(exc: KeyboardInterrupt, remark: str = _NOTHING) -> int:
     return _STOPPED if stopped else _INTERRUPTED
 
 
-def error_as_json(exc: DiffxferError) -> dict[str, Any]:
-    """An error as values that JSON has; every culprit of a mismatch is in it."""
-    from dataclasses import asdict
-
-    found: dict[str, Any] = {
-        "type": type(exc).__name__,
-        "where": exc.where,
-        "problem": exc.problem,
-        "remedy": exc.remedy,
-    }
-    if isinstance(exc, MatchError):
-        found["culprits"] = [asdict(group) for group in exc.groups]
-    return found
-
-
 def print_json(value: dict[str, Any]) -> None:
     """Print the one object that `--json` asks for."""
     typer.echo(json_module.dumps(value))
@@ -325,7 +312,11 @@ def _tuning(report: TuneReport) -> list[str]:
 
 def _remarks(report: Report) -> list[str]:
     """What a person should know beside the counts, one line each."""
-    lines = []
+    lines = [
+        f"{' and '.join(relation.roles)}: cosine {relation.cosine:.2f}"
+        f" ({relation.samples:,} sampled weights)"
+        for relation in report.relations
+    ]
     if report.vocabulary in _PAIRING:
         lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")
     if report.added_tokens:

@@ -18,6 +18,7 @@ from diffxfer.cli.inspect import inspect
 from diffxfer.cli.iterate import iterate
 from diffxfer.cli.transfer import transfer
 from diffxfer.cli.tune import tune
+from diffxfer.cli.verify import verify
 from diffxfer.errors import OptionError
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.command(epilog=f"{_EXAMPLE}extract llama-3.0-sft llama-3.0 -o sft-diff")(ext
 app.command(epilog=f"{_EXAMPLE}apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 0.8")(apply)
 app.command(epilog=f"{_EXAMPLE}{_TRANSFER}")(transfer)
 app.command(epilog=f"{_EXAMPLE}inspect sft-diff")(inspect)
+app.command(epilog=f"{_EXAMPLE}verify sft-diff")(verify)
 app.command("eval", epilog=f"{_EXAMPLE}{_EVAL}")(eval_models)
 app.command(epilog=f"{_EXAMPLE}demo --keep demo")(demo)
 app.command(epilog=f"{_EXAMPLE}{_TUNE}")(tune)

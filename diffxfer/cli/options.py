@@ -76,6 +76,13 @@ AllowNonfinite = Annotated[
         help="Let NaN, infinity and overflow through instead of refusing them.",
     ),
 ]
+AllowUnrelated = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unrelated",
+        help="Go on where two models have the same shapes and nothing else in common.",
+    ),
+]
 DiffDtype = Annotated[
     str,
     typer.Option(

@@ -24,14 +24,16 @@ from diffxfer.diffs.artifact.manifest import (
     SourceEntry,
     TensorEntry,
     VocabularyEntry,
+    manifest_bytes,
 )
+from diffxfer.diffs.fingerprint import fingerprint
 from diffxfer.diffs.matching.match import LEFT_OUT
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.report import Report, count_fates, group_fates, listed
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
-from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, TensorTask, make_plan
+from diffxfer.streaming.plan import Plan, TensorTask, make_plan
 from diffxfer.streaming.run import run_plan
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import ShardFile
     from diffxfer.diffs.matching.match import Fate, Problem
+    from diffxfer.diffs.relatedness import Relation
     from diffxfer.errors import Culprits
     from diffxfer.streaming.tally import TensorResult
 
@@ -112,6 +115,7 @@ class Job:
         left_out: files that are not carried.
         warnings: what a user should know.
         began: when the verb was called, by `time.perf_counter`.
+        relations: how the models relate that were compared.
         identities: of the files to copy, as they were when the job was planned.
     """
 
@@ -132,6 +136,7 @@ class Job:
     left_out: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
+    relations: tuple[Relation, ...] = ()
     identities: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
 
 
@@ -168,7 +173,12 @@ def do(job: Job, options: RunOptions) -> Report:
         return _report(job, plan, free, refused=refused)
     folder = OutputFolder(
         job.out,
-        _fingerprint(job, plan, options.device),
+        fingerprint(
+            plan,
+            options.device,
+            job.files,
+            (job.verb, sorted(job.command.items()), sorted(job.sources.items())),
+        ),
         overwrite=options.overwrite,
         restart=options.restart,
     )
@@ -221,34 +231,6 @@ def _needed(job: Job, plan: Plan) -> int:
     return plan.bytes_to_write + companions + plan.bytes_to_write // _JOURNAL_SHARE
 
 
-def _fingerprint(job: Job, plan: Plan, device: str) -> str:
-    """Tells one job from another, so that no run goes on from what another one did.
-
-    By all that has a part in a byte of the result: the plan, versions, inputs and options. How
-    many threads there are has none.
-    """
-    digest = xxhash.xxh3_128()
-
-    def take(*values: object) -> None:
-        digest.update(repr(values).encode("utf-8", "backslashreplace"))
-
-    take(version("diffxfer"), version("torch"), BLOCK_ELEMENTS, device)
-    take(job.verb, sorted(job.command.items()), sorted(job.sources.items()))
-    # A file is known by inode, size and time: after a reboot its disk may have another number.
-    inputs = {shard.path: number for number, shard in enumerate(plan.inputs)}
-    take([shard.identity[1:] for shard in plan.inputs])
-    for name, content in sorted(job.files.items()):
-        take(name)
-        digest.update(content if isinstance(content, bytes) else read_bytes(content))
-    for task in plan.tasks:
-        sources = [(inputs[spec.shard.path], spec.start, spec.dtype) for spec in task.inputs]
-        take(task.name, task.operation.value, task.alpha, task.shard, task.start, sources)
-        take(task.sample, *((run.kind.value, run.start, run.count, run.rows) for run in task.runs))
-    for name, layout in plan.layouts.items():
-        take(name, layout.header)
-    return digest.hexdigest()
-
-
 def _write_rest(
     job: Job,
     plan: Plan,
@@ -275,8 +257,7 @@ def _write_rest(
         entries[name] = FileEntry(size=len(data), xxh3=xxhash.xxh3_128_hexdigest(data))
         folder.write_file(name, data)
     manifest = manifest.model_copy(update={"files": entries})
-    text = manifest.model_dump_json(indent=1, exclude_none=True)
-    folder.write_file(MANIFEST_NAME, text.encode() + b"\n")
+    folder.write_file(MANIFEST_NAME, manifest_bytes(manifest))
 
 
 def _unchanged(job: Job, name: str, path: Path) -> bytes:
@@ -346,5 +327,6 @@ def _report(
         dropped_tokens=job.dropped_tokens,
         inexact=inexact,
         left_out=job.left_out,
+        relations=job.relations,
         warnings=tuple(job.warnings),
     )

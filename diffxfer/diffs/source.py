@@ -9,7 +9,7 @@ import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, require_diff
+from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
@@ -158,16 +158,16 @@ def _shared_head(
     return next(iter(match.differences), None)
 
 
-def from_diff(folder: Path) -> Source:
+def from_diff(folder: Path, manifest: Manifest) -> Source:
     """Δ as a diff vector has it.
 
     Args:
         folder: the diff vector.
+        manifest: what it says of itself.
 
     Raises:
-        DiffxferError: if it is not one, or not whole.
+        DiffxferError: if it is not whole.
     """
-    manifest = require_diff(folder)
     weights = open_weights(folder)
     _refuse_incomplete(folder, manifest, weights)
     behaviour = folder / COMPANIONS

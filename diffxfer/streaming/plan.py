@@ -73,6 +73,8 @@ class Operation(Enum):
     """Writes nothing: the checksum of a tensor that no other task reads in its own order."""
     CONTRAST = "contrast"
     """Writes nothing: how much A and B differ, by value, or where they are U8 by byte."""
+    RESTORE = "restore"
+    """Writes nothing: how much of finetuned base + Δ gives back, and the checksums of Δ and base"""
 
 
 INPUTS: Mapping[Operation, tuple[str, ...]] = {
@@ -83,6 +85,7 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.COMPARE: ("finetuned", "base"),
     Operation.DIGEST: ("base",),
     Operation.CONTRAST: ("A", "B"),
+    Operation.RESTORE: ("finetuned", "base", "diff vector"),
 }
 """What the inputs of a task are, in their order."""
 

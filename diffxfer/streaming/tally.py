@@ -113,9 +113,9 @@ class Tally:
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.other_squares += result.other_squares
+        if result.base_digests:
+            parts.base_digests[start] = result.base_digests
         if task.operation is Operation.SUBTRACT:
-            if result.base_digests:
-                parts.base_digests[start] = result.base_digests
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples

@@ -77,6 +77,9 @@ class Worker:
         if task.operation is Operation.CONTRAST:
             return memoryview(b""), self._contrast(chunk, task)
         result = ChunkResult()
+        if task.operation is Operation.RESTORE:
+            self._restore(chunk, task, result)
+            return memoryview(b""), result
         if task.operation in (Operation.COMPARE, Operation.DIGEST):
             return self._inspect(chunk, task, result), result
         if len(chunk.pieces) == 1:
@@ -112,6 +115,35 @@ class Worker:
                 where=task.inputs[0].shard.path,
             )
         return memoryview(b"")
+
+    def _restore(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> None:
+        """Count the elements of finetuned that base + Δ does not give back; nothing is written.
+
+        Δ has finetuned's order, so it is read and digested from end to end. Its rows that belong
+        to no token of base have nothing to be compared with.
+        """
+        sizes = [BITS[spec.dtype] // 8 for spec in task.inputs]
+        dtypes = [spec.dtype for spec in task.inputs]
+        whole = Piece(RunKind.GRAFT, 0, chunk.count, (-1, -1, chunk.start))
+        result.digests = block_digests(self._read(2, task, whole, 0), sizes[2])
+        deltas = self._values(2, dtypes[2], chunk.count)
+        for piece in chunk.pieces:
+            if piece.kind is RunKind.ZERO:
+                continue
+            self._read(0, task, piece, 0)
+            total = self._total[: piece.count]
+            total.copy_(deltas[piece.at : piece.at + piece.count])
+            if piece.kind is RunKind.GRAFT:
+                read = self._read(1, task, piece, 0)
+                if len(task.runs) == 1:
+                    result.base_digests = block_digests(read, sizes[1])
+                base64 = self._delta[: piece.count]
+                base64.copy_(self._values(1, dtypes[1], piece.count))
+                total.add_(base64)
+            back = self._values(self._result, dtypes[0], piece.count)
+            back.copy_(total)
+            ours = self._values(0, dtypes[0], piece.count)
+            result.inexact += ops.count_different_bits(back, ours)
 
     def _single(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
         (piece,) = chunk.pieces

@@ -22,11 +22,18 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
 """The commands that work on tensors alone, and so have the same options and output."""
-EVERY = (*COMMANDS, "inspect", "tune", "eval", "demo", "iterate")
+EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
-    *("--allow-nonfinite", "--max-shard-size", "--threads", "--overwrite", "--restart"),
+    *(
+        "--allow-nonfinite",
+        "--allow-unrelated",
+        "--max-shard-size",
+        "--threads",
+        "--overwrite",
+        "--restart",
+    ),
     *("--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
 }
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
@@ -35,6 +42,9 @@ OPTIONS = {
     "apply": SHARED | GRAFTING,
     "extract": SHARED | {"--diff-dtype"},
     "inspect": {"--threads", "--json", "--quiet", "-q", "--help", "-h"},
+    "verify": {
+        *("--base", "--finetuned", "--threads", "--json", "--quiet", "-q", "--help", "-h"),
+    },
     "tune": {
         *("--data", "--output", "-o", "--steps", "--learning-rate", "--batch-size", "--seed"),
         *("--gradient-accumulation", "--gradient-checkpointing", "--max-length", "--save-every"),

@@ -5,8 +5,10 @@ It holds no clock times and no paths, so that the same command gives the same by
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
+
+_SEALED = re.compile(rb'(.*),\n "seal": "([0-9a-f]{32})"\n\}\n', re.DOTALL)
 
 
 class _Model(BaseModel):
@@ -185,6 +189,27 @@ def read_manifest(folder: Path) -> Manifest | None:
         found = f"{place}: {first['msg']}" if place else first["msg"]
         problem = f"is not a manifest that we can read ({found})"
         raise ArtifactError(path, problem, "make or download it again") from exc
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest's file, sealed: its last field is the xxh3-128 of all before it.
+
+    Args:
+        manifest: what to write.
+    """
+    body = manifest.model_dump_json(indent=1, exclude_none=True).encode().removesuffix(b"\n}")
+    seal = xxhash.xxh3_128_hexdigest(body).encode()
+    return body + b',\n "seal": "' + seal + b'"\n}\n'
+
+
+def is_sealed(raw: bytes) -> bool:
+    """Whether a manifest's file is as it was written.
+
+    Args:
+        raw: its bytes.
+    """
+    found = _SEALED.fullmatch(raw)
+    return found is not None and xxhash.xxh3_128_hexdigest(found[1]).encode() == found[2]
 
 
 def require_diff(folder: Path) -> Manifest:
