@@ -19,7 +19,7 @@ from diffxfer.checkpoints.header import layout_shard
 from diffxfer.checkpoints.writer import index_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -138,7 +138,9 @@ def make_family(folder: Path, shape: Shape, *, sparse: bool) -> None:
                     file.write(layout.header)
                     file.truncate(layout.size)
             starts = range(len(layout.header), layout.size, _BLOCK_BYTES)
-            if not sparse:
+            if sparse:
+                _tell_apart(paths, layout.starts)
+            else:
                 jobs = [(paths, (number, at), min(_BLOCK_BYTES, layout.size - at)) for at in starts]
                 list(pool.map(lambda job: _fill(*job), jobs))
     if len(shards) > 1:
@@ -165,6 +167,15 @@ def _shards(shape: Shape) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
     return {
         f"model-{n + 1:05d}-of-{len(cut):05d}.safetensors": found for n, found in enumerate(cut)
     }
+
+
+def _tell_apart(paths: list[Path], starts: Mapping[str, int]) -> None:
+    """Make a head that is all holes differ from the embedding, or it would be tied to it."""
+    for path in paths:
+        with path.open("r+b", buffering=0) as file:
+            for start in (at for name, at in starts.items() if name.startswith("lm_head")):
+                file.seek(start)
+                file.write(b"\x80\x3f")
 
 
 def _fill(paths: list[Path], seed: tuple[int, int], size: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,4 +84,6 @@ def squared_norm(values: Tensor) -> float:
 def count_different_bits(left: Tensor, right: Tensor) -> int:
     """How many elements of two tensors of one dtype differ in any bit: −0.0 is not 0.0."""
     integer = _INTEGERS[left.element_size()]
-    return int(torch.count_nonzero(left.view(integer) != right.view(integer)))
+    # numpy's takes a third of the time of torch's.
+    different = left.view(integer).numpy() != right.view(integer).numpy()
+    return int(np.count_nonzero(different))
