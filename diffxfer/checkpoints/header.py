@@ -264,15 +264,20 @@ def layout_shard(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> ShardLa
     Returns:
         The header's bytes and where each tensor begins.
     """
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # Entry by entry: as one object for `json.dumps`, 60,000 of them took 50 MB and twice the time.
+    entries = ['"__metadata__":{"format":"pt"}']
     offset = 0
     offsets: dict[str, int] = {}
     for name, dtype, shape in sorted(tensors, key=lambda t: (_RANK[t[1]], t[0].encode())):
         end = offset + math.prod(shape) * BITS[dtype] // 8
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        sizes = ",".join(map(str, shape))
+        entries.append(
+            f'{json.dumps(name, ensure_ascii=False)}:{{"dtype":"{dtype}","shape":[{sizes}],'
+            f'"data_offsets":[{offset},{end}]}}'
+        )
         offsets[name] = offset
         offset = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)
     header = _PREFIX.pack(len(text)) + text
     starts = {name: len(header) + begin for name, begin in offsets.items()}

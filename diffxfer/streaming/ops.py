@@ -12,10 +12,14 @@ All tensors are one-dimensional and of the same length; results land in buffers 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -81,9 +85,9 @@ def squared_norm(values: Tensor) -> float:
     return float(torch.dot(values, values))
 
 
-def count_different_bits(left: Tensor, right: Tensor) -> int:
-    """How many elements of two tensors of one dtype differ in any bit: −0.0 is not 0.0."""
+def different_bits(left: Tensor, right: Tensor) -> NDArray[np.bool_]:
+    """Which elements of two tensors of one dtype differ in any bit, like 0.0 and −0.0."""
+    # numpy compares and counts in a third of torch's time.
     integer = _INTEGERS[left.element_size()]
-    # numpy's takes a third of the time of torch's.
-    different = left.view(integer).numpy() != right.view(integer).numpy()
-    return int(np.count_nonzero(different))
+    different: NDArray[np.bool_] = left.view(integer).numpy() != right.view(integer).numpy()
+    return different

@@ -7,8 +7,10 @@ depends on the size of a chunk and the number of threads, and on nothing else.
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +23,9 @@ from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, Run
 from diffxfer.streaming.tally import ChunkResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from diffxfer.checkpoints.reader import OpenShard
 
@@ -135,6 +139,62 @@ class Worker:
         """The first elements of a buffer as a tensor of shape `(count,)`, on the CPU."""
         return self._bytes[slot][: count * BITS[dtype] // 8].view(ops.TORCH_DTYPES[dtype])
 
+    def process_many(
+        self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]
+    ) -> tuple[memoryview, list[ChunkResult]] | None:
+        """Compute whole small tensors at once, as `batches` puts them together.
+
+        Args:
+            batch: the chunks.
+            tasks: what each is the whole of.
+
+        Returns:
+            The bytes to write, one tensor's after the other's, valid until the next call, and what
+            is known of each; None where one is not finite: one by one, it is found which.
+
+        Raises:
+            CheckpointError: if an input cannot be read as it was.
+        """
+        first, counts = tasks[0], [chunk.count for chunk in batch]
+        self._read_side_by_side(batch, tasks)
+        out, inputs = self._compute_read(first, sum(counts))
+        if inputs and not self._allow_nonfinite and not ops.all_finite(out):
+            return None
+        results = [ChunkResult() for _ in batch]
+        data = self._views[self._result][: len(out) * first.itemsize]
+        for at, chunk, task, result in zip(
+            accumulate(counts[:-1], initial=0), batch, tasks, results, strict=True
+        ):
+            part = data[at * task.itemsize : (at + chunk.count) * task.itemsize]
+            result.digests = block_digests(part, task.itemsize)
+            if task.operation is Operation.SUBTRACT:
+                self._measure(at, chunk.count, list(chunk.pieces), chunk, task, result)
+        if first.operation is Operation.SUBTRACT:
+            different = self._not_given_back(out, first)
+            for at, result, count in zip(
+                accumulate(counts[:-1], initial=0), results, counts, strict=True
+            ):
+                result.inexact = int(np.count_nonzero(different[at : at + count]))
+        return data, results
+
+    def _read_side_by_side(self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]) -> None:
+        """Read whole tensors into the buffers, one after the other; neighbours on disk at once."""
+        for slot, like in enumerate(tasks[0].inputs):
+            size, view, filled = BITS[like.dtype] // 8, self._views[slot], 0
+            shard, begin, end = like, -1, -1
+            for chunk, task in zip(batch, tasks, strict=True):
+                spec = task.inputs[slot]
+                start = spec.start + chunk.pieces[0].sources[slot] * size
+                if start != end or spec.shard is not shard.shard:
+                    if end > begin:
+                        self._open_shard(shard).read_into(
+                            view[filled : filled + end - begin], begin
+                        )
+                        filled += end - begin
+                    shard, begin = spec, start
+                end = start + chunk.count * size
+            self._open_shard(shard).read_into(view[filled : filled + end - begin], begin)
+
     def _graft(
         self, pieces: list[Piece], chunk: Chunk, task: TensorTask, result: ChunkResult
     ) -> memoryview:
@@ -144,18 +204,25 @@ class Worker:
             for slot in range(len(task.inputs)):
                 self._read(slot, task, piece, count)
             count += piece.count
+        out, inputs = self._compute_read(task, count)
+        if inputs and not self._allow_nonfinite:
+            check_finite(out, list(enumerate(inputs)), pieces, chunk, task)
+        if task.operation is Operation.SUBTRACT:
+            self._measure(0, count, pieces, chunk, task, result)
+            result.inexact += int(np.count_nonzero(self._not_given_back(out, task)))
+        return self._views[self._result][: count * task.itemsize]
+
+    def _compute_read(self, task: TensorTask, count: int) -> tuple[Tensor, list[Tensor]]:
+        """Compute what was read; the inputs come back unless the result is known to be finite."""
         inputs = [
             self._values(slot, spec.dtype, count).to(self._device)
             for slot, spec in enumerate(task.inputs)
         ]
         out = self._values(self._result, task.dtype, count)
-        if not self._compute_narrow(inputs, task, out):
-            self._compute(inputs, task, out)
-            if not self._allow_nonfinite:
-                check_finite(out, list(enumerate(inputs)), pieces, chunk, task)
-        if task.operation is Operation.SUBTRACT:
-            self._measure(out, pieces, chunk, task, result)
-        return self._views[self._result][: count * task.itemsize]
+        if self._compute_narrow(inputs, task, out):
+            return out, []
+        self._compute(inputs, task, out)
+        return out, inputs
 
     def _compute_narrow(self, inputs: list[Tensor], task: TensorTask, out: Tensor) -> bool:
         """The same as `_compute` where that takes fewer passes and is finite; otherwise False."""
@@ -205,42 +272,40 @@ class Worker:
             return read
         if task.operation is Operation.SUBTRACT:
             back = out.to(values.dtype)
-            result.inexact += ops.count_different_bits(back, values)
+            result.inexact += int(np.count_nonzero(ops.different_bits(back, values)))
         return view
 
     def _measure(
         self,
-        out: Tensor,
+        at: int,
+        count: int,
         pieces: list[Piece],
         chunk: Chunk,
         task: TensorTask,
         result: ChunkResult,
     ) -> None:
-        """Norms, samples, base's digests, and what base + Δ does not give back."""
-        count = len(out)
-        delta, base64 = self._delta[:count], self._total[:count]
-        blocks = range(0, count, BLOCK_ELEMENTS)
-        result.delta_squares = tuple(
-            ops.squared_norm(delta[start : start + BLOCK_ELEMENTS]) for start in blocks
-        )
-        result.base_squares = tuple(
-            ops.squared_norm(base64[start : start + BLOCK_ELEMENTS]) for start in blocks
-        )
+        """Norms, samples and base's digests, of elements that lie at some place in the buffers."""
+        delta, base64 = self._delta[at : at + count], self._total[at : at + count]
+        blocks = [slice(start, start + BLOCK_ELEMENTS) for start in range(0, count, BLOCK_ELEMENTS)]
+        result.delta_squares = tuple([ops.squared_norm(delta[block]) for block in blocks])
+        result.base_squares = tuple([ops.squared_norm(base64[block]) for block in blocks])
         result.samples = _sample(base64, pieces, chunk, task)
         if len(task.runs) == 1:
             size = BITS[task.inputs[1].dtype] // 8
-            result.base_digests = block_digests(self._views[1][: count * size], size)
+            read = self._views[1][at * size : (at + count) * size]
+            result.base_digests = block_digests(read, size)
+
+    def _not_given_back(self, out: Tensor, task: TensorTask) -> NDArray[np.bool_]:
+        """Which elements of finetuned base + Δ does not give back; overwrites Δ in float64."""
+        count = len(out)
         ours, theirs = (self._values(slot, task.inputs[slot].dtype, count) for slot in (0, 1))
         back = self._values(self._whole, task.inputs[0].dtype, count)
-        if (
-            self._device.type != "cpu"
-            or theirs.dtype != back.dtype
-            or not narrow.add(theirs, out, back)
-        ):
+        if self._device.type != "cpu" or not narrow.add(theirs, out, back):
+            delta = self._delta[:count]
             delta.copy_(out)
-            delta.add_(base64)
+            delta.add_(self._total[:count])
             back.copy_(delta)
-        result.inexact += ops.count_different_bits(back, ours)
+        return ops.different_bits(back, ours)
 
 
 def _sample(
@@ -256,6 +321,6 @@ def _sample(
         wanted = task.sample[low:high]
         if wanted:
             places = [done + index - first for index in wanted]
-            found.extend(zip(wanted, base64[places].tolist(), strict=True))
+            found.extend(zip(wanted, base64.cpu().numpy()[places].tolist(), strict=True))
         done += piece.count
     return tuple(found)
