@@ -59,6 +59,7 @@ class Row:
         loop: seconds of the threads alone.
         loop_cpu: seconds of processors in it.
         floor: seconds of the same bytes read and written.
+        floor_cpu: seconds of processors in it.
         moved: how many bytes those are.
     """
 
@@ -68,6 +69,7 @@ class Row:
     loop: list[float] = field(default_factory=list)
     loop_cpu: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
+    floor_cpu: list[float] = field(default_factory=list)
     moved: int = 0
 
     def summary(self, tensors: int) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Row:
             # Run by run: what slows down one run slows down the loop and the floor of it.
             pairs = zip(self.loop, self.floor, strict=True)
             found["loop_to_floor"] = round(median(one / other for one, other in pairs), 2)
+            found["cpu_to_floor"] = round(found["loop_cpu"] / found["floor_cpu"], 2)
             found["gb_per_s"] = round(self.moved / 1e9 / median(self.loop), 2)
             found["s_per_gb"] = round(median(self.loop) / (self.moved / 1e9), 4)
             found["us_per_tensor"] = round(median(self.loop) / tensors * 1e6, 1)
@@ -139,6 +142,7 @@ class Bench:
         row.moved = int(found["moved"])
         found = self._fresh(lambda: self._child("floor", inputs, threads))
         row.floor.append(found["loop_s"])
+        row.floor_cpu.append(found["cpu_s"])
 
     def _command(self, verb: str, out: str = "out") -> list[str]:
         inputs = [str(self.family / role) for role in ROLES[verb]]

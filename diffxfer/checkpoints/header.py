@@ -7,11 +7,13 @@ does, so that a file written from it is byte for byte what `save_file` would hav
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import struct
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ import xxhash
 from diffxfer.errors import HeaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 MAX_HEADER_BYTES = 100_000_000
@@ -135,14 +137,27 @@ def read_header(fd: int, path: Path) -> dict[str, TensorSpec]:
     status = os.fstat(fd)
     raw = _read_raw_header(fd, path, status.st_size)
     shard = ShardFile(path, status.st_size, stat_identity(status), xxhash.xxh3_128_hexdigest(raw))
-    entries = _parse_json(raw, path)
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
-        raise HeaderError(path, "its __metadata__ is not a map of strings", _DOWNLOAD_AGAIN)
-    data_start = _PREFIX.size + len(raw)
-    specs = {name: _parse_entry(name, entry, data_start, shard) for name, entry in entries.items()}
-    _check_coverage(specs.values(), data_start, path, status.st_size)
+    with _no_collection():
+        entries = _parse_json(raw, path)
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+            raise HeaderError(path, "its __metadata__ is not a map of strings", _DOWNLOAD_AGAIN)
+        data_start = _PREFIX.size + len(raw)
+        specs = {n: _parse_entry(n, entry, data_start, shard) for n, entry in entries.items()}
+        _check_coverage(specs.values(), data_start, path, status.st_size)
     return specs
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage in what is all kept: that was half the time of 60,000 tensors."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _read_raw_header(fd: int, path: Path, size: int) -> bytes:
