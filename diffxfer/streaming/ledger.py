@@ -13,12 +13,14 @@ from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.journal import JOURNAL_NAME, Done
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.streaming.plan import chunks_of, step_of
 from diffxfer.streaming.tally import ChunkResult, Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.plan import Chunk, Plan
 
@@ -111,21 +113,21 @@ class Ledger:
             self._folder.journal.forget()
         self._replay()
 
-    def add(self, chunk: Chunk, moved: int, result: ChunkResult) -> None:
-        """Take down that a chunk is done, and was written if it is to be.
+    def add(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
+        """Take down that chunks are done, and were written if they are to be.
 
         Args:
-            chunk: which.
-            moved: how many bytes were read and written.
-            result: what is known of it.
+            done: each with how many bytes were read and written, and what is known of it.
 
         Raises:
             OutputError: if the journal cannot be written.
         """
         if self._folder is not None:
+            taken = [Done(chunk.number, moved, pack(result)) for chunk, moved, result in done]
             try:
-                self._folder.journal.add(chunk.number, moved, pack(result))
+                self._folder.journal.add(taken)
             except OSError as exc:
                 raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
         with self._lock:
-            self.tally.add(chunk.task, chunk.start, result)
+            for chunk, _, result in done:
+                self.tally.add(chunk.task, chunk.start, result)

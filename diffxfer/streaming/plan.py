@@ -11,6 +11,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import BITS, ShardFile, ShardLayout, TensorSpec, layout_shard
@@ -135,6 +136,7 @@ class TensorTask:
         return BITS[self.dtype] // 8
 
 
+@cache  # one for all tensors of a model: each took 250 bytes
 def whole(kind: RunKind, inputs: int) -> tuple[Run, ...]:
     """The runs of a tensor that is treated alike from end to end: one row, one run."""
     return (Run(kind, 0, 1, (0,) * inputs),)
