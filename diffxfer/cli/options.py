@@ -133,7 +133,9 @@ Quiet = Annotated[
     bool,
     typer.Option("-q", "--quiet", help="Print nothing but warnings and errors."),
 ]
-
+QuietTalk = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print no talk, only the result and errors.")
+]
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder of the model to begin with, a graft or any.")

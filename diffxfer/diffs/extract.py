@@ -222,6 +222,7 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
                 base_checksum=silent.get(BASE_ONLY + name) or result.base_checksum,
                 inexact=result.inexact,
                 samples=len(result.samples),
+                unchanged=result.unchanged,
             )
             for name, result in results.items()
         }

@@ -22,7 +22,7 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
 """The commands that work on tensors alone, and so have the same options and output."""
-EVERY = (*COMMANDS, "verify", "tune", "eval", "demo", "iterate")
+EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
@@ -41,6 +41,7 @@ OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING,
     "extract": SHARED | {"--diff-dtype"},
+    "inspect": {"--threads", "--json", "--quiet", "-q", "--help", "-h"},
     "verify": {
         *("--base", "--finetuned", "--threads", "--json", "--quiet", "-q", "--help", "-h"),
     },
@@ -178,7 +179,7 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
 
 
 def test_the_package_imports_no_torch() -> None:
-    code = LIGHT.format(argv=[], code="import diffxfer; diffxfer.transfer")
+    code = LIGHT.format(argv=[], code="from diffxfer import *")
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

@@ -86,6 +86,8 @@ class TensorEntry(_Model):
         base_checksum: of base's tensor, for a diff vector.
         inexact: elements of finetuned that base and the stored Δ do not give back.
         samples: how many entries of the samples file are this tensor's.
+        unchanged: for a diff vector, elements that are the same in finetuned and base: bit for
+            bit, or by value where their dtypes differ; None as older versions wrote it.
     """
 
     checksum: str
@@ -94,6 +96,7 @@ class TensorEntry(_Model):
     base_checksum: str | None = None
     inexact: int | None = None
     samples: int | None = None
+    unchanged: int | None = None
 
 
 class TokensEntry(_Model):
