@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from diffxfer.cli.console import print_warnings, printable
+from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
 from diffxfer.cli.inspect_table import print_facts, print_head, stdout
 from diffxfer.diffs.report import listed
+from diffxfer.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

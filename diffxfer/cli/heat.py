@@ -10,15 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from diffxfer.cli.console import printable
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.table import Table
     from rich.text import Text
 
-    from diffxfer.diffs.inspection.measures import Cell, Measure
+    from diffxfer.errors import printable
+from diffxfer.diffs.inspection.measures import Cell, Measure
 
 _Sides: TypeAlias = list[tuple[str, int]]
 
