@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.streaming import cuda
+from tests.streaming.host_device import HostDevice
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,6 +35,29 @@ def test_a_verb_beside_its_floor(tmp_path: Path) -> None:
     model = 2 * 106_816
     assert 4 * model < row["moved"] < 4.1 * model
     assert not list(tmp_path.iterdir())
+
+
+def test_the_bus_carries_what_the_floor_reads_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import benchmark_child
+
+    devices: list[HostDevice] = []
+
+    def make(name: str) -> HostDevice:
+        devices.append(HostDevice(name))
+        return devices[-1]
+
+    monkeypatch.setattr(cuda, "Cuda", make)
+    monkeypatch.setattr(benchmark_child, "_BUS_BYTES", 1000)
+    for role in ("a", "b"):
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "model.safetensors").write_bytes(bytes(9_500))
+    assert benchmark_child.bus([tmp_path / "a", tmp_path / "b"], "cuda:0")["loop_s"] > 0
+    assert devices[0].submitted == 10
+    assert devices[0].allocated == 4 * 3 * 1000
+    assert devices[0].closed
 
 
 def test_headers_alone_are_enough_for_a_plan(tmp_path: Path) -> None:

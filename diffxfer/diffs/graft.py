@@ -54,6 +54,7 @@ def apply_diff(
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
     dry_run: bool = False,
@@ -76,7 +77,9 @@ def apply_diff(
         allow_unrelated: graft even where base and target have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
         threads: how many workers; None for one a processor.
-        device: where the arithmetic runs, as torch names it.
+        device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
+            decide.
+        device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
         dry_run: plan and check, and write nothing.
@@ -94,7 +97,8 @@ def apply_diff(
     """
     options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, allow_unrelated, overwrite, restart, dry_run, progress),
+        *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
+        *(overwrite, restart, dry_run, progress),
     )
     diff, target, out = Path(diff), Path(target), Path(out)
     refuse_diff(target, "target")
@@ -124,6 +128,7 @@ def transfer(
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
     dry_run: bool = False,
@@ -147,7 +152,9 @@ def transfer(
         allow_unrelated: graft even where base and target have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
         threads: how many workers; None for one a processor.
-        device: where the arithmetic runs, as torch names it.
+        device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
+            decide.
+        device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
         dry_run: plan and check, and write nothing.
@@ -165,7 +172,8 @@ def transfer(
     """
     options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, allow_unrelated, overwrite, restart, dry_run, progress),
+        *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
+        *(overwrite, restart, dry_run, progress),
     )
     finetuned, base, target, out = Path(finetuned), Path(base), Path(target), Path(out)
     roles = {"finetuned": finetuned, "base": base, "target": target}

@@ -33,8 +33,9 @@ from diffxfer.diffs.report import Report, count_fates, group_fates, listed
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
+from diffxfer.streaming.device import MEMORY_BYTES, Choice, choose_device
 from diffxfer.streaming.plan import Plan, TensorTask, make_plan
-from diffxfer.streaming.run import run_plan
+from diffxfer.streaming.run import default_threads, run_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,8 @@ class RunOptions:
 
     Attributes:
         threads: how many workers, None for one a processor.
-        device: where the arithmetic runs.
+        device: where the arithmetic runs, or ``"auto"``.
+        device_memory: the most bytes that are allocated on a GPU.
         allow_nonfinite: let NaN, infinity and overflow through.
         max_shard_bytes: the size at which shards are cut, None to cut as the input is.
         overwrite: replace a folder of ours at the output.
@@ -77,6 +79,7 @@ class RunOptions:
 
     threads: int | None = None
     device: str = "cpu"
+    device_memory: int = MEMORY_BYTES
     allow_nonfinite: bool = False
     max_shard_bytes: int | None = None
     overwrite: bool = False
@@ -167,19 +170,16 @@ def do(job: Job, options: RunOptions) -> Report:
         raise refusal(refused)
     tasks = cut_shards(job.tasks, options.max_shard_bytes)
     plan = make_plan(tasks, job.inputs)
+    choice = choose_device(options.device, plan, options.threads or default_threads())
     free = free_bytes(job.out)
     if options.dry_run:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
-        return _report(job, plan, free, refused=refused)
+        return _report(job, plan, free, choice, refused=refused)
+    described = job.verb, sorted(job.command.items()), sorted(job.sources.items())
     folder = OutputFolder(
         job.out,
-        fingerprint(
-            plan,
-            options.device,
-            job.files,
-            (job.verb, sorted(job.command.items()), sorted(job.sources.items())),
-        ),
+        fingerprint(plan, job.files, described),
         overwrite=options.overwrite,
         restart=options.restart,
     )
@@ -189,7 +189,8 @@ def do(job: Job, options: RunOptions) -> Report:
             plan,
             folder,
             threads=options.threads,
-            device=options.device,
+            device=choice.device,
+            device_memory=options.device_memory,
             allow_nonfinite=options.allow_nonfinite,
             progress=options.progress,
         )
@@ -200,7 +201,7 @@ def do(job: Job, options: RunOptions) -> Report:
         }
         _write_rest(job, plan, folder, by_name, _silent(plan, results))
         folder.publish()
-    return _report(job, plan, free, results=by_name, resumed=resumed)
+    return _report(job, plan, free, choice, results=by_name, resumed=resumed)
 
 
 def _losses(job: Job) -> list[str]:
@@ -299,6 +300,7 @@ def _report(
     job: Job,
     plan: Plan,
     free: int,
+    choice: Choice,
     *,
     resumed: int = 0,
     results: Mapping[str, TensorResult] | None = None,
@@ -322,6 +324,8 @@ def _report(
         resumed_bytes=resumed,
         free_bytes=free,
         elapsed_s=round(time.perf_counter() - job.began, 3),
+        device=choice.device,
+        device_why=choice.why,
         vocabulary=job.vocabulary,
         added_tokens=job.added_tokens,
         dropped_tokens=job.dropped_tokens,

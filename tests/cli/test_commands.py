@@ -31,6 +31,8 @@ SHARED = {
         "--allow-unrelated",
         "--max-shard-size",
         "--threads",
+        "--device",
+        "--device-memory",
         "--overwrite",
         "--restart",
     ),
