@@ -36,6 +36,7 @@ class Cuda:
         # Two threads that queue at once could mix their arithmetic, which shares its buffers.
         self._lock = threading.Lock()
         with self._explained():
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's
             self._in, self._compute, self._out = (
                 torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch's
                 for _ in range(3)

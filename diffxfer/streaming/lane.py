@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import OpenShard
     from diffxfer.streaming.cuda import Cuda
-    from diffxfer.streaming.plan import Chunk, Plan, TensorTask
+    from diffxfer.streaming.plan import Chunk, Plan
     from diffxfer.streaming.worker import Worker
 
     Found = list[tuple[Chunk, ChunkResult]]
@@ -206,10 +206,10 @@ class Lane:
             self._shared.device.wait(flight.done)
             total = flight.slab.total(flight.slot.host_out).item()
             if self._allow_nonfinite or math.isfinite(total):
-                yield from self._computed(flight.chunks, flight.slab, flight.slot)
+                yield self._computed(flight.chunks, flight.slab, flight.slot)
                 self._free.append(flight.slot)
                 return
-        # An overflow of the sum itself comes here too, and passes.
+        # Here comes also a sum that overflows by itself, and passes.
         for chunk in flight.chunks:
             self.number = chunk.number
             data, result = self._worker.process(chunk, self._tasks[chunk.task])
@@ -219,55 +219,30 @@ class Lane:
 
     def _computed(
         self, chunks: Sequence[Chunk], slab: Slab, slot: Slot
-    ) -> Iterator[tuple[Found, memoryview]]:
-        """What came back, in parts that lie side by side in the output."""
+    ) -> tuple[Found, memoryview]:
+        """What came back, and what is known of it."""
         size = BITS[slab.dtype] // 8
         data = slot.host_out.numpy().data[slab.out_start : slab.out_end]
         found: Found = []
-        begin = at = 0
+        at = 0
         for place, (chunk, count) in enumerate(zip(chunks, slab.counts, strict=True)):
-            task, result = self._tasks[chunk.task], ChunkResult()
             self.number = chunk.number
-            if found and not self._adjoin(found[-1][0], chunk):
-                yield found, data[begin * size : at * size]
-                found, begin = [], at
+            result = ChunkResult()
+            if slab.operation is Operation.SUBTRACT:
+                self._tell(result, chunk, slab, slot, place, at)
             part = data[at * size : (at + count) * size]
-            if task.operation is Operation.SUBTRACT:
-                self._tell(result, chunk, task, slab, slot, place, at)
-            if len(chunk.pieces) > 1:
-                whole = self._worker.place(part, chunk, task, result)
-                result.digests = block_digests(whole, size)
-                yield [(chunk, result)], whole
-                begin = at + count
-            else:
-                result.digests = block_digests(part, size)
-                found.append((chunk, result))
+            if len(chunk.pieces) > 1:  # it came alone
+                part = data = self._worker.place(part, chunk, self._tasks[chunk.task], result)
+            result.digests = block_digests(part, size)
+            found.append((chunk, result))
             at += count
-        if found:
-            yield found, data[begin * size : at * size]
-
-    def _adjoin(self, left: Chunk, right: Chunk) -> bool:
-        """Whether a chunk that is all computed is followed by another such in the output."""
-        one, other = self._tasks[left.task], self._tasks[right.task]
-        end = one.start + (left.start + left.count) * one.itemsize
-        return (
-            len(right.pieces) == 1
-            and one.shard == other.shard
-            and end == other.start + right.start * other.itemsize
-        )
+        return found, data
 
     def _tell(
-        self,
-        result: ChunkResult,
-        chunk: Chunk,
-        task: TensorTask,
-        slab: Slab,
-        slot: Slot,
-        place: int,
-        at: int,
+        self, result: ChunkResult, chunk: Chunk, slab: Slab, slot: Slot, place: int, at: int
     ) -> None:
         """What was measured of a chunk whose elements begin at `at`, and what base's are."""
-        count = slab.counts[place]
+        task, count = self._tasks[chunk.task], slab.counts[place]
         delta, base, changed, inexact = slab.measured(slot.host_out)[:, place].tolist()
         result.delta_squares, result.base_squares = (delta,), (base,)
         result.unchanged, result.inexact = count - int(changed), int(inexact)
@@ -276,6 +251,5 @@ class Lane:
         result.samples = sample(theirs, grafts, chunk, task)
         if len(task.runs) == 1:
             size = BITS[slab.dtypes[1]] // 8
-            begin = slab.starts[1] + at * size
-            read = slot.host_in.numpy().data[begin : begin + count * size]
-            result.base_digests = block_digests(read, size)
+            read = slot.host_in.numpy().data[slab.starts[1] :]
+            result.base_digests = block_digests(read[at * size : (at + count) * size], size)

@@ -1,7 +1,7 @@
 """Slabs: what a device computes in one go, where it lies in the buffers, and the arithmetic.
 
-A slab is made of consecutive chunks that are computed alike: blocks of one large tensor, or many
-small tensors, or the grafted rows of a vocabulary. Each chunk keeps its own number, digest and
+A slab is made of consecutive chunks that are computed alike, blocks of a large tensor or many small
+tensors, or of the grafted rows of one chunk. Each chunk keeps its own number, digest and
 place in the journal, so that neither the bytes nor a continued run depend on a slab's size.
 """
 
@@ -86,7 +86,7 @@ class Slab:
 
 
 def slab_of(chunks: Sequence[Chunk], tasks: Sequence[TensorTask]) -> Slab | None:
-    """The shape of consecutive chunks that are alike, None for what a device does not compute.
+    """The shape of chunks that came together, None for what a device does not compute.
 
     Args:
         chunks: they.
@@ -104,7 +104,7 @@ def slab_of(chunks: Sequence[Chunk], tasks: Sequence[TensorTask]) -> Slab | None
 
 
 def slabs(chunks: Iterable[Chunk], plan: Plan, elements: int) -> Iterator[tuple[Chunk, ...]]:
-    """Put chunks together that are computed alike.
+    """Put chunks together that are computed alike and lie side by side in the output.
 
     Args:
         chunks: of the plan, in its order.
@@ -112,21 +112,28 @@ def slabs(chunks: Iterable[Chunk], plan: Plan, elements: int) -> Iterator[tuple[
         elements: the most of a slab.
 
     Yields:
-        Every chunk, in the same order; one that a device does not compute comes alone.
+        Every chunk, in the same order; one that is not all arithmetic comes alone.
     """
     slab: list[Chunk] = []
-    size, kind = 0, None
+    size, kind, end = 0, None, -1
     for chunk in chunks:
-        one = slab_of((chunk,), plan.tasks)
-        found = one and (one.operation, one.alpha, one.dtypes, one.dtype)
+        task = plan.tasks[chunk.task]
+        found, start = _kind(chunk, task), task.start + chunk.start * task.itemsize
         full = size + chunk.count > elements or len(slab) == MOST_CHUNKS
-        if slab and (kind is None or found != kind or full):
+        if slab and (found is None or found != kind or start != end or full):
             yield tuple(slab)
             slab, size = [], 0
         slab.append(chunk)
-        size, kind = size + chunk.count, found
+        size, kind, end = size + chunk.count, found, start + chunk.count * task.itemsize
     if slab:
         yield tuple(slab)
+
+
+def _kind(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
+    if task.operation not in COMPUTED or [p.kind for p in chunk.pieces] != [RunKind.GRAFT]:
+        return None
+    dtypes = tuple([spec.dtype for spec in task.inputs])
+    return task.operation, task.alpha, task.shard, task.dtype, dtypes
 
 
 def buffer_bytes(plan: Plan, elements: int) -> tuple[int, int]:
