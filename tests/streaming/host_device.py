@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 class HostDone:
-    """What `submit` gives."""
+    """What `submit` gives, and the how manieth that is."""
 
-    def __init__(self, future: Future[None]) -> None:
+    def __init__(self, future: Future[None], number: int) -> None:
         self.future = future
+        self.number = number
 
     def synchronize(self) -> None:
         self.future.result()
@@ -69,7 +70,8 @@ class HostDevice:
             self.most_under_way = max(self.most_under_way, self._under_way)
             arrived = self._queue(0, None, lambda: _copy(*arrive))
             computed = self._queue(1, arrived, compute)
-            return HostDone(self._queue(2, computed, lambda: _copy(*leave)))
+            left = self._queue(2, computed, lambda: _copy(*leave))
+            return HostDone(left, self.submitted)
 
     def _queue(
         self, number: int, after: Future[None] | None, work: Callable[[], None]

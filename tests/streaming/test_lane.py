@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import time
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,33 +196,71 @@ def test_any_plan(data: st.DataObject) -> None:
         )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.sampled_from([1, 5, BLOCK_ELEMENTS, BLOCK_ELEMENTS + 1, 4 * BLOCK_ELEMENTS])),
+    st.lists(
+        st.tuples(
+            st.sampled_from([1, 5, BLOCK_ELEMENTS, BLOCK_ELEMENTS + 1, 4 * BLOCK_ELEMENTS]),
+            st.sampled_from([Operation.TRANSFER, Operation.TRANSFER, Operation.COPY]),
+            st.sampled_from([1.0, 1.0, 0.5]),
+        )
+    ),
     st.integers(1, 4),
+    st.sets(st.integers(0, 12)),
 )
-def test_slabs_are_the_chunks_in_order(sizes: list[int], blocks: int) -> None:
+def test_slabs_are_neighbours_that_are_alike(
+    drawn: list[tuple[int, Operation, float]], blocks: int, done: set[int]
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         spec = save_shard(Path(name) / "s.safetensors", {"t": torch.zeros(1)})["t"]
     tasks = [
         TensorTask(
-            *(f"t{number}", operation, (spec,) * OPERATIONS[operation], "F32", (size,)),
+            *(f"t{number:02d}", operation, (spec,) * OPERATIONS[operation], "F32", (size,), alpha),
             runs=whole(
-                RunKind.GRAFT if operation in ARITHMETIC else RunKind.COPY, OPERATIONS[operation]
+                RunKind.GRAFT if operation is Operation.TRANSFER else RunKind.COPY,
+                OPERATIONS[operation],
             ),
             shard="a",
         )
-        for number, size in enumerate(sizes)
-        for operation in [list(OPERATIONS)[number % 3]]
+        for number, (size, operation, alpha) in enumerate(drawn)
     ]
     plan = plan_of(*tasks)
-    found = list(slabs(chunks(plan), plan, blocks * BLOCK_ELEMENTS))
-    assert [chunk for slab in found for chunk in slab] == list(chunks(plan))
+    found = list(slabs(chunks(plan, done=done), plan, blocks * BLOCK_ELEMENTS))
+    assert [chunk for slab in found for chunk in slab] == list(chunks(plan, done=done))
     for slab in found:
         assert sum(chunk.count for chunk in slab) <= blocks * BLOCK_ELEMENTS
-        operations = {plan.tasks[chunk.task].operation for chunk in slab}
-        assert len(operations) == 1
-        assert len(slab) == 1 or operations <= set(ARITHMETIC)
+        theirs = [plan.tasks[chunk.task] for chunk in slab]
+        assert len({(task.operation, task.alpha) for task in theirs}) == 1
+        assert len(slab) == 1 or theirs[0].operation is Operation.TRANSFER
+        places = [task.start + 4 * chunk.start for task, chunk in zip(theirs, slab, strict=True)]
+        ends = [place + 4 * chunk.count for place, chunk in zip(places, slab, strict=True)]
+        assert places[1:] == ends[:-1]
+    if not done and all(alpha == 1.0 for *_, alpha in drawn):  # they are as large as can be
+        for left, right in pairwise(found):
+            operations = {plan.tasks[chunk.task].operation for chunk in (*left, *right)}
+            if operations == {Operation.TRANSFER}:
+                assert sum(c.count for c in (*left, right[0])) > blocks * BLOCK_ELEMENTS
+
+
+def test_neighbours_are_read_from_their_own_files(tmp_path: Path) -> None:
+    # b lies in the second file where a in the first one ends.
+    files = [
+        save_shard(
+            tmp_path / f"{name}.safetensors",
+            {"a": values("F32", (40,), seed), "b": values("F32", (40,), seed + 1)},
+        )
+        for seed, name in ((1, "one"), (3, "other"))
+    ]
+    assert files[0]["a"].start + 160 == files[1]["b"].start
+    tasks = [
+        TensorTask(
+            *(name, Operation.APPLY, (spec, spec), "F32", (40,)),
+            runs=whole(RunKind.GRAFT, 2),
+            shard="model",
+        )
+        for name, spec in (("a", files[0]["a"]), ("b", files[1]["b"]))
+    ]
+    check(tmp_path, plan_of(*tasks))
 
 
 # What goes wrong.
@@ -245,6 +284,21 @@ def test_the_first_that_is_not_finite_is_named(
         found = failure(run)
         assert isinstance(found, NonFiniteError)
         assert str(found) == str(expected)
+
+
+def test_the_first_is_named_though_a_later_one_is_found_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(self: HostDevice, done: HostDone) -> None:
+        if done.number == 1:
+            time.sleep(0.5)  # the first slab of all comes back last
+        done.synchronize()
+
+    monkeypatch.setattr(cuda, "Cuda", HostDevice)
+    monkeypatch.setattr(HostDevice, "wait", wait)
+    bad = {("a", 0): {3: math.nan}, ("c", 0): {3: math.nan}, ("b", 1): {5: math.inf}}
+    plan = engine.spoiled(tmp_path / "in", bad)
+    assert str(failure(lambda: on_device(tmp_path, plan, threads=3))).startswith("a: NaN")
 
 
 def test_a_sum_that_overflows_by_itself_is_no_failure(tmp_path: Path) -> None:
@@ -290,7 +344,7 @@ def test_integers_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_device_that_fails_leaves_what_the_cpu_goes_on_from(
-    tmp_path: Path, made: list[HostDevice], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[HostDone] = []
 
@@ -300,8 +354,7 @@ def test_a_device_that_fails_leaves_what_the_cpu_goes_on_from(
         if len(waited) == 4:
             raise DeviceError(self.name, "CUDA error: unspecified launch failure", "try again")
 
-    if torch.cuda.is_available() and not made:
-        monkeypatch.setattr(cuda, "Cuda", HostDevice)
+    monkeypatch.setattr(cuda, "Cuda", HostDevice)
     monkeypatch.setattr(HostDevice, "wait", wait)
     plan = engine.spoiled(tmp_path / "in", {})
     expected = execute(tmp_path / "cpu", plan, threads=1)
