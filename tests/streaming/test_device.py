@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from diffxfer.errors import OptionError
+from diffxfer.errors import DeviceError, OptionError
 from diffxfer.streaming import device
+from diffxfer.streaming.cuda import Cuda
 from diffxfer.streaming.device import Choice, check_device, choose_device
 from diffxfer.streaming.plan import Operation, Plan, RunKind, TensorTask, whole
 
@@ -123,3 +124,46 @@ def test_auto_takes_a_gpu_where_it_can_save_more_than_it_takes_to_start(
 ) -> None:
     gpus(monkeypatch, count)
     assert choose_device("auto", work.plan, threads) == expected
+
+
+@dataclass(frozen=True)
+class Fails:
+    """What a GPU gives to wait for that fails."""
+
+    exc: BaseException
+
+    def synchronize(self) -> None:
+        raise self.exc
+
+
+@pytest.mark.parametrize(
+    ("exc", "text"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has"),
+            "cuda:0: CUDA out of memory. Tried to allocate 2 GiB.; give a smaller --device-memory,"
+            " another --device, or cpu",
+        ),
+        (
+            RuntimeError("CUDA error: out of memory\nCompile with"),
+            "cuda:0: CUDA error: out of memory; give a smaller --device-memory, another --device,"
+            " or cpu",
+        ),
+        (
+            RuntimeError("CUDA error: unspecified launch failure\nCompile with"),
+            "cuda:0: CUDA error: unspecified launch failure; run it again to go on from what was"
+            " done, with --device cpu if it stays so",
+        ),
+    ],
+)
+def test_what_cuda_says_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, exc: RuntimeError, text: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    gpu = Cuda("cuda:0")
+    with pytest.raises(DeviceError) as caught:
+        gpu.wait(Fails(exc))
+    assert str(caught.value) == text
+    with pytest.raises(RuntimeError, match="shape mismatch"):  # a mistake of ours
+        gpu.wait(Fails(RuntimeError("shape mismatch")))
