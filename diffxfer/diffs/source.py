@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.checkpoints.header import ShardFile, TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint, Weights
     from diffxfer.diffs.matching.ties import Head
 
@@ -172,10 +172,7 @@ def from_diff(folder: Path, manifest: Manifest) -> Source:
     weights = open_weights(folder)
     _refuse_incomplete(folder, manifest, weights)
     behaviour = folder / COMPANIONS
-    for name, spec in weights.tensors.items():
-        if spec.dtype not in FLOATS:
-            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
-            raise ArtifactError(spec.shard.path, problem, "make or download it again")
+    refuse_integers(weights.tensors)
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
     match = BaseMatch(
         [Difference(name, (spec,), name in names) for name, spec in weights.tensors.items()],
@@ -195,6 +192,21 @@ def from_diff(folder: Path, manifest: Manifest) -> Source:
         weights.shards,
         {"diff vector": source_entry(weights, manifest.sources)},
     )
+
+
+def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
+    """Refuse a diff vector with tensors that are no differences.
+
+    Args:
+        tensors: Δ.
+
+    Raises:
+        ArtifactError: for the first one.
+    """
+    for name, spec in tensors.items():
+        if spec.dtype not in FLOATS:
+            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
+            raise ArtifactError(spec.shard.path, problem, "make or download it again")
 
 
 def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> None:

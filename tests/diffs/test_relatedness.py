@@ -220,8 +220,32 @@ class TestTheBaseItself:
 
         folder = changed(tmp_path, ROLES[1], norms)
         (warning,) = apply_diff(diff, folder, tmp_path / "out").warnings
-        expected = "this target is the base itself but for 1 tensors: model.norm.weight"
+        expected = "this target is the base itself but for one tensor: model.norm.weight"
         assert warning == expected
+
+    def test_what_base_has_no_checksum_of(self, tmp_path):
+        """A tensor without elements, and a head of its own where base's is tied."""
+        roles = []
+        for number, role in enumerate(("finetuned", "base")):
+            generator = torch.Generator().manual_seed(number)
+            weights = {
+                f"model.layers.{i}.w.weight": torch.ones(16, 16)
+                + torch.rand(16, 16, generator=generator)
+                for i in range(16)
+            }
+            weights["model.embed_tokens.weight"] = torch.rand(8, 16, generator=generator)
+            weights["model.empty.weight"] = torch.zeros(0, 16)
+            config = {"tie_word_embeddings": True, "vocab_size": 8}
+            roles.append(save_tensors(tmp_path / role, weights, config))
+        extract_diff(*roles, tmp_path / "tied")
+        says = "this target is the base itself"
+        assert apply_diff(tmp_path / "tied", roles[1], tmp_path / "one").warnings == (
+            f"{says}: alpha 1 gives finetuned back",
+        )
+        families.edit_tensors(roles[1], lm_head__weight=torch.rand(8, 16))
+        tiny.edit_json(roles[1] / "config.json", lambda c: c.update(tie_word_embeddings=False))
+        (warning, *_) = apply_diff(tmp_path / "tied", roles[1], tmp_path / "two").warnings
+        assert warning == f"{says} but for one tensor: lm_head.weight"
 
     def test_transfer_says_what_it_saw(self, tmp_path):
         copy = shutil.copytree(ROLES[1], tmp_path / "copy")
@@ -277,6 +301,19 @@ class TestSamples:
         if damage == "cut":
             save_file({"index": torch.arange(3), "value": torch.ones(3).double()}, path)
         with pytest.raises(ArtifactError, match="base_samples"):
+            apply_diff(folder, ROLES[2], tmp_path / "out")
+
+    def test_counts_that_are_none(self, diff, tmp_path):
+        """Below zero and far above it: together they may be as many as there are."""
+        folder = shutil.copytree(diff, tmp_path / "diff")
+
+        def shift(manifest):
+            one, two = list(manifest["tensors"].values())[:2]
+            one["samples"] += 1 << 63
+            two["samples"] -= 1 << 63
+
+        tiny.edit_json(folder / "diffxfer.json", shift)
+        with pytest.raises(ArtifactError, match=r"samples: Input should be greater"):
             apply_diff(folder, ROLES[2], tmp_path / "out")
 
     def test_indices_that_lead_elsewhere_are_not_followed(self, diff, tmp_path):
