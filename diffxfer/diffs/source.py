@@ -11,6 +11,7 @@ from diffxfer.checkpoints.companions import companion_path, read_bytes, read_con
 from diffxfer.checkpoints.header import FLOATS, short
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry
+from diffxfer.diffs.artifact.samples import SAMPLES_NAME
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
@@ -222,8 +223,8 @@ def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> No
                 shard.path, "is not the shard that the manifest names", "make or download it again"
             )
     for name, entry in manifest.files.items():
-        if not name.startswith(f"{COMPANIONS}/"):
-            continue
+        if not name.startswith(f"{COMPANIONS}/") and name != SAMPLES_NAME:
+            continue  # the rest is made anew
         path = companion_path(folder, name)
         if path is None:
             raise ArtifactError(folder / name, "is missing", "make or download it again")

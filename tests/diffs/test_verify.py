@@ -1,5 +1,6 @@
 """Damage of every kind is found and named, and what is whole is called whole."""
 
+import errno
 import json
 import os
 import shutil
@@ -46,6 +47,9 @@ def found(folder, **options):
     with pytest.raises(DamageError) as caught:
         verify(folder, **options)
     assert caught.value.damage
+    others = any(("base" in d.problem) for d in caught.value.damage)
+    remedy = "give the base and the fine-tuned model" if others else "make or download it again"
+    assert remedy in caught.value.remedy
     return {(d.file, d.tensor): d.problem for d in caught.value.damage}
 
 
@@ -167,6 +171,31 @@ class TestDamage:
         (folder / "link").symlink_to("/")
         expected = {"within/more.txt", "model-00003-of-00003.safetensors", "link"}
         assert found(folder).keys() == {(name, "") for name in expected}
+
+    def test_what_is_hidden_within_is_no_hub_s(self, folder):
+        (folder / "within" / ".cache").mkdir(parents=True)
+        (folder / "within" / ".cache" / "more").touch()
+        assert list(found(folder)) == [("within/.cache/more", "")]
+
+    def test_a_folder_that_cannot_be_listed(self, folder, monkeypatch):
+        (folder / "within").mkdir()
+        scandir = os.scandir
+
+        def refuse(path):
+            if Path(path).name == "within":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        assert found(folder) == {("within", ""): "cannot be listed (Permission denied)"}
+
+    def test_a_tensor_in_two_shards(self, folder):
+        first, second = (load_file(folder / shard) for shard in SHARDS)
+        name = next(iter(first))
+        save_file({**second, name: first[name]}, folder / SHARDS[1], {"format": "pt"})
+        damage = found(folder)
+        assert damage.keys() == {(SHARDS[1], ""), (SHARDS[1], name)}
+        assert damage[SHARDS[1], name] == "is there a second time"
 
     def test_a_tensor_missing_and_one_too_many(self, folder):
         weights = load_file(folder / SHARDS[0])
@@ -330,6 +359,12 @@ class TestRestore:
         spec = tensor_names(base / tiny.SHARD)["embed_tokens.weight"]
         flip(base / tiny.SHARD, 8 * (spec.start + spec.nbytes) - 3)
 
+    def test_rows_pair_as_they_did_when_it_was_extracted(self, tmp_path):
+        finetuned, base = odd_roles(tmp_path, rows=(33, 33))
+        extract_diff(finetuned, base, tmp_path / "diff", vocab="ids")
+        report = verify(tmp_path / "diff", base=base, finetuned=finetuned)
+        assert report.restored.unpaired == 0
+
     @pytest.mark.parametrize("other", ["dtype", "shape", "missing"])
     def test_another_header_comes_before_what_it_cannot_prove(self, made, tmp_path, other):
         folder = Path(shutil.copytree(made / "diff", tmp_path / "diff"))
@@ -390,6 +425,24 @@ class TestRestore:
         damage = found(folder, base=made / "base", finetuned=made / "finetuned")
         assert "its checksum is another" in damage.pop((SHARDS[0], name))
         assert not damage
+
+    def test_models_of_other_shapes(self, made, tmp_path):
+        name = "model.norm.weight"
+        roles = {}
+        for role in ("finetuned", "base"):
+            weights = tiny.tensors(role) | {name: torch.ones(5).bfloat16()}
+            roles[role] = tiny.save_model(tmp_path / role, weights)
+        with pytest.raises(MatchError, match=r"are not those of this diff vector: model\.norm"):
+            verify(made / "diff", **roles)
+        with pytest.raises(MatchError, match=r"1 tensor does not fit: model\.norm\.weight"):
+            verify(made / "diff", **{**roles, "base": made / "base"})
+
+    def test_integers_that_are_others(self, tmp_path):
+        finetuned, base = odd_roles(tmp_path)
+        extract_diff(finetuned, base, tmp_path / "diff")
+        families.edit_tensors(base, ids=torch.arange(1, 5))
+        with pytest.raises(MatchError, match=r"model\.ids holds other I64 values"):
+            verify(tmp_path / "diff", finetuned=finetuned, base=base)
 
     def test_models_of_other_tensors(self, made, tmp_path):
         others = [
