@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import xxhash
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from diffxfer import apply_diff, extract_diff, transfer
 from diffxfer.checkpoints.reader import OpenShard, open_checkpoint
-from diffxfer.diffs.sampling import read_elements
+from diffxfer.diffs.relatedness import refuse_unrelated, relate, warn_of_relations
+from diffxfer.diffs.sampling import Sample, read_elements
 from diffxfer.errors import ArtifactError, MatchError, RelatednessError
 from diffxfer.family import family_folder
 from tests import families, oracle, tiny
@@ -215,6 +217,56 @@ class TestMistakes:
     def test_a_graft_on_finetuned_itself(self, diff, tmp_path):
         (warning,) = apply_diff(diff, ROLES[0], tmp_path / "out").warnings
         assert "target is nearer to finetuned than to base" in warning
+
+
+def drawn(cosines, count=64):
+    """Samples of base and target at these cosines, tensor by tensor."""
+    samples = []
+    for number, cosine in enumerate(cosines):
+        base, target = np.zeros(count), np.zeros(count)
+        base[0] = 1
+        target[:2] = cosine, (1 - cosine**2) ** 0.5
+        samples.append(Sample(f"model.layers.{number}.weight", {"base": base, "target": target}))
+    return samples
+
+
+class TestBounds:
+    @pytest.mark.parametrize("cosine", [0.09, 0.0, -0.9])
+    def test_below_a_tenth_is_refused(self, cosine):
+        relation = relate(drawn([cosine] * 20), "base", "target")
+        with pytest.raises(RelatednessError):
+            refuse_unrelated([relation], "apply")
+
+    @pytest.mark.parametrize(("cosine", "warns"), [(0.11, 1), (0.49, 1), (0.51, 0), (0.79, 0)])
+    def test_below_a_half_is_remarked_upon(self, cosine, warns):
+        samples = drawn([cosine] * 20)
+        relation = relate(samples, "base", "target")
+        refuse_unrelated([relation], "apply")
+        assert len(warn_of_relations(samples, [relation])) == warns
+
+    @pytest.mark.parametrize(("count", "enough"), [(999, False), (1000, True)])
+    def test_a_thousand_samples_are_enough(self, count, enough):
+        assert (relate(drawn([0.0], count), "base", "target") is not None) == enough
+
+    @pytest.mark.parametrize(
+        ("near", "far", "warns"), [(15, 0, 0), (16, 0, 1), (11, 5, 0), (12, 4, 1)]
+    )
+    def test_most_of_sixteen_tensors_are_enough(self, near, far, warns):
+        samples = [
+            Sample(str(n), {"finetuned": one, "base": other, "target": np.ones(4)})
+            for n, (one, other) in enumerate(
+                [(np.ones(4) * 1.1, np.ones(4) * 2)] * near
+                + [(np.ones(4) * 2, np.ones(4) * 1.1)] * far
+            )
+        ]
+        assert len(warn_of_relations(samples, [])) == warns
+
+    @pytest.mark.parametrize("place", [0, 10, 19])
+    def test_one_tensor_that_differs_is_enough(self, place):
+        cosines = [1.0] * 20
+        assert relate(drawn(cosines), "base", "target").equal
+        cosines[place] = 0.9
+        assert not relate(drawn(cosines), "base", "target").equal
 
 
 class TestTheBaseItself:

@@ -15,7 +15,13 @@ from safetensors.torch import load_file, save_file
 from diffxfer import DiffxferError, extract_diff, transfer, verify
 from diffxfer.checkpoints.reader import read_shard
 from diffxfer.diffs.artifact.manifest import Manifest, manifest_bytes
-from diffxfer.errors import ArtifactError, DamageError, MatchError, OptionError
+from diffxfer.errors import (
+    ArtifactError,
+    DamageError,
+    InputChangedError,
+    MatchError,
+    OptionError,
+)
 from tests import families, oracle, tiny
 from tests.families import fast_tokenizer, llama, save_model, save_tensors, save_tokenizer
 from tests.oracle import Roles
@@ -82,6 +88,14 @@ class TestWhole:
         (folder / SHARDS[0]).rename(tmp_path / "blob")
         (folder / SHARDS[0]).symlink_to(tmp_path / "blob")
         verify(folder)
+
+    def test_a_shard_that_changes_meanwhile(self, folder):
+        def touch(done, total):
+            if done == total:
+                os.utime(folder / SHARDS[0], ns=(0, 0))
+
+        with pytest.raises(InputChangedError, match="changed while it was read"):
+            verify(folder, progress=touch)
 
     def test_a_thread_more_or_less(self, folder):
         calls = []
