@@ -120,6 +120,29 @@ def test_after_another_boot_only_what_was_synced_counts(
     assert read(path) == DONE[: synced or 0]
 
 
+def test_where_no_boot_is_known_only_what_was_synced_counts(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "boot_id", lambda: b"")
+    write(path, synced=2)
+    assert read(path) == DONE[:2]
+
+
+def test_a_sync_covers_what_was_there_when_it_began(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Journal(path, JOB, 42)
+    made.begin(1000)
+    made.add(DONE[:1])
+    covered = made.size
+    made.add(DONE[1:])
+    made.mark(covered)
+    made.close()
+    assert read(path) == DONE
+    monkeypatch.setattr(module, "boot_id", lambda: b"another")
+    assert read(path) == DONE[:1]
+
+
 def test_a_sync_that_fails_takes_back_what_came_after_the_last(path: Path) -> None:
     made = Journal(path, JOB, 42)
     made.begin(1000)
