@@ -78,14 +78,14 @@ def test_other_versions_are_other_jobs(
     assert job(tmp_path) != before
 
 
-def test_an_input_of_another_time_or_content_is_another(tmp_path: Path) -> None:
+def test_an_input_of_another_time_or_inode_is_another(tmp_path: Path) -> None:
     before = job(tmp_path)
     os.utime(tmp_path / "target.safetensors", ns=(0, 0))
     touched = job(tmp_path)
-    content = (tmp_path / "diff.safetensors").read_bytes()
-    (tmp_path / "diff.safetensors").unlink()
-    (tmp_path / "kept").write_bytes(b"so that its inode is not given again")
-    (tmp_path / "diff.safetensors").write_bytes(content)
+    path = tmp_path / "target.safetensors"
+    path.rename(tmp_path / "kept")  # so that its inode is not given again
+    path.write_bytes((tmp_path / "kept").read_bytes())
+    os.utime(path, ns=(0, 0))
     assert len({before, touched, job(tmp_path)}) == 3
 
 
