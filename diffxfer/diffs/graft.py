@@ -234,11 +234,12 @@ def _graft(
         vocab_size=vocab_size,
         dtype=options.out_dtype,
     )
+    tasks = [*silent, *kinship.tasks, *with_tied_head(tasks, target, head)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     job = Job(
         verb=source.operation.value,
         out=out,
-        tasks=[*silent, *kinship.tasks, *with_tied_head(tasks, target, head)],
+        tasks=tasks,
         inputs=(*source.shards, *target.weights.shards),
         indexed=target.weights.indexed and options.run.max_shard_bytes is None,
         files=dict(companions.files),
