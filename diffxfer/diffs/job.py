@@ -167,9 +167,7 @@ def do(job: Job, options: RunOptions) -> Report:
         job.warnings += _losses(job)
     if refused and not options.dry_run:
         raise refusal(refused)
-    tasks = cut_shards(job.tasks, options.max_shard_bytes)
-    plan = make_plan(tasks, job.inputs)
-    del tasks
+    plan = make_plan(cut_shards(job.tasks, options.max_shard_bytes), job.inputs)
     job.tasks.clear()  # the plan has them, each with its place
     free = free_bytes(job.out)
     if options.dry_run:
