@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.job import Finish
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.relatedness import Relation
@@ -134,7 +134,7 @@ def finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
 
     def finish(
         manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
-    ) -> tuple[Manifest, dict[str, bytes]]:
+    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
         known = kinship.base_checksums
         others = [name for name, checksum in known.items() if silent[name] != checksum]
         text = "this target is the base itself: alpha 1 gives finetuned back"
