@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from diffxfer.errors import printable
 from diffxfer.diffs.inspection.measures import Cell, Measure
+from diffxfer.errors import printable
 
 _Sides: TypeAlias = list[tuple[str, int]]
 

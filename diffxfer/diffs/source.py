@@ -11,6 +11,7 @@ from diffxfer.checkpoints.companions import companion_path, read_bytes, read_con
 from diffxfer.checkpoints.header import FLOATS, short
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry
+from diffxfer.diffs.artifact.samples import SAMPLES_NAME
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.checkpoints.header import ShardFile, TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint, Weights
     from diffxfer.diffs.matching.ties import Head
 
@@ -172,10 +173,7 @@ def from_diff(folder: Path, manifest: Manifest) -> Source:
     weights = open_weights(folder)
     _refuse_incomplete(folder, manifest, weights)
     behaviour = folder / COMPANIONS
-    for name, spec in weights.tensors.items():
-        if spec.dtype not in FLOATS:
-            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
-            raise ArtifactError(spec.shard.path, problem, "make or download it again")
+    refuse_integers(weights.tensors)
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
     match = BaseMatch(
         [Difference(name, (spec,), name in names) for name, spec in weights.tensors.items()],
@@ -197,6 +195,21 @@ def from_diff(folder: Path, manifest: Manifest) -> Source:
     )
 
 
+def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
+    """Refuse a diff vector with tensors that are no differences.
+
+    Args:
+        tensors: Δ.
+
+    Raises:
+        ArtifactError: for the first one.
+    """
+    for name, spec in tensors.items():
+        if spec.dtype not in FLOATS:
+            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
+            raise ArtifactError(spec.shard.path, problem, "make or download it again")
+
+
 def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> None:
     described, found = manifest.tensors.keys(), weights.tensors.keys()
     if described != found:
@@ -210,8 +223,8 @@ def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> No
                 shard.path, "is not the shard that the manifest names", "make or download it again"
             )
     for name, entry in manifest.files.items():
-        if not name.startswith(f"{COMPANIONS}/"):
-            continue
+        if not name.startswith(f"{COMPANIONS}/") and name != SAMPLES_NAME:
+            continue  # the rest is made anew
         path = companion_path(folder, name)
         if path is None:
             raise ArtifactError(folder / name, "is missing", "make or download it again")

@@ -11,6 +11,7 @@ from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.source import require_folder
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.damage import Survey, digest, survey_folder
+from diffxfer.diffs.extract_tasks import BASE_ONLY
 from diffxfer.diffs.restore import Restored, how_restored, restore_tasks, sum_up
 from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
 from diffxfer.streaming import checksum
@@ -100,13 +101,15 @@ def verify(
     survey = survey_folder(path, manifest)
     tasks = [digest(spec) for spec in survey.tensors.values()]
     inputs = [spec.shard for spec in survey.tensors.values()]
-    if base is not None and finetuned is not None:
+    # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
+    restoring = not survey.damage
+    if base is not None and finetuned is not None and restoring:
         tasks, more = restore_tasks(
             manifest, survey.tensors, finetuned=Path(finetuned), base=Path(base)
         )
         inputs += more
     results = _run(tasks, inputs, threads, progress)
-    found = _check_tensors(manifest, survey, results, restoring=base is not None)
+    found = _check_tensors(manifest, survey, results, restoring=restoring and base is not None)
     damage = [*survey.damage, *found]
     if damage:
         told = not survey.damage and all(d.problem != _ANOTHER for d in found)
@@ -180,7 +183,8 @@ def _check_tensors(
     damage = []
     for name, spec in survey.tensors.items():
         entry, result = manifest.tensors[name], results[name]
-        problem = how_restored(entry, result) if restoring else None
+        base_only = results.get(BASE_ONLY + name)
+        problem = how_restored(entry, result, base_only) if restoring else None
         if result.checksum != entry.checksum:
             problem = _ANOTHER
         if problem is not None:

@@ -100,7 +100,7 @@ class TensorEntry:
     base_norm: float | None = None
     base_checksum: str | None = None
     inexact: int | None = None
-    samples: int | None = None
+    samples: int | None = Field(default=None, ge=0)
     unchanged: int | None = None
 
 
