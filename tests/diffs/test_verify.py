@@ -291,7 +291,9 @@ def reseal(folder, change):
     """Change a manifest as its writer could have."""
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
-    (folder / MANIFEST).write_bytes(manifest_bytes(Manifest.model_validate(document)))
+    manifest = Manifest.model_validate(document)
+    rest = manifest.model_copy(update={"tensors": {}})
+    (folder / MANIFEST).write_bytes(manifest_bytes(rest, manifest.tensors.items()))
 
 
 def odd_roles(root, rows=(33, 32), order=-1):
