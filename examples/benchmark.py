@@ -249,6 +249,29 @@ def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"| {shape} | {name} | {' | '.join(cells)} |"
 
 
+def notes(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What the figures are held against, a line each."""
+    for shape, rows in results.items():
+        for name, row in rows.items():
+            whole = f"{shape} {name}: {row['wall'] / row['tensors'] * 1e6:.0f} µs a tensor in all"
+            if "loop" in row:
+                by_cpu = f"loop ÷ floor by processor time {row['cpu_to_floor']}"
+                yield f"{whole}, {row['us_per_tensor']} in the loop; {by_cpu}"
+        if "mergekit" in rows:
+            pairs = zip(
+                rows["mergekit"]["runs"]["wall"], rows["transfer"]["runs"]["wall"], strict=True
+            )
+            times = median(theirs / ours for theirs, ours in pairs)
+            yield f"{shape}: mergekit takes {times:.1f} times as long as transfer"
+    for verb in VERBS:
+        paces = [
+            rows[verb]["s_per_gb"] for rows in results.values() if "loop" in rows.get(verb, {})
+        ]
+        if len(paces) > 1:
+            apart = max(paces) / min(paces) - 1
+            yield f"{verb}: {min(paces)} to {max(paces)} s a GB, {apart:.0%} apart"
+
+
 def options() -> argparse.Namespace:
     """The options, as given on the command line."""
     parser = argparse.ArgumentParser(
@@ -296,7 +319,8 @@ def main() -> None:
         )
     else:
         print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
-        print("\n".join(table(results)))
+        print("\n".join(table(results)), end="\n\n")
+        print("\n".join(f"- {note}" for note in notes(results)))
 
 
 if __name__ == "__main__":

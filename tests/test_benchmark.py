@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -66,3 +67,30 @@ def test_headers_alone_are_enough_for_a_plan(tmp_path: Path) -> None:
     model = tmp_path / "diffxfer-tiny-sparse" / "base" / "model.safetensors"
     assert model.stat().st_blocks * 512 < model.stat().st_size
     assert not (tmp_path / "diffxfer-tiny-sparse" / "out").exists()
+
+
+def test_figures_are_held_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    benchmark = importlib.import_module("benchmark")
+    rows = {
+        "transfer": benchmark.Row(wall=[2.0, 3.0], cpu=[2.0, 2.0], peak=[250.0, 250.0]),
+        "mergekit": benchmark.Row(wall=[20.0, 36.0], cpu=[9.0, 9.0], peak=[9000.0, 9000.0]),
+    }
+    slow = {"transfer": benchmark.Row(loop=[1.5], loop_cpu=[3.0], floor=[1.0], floor_cpu=[2.0])}
+    for row, moved in ((rows["transfer"], 10**9), (slow["transfer"], 10**9)):
+        row.moved = moved
+    rows["transfer"].loop, rows["transfer"].loop_cpu = [1.0, 1.0], [2.0, 2.0]
+    rows["transfer"].floor, rows["transfer"].floor_cpu = [0.8, 0.8], [1.0, 1.0]
+    slow["transfer"].wall = [4.0]
+    found = {
+        shape: {name: row.summary(1000) for name, row in group.items()}
+        for shape, group in (("a", rows), ("b", slow))
+    }
+    assert list(benchmark.notes(found)) == [
+        "a transfer: 2500 µs a tensor in all, 1000.0 in the loop;"
+        " loop ÷ floor by processor time 2.0",
+        "a: mergekit takes 11.0 times as long as transfer",
+        "b transfer: 4000 µs a tensor in all, 1500.0 in the loop;"
+        " loop ÷ floor by processor time 1.5",
+        "transfer: 1.0 to 1.5 s a GB, 50% apart",
+    ]

@@ -292,9 +292,8 @@ def reseal(folder, change):
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
     manifest = Manifest.model_validate(document)
-    entries = manifest.tensors.items()
-    head = manifest.model_copy(update={"tensors": {}})
-    (folder / MANIFEST).write_bytes(manifest_bytes(head, entries))
+    rest = manifest.model_copy(update={"tensors": {}})
+    (folder / MANIFEST).write_bytes(manifest_bytes(rest, manifest.tensors.items()))
 
 
 def odd_roles(root, rows=(33, 32), order=-1):
