@@ -24,6 +24,7 @@ class Fault:
         headers: of that answer.
         after: send so many bytes of the body, then cut the connection.
         at_most: send so many bytes of the body, and state that this is all.
+        takes: take so many bytes of what is sent here, then cut the connection.
         pause_s: wait so long before every block of the body.
         met: how many requests it has befallen.
     """
@@ -35,6 +36,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     after: int | None = None
     at_most: int | None = None
+    takes: int | None = None
     pause_s: float = 0.0
     met: int = 0
 
@@ -73,6 +75,11 @@ def truncated(path: str, at_most: int, *, times: int | None = None) -> Fault:
     return Fault(path, method="GET", times=times, at_most=at_most)
 
 
+def cut_upload(path: str, takes: int, *, times: int | None = None) -> Fault:
+    """The connection breaks in the middle of what is sent to the server."""
+    return Fault(path, method="PUT", times=times, takes=takes)
+
+
 def slow(path: str, pause_s: float) -> Fault:
     """Every block of a body takes its time."""
     return Fault(path, pause_s=pause_s)
@@ -96,11 +103,17 @@ class Faults:
         with self._lock:
             self._on.clear()
 
-    def of(self, method: str, path: str) -> Fault | None:
-        """The first one that befalls a request, which is counted."""
+    def of(self, method: str, path: str, *, takes: bool = False) -> Fault | None:
+        """The first one that befalls a request, which is counted.
+
+        Args:
+            method: the request's.
+            path: the request's.
+            takes: look for one of what is sent here, not of the answer.
+        """
         with self._lock:
             for fault in self._on:
-                if fault.befalls(method, path):
+                if (fault.takes is not None) is takes and fault.befalls(method, path):
                     fault.met += 1
                     return fault
         return None

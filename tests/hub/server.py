@@ -45,6 +45,7 @@ class Request:
         sent: the bytes of its body that were sent.
         token: who asked, by the token.
         wanted: the range that was asked for, as the header has it.
+        received: the bytes of its own body that came.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Request:
     sent: int
     token: str | None
     wanted: str | None
+    received: int = 0
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Hub:
         self.state: dict[str, Any] = {}  # what routes of other modules keep
         self._signature = 0
         self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"hub": self})
+        handler = type("Handler", (Handler,), {"hub": self})
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
         self.url, self.cdn = (f"http://127.0.0.1:{s.server_address[1]}" for s in self._servers)
 
@@ -148,6 +150,10 @@ class Hub:
                 if method in (None, request.method) and re.search(pattern, request.path)
             ]
 
+    def received(self, pattern: str = "") -> int:
+        """How many bytes of bodies came with requests whose paths match."""
+        return sum(request.received for request in self.asked(pattern))
+
     def sent(self, pattern: str = "") -> int:
         """How many bytes of bodies were sent in answers to paths that match."""
         return sum(request.sent for request in self.asked(pattern))
@@ -166,7 +172,7 @@ class Hub:
         self._signature += 1
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     hub: Hub
@@ -176,7 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(split.query).items()}
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-        self.data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self._receive(int(self.headers.get("Content-Length") or 0)):
+            return
         for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, split.path)
             if match is not None and method == self._verb():
@@ -188,6 +195,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(refused(404, "", f"no such endpoint: {self.command} {self.path}"))
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 the names are http.server's
+
+    def _receive(self, length: int) -> bool:
+        """Take what is sent, all of it or as much as a fault lets through."""
+        path = unquote(self.path)
+        fault = self.hub.faults.of(self.command, path, takes=True)
+        taken = length if fault is None or fault.takes is None else min(length, fault.takes)
+        self.data = self.rfile.read(taken)
+        if fault is not None:
+            self.hub.record(Request(self.command, path, 0, 0, self.token, None, taken))
+            self.close_connection = True
+        return fault is None
 
     def _verb(self) -> str:
         return "GET" if self.command == "HEAD" else self.command
@@ -237,6 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sent,
                 self.token,
                 self.headers.get("Range"),
+                len(self.data),
             )
         )
 
@@ -304,7 +323,7 @@ def _commit(repo: Repo, revision: str) -> str:
     return commit
 
 
-def _models(handler: _Handler) -> Reply:
+def _models(handler: Handler) -> Reply:
     """The public repositories of an author, or whose ids have a word."""
     query = handler.query
     found = [
@@ -317,7 +336,7 @@ def _models(handler: _Handler) -> Reply:
     return as_json(found[: int(query.get("limit", 1000))])
 
 
-def _info(handler: _Handler, repo: str, revision: str = "main") -> Reply:
+def _info(handler: Handler, repo: str, revision: str = "main") -> Reply:
     """What the Hub says of a repository at a revision."""
     found = handler.repo(repo)
     commit = _commit(found, revision)
@@ -335,7 +354,7 @@ def _info(handler: _Handler, repo: str, revision: str = "main") -> Reply:
     )
 
 
-def _tree(handler: _Handler, repo: str, revision: str) -> Reply:
+def _tree(handler: Handler, repo: str, revision: str) -> Reply:
     """The files of a commit, a page at a time."""
     found = handler.repo(repo)
     folder = found.at(_commit(found, revision))
@@ -356,7 +375,7 @@ def _tree(handler: _Handler, repo: str, revision: str) -> Reply:
     return as_json(entries[first:last], **headers)
 
 
-def _resolve(handler: _Handler, repo: str, revision: str, name: str) -> Reply:
+def _resolve(handler: Handler, repo: str, revision: str, name: str) -> Reply:
     """Where a file is: small ones on the Hub itself, large ones on the CDN."""
     found = handler.repo(repo, files=True)
     commit = _commit(found, revision)
@@ -375,14 +394,14 @@ def _resolve(handler: _Handler, repo: str, revision: str, name: str) -> Reply:
     return Reply(302 if is_large(name) else 307, {**headers, "Location": location})
 
 
-def _cached(handler: _Handler, repo: str, revision: str, name: str) -> Reply:
+def _cached(handler: Handler, repo: str, revision: str, name: str) -> Reply:
     """A small file, from the Hub itself."""
     found = handler.repo(repo, files=True)
     file = found.at(revision) / name
     return _part(handler, file, {"X-Repo-Commit": revision, "ETag": f'"{etag_of(file)}"'})
 
 
-def _blob(handler: _Handler, repo: str, revision: str, name: str) -> Reply:
+def _blob(handler: Handler, repo: str, revision: str, name: str) -> Reply:
     """A large file, from the CDN, for whoever has a link that is still good."""
     if handler.query.get("signature") != str(handler.hub.sign()):
         return Reply(403, {"Content-Type": "application/xml"}, b"<Code>AccessDenied</Code>")
@@ -390,7 +409,7 @@ def _blob(handler: _Handler, repo: str, revision: str, name: str) -> Reply:
     return _part(handler, file, {"ETag": f'"{etag_of(file)}"'})
 
 
-def _part(handler: _Handler, file: Path, headers: dict[str, str]) -> Reply:
+def _part(handler: Handler, file: Path, headers: dict[str, str]) -> Reply:
     """A file, or the range of it that was asked for."""
     size = file.stat().st_size
     headers["Accept-Ranges"] = "bytes"
