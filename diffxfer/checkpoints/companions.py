@@ -88,6 +88,18 @@ def is_code(name: str) -> bool:
     return name.lower().endswith(".py")
 
 
+def is_companion(name: str) -> bool:
+    """Whether a file is a companion that is carried, by its name alone.
+
+    Args:
+        name: relative to the checkpoint, with ``/``.
+    """
+    inside, _, last = name.rpartition("/")
+    if inside:
+        return name.isprintable() and inside == TEMPLATE_FOLDER and last.endswith(".jinja")
+    return name.isprintable() and _is_companion(name.lower())
+
+
 def companion_path(folder: Path, name: str) -> Path | None:
     """The companion of that name, if it is there and is safe to read.
 
@@ -123,11 +135,12 @@ def companion_path(folder: Path, name: str) -> Path | None:
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
-    """The ``blobs`` of the repository whose snapshot ``folder`` is, or lies in."""
+    """The ``blobs`` of the repository whose snapshot ``folder`` is, and those that all share."""
     return [
-        snapshots.parent / "blobs"
+        home / "blobs"
         for snapshots in folder.parents
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+        for home in (snapshots.parent, snapshots.parent.parent)
     ]
 
 

@@ -21,8 +21,10 @@ import xxhash
 from diffxfer.errors import HeaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+
+    from diffxfer.checkpoints.hub.names import HubFile
 
 MAX_HEADER_BYTES = 100_000_000
 """What safetensors itself refuses to exceed."""
@@ -62,12 +64,14 @@ class ShardFile:
         size: of the whole file, in bytes.
         identity: device, inode, size and mtime in ns; another value means another content.
         header_hash: xxh3-128 of the header, in hexadecimal.
+        remote: the file on the Hub, whether or not it was downloaded; None for a file of a folder.
     """
 
     path: Path
     size: int
     identity: tuple[int, int, int, int]
     header_hash: str
+    remote: HubFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,23 +137,47 @@ def read_header(fd: int, path: Path) -> dict[str, TensorSpec]:
         HeaderError: if anything in it is not as the format has it.
     """
     status = os.fstat(fd)
-    raw = _read_raw_header(fd, path, status.st_size)
+    raw = _read_raw_header(lambda count, at: os.pread(fd, count, at), path, status.st_size)
     shard = ShardFile(path, status.st_size, stat_identity(status), xxhash.xxh3_128_hexdigest(raw))
+    return _parse(raw, shard)
+
+
+def parse_header(beginning: bytes, remote: HubFile) -> dict[str, TensorSpec]:
+    """Check the header of a safetensors file on the Hub.
+
+    Args:
+        beginning: its first bytes, the header included if the file is as long as it states.
+        remote: the file.
+
+    Returns:
+        Every tensor by name, in the order of the header.
+
+    Raises:
+        HeaderError: if anything in it is not as the format has it.
+    """
+    path, size = remote.path, remote.size
+    raw = _read_raw_header(lambda count, at: beginning[at : at + count], path, size)
+    digest = xxhash.xxh3_128_hexdigest(raw)
+    return _parse(raw, ShardFile(path, size, remote.identity, digest, remote))
+
+
+def _parse(raw: bytes, shard: ShardFile) -> dict[str, TensorSpec]:
+    path = shard.path
     entries = _parse_json(raw, path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         raise HeaderError(path, "its __metadata__ is not a map of strings", _DOWNLOAD_AGAIN)
     data_start = _PREFIX.size + len(raw)
     specs = {name: _parse_entry(name, entry, data_start, shard) for name, entry in entries.items()}
-    _check_coverage(specs.values(), data_start, path, status.st_size)
+    _check_coverage(specs.values(), data_start, path, shard.size)
     return specs
 
 
-def _read_raw_header(fd: int, path: Path, size: int) -> bytes:
+def _read_raw_header(read: Callable[[int, int], bytes], path: Path, size: int) -> bytes:
     if size < _PREFIX.size:
         what = "is empty" if size == 0 else f"has only {size} bytes"
         raise HeaderError(path, f"{what}, where a safetensors file is due", _DOWNLOAD_AGAIN)
-    (length,) = _PREFIX.unpack(os.pread(fd, _PREFIX.size, 0))
+    (length,) = _PREFIX.unpack(read(_PREFIX.size, 0))
     if length > MAX_HEADER_BYTES:
         raise HeaderError(
             path,
@@ -162,7 +190,7 @@ def _read_raw_header(fd: int, path: Path, size: int) -> bytes:
             f"is truncated: it states a header of {length} bytes and has {size} bytes in all",
             _DOWNLOAD_AGAIN,
         )
-    raw = os.pread(fd, length, _PREFIX.size)
+    raw = read(length, _PREFIX.size)
     if len(raw) != length:
         raise HeaderError(path, "became shorter while its header was read", "run it again")
     return raw

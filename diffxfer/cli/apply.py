@@ -22,6 +22,7 @@ def apply(
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    stream: opt.Stream = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -47,6 +48,7 @@ def apply(
             threads=threads,
             overwrite=overwrite,
             restart=restart,
+            stream=stream,
             dry_run=dry_run,
             progress=console.progress,
         )

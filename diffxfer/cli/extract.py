@@ -20,6 +20,7 @@ def extract(
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    stream: opt.Stream = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -42,6 +43,7 @@ def extract(
             threads=threads,
             overwrite=overwrite,
             restart=restart,
+            stream=stream,
             dry_run=dry_run,
             progress=console.progress,
         )

@@ -9,16 +9,23 @@ from typing import Annotated
 import typer
 
 Finetuned = Annotated[
-    Path, typer.Argument(metavar="FINETUNED", help="Folder of the fine-tuned model.")
+    Path,
+    typer.Argument(
+        metavar="FINETUNED",
+        help="The fine-tuned model: a folder, or org/name[@revision] on the Hub.",
+    ),
 ]
 Base = Annotated[
-    Path, typer.Argument(metavar="BASE", help="Folder of the base model it was made from.")
+    Path, typer.Argument(metavar="BASE", help="The base model it was made from, likewise.")
 ]
 Target = Annotated[
-    Path, typer.Argument(metavar="TARGET", help="Folder of the newer base model to graft on.")
+    Path, typer.Argument(metavar="TARGET", help="The newer base model to graft on, likewise.")
 ]
 Diff = Annotated[
-    Path, typer.Argument(metavar="DIFF", help="Folder of a diff vector, made by extract.")
+    Path,
+    typer.Argument(
+        metavar="DIFF", help="A diff vector, made by extract: a folder, or org/name[@revision]."
+    ),
 ]
 Out = Annotated[
     Path,
@@ -117,6 +124,13 @@ Restart = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what would be done, tensor by tensor; write nothing."),
+]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read models on the Hub straight from there, and store nothing but the output.",
+    ),
 ]
 Json = Annotated[
     bool,

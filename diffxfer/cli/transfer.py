@@ -23,6 +23,7 @@ def transfer(
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    stream: opt.Stream = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -49,6 +50,7 @@ def transfer(
             threads=threads,
             overwrite=overwrite,
             restart=restart,
+            stream=stream,
             dry_run=dry_run,
             progress=console.progress,
         )

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.place import refuse_unsafe_output
-from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry, refuse_diff
+from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry
 from diffxfer.diffs.artifact.samples import (
     SAMPLES_NAME,
     sample_indices,
@@ -21,7 +20,7 @@ from diffxfer.diffs.matching.match import Difference, Fate
 from diffxfer.diffs.matching.names import is_head
 from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.diffs.shards import parse_size
-from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints
+from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, open_roles
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.rows import extract_runs
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -62,14 +61,16 @@ def extract_diff(
     device: str = "cpu",
     overwrite: bool = False,
     restart: bool = False,
+    stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write the diff vector of a fine-tuned model and its base.
 
     Args:
-        finetuned: the fine-tuned checkpoint's folder.
-        base: the folder of the checkpoint that it was made from.
+        finetuned: the fine-tuned checkpoint: a folder, or a model on the Hub, ``"org/name"`` or
+            ``"org/name@revision"``.
+        base: the checkpoint that it was made from, likewise.
         out: the folder to make.
         diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` brings
             16-bit checkpoints back exactly for nearly every element; ``"float64"``,
@@ -84,6 +85,7 @@ def extract_diff(
         device: where the arithmetic runs, as torch names it.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
+        stream: read models on the Hub there, instead of downloading them into its cache.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
 
@@ -98,7 +100,7 @@ def extract_diff(
         >>> extract_diff("llama-3.0-sft", "llama-3.0", "sft-diff")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    finetuned, base, out = Path(finetuned), Path(base), Path(out)
+    out = Path(out)
     if diff_dtype != "source" and diff_dtype not in DTYPES:
         known = ", ".join(("source", *DTYPES))
         raise OptionError("--diff-dtype", f"{diff_dtype!r} is unknown", f"use one of {known}")
@@ -106,16 +108,14 @@ def extract_diff(
     check_run_options(threads, device)
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
-    for role, folder in (("finetuned", finetuned), ("base", base)):
-        refuse_diff(folder, role)
-    opened = open_checkpoint(finetuned, "finetuned"), open_checkpoint(base, "base")
-    refuse_unsafe_output(out, every_input(finetuned, base, *opened), overwrite=overwrite)
+    opened = tuple(open_roles({"finetuned": finetuned, "base": base}).values())
+    refuse_unsafe_output(out, every_input(*opened), overwrite=overwrite)
     selection.refuse_unused(opened[0].tensors.keys() | opened[1].tensors.keys())
-    source = from_checkpoints(*opened, selection, lambda name: name, vocab)
+    source = from_checkpoints(opened[0], opened[1], selection, lambda name: name, vocab)
     if not source.match.differences and not source.match.problems:
         raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
-    companions = diff_companions(finetuned)
-    files = {**_borrowed_table(finetuned, base), **companions.files}
+    companions = diff_companions(opened[0].folder)
+    files = {**_borrowed_table(opened[0].folder, opened[1].folder), **companions.files}
     tasks = _tasks(source, diff_dtype, opened[0].weights.shards[-1].path.name)
     job = Job(
         verb="extract",
@@ -139,14 +139,15 @@ def extract_diff(
         added_tokens=tuple(source.vocabulary.added.values()),
         left_out=companions.left_out,
         warnings=[
-            *warn_of_one_model(*opened),
+            *warn_of_one_model(opened[0], opened[1]),
             *source.vocabulary.warnings,
             *companions.warnings,
         ],
         began=began,
     )
     options = RunOptions(
-        threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress
+        *(threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress),
+        stream=stream,
     )
     return do(job, options)
 
@@ -164,7 +165,7 @@ def every_input(*inputs: Path | Checkpoint) -> list[Path]:
     Args:
         inputs: folders and opened checkpoints.
     """
-    paths = [item for item in inputs if isinstance(item, Path)]
+    paths = [item if isinstance(item, Path) else item.folder for item in inputs]
     opened = [item for item in inputs if not isinstance(item, Path)]
     return [*paths, *(shard.path for item in opened for shard in item.weights.shards)]
 

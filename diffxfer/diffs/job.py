@@ -13,7 +13,7 @@ from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.place import MANIFEST_NAME, free_bytes, refuse_small_disk
-from diffxfer.checkpoints.reader import INDEX_NAME, SINGLE_SHARD
+from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
 from diffxfer.diffs.artifact.manifest import (
@@ -25,9 +25,9 @@ from diffxfer.diffs.artifact.manifest import (
     TensorEntry,
     VocabularyEntry,
 )
-from diffxfer.diffs.matching.match import LEFT_OUT
+from diffxfer.diffs.fetch import fetch_inputs, missing_files
 from diffxfer.diffs.matching.refusal import group_problems, refusal
-from diffxfer.diffs.report import Report, count_fates, group_fates, listed
+from diffxfer.diffs.report import Report, count_fates, group_fates, losses
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
@@ -70,6 +70,7 @@ class RunOptions:
         restart: discard what unfinished runs left.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
+        stream: read what is on the Hub there, instead of downloading it.
     """
 
     threads: int | None = None
@@ -80,6 +81,7 @@ class RunOptions:
     restart: bool = False
     dry_run: bool = False
     progress: Callable[[int, int], None] | None = None
+    stream: bool = False
 
 
 def nothing_more(
@@ -156,16 +158,17 @@ def do(job: Job, options: RunOptions) -> Report:
     }
     refused = group_problems(job.problems)
     if not refused:
-        job.warnings += _losses(job)
+        job.warnings += losses(job.fates, job.dropped_tokens)
     if refused and not options.dry_run:
         raise refusal(refused)
     tasks = cut_shards(job.tasks, options.max_shard_bytes)
     plan = make_plan(tasks, job.inputs)
     free = free_bytes(job.out)
+    to_fetch = 0 if options.stream else sum(file.size for file in missing_files(plan))
     if options.dry_run:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
-        return _report(job, plan, free, refused=refused)
+        return _report(job, plan, free, to_fetch, refused=refused)
     folder = OutputFolder(
         job.out,
         _fingerprint(job, plan, options.device),
@@ -173,7 +176,10 @@ def do(job: Job, options: RunOptions) -> Report:
         restart=options.restart,
     )
     with folder:
-        refuse_small_disk(job.out, _needed(job, plan), folder.held_bytes())
+        needed, held = _needed(job, plan), folder.held_bytes()
+        refuse_small_disk(job.out, needed, held)
+        if to_fetch:
+            fetch_inputs(plan, job.out, needed - held, options.progress)
         results, resumed = run_plan(
             plan,
             folder,
@@ -189,18 +195,7 @@ def do(job: Job, options: RunOptions) -> Report:
         }
         _write_rest(job, plan, folder, by_name, _silent(plan, results))
         folder.publish()
-    return _report(job, plan, free, results=by_name, resumed=resumed)
-
-
-def _losses(job: Job) -> list[str]:
-    """What does not reach the output, for a user who allowed it or could not know."""
-    lost = {
-        "tokens without a place in the target, whose difference is dropped": job.dropped_tokens,
-        "tensors dropped, as --allow-missing has it": tuple(
-            fate.name for fate in job.fates if fate.kind == "dropped" and fate.why != LEFT_OUT
-        ),
-    }
-    return [f"{what}: {listed(names)}" for what, names in lost.items() if names]
+    return _report(job, plan, free, to_fetch, results=by_name, resumed=resumed)
 
 
 def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
@@ -318,6 +313,7 @@ def _report(
     job: Job,
     plan: Plan,
     free: int,
+    to_fetch: int,
     *,
     resumed: int = 0,
     results: Mapping[str, TensorResult] | None = None,
@@ -338,6 +334,7 @@ def _report(
         refused=refused,
         bytes_to_read=plan.bytes_to_read,
         bytes_to_write=plan.bytes_to_write,
+        bytes_to_fetch=to_fetch,
         resumed_bytes=resumed,
         free_bytes=free,
         elapsed_s=round(time.perf_counter() - job.began, 3),

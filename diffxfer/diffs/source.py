@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
-from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, require_diff
+from diffxfer.checkpoints.hub.names import cached_id
+from diffxfer.checkpoints.reader import open_checkpoint, open_weights
+from diffxfer.checkpoints.source import Place, find
+from diffxfer.diffs.artifact.manifest import (
+    Manifest,
+    ShardEntry,
+    SourceEntry,
+    refuse_diff,
+    require_diff,
+)
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
@@ -70,6 +78,21 @@ class Source:
         if head is HeadState.OWN and lost and any(map(is_embedding, found)):
             return found | {HEAD: 0}
         return found
+
+
+def open_roles(named: Mapping[str, Path | str]) -> dict[str, Checkpoint]:
+    """Find and open the models of each role, in folders or on the Hub, and read no weights.
+
+    Args:
+        named: what the user named, by role.
+
+    Raises:
+        DiffxferError: if one is no sound checkpoint, or a diff vector.
+    """
+    places = {role: find(name, f"the {role} checkpoint") for role, name in named.items()}
+    for role, place in places.items():
+        refuse_diff(place.folder, role)
+    return {role: open_checkpoint(place, role) for role, place in places.items()}
 
 
 def from_checkpoints(
@@ -158,17 +181,18 @@ def _shared_head(
     return next(iter(match.differences), None)
 
 
-def from_diff(folder: Path) -> Source:
+def from_diff(place: Place) -> Source:
     """Δ as a diff vector has it.
 
     Args:
-        folder: the diff vector.
+        place: the diff vector.
 
     Raises:
         DiffxferError: if it is not one, or not whole.
     """
+    folder = place.folder
     manifest = require_diff(folder)
-    weights = open_weights(folder)
+    weights = open_weights(place)
     _refuse_incomplete(folder, manifest, weights)
     behaviour = folder / COMPANIONS
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
@@ -243,6 +267,11 @@ def source_entry(
         shard.path.name: ShardEntry(size=shard.size, header_xxh3=shard.header_hash)
         for shard in weights.shards
     }
+    hub = cached_id(weights.folder)
+    if hub is not None:
+        return SourceEntry(
+            name=hub.repo, revision=hub.revision, shards=shards, made_from=dict(made_from or {})
+        )
     # A name may hold bytes that are no UTF-8, which a manifest cannot.
     name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
     return SourceEntry(name=name, shards=shards, made_from=dict(made_from or {}))

@@ -27,7 +27,7 @@ EVERY = (*COMMANDS, "tune", "eval", "demo", "iterate")
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
     *("--allow-nonfinite", "--max-shard-size", "--threads", "--overwrite", "--restart"),
-    *("--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
+    *("--stream", "--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
 }
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
 OPTIONS = {

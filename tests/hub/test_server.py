@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from tests.hub.server import Hub
 
 WEIGHTS = bytes(range(256)) * 1024
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have set `HF_HUB_OFFLINE`; this Hub is on the same machine."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def stock(hub: Hub, **options: bool) -> str:
