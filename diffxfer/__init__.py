@@ -2,8 +2,8 @@
 
 `extract_diff` writes Δ = finetuned − base, `apply_diff` grafts it on a newer base as
 target + α·Δ, and `transfer` does both in one pass; `tune` trains a model further, `evaluate`
-measures whether it worked, and `iterate` goes round after round. Importing this package imports no
-torch.
+measures whether it worked, `iterate` goes round after round, and `push` publishes what was made.
+Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from diffxfer.diffs.report import Report
 from diffxfer.errors import DiffxferError
 from diffxfer.evaluation.evaluate import evaluate
 from diffxfer.evaluation.scores import Evaluation, Row
+from diffxfer.publishing.push import push
+from diffxfer.publishing.report import PushedFile, PushReport
 from diffxfer.recycling.chain_report import ChainReport, Round
 from diffxfer.recycling.iterate import iterate
 from diffxfer.recycling.report import TuneReport
@@ -27,6 +29,8 @@ __all__ = [
     "ChainReport",
     "DiffxferError",
     "Evaluation",
+    "PushReport",
+    "PushedFile",
     "Report",
     "Round",
     "Row",
@@ -36,6 +40,7 @@ __all__ = [
     "evaluate",
     "extract_diff",
     "iterate",
+    "push",
     "transfer",
     "tune",
 ]

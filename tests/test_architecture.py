@@ -25,6 +25,7 @@ FLOORS = {
     "diffs": 2,
     "evaluation": 3,
     "recycling": 4,
+    "publishing": 4,
     "cli": 5,
 }
 FACE = 4.5
@@ -160,7 +161,7 @@ class TestThePublicFace:
                 assert section in doc
 
     @pytest.mark.parametrize(
-        "name", ["extract_diff", "apply_diff", "transfer", "tune", "evaluate", "iterate"]
+        "name", ["extract_diff", "apply_diff", "transfer", "tune", "evaluate", "iterate", "push"]
     )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
         from diffxfer.cli import (  # the command's own name
@@ -168,6 +169,7 @@ class TestThePublicFace:
             eval,  # noqa: A004
             extract,
             iterate,
+            push,
             transfer,
             tune,
         )
@@ -177,6 +179,7 @@ class TestThePublicFace:
             "iterate": iterate.iterate,
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
+            "push": push.push,
             "transfer": transfer.transfer,
             "tune": tune.tune,
         }[name]

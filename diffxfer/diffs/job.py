@@ -24,6 +24,7 @@ from diffxfer.diffs.artifact.manifest import (
     SourceEntry,
     TensorEntry,
     VocabularyEntry,
+    manifest_bytes,
 )
 from diffxfer.diffs.fetch import fetch_inputs, missing_files
 from diffxfer.diffs.matching.refusal import group_problems, refusal
@@ -270,8 +271,7 @@ def _write_rest(
         entries[name] = FileEntry(size=len(data), xxh3=xxhash.xxh3_128_hexdigest(data))
         folder.write_file(name, data)
     manifest = manifest.model_copy(update={"files": entries})
-    text = manifest.model_dump_json(indent=1, exclude_none=True)
-    folder.write_file(MANIFEST_NAME, text.encode() + b"\n")
+    folder.write_file(MANIFEST_NAME, manifest_bytes(manifest))
 
 
 def _unchanged(job: Job, name: str, path: Path) -> bytes:

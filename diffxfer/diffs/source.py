@@ -11,6 +11,7 @@ from diffxfer.checkpoints.companions import companion_path, read_bytes, read_con
 from diffxfer.checkpoints.hub.names import cached_id
 from diffxfer.checkpoints.reader import open_checkpoint, open_weights
 from diffxfer.checkpoints.source import Place, find
+from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import (
     Manifest,
     ShardEntry,
@@ -29,7 +30,7 @@ from diffxfer.errors import ArtifactError
 from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile
@@ -193,7 +194,7 @@ def from_diff(place: Place) -> Source:
     folder = place.folder
     manifest = require_diff(folder)
     weights = open_weights(place)
-    _refuse_incomplete(folder, manifest, weights)
+    refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_behaviour(n)])
     behaviour = folder / COMPANIONS
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
     match = BaseMatch(
@@ -216,7 +217,25 @@ def from_diff(place: Place) -> Source:
     )
 
 
-def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> None:
+def _is_behaviour(name: str) -> bool:
+    return name.startswith(f"{COMPANIONS}/")
+
+
+def refuse_incomplete(
+    folder: Path, manifest: Manifest, weights: Weights, files: Iterable[str]
+) -> None:
+    """Refuse a folder of ours that is not as its manifest has it, as far as that is quickly told.
+
+    Args:
+        folder: what is to be used.
+        manifest: what it says of itself.
+        weights: its shards, by their headers; no data is read.
+        files: names of the manifest's files beside them that must be as they were written.
+
+    Raises:
+        ArtifactError: if a shard's size or header, or one of those files, is another.
+        CompanionError: if a file must not be followed.
+    """
     described, found = manifest.tensors.keys(), weights.tensors.keys()
     if described != found:
         odd = min(described ^ found)
@@ -228,15 +247,13 @@ def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> No
             raise ArtifactError(
                 shard.path, "is not the shard that the manifest names", "make or download it again"
             )
-    for name, entry in manifest.files.items():
-        if not name.startswith(f"{COMPANIONS}/"):
-            continue
+    for name in files:
         path = companion_path(folder, name)
         if path is None:
             raise ArtifactError(folder / name, "is missing", "make or download it again")
-        if xxhash.xxh3_128_hexdigest(read_bytes(path)) != entry.xxh3:
+        if xxhash.xxh3_128_hexdigest(read_bytes(path)) != manifest.files[name].xxh3:
             problem = "is not the file that the manifest names"
-            raise ArtifactError(path, problem, "make or download the diff vector again")
+            raise ArtifactError(path, problem, "make or download it all again")
 
 
 def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Vocabulary:
@@ -267,11 +284,13 @@ def source_entry(
         shard.path.name: ShardEntry(size=shard.size, header_xxh3=shard.header_hash)
         for shard in weights.shards
     }
+    stated = read_license(weights.folder)
+    inner = dict(made_from or {})
     hub = cached_id(weights.folder)
     if hub is not None:
-        return SourceEntry(
-            name=hub.repo, revision=hub.revision, shards=shards, made_from=dict(made_from or {})
-        )
-    # A name may hold bytes that are no UTF-8, which a manifest cannot.
-    name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
-    return SourceEntry(name=name, shards=shards, made_from=dict(made_from or {}))
+        name, revision = hub.repo, hub.revision
+    else:
+        # A name may hold bytes that are no UTF-8, which a manifest cannot.
+        name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
+        revision = None
+    return SourceEntry(name=name, revision=revision, shards=shards, license=stated, made_from=inner)

@@ -22,7 +22,7 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
 """The commands that work on tensors alone, and so have the same options and output."""
-EVERY = (*COMMANDS, "tune", "eval", "demo", "iterate")
+EVERY = (*COMMANDS, "tune", "eval", "demo", "iterate", "push")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
@@ -48,6 +48,10 @@ OPTIONS = {
         *("--trust-remote-code", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
     },
     "demo": {"--keep", "--help", "-h"},
+    "push": {
+        *("--private", "--message", "-m", "--eval", "--license", "--dry-run"),
+        *("--json", "--quiet", "-q", "--help", "-h"),
+    },
     "iterate": {"--output", "-o", "--from-round", "--json", "--quiet", "-q", "--help", "-h"},
 }
 

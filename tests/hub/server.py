@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from tests.hub.faults import Faults
+from tests.hub.faults import Fault, Faults
 from tests.hub.store import Repo, etag_of, files_in, is_large
 
 if TYPE_CHECKING:
@@ -211,18 +211,19 @@ class Handler(BaseHTTPRequestHandler):
         return "GET" if self.command == "HEAD" else self.command
 
     def _answer(self, answer: Answer, groups: dict[str, str]) -> None:
+        fault = self.hub.faults.of(self.command, unquote(self.path))
         try:
-            reply = answer(self, **groups)
+            if fault is not None and fault.status is not None:
+                fault.wait()
+                reply = Reply(fault.status, fault.headers, b"{}")
+            else:
+                reply = answer(self, **groups)
         except RefusedError as exc:
             reply = exc.reply
-        self.send(reply)
+        self.send(reply, fault)
 
-    def send(self, reply: Reply) -> None:
-        """Send an answer, as far as faults let it through."""
-        fault = self.hub.faults.of(self.command, unquote(self.path))
-        if fault is not None and fault.status is not None:
-            fault.wait()
-            reply = Reply(fault.status, fault.headers, b"{}")
+    def send(self, reply: Reply, fault: Fault | None = None) -> None:
+        """Send an answer, as far as a fault lets it through."""
         size = reply.body.stat().st_size if isinstance(reply.body, Path) else len(reply.body)
         stop = size if reply.stop is None else min(size, reply.stop)
         if fault is not None and fault.at_most is not None:

@@ -66,7 +66,7 @@ def test_the_same_bytes_as_from_folders(
     }
     card = (user.home / "out" / "README.md").read_text()
     assert all(f"- {IDS[role]}\n" in card for role in ROLES)
-    assert not hub.asked(r"original|pytorch_model|gguf|README")
+    assert not hub.asked(r"original|pytorch_model|gguf")
     kept = [path for path in user.cache.rglob("model-*.safetensors") if path.is_file()]
     assert len(kept) == (0 if options else 6)
 

@@ -140,7 +140,10 @@ def _upload_action(hub: Hub, repo: str, entry: dict[str, Any]) -> dict[str, Any]
         return {"href": place}
     count = -(-entry["size"] // size)
     links = {str(number): f"{place}/{number}" for number in range(1, count + 1)}
-    return {"href": f"{hub.url}/upload/{repo}/{entry['oid']}", "header": {"chunk_size": size} | links}
+    return {
+        "href": f"{hub.url}/upload/{repo}/{entry['oid']}",
+        "header": {"chunk_size": size} | links,
+    }
 
 
 def _take(handler: Handler, repo: str, oid: str) -> Reply:

@@ -20,6 +20,9 @@ from diffxfer.errors import HubError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_README = "README.md"
+"""It states the licence."""
+
 _MARKS = ("config.json", MANIFEST_NAME)
 """One of these is in every model and diff vector."""
 
@@ -97,12 +100,12 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
 
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
     """What is needed beside the shards: of a diff vector, what its manifest names."""
-    names = [name for name in files if is_companion(name) or name == INDEX_NAME]
+    names = [name for name in files if is_companion(name) or name in (INDEX_NAME, _README)]
     manifest = companion_path(folder, MANIFEST_NAME)
     described = {} if manifest is None else read_object(manifest)
     beside = described.get("files")
     if described.get("kind") == "diff" and isinstance(beside, dict):
-        names += [name for name in beside if name != "README.md"]
+        names += beside
     return list(dict.fromkeys(names))
 
 
