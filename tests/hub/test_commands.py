@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from diffxfer.family import family_folder
 from tests.hub.models import IDS, ROLES, contents, publish, transfer
 
 if TYPE_CHECKING:
@@ -68,3 +69,33 @@ def test_a_dry_run_fetches_no_weights(hub: Hub, user: User, family: dict[str, Pa
     assert json.loads(done.stdout)["bytes_to_fetch"] == size
     assert hub.sent(WEIGHTS) < size / 10
     assert not list(user.cache.rglob("model-*.safetensors"))
+
+
+@pytest.mark.slow
+def test_what_other_commands_take_from_the_hub(hub: Hub, user: User) -> None:
+    """Each in the order of its own: headers, then weights; named by the id, not by a folder."""
+    family = family_folder()
+    for name in ("base", "finetuned", "target"):
+        hub.add(f"tiny/{name}", family / name)
+    rows = user.home / "rows.jsonl"
+    rows.write_text('{"text": "a few words"}\n' * 8)
+    diff = user.run("extract", "tiny/finetuned", "tiny/base", "-o", "diff", "--stream")
+    assert diff.returncode == 0, diff.stderr
+    hub.add("tiny/diff", user.home / "diff")
+    options = ("--data", rows, "--steps", "1", "--max-length", "16", "-o", "tuned", "-q")
+    tuned = user.run("tune", "tiny/base", "--teacher", "tiny/finetuned", *options)
+    assert tuned.returncode == 0, tuned.stderr
+    assert sources(user.home / "tuned")["starting"]["name"] == "tiny/base"
+    tasks = ("--tasks", "pig_latin", "--include-path", family / "tasks", "--limit", "4")
+    scored = user.run("eval", "tiny/target", "--diff", "tiny/diff", *tasks, "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert {row["model"] for row in json.loads(scored.stdout)["rows"]} == {"tiny/target"}
+    recipe = {"bases": ["tiny/base", "tiny/target"], "finetuned": "tiny/finetuned"}
+    (user.home / "chain.yaml").write_text(json.dumps(recipe))
+    chained = user.run("iterate", "chain.yaml", "-o", "run", "--json")
+    assert chained.returncode == 0, chained.stderr
+    found = [each["base"] for each in json.loads(chained.stdout)["rounds"]]
+    assert found == ["tiny/base", "tiny/target"]
+    assert sources(user.home / "run" / "round-02" / "graft")["target"]["name"] == "tiny/target"
+    weights = len((family / "target" / "model.safetensors").read_bytes())
+    assert hub.sent(r"^/cdn/tiny/target/") < 1.2 * weights
