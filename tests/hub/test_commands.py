@@ -85,7 +85,7 @@ def test_what_other_commands_take_from_the_hub(hub: Hub, user: User) -> None:
     options = ("--data", rows, "--steps", "1", "--max-length", "16", "-o", "tuned", "-q")
     tuned = user.run("tune", "tiny/base", "--teacher", "tiny/finetuned", *options)
     assert tuned.returncode == 0, tuned.stderr
-    assert sources(user.home / "tuned")["starting"]["name"] == "tiny/base"
+    assert sources(user.home / "tuned")["model"]["name"] == "tiny/base"
     tasks = ("--tasks", "pig_latin", "--include-path", family / "tasks", "--limit", "4")
     scored = user.run("eval", "tiny/target", "--diff", "tiny/diff", *tasks, "--json")
     assert scored.returncode == 0, scored.stderr
