@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
+from diffxfer.cli.hub import tell_of_hub
 
 
 def apply(
@@ -32,6 +33,7 @@ def apply(
 
     scales = opt.parse_alpha_for(alpha_for)
     with Console(json=json, quiet=quiet, output=output) as console:
+        tell_of_hub(console.say, diff, target)
         report = apply_diff(
             diff,
             target,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
+from diffxfer.cli.hub import tell_of_hub
 
 
 def extract(
@@ -29,6 +30,7 @@ def extract(
     from diffxfer import extract_diff
 
     with Console(json=json, quiet=quiet, output=output) as console:
+        tell_of_hub(console.say, finetuned, base)
         report = extract_diff(
             finetuned,
             base,

@@ -143,7 +143,11 @@ Quiet = Annotated[
 
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Folder of the model to begin with, a graft or any.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The model to begin with, a graft or any: a folder, or org/name[@revision].",
+    ),
 ]
 Data = Annotated[
     str,

@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from diffxfer.cli.console import Console, gigabytes, print_json, print_warnings, printable
+from diffxfer.cli.console import Console, print_json, print_warnings, printable
+from diffxfer.cli.hub import gigabytes
 from diffxfer.publishing.report import PushReport
 
 _KEPT = "nothing was published; what was uploaded is not uploaded again by the same command"

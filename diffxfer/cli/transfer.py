@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
+from diffxfer.cli.hub import tell_of_hub
 
 
 def transfer(
@@ -33,6 +34,7 @@ def transfer(
 
     scales = opt.parse_alpha_for(alpha_for)
     with Console(json=json, quiet=quiet, output=output) as console:
+        tell_of_hub(console.say, finetuned, base, target)
         report = transfer_models(
             finetuned,
             base,

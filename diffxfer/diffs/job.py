@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import xxhash
 
 from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.place import MANIFEST_NAME, free_bytes, refuse_small_disk
@@ -26,7 +27,6 @@ from diffxfer.diffs.artifact.manifest import (
     VocabularyEntry,
     manifest_bytes,
 )
-from diffxfer.diffs.fetch import fetch_inputs, missing_files
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.report import Report, count_fates, group_fates, losses
 from diffxfer.diffs.shards import cut_shards
@@ -165,7 +165,8 @@ def do(job: Job, options: RunOptions) -> Report:
     tasks = cut_shards(job.tasks, options.max_shard_bytes)
     plan = make_plan(tasks, job.inputs)
     free = free_bytes(job.out)
-    to_fetch = 0 if options.stream else sum(file.size for file in missing_files(plan))
+    read = [] if options.stream else [spec.shard for task in tasks for spec in task.inputs]
+    to_fetch = sum(file.size for file in missing_files(read))
     if options.dry_run:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
@@ -179,8 +180,7 @@ def do(job: Job, options: RunOptions) -> Report:
     with folder:
         needed, held = _needed(job, plan), folder.held_bytes()
         refuse_small_disk(job.out, needed, held)
-        if to_fetch:
-            fetch_inputs(plan, job.out, needed - held, options.progress)
+        fetch_shards(read, options.progress, out=job.out, needed=needed - held)
         results, resumed = run_plan(
             plan,
             folder,

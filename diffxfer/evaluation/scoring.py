@@ -131,10 +131,12 @@ class Scorer:
         names = self.tasks.names
         if self.store is None or not self.settings.reads_folders:
             return dict.fromkeys(names)
-        made_of = [Path(subject.label), *([] if subject.diff is None else [subject.diff])]
-        for folder in made_of:
+        named: list[str | Path] = [subject.label]
+        named += [] if subject.diff is None else [subject.diff]
+        made_of = [self.cast.folder(name) for name in named]
+        for name, folder in zip(named, made_of, strict=True):
             if folder not in self.contents:
-                self.tell(f"reading {folder}, to know it again")
+                self.tell(f"reading {name}, to know it again")
                 self.contents[folder] = content_key(folder)
         made_by = [] if subject.diff is None else [version("diffxfer"), subject.alpha]
         shared = [
@@ -150,12 +152,13 @@ class Scorer:
     def _folder_of(self, subject: Subject) -> Iterator[str]:
         """The folder of a model; of a graft, one that is made now and gone afterwards."""
         if subject.diff is None:
-            yield subject.label
+            yield str(self.cast.folder(subject.label))
             return
         with scratch_folder(None if self.store is None else self.store.folder) as scratch:
             alpha = subject.alpha or 0.0
             out = scratch / f"{Path(subject.label).name or 'graft'}+{alpha:g}"
-            apply_diff(subject.diff, subject.label, out, alpha=alpha)
+            folders = self.cast.folder(subject.diff), self.cast.folder(subject.label)
+            apply_diff(*folders, out, alpha=alpha)
             yield str(out)
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import diffxfer
 from tests.hub.forks import Forks
+from tests.hub.models import make_family
 from tests.hub.server import Hub
 
 if TYPE_CHECKING:
@@ -27,6 +29,20 @@ def forks() -> Iterator[Forks]:
 def hub(tmp_path: Path) -> Iterator[Hub]:
     with Hub(tmp_path / "hub") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of three roles."""
+    return make_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="session")
+def grafted(family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What they come to as folders."""
+    out = tmp_path_factory.mktemp("grafted") / "out"
+    diffxfer.transfer(*family.values(), out, threads=1)
+    return out
 
 
 @dataclass

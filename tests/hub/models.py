@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import torch
 
 from tests import tiny
+from tests.hub.store import files_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,3 +54,17 @@ def make_family(root: Path) -> dict[str, Path]:
 def publish(hub: Hub, folders: dict[str, Path]) -> dict[str, str]:
     """Put a family on the Hub; its commits by role."""
     return {role: hub.add(IDS[role], folder).refs["main"] for role, folder in folders.items()}
+
+
+def transfer(out: str | Path, *options: str) -> list[str]:
+    """The command line that grafts the family on the Hub."""
+    return ["transfer", *(IDS[role] for role in ROLES), "-o", str(out), *options]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of an output, without what says where its inputs came from."""
+    files = {name: path.read_bytes() for name, path in files_in(folder).items()}
+    del files["README.md"]
+    manifest = json.loads(files["diffxfer.json"])
+    del manifest["sources"], manifest["files"]["README.md"]
+    return {**files, "diffxfer.json": json.dumps(manifest).encode()}

@@ -117,10 +117,16 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Answer no more."""
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             server.server_close()
             thread.join()
+        self._servers.clear()
+        self._threads.clear()
 
     def add(
         self,
@@ -355,6 +361,16 @@ def _info(handler: Handler, repo: str, revision: str = "main") -> Reply:
     )
 
 
+def _refs(handler: Handler, repo: str) -> Reply:
+    """The branches of a repository."""
+    found = handler.repo(repo)
+    branches = [
+        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+        for name, commit in found.refs.items()
+    ]
+    return as_json({"branches": branches, "tags": [], "converts": []})
+
+
 def _tree(handler: Handler, repo: str, revision: str) -> Reply:
     """The files of a commit, a page at a time."""
     found = handler.repo(repo)
@@ -435,6 +451,7 @@ ROUTES: list[tuple[str, str, Answer]] = [
     ("GET", r"/api/models", _models),
     ("GET", rf"/api/models/{_REPO}", _info),
     ("GET", rf"/api/models/{_REPO}/revision/{_AT}", _info),
+    ("GET", rf"/api/models/{_REPO}/refs", _refs),
     ("GET", rf"/api/models/{_REPO}/tree/{_AT}", _tree),
     ("GET", rf"/{_REPO}/resolve/{_AT}/(?P<name>.+)", _resolve),
     ("GET", rf"/api/resolve-cache/models/{_REPO}/{_AT}/(?P<name>.+)", _cached),

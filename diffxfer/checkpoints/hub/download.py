@@ -24,28 +24,27 @@ _LOOK_S = 0.1
 _PATIENCE_AT_THE_END_S = 2.0
 
 
-def refuse_small_cache(
-    files: Sequence[HubFile], out: Path, needed: int, *, remedy: str = ""
-) -> None:
+def refuse_small_cache(files: Sequence[HubFile], out: Path | None, needed: int) -> None:
     """Refuse downloads that the cache's disk has no room for.
 
     Args:
         files: what is to be downloaded.
-        out: the folder that is made of them.
+        out: the folder that is made of them, None for none.
         needed: how many more bytes that takes, which may be of the same disk.
-        remedy: what else can be done about it.
 
     Raises:
         DiskSpaceError: if too few bytes are free.
     """
     cache = Path(constants.HF_HUB_CACHE).expanduser()
     free = free_bytes(cache / "models")
-    beside = same_disk(cache, out)
+    beside = out is not None and same_disk(cache, out)
     wanted = sum(file.size for file in files) + (needed if beside else 0)
     if wanted > free:
         what = "the downloads and the output" if beside else "the downloads"
         problem = f"{what} need {gigabytes(wanted)}, and {gigabytes(free)} are free there"
-        raise DiskSpaceError(cache, problem, f"free some disk, set HF_HOME to a larger one{remedy}")
+        remedy = "free some disk, or set HF_HOME to a larger one"
+        remedy += "" if out is None else ", or give --stream, which stores nothing but the output"
+        raise DiskSpaceError(cache, problem, remedy)
 
 
 def download(files: Sequence[HubFile], progress: Callable[[int, int], None] | None = None) -> None:
@@ -126,7 +125,7 @@ class _Meter:
             lambda: hf_hub_download(
                 file.repo, file.name, revision=file.commit, tqdm_class=bar, library_name="diffxfer"
             ),
-            HubId(file.repo, file.commit),
+            HubId(file.repo),
         )
 
 

@@ -144,10 +144,12 @@ def _missing(exc: Exception, model: HubId) -> HubError:
     near = _near_models(model.repo)
     hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling"
     if get_token() is None:
-        problem = f"is no public model at {constants.ENDPOINT}"
+        problem = f"is no folder here, and no public model at {constants.ENDPOINT}"
         remedy = f"{hint}; if it is private, run: hf auth login"
     else:
-        problem = f"is no model at {constants.ENDPOINT} that your token may read"
+        problem = (
+            f"is no folder here, and no model at {constants.ENDPOINT} that your token may read"
+        )
         remedy = f"{hint}; if it is private, give a token that may read it: hf auth login"
     return _error(model, "missing", problem, remedy)
 
@@ -159,7 +161,8 @@ def _near_models(repo: str) -> list[str]:
     with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError, ValueError):
         found += [model.id for model in HfApi().list_models(author=org, limit=200)]
         found += [model.id for model in HfApi().list_models(search=name, limit=20)]
-    return get_close_matches(repo, dict.fromkeys(found), n=2, cutoff=0.75)
+    others = [model for model in dict.fromkeys(found) if model != repo]
+    return get_close_matches(repo, others, n=2, cutoff=0.75)
 
 
 def _no_revision(exc: Exception, model: HubId) -> HubError:
@@ -238,6 +241,7 @@ _TELL: tuple[tuple[type[Exception], Callable[[Exception, HubId], HubError]], ...
     (DisabledRepoError, _disabled),
     (OfflineModeIsEnabled, _offline),
     (LocalEntryNotFoundError, _offline),
+    (RevisionResolutionError, _offline),
     (HfHubHTTPError, _http),
     (httpx2.TransportError, _connection),
     (HFValidationError, _no_id),

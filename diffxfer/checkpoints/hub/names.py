@@ -54,6 +54,16 @@ def cached_id(folder: Path) -> HubId | None:
     return HubId(f"{found['org']}/{found['name']}", folder.name)
 
 
+def shown_name(folder: Path) -> str:
+    """What a person calls a model: its id for a snapshot in the Hub's cache, else its folder.
+
+    Args:
+        folder: any folder.
+    """
+    model = cached_id(folder)
+    return folder.name if model is None else model.repo
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a model on the Hub at one commit; its content never changes.

@@ -130,7 +130,7 @@ class RemoteFile:
                 failures = 0
                 continue
             # Nothing came: wait, unless it is of no use.
-            model = HubId(self.file.repo, self.file.commit)
+            model = HubId(self.file.repo)
             failed = failed or OSError("nothing came")
             pause = pause_before_retry(failed, PATIENCE_S[min(failures, len(PATIENCE_S) - 1)])
             failures += 1

@@ -41,11 +41,14 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
         HubError: if it cannot be had, or is neither a model nor a diff vector.
     """
     api = HfApi(library_name="diffxfer")
+    offline = constants.is_offline_mode()
     found = persistently(
-        lambda: api.resolve_revision(model.repo, revision=model.revision), model, AT_FIRST_S
+        lambda: api.resolve_revision(model.repo, revision=model.revision, local_files_only=offline),
+        model,
+        AT_FIRST_S,
     )
     commit: str = found.resolved
-    if constants.is_offline_mode():
+    if offline:
         return _cached(model, commit), None
     try:
         files = _list(api, model, commit)
