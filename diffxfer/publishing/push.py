@@ -66,43 +66,42 @@ def push(
     found = open_folder(folder)
     warnings: list[str] = []
     card = _make_card(found, repo, folder, eval, license, warnings)
-    from diffxfer.checkpoints.hub import upload
-
-    repository = None
-    if dry_run and not upload.may_ask():
-        warnings.append("the Hub was not asked: nobody is logged in, or HF_HUB_OFFLINE is set")
-    else:
-        upload.require_login(repo)
-        repository = upload.open_repository(repo)
-        refuse_replacing(repository, found.manifest, private=private)
+    repository = _look(repo, found.manifest, warnings, private=private, dry_run=dry_run)
     todo = _compare(_with_card(found, card), repository)
-    commit, is_private = _do(
-        todo,
-        repository,
-        repo,
-        private=private,
-        message=message or f"Upload {KINDS[found.manifest.kind]} with diffxfer",
-        dry_run=dry_run,
-        progress=progress,
-        warnings=warnings,
-    )
+    after = repository
+    if not dry_run:
+        message = message or f"Upload {KINDS[found.manifest.kind]} with diffxfer"
+        after = _commit(todo, repository or repo, message, warnings, private, progress)
     return PushReport(
         repo=repo,
-        url=upload.page_of(repo),
+        url=_page(repo),
         kind=found.manifest.kind,
         dry_run=dry_run,
-        pushed=bool(todo.changed or todo.removed) and not dry_run,
+        pushed=todo.anything and not dry_run,
         created=repository is None,
-        private=is_private,
-        commit=commit,
+        private=private if after is None else after.private,
+        commit=None if after is None else after.commit,
         files=todo.fates,
-        bytes_in_all=sum(file.bytes for file in todo.fates),
-        bytes_to_upload=sum(upload.size_of(content) for content in todo.changed.values()),
         card=card.decode(),
         use=_use(found.manifest, repo),
         elapsed_s=round(time.perf_counter() - began, 3),
         warnings=tuple(warnings),
     )
+
+
+def _look(
+    repo: str, manifest: Manifest, warnings: list[str], *, private: bool, dry_run: bool
+) -> Repository | None:
+    """What is there already, if it may be replaced; a dry run may do without."""
+    from diffxfer.checkpoints.hub import upload
+
+    if dry_run and not upload.may_ask():
+        warnings.append("the Hub was not asked: nobody is logged in, or HF_HUB_OFFLINE is set")
+        return None
+    upload.require_login(repo)
+    repository = upload.open_repository(repo)
+    refuse_replacing(repository, manifest, private=private)
+    return repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +117,11 @@ class _ToDo:
     changed: Files
     removed: list[str]
     fates: tuple[PushedFile, ...]
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self.changed or self.removed)
 
 
 def _compare(files: Files, repository: Repository | None) -> _ToDo:
@@ -135,35 +139,34 @@ def _compare(files: Files, repository: Repository | None) -> _ToDo:
     return _ToDo(changed, removed, (*kept, *gone))
 
 
-def _do(
+def _commit(
     todo: _ToDo,
-    repository: Repository | None,
-    repo: str,
-    *,
-    private: bool,
+    where: Repository | str,
     message: str,
-    dry_run: bool,
-    progress: bool,
     warnings: list[str],
-) -> tuple[str | None, bool | None]:
-    """Make a commit, if there is anything to commit.
+    private: bool,
+    progress: bool,
+) -> Repository:
+    """Make a commit if there is anything to commit, and the repository if there is only a name.
 
     Returns:
-        The latest commit, and whether the repository is private, as far as they are known.
+        The repository as it is now.
     """
     from diffxfer.checkpoints.hub import upload
 
-    if repository is None:
-        if dry_run:
-            return None, True if private else None
-        repository = upload.create_repository(repo, private=private)
-    if dry_run or not (todo.changed or todo.removed):
-        return repository.commit, repository.private
-    commit, remarks = upload.commit_files(
-        repository, todo.changed, todo.removed, message, bars=progress
-    )
+    if isinstance(where, str):
+        where = upload.create_repository(where, private=private)
+    if not todo.anything:
+        return where
+    after, remarks = upload.commit_files(where, todo.changed, todo.removed, message, bars=progress)
     warnings += remarks
-    return commit, repository.private
+    return after
+
+
+def _page(repo: str) -> str:
+    from diffxfer.checkpoints.hub.failures import page_of
+
+    return page_of(repo)
 
 
 def _require_id(repo_id: str) -> str:

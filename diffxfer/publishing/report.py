@@ -32,11 +32,9 @@ class PushReport:
         dry_run: whether it was only to be seen.
         pushed: whether there is a new commit.
         created: whether the repository was made, or would be.
-        private: whether it is private; None where that is not known yet.
+        private: whether it is private; for one that is yet to be made, whether it was asked for.
         commit: the latest commit; None before there is one.
         files: what became of every file.
-        bytes_in_all: of all files.
-        bytes_to_upload: of those that the Hub did not have as they are.
         card: the README that is published.
         use: how to use it, one line.
         elapsed_s: seconds from the call to the result.
@@ -49,16 +47,25 @@ class PushReport:
     dry_run: bool
     pushed: bool
     created: bool
-    private: bool | None
+    private: bool
     commit: str | None
     files: tuple[PushedFile, ...]
-    bytes_in_all: int
-    bytes_to_upload: int
     card: str
     use: str
     elapsed_s: float
     warnings: tuple[str, ...]
 
+    @property
+    def bytes_in_all(self) -> int:
+        """The bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def bytes_to_upload(self) -> int:
+        """The bytes of those that the repository did not have as they are."""
+        return sum(file.bytes for file in self.files if file.fate in ("new", "changed"))
+
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
-        return asdict(self)
+        sums = {"bytes_in_all": self.bytes_in_all, "bytes_to_upload": self.bytes_to_upload}
+        return {**asdict(self), **sums}

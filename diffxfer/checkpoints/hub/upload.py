@@ -96,15 +96,6 @@ def require_login(repo: str) -> None:
         raise no_token(repo)
 
 
-def page_of(repo: str) -> str:
-    """The address of a repository.
-
-    Args:
-        repo: ``org/name``.
-    """
-    return f"{constants.ENDPOINT}/{repo}"
-
-
 def open_repository(repo: str) -> Repository | None:
     """What the Hub has of that name, None if it has nothing.
 
@@ -217,7 +208,7 @@ def commit_files(
     message: str,
     *,
     bars: bool,
-) -> tuple[str, list[str]]:
+) -> tuple[Repository, list[str]]:
     """Upload files, and make one commit of them.
 
     Args:
@@ -228,42 +219,40 @@ def commit_files(
         bars: show huggingface_hub's progress bars on stderr.
 
     Returns:
-        The commit, and what the Hub finds fault with.
+        The repository with that commit, and what the Hub finds fault with.
 
     Raises:
         HubError: if it was not made.
     """
     repo = repository.repo
 
-    def commit() -> str:
+    def commit() -> None:
         # Asked again after a failure: the commit may have been made, and only the answer lost.
         now = open_repository(repo)
         done = now is not None and not changed_files(files, now)
         if now is not None and done and not set(removed) & now.files.keys():
-            return now.commit
+            return
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         deletions = [CommitOperationDelete(name, is_folder=False) for name in removed]
-        info = _api().create_commit(
+        _api().create_commit(
             repo,
             operations=[*additions, *deletions],
             commit_message=message,
             parent_commit=repository.commit,
         )
-        return info.oid
 
     with _hushed(bars=bars), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = _persistently(commit, repo)
-    _refuse_partial(repo, files)
+        _persistently(commit, repo)
     # The Hub's remarks on a card, on several lines; others are about what this program does.
     remarks = [
         " ".join(str(each.message).split()) for each in caught if each.category is UserWarning
     ]
-    return made, list(dict.fromkeys(remarks))
+    return _after(repo, files), list(dict.fromkeys(remarks))
 
 
-def _refuse_partial(repo: str, files: Files) -> None:
-    """See that the Hub has what it was given: a `.gitignore` there leaves files out silently."""
+def _after(repo: str, files: Files) -> Repository:
+    """What is there after a commit, if it is all that was sent: a `.gitignore` leaves files out."""
     now = open_repository(repo)
     stored = {} if now is None else now.files
     for name, content in files.items():
@@ -271,6 +260,8 @@ def _refuse_partial(repo: str, files: Files) -> None:
             problem = f"was given {name} and did not take it"
             remedy = "see whether a .gitignore there names it, and run the same command again"
             raise HubError(repo, None, "refused", problem, remedy)
+    assert now is not None, "something was sent"
+    return now
 
 
 def _api() -> HfApi:
