@@ -20,6 +20,7 @@ class Fault:
         path: a regular expression that is searched in the path of a request.
         method: which requests it befalls, None for all.
         times: how many, None for all of them.
+        beyond: only those that ask for a range from this byte on or later.
         status: answer with this instead.
         headers: of that answer.
         after: send so many bytes of the body, then cut the connection.
@@ -31,6 +32,7 @@ class Fault:
     path: str
     method: str | None = None
     times: int | None = None
+    beyond: int = 0
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     after: int | None = None
@@ -38,10 +40,12 @@ class Fault:
     pause_s: float = 0.0
     met: int = 0
 
-    def befalls(self, method: str, path: str) -> bool:
+    def befalls(self, method: str, path: str, wanted: str) -> bool:
         """Whether it is a request's turn."""
+        start = re.match(r"bytes=(\d+)-", wanted)
         return (
-            (self.times is None or self.met < self.times)
+            (start is None or int(start[1]) >= self.beyond)
+            and (self.times is None or self.met < self.times)
             and self.method in (None, method)
             and re.search(self.path, path) is not None
         )
@@ -96,11 +100,11 @@ class Faults:
         with self._lock:
             self._on.clear()
 
-    def of(self, method: str, path: str) -> Fault | None:
-        """The first one that befalls a request, which is counted."""
+    def of(self, method: str, path: str, wanted: str) -> Fault | None:
+        """The first one that befalls a request for a range, which is counted."""
         with self._lock:
             for fault in self._on:
-                if fault.befalls(method, path):
+                if fault.befalls(method, path, wanted):
                     fault.met += 1
                     return fault
         return None

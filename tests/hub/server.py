@@ -207,7 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, reply: Reply) -> None:
         """Send an answer, as far as faults let it through."""
-        fault = self.hub.faults.of(self.command, unquote(self.path))
+        fault = self.hub.faults.of(
+            self.command, unquote(self.path), self.headers.get("Range") or ""
+        )
         if fault is not None and fault.status is not None:
             fault.wait()
             reply = Reply(fault.status, fault.headers, b"{}")

@@ -108,7 +108,7 @@ class RemoteFile:
             start, data = self._parts.get(self, offset + done, len(buffer) - done)
             skip = offset + done - start
             count = min(len(buffer) - done, len(data) - skip)
-            buffer[done : done + count] = data[skip : skip + count]
+            buffer[done : done + count] = memoryview(data)[skip : skip + count]
             done += count
 
     def fetch(self, start: int, stop: int) -> bytes:
