@@ -37,7 +37,7 @@ BUDGET = 128 << 20
 
 _AT_A_TIME = 8
 _AHEAD = 2
-_BLOCK = 1 << 16
+_BLOCK = 1 << 20
 _FIRST_OF_HEADER = 1 << 16
 _EXPIRED = (400, 401, 403, 404, 410)
 """How a CDN may refuse a link that was good before."""
@@ -213,9 +213,9 @@ class _Parts:
             before = self._find(file, offset - 1)  # none where the reader has come from elsewhere
             if part is None:
                 part = self._begin(file, offset, max(min(wanted, MAX_PART), _following(before)))
+            self._held.move_to_end((id(file), part.start))
             if before is not None:
                 self._fetch_ahead(file, part)
-            self._held.move_to_end((id(file), part.start))
         try:
             return part.start, part.data.result()
         except BaseException:
