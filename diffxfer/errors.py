@@ -7,8 +7,8 @@
     │   ├── ShardIndexError       an index that is broken or names what is not there
     │   ├── CompanionError        a config, tokenizer or other companion that cannot be used
     │   ├── QuantizedError        quantised weights, which have no meaningful difference
+    │   ├── HubError              a model on the Hub that cannot be had
     │   └── InputChangedError     an input that changed while it was being read
-    ├── HubError                  a model on the Hub that cannot be had
     ├── MatchError                tensors of the roles that do not fit together
     ├── VocabularyError           tokens of the roles that do not fit together
     ├── ArtifactError             a manifest or diff vector that cannot be used
@@ -84,7 +84,7 @@ class InputChangedError(CheckpointError):
     """An input that changed or vanished while it was being read."""
 
 
-class HubError(DiffxferError):
+class HubError(CheckpointError):
     """A model on the Hub that cannot be had.
 
     Attributes:

@@ -20,6 +20,7 @@ class Fault:
         path: a regular expression that is searched in the path of a request.
         method: which requests it befalls, None for all.
         times: how many, None for all of them.
+        beyond: only those that ask for a range from this byte on or later.
         status: answer with this instead.
         headers: of that answer.
         after: send so many bytes of the body, then cut the connection.
@@ -32,6 +33,7 @@ class Fault:
     path: str
     method: str | None = None
     times: int | None = None
+    beyond: int = 0
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     after: int | None = None
@@ -40,10 +42,12 @@ class Fault:
     pause_s: float = 0.0
     met: int = 0
 
-    def befalls(self, method: str, path: str) -> bool:
+    def befalls(self, method: str, path: str, wanted: str) -> bool:
         """Whether it is a request's turn."""
+        start = re.match(r"bytes=(\d+)-", wanted)
         return (
-            (self.times is None or self.met < self.times)
+            (start is None or int(start[1]) >= self.beyond)
+            and (self.times is None or self.met < self.times)
             and self.method in (None, method)
             and re.search(self.path, path) is not None
         )
@@ -103,17 +107,18 @@ class Faults:
         with self._lock:
             self._on.clear()
 
-    def of(self, method: str, path: str, *, takes: bool = False) -> Fault | None:
+    def of(self, method: str, path: str, wanted: str, *, takes: bool = False) -> Fault | None:
         """The first one that befalls a request, which is counted.
 
         Args:
             method: the request's.
             path: the request's.
+            wanted: the range that it asks for, as the header has it.
             takes: look for one of what is sent here, not of the answer.
         """
         with self._lock:
             for fault in self._on:
-                if (fault.takes is not None) is takes and fault.befalls(method, path):
+                if (fault.takes is not None) is takes and fault.befalls(method, path, wanted):
                     fault.met += 1
                     return fault
         return None

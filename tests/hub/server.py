@@ -205,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
     def _receive(self, length: int) -> bool:
         """Take what is sent, all of it or as much as a fault lets through."""
         path = unquote(self.path)
-        fault = self.hub.faults.of(self.command, path, takes=True)
+        fault = self.hub.faults.of(self.command, path, "", takes=True)
         taken = length if fault is None or fault.takes is None else min(length, fault.takes)
         self.data = self.rfile.read(taken)
         if fault is not None:
@@ -217,7 +217,9 @@ class Handler(BaseHTTPRequestHandler):
         return "GET" if self.command == "HEAD" else self.command
 
     def _answer(self, answer: Answer, groups: dict[str, str]) -> None:
-        fault = self.hub.faults.of(self.command, unquote(self.path))
+        fault = self.hub.faults.of(
+            self.command, unquote(self.path), self.headers.get("Range") or ""
+        )
         try:
             if fault is not None and fault.status is not None:
                 fault.wait()

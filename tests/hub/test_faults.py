@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -183,3 +188,32 @@ def test_no_network(user: User, hub: Hub, family: dict[str, Path]) -> None:
     publish(hub, family)
     hub.stop()
     says(user, f"no connection to {hub.url}", "check the network, and run the same command again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded", "streamed"])
+def test_an_interruption_ends_it_soon_and_whole_files_stay(
+    options: tuple[str, ...], hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    hub.faults.on(faults.slow(f"^/cdn/{BASE}/.*{SHARD}", 0.3))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffxfer", *transfer("out", *options)],
+        cwd=user.home,
+        env={**os.environ, **user.env, "HF_HUB_OFFLINE": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(hub.asked(r"^/cdn/.*-00002-of")) < 6 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted: " in said
+    assert "Traceback" not in said
+    assert not (user.home / "out").exists()
+    hub.faults.off()
+    hub.forget()
+    assert user.run(*transfer("out", *options)).returncode == 0
+    assert contents(user.home / "out") == contents(grafted)

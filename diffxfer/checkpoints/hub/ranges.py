@@ -37,7 +37,6 @@ BUDGET = 128 << 20
 
 _AT_A_TIME = 8
 _AHEAD = 2
-_BLOCK = 1 << 16
 _FIRST_OF_HEADER = 1 << 16
 _EXPIRED = (400, 401, 403, 404, 410)
 """How a CDN may refuse a link that was good before."""
@@ -108,7 +107,7 @@ class RemoteFile:
             start, data = self._parts.get(self, offset + done, len(buffer) - done)
             skip = offset + done - start
             count = min(len(buffer) - done, len(data) - skip)
-            buffer[done : done + count] = data[skip : skip + count]
+            buffer[done : done + count] = memoryview(data)[skip : skip + count]
             done += count
 
     def fetch(self, start: int, stop: int) -> bytes:
@@ -156,14 +155,15 @@ class RemoteFile:
             if answer.status_code == 200:  # whoever is between here and there knows no ranges
                 _skip(answer, first, stop, data)
                 return
-            for block in answer.iter_bytes(_BLOCK):
+            # As it comes: blocks of one size would lose what had come of the last before a cut.
+            for block in answer.iter_bytes():
                 data += block[: stop - start - len(data)]
 
 
 def _skip(answer: httpx2.Response, first: int, stop: int, data: bytearray) -> None:
     """Take a range from a whole file."""
     at = 0
-    for block in answer.iter_bytes(_BLOCK):
+    for block in answer.iter_bytes():
         data += block[max(0, first - at) : max(0, stop - at)]
         at += len(block)
         if at >= stop:
@@ -213,9 +213,9 @@ class _Parts:
             before = self._find(file, offset - 1)  # none where the reader has come from elsewhere
             if part is None:
                 part = self._begin(file, offset, max(min(wanted, MAX_PART), _following(before)))
+            self._held.move_to_end((id(file), part.start))
             if before is not None:
                 self._fetch_ahead(file, part)
-            self._held.move_to_end((id(file), part.start))
         try:
             return part.start, part.data.result()
         except BaseException:
