@@ -1,46 +1,101 @@
 """Diff-vector transfer: move what fine-tuning did to a base model onto its successor.
 
 `extract_diff` writes Δ = finetuned − base, `apply_diff` grafts it on a newer base as
-target + α·Δ, and `transfer` does both in one pass; `tune` trains a model further, `evaluate`
-measures whether it worked, `iterate` goes round after round, and `push` publishes what was made.
-Importing this package imports no torch.
+target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
+trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
+`inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
+differ; `push` publishes what was made. What they need is imported when they are.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.extract import extract_diff
-from diffxfer.diffs.graft import apply_diff, transfer
-from diffxfer.diffs.report import Report
 from diffxfer.errors import DiffxferError
-from diffxfer.evaluation.evaluate import evaluate
-from diffxfer.evaluation.scores import Evaluation, Row
-from diffxfer.publishing.push import push
-from diffxfer.publishing.report import PushedFile, PushReport
-from diffxfer.recycling.chain_report import ChainReport, Round
-from diffxfer.recycling.iterate import iterate
-from diffxfer.recycling.report import TuneReport
-from diffxfer.recycling.tune import tune
 
-__version__ = version("diffxfer")
+if TYPE_CHECKING:
+    from diffxfer.diffs.extract import extract_diff
+    from diffxfer.diffs.graft import apply_diff, transfer
+    from diffxfer.diffs.inspection.compare import Comparison, compare_checkpoints
+    from diffxfer.diffs.inspection.inspect import Inspection, inspect_checkpoint
+    from diffxfer.diffs.report import Report
+    from diffxfer.diffs.verify import VerifyReport, verify
+    from diffxfer.evaluation.evaluate import evaluate
+    from diffxfer.evaluation.scores import Evaluation, Row
+    from diffxfer.publishing.push import push
+    from diffxfer.publishing.report import PushedFile, PushReport
+    from diffxfer.recycling.chain_report import ChainReport, Round
+    from diffxfer.recycling.iterate import iterate
+    from diffxfer.recycling.report import TuneReport
+    from diffxfer.recycling.tune import tune
+
+    __version__: str
+
+# Every command would wait for all that they need: numpy, pydantic, tokenizers and more.
+_HOMES = {
+    "ChainReport": "recycling.chain_report",
+    "Comparison": "diffs.inspection.compare",
+    "Evaluation": "evaluation.scores",
+    "Inspection": "diffs.inspection.inspect",
+    "PushReport": "publishing.report",
+    "PushedFile": "publishing.report",
+    "Report": "diffs.report",
+    "Round": "recycling.chain_report",
+    "Row": "evaluation.scores",
+    "TuneReport": "recycling.report",
+    "VerifyReport": "diffs.verify",
+    "apply_diff": "diffs.graft",
+    "compare_checkpoints": "diffs.inspection.compare",
+    "evaluate": "evaluation.evaluate",
+    "extract_diff": "diffs.extract",
+    "inspect_checkpoint": "diffs.inspection.inspect",
+    "iterate": "recycling.iterate",
+    "push": "publishing.push",
+    "transfer": "diffs.graft",
+    "tune": "recycling.tune",
+    "verify": "diffs.verify",
+}
 
 __all__ = [
     "ChainReport",
+    "Comparison",
     "DiffxferError",
     "Evaluation",
+    "Inspection",
     "PushReport",
     "PushedFile",
     "Report",
     "Round",
     "Row",
     "TuneReport",
+    "VerifyReport",
     "__version__",
     "apply_diff",
+    "compare_checkpoints",
     "evaluate",
     "extract_diff",
+    "inspect_checkpoint",
     "iterate",
     "push",
     "transfer",
     "tune",
+    "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        found: Any = version("diffxfer")
+    elif name in _HOMES:
+        found = getattr(import_module(f"diffxfer.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'diffxfer' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,7 +11,9 @@
     │   └── InputChangedError     an input that changed while it was being read
     ├── MatchError                tensors of the roles that do not fit together
     ├── VocabularyError           tokens of the roles that do not fit together
+    ├── RelatednessError          models of one shape that have nothing to do with each other
     ├── ArtifactError             a manifest or diff vector that cannot be used
+    │   └── DamageError           a folder that is not as it was written
     ├── NonFiniteError            NaN, infinity or overflow in a tensor
     ├── EvaluationError           a model or a task that cannot be scored
     ├── DataError                 rows to train on that cannot be used
@@ -36,8 +38,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_LONGEST = 8000
+"""How many characters of a problem a message has: the last lines of a log have fewer."""
+
+
+def printable(text: str) -> str:
+    """Text on one line that no terminal takes for a command.
+
+    Names and values come from files that anyone may have written.
+
+    Args:
+        text: any text; control characters, line ends and what turns or hides text are escaped.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
+        for char in text
+    )
+
+
 class DiffxferError(Exception):
-    """A failure with a known cause.
+    """A failure with a known cause; as text it is one printable line.
 
     Args:
         where: the file, tensor, folder or option that is at fault.
@@ -52,8 +72,11 @@ class DiffxferError(Exception):
         super().__init__(self.where, problem, remedy)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.problem}" if self.where else self.problem
-        return f"{text}; {self.remedy}" if self.remedy else text
+        problem = self.problem
+        if len(problem) > _LONGEST:  # a name in it may be as long as a file
+            problem = f"{problem[:_LONGEST]}…"
+        text = f"{self.where}: {problem}" if self.where else problem
+        return printable(f"{text}; {self.remedy}" if self.remedy else text)
 
 
 class OptionError(DiffxferError):
@@ -150,6 +173,56 @@ class VocabularyError(DiffxferError):
 
 class ArtifactError(DiffxferError):
     """A manifest or diff vector that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something in a folder that is not as it was written.
+
+    Attributes:
+        file: its name within the folder.
+        tensor: the tensor's name, empty where it is the file as such.
+        problem: what is wrong.
+    """
+
+    file: str
+    tensor: str
+    problem: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.tensor, self.problem) if part)
+
+
+class DamageError(ArtifactError):
+    """A folder that is not as it was written.
+
+    Attributes:
+        damage: all that was found, file by file.
+    """
+
+    def __init__(
+        self, where: str | PathLike[str], problem: str, remedy: str, damage: Sequence[Damage]
+    ) -> None:
+        super().__init__(where, problem, remedy)
+        self.damage = tuple(damage)
+
+
+class RelatednessError(DiffxferError):
+    """Models of one shape whose weights have nothing to do with each other.
+
+    Attributes:
+        roles: the two.
+        cosine: of the elements that were sampled; the median over tensors.
+        samples: how many elements that were.
+    """
+
+    def __init__(
+        self, roles: tuple[str, str], cosine: float, samples: int, problem: str, remedy: str
+    ) -> None:
+        super().__init__("", problem, remedy)
+        self.roles = roles
+        self.cosine = cosine
+        self.samples = samples
 
 
 class NonFiniteError(DiffxferError):

@@ -1,6 +1,7 @@
 """Tiny families of models: saved by transformers, or tensor by tensor where it has no such model.
 
-Weights are random and not zero; every tensor of every role differs from the others'.
+Weights are random and not zero. Every tensor of every role differs from the others', and is as
+near to them as those of models that were trained one from the other.
 """
 
 from __future__ import annotations
@@ -72,11 +73,13 @@ def gemma3(**changes: Any) -> Gemma3Config:
 
 
 def randomize(model: PreTrainedModel, seed: int) -> None:
-    """Give every parameter and buffer of floats values of its own."""
+    """Give every parameter values of its own beside those that all seeds share."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            values = torch.randn(parameter.shape, generator=generator) * 0.2
+        for place, parameter in enumerate(model.parameters()):
+            shared = torch.Generator().manual_seed(place)
+            values = torch.randn(parameter.shape, generator=shared) * 0.2
+            values += torch.randn(parameter.shape, generator=generator) * 0.05
             values[values == 0] = 0.1
             parameter.copy_(values)
 

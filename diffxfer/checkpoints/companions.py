@@ -6,13 +6,12 @@ never answers, or JSON that is none. Whatever is read or copied goes through `co
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import stat
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffxfer.checkpoints.json_read import parse_json, parse_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 
 MAX_COMPANION_BYTES = 256 * 1024 * 1024
 TEMPLATE_FOLDER = "additional_chat_templates"
-
-# An integer this long is no id, size or length; int() would take quadratic time over it.
-_MAX_DIGITS = 400
-_MAX_DEPTH = 64
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 # What we make anew in every output: neither carried nor worth a word.
 _MADE_ANEW = ("readme.md", "diffxfer.json", "*.safetensors.index.json")
@@ -39,34 +33,13 @@ _LEFT_OUT = (
     "rng_state*",
 )
 _CARRIED = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.spm",
-    "*.bpe",
-    "*.codes",
-    "*.jinja",
-    "*.py",
-    "licen[cs]e*",
-    "notice*",
-    "copying*",
-    "use_policy*",
+    *("*.json", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.jinja", "*.py"),
+    *("licen[cs]e*", "notice*", "copying*", "use_policy*"),
 )
 # Some of these would match a pattern above: `LICENSE.bin` is no licence text.
 _WEIGHTS = (
-    "*.safetensors",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.gguf",
-    "*.onnx",
-    "*.onnx_data",
-    "*.h5",
-    "*.msgpack",
-    "*.npz",
-    "*.pkl",
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.onnx_data"),
+    *("*.h5", "*.msgpack", "*.npz", "*.pkl"),
 )
 
 
@@ -124,6 +97,11 @@ def companion_path(folder: Path, name: str) -> Path | None:
         raise CompanionError(path, "is a link to nothing", "put the file itself there") from exc
     if not stat.S_ISREG(mode):
         raise _not_regular(path)
+    _refuse_link_out(path, real, folder)
+    return path
+
+
+def _refuse_link_out(path: Path, real: Path, folder: Path) -> None:
     home = folder.resolve()
     if not any(real.is_relative_to(root) for root in (home, *_hub_blobs(home))):
         raise CompanionError(
@@ -131,7 +109,6 @@ def companion_path(folder: Path, name: str) -> Path | None:
             f"is a link out of the checkpoint, to {real}",
             "put the file itself there if it belongs to the checkpoint, or delete the link",
         )
-    return path
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
@@ -170,18 +147,17 @@ def read_bytes(path: Path) -> bytes:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
                 raise _not_regular(path)
-            data = file.read(MAX_COMPANION_BYTES + 1)
+            if info.st_size > MAX_COMPANION_BYTES:
+                raise CompanionError(
+                    path,
+                    f"is {info.st_size} bytes, where a companion has at most {MAX_COMPANION_BYTES}",
+                    "move it out of the checkpoint",
+                )
+            # By its size, since `read` takes the memory that it is asked for before it reads.
+            return file.read(info.st_size)
     except OSError as exc:
         problem = f"cannot be read ({exc.strerror})"
         raise CompanionError(path, problem, "check its permissions") from exc
-    if len(data) > MAX_COMPANION_BYTES:
-        raise CompanionError(
-            path,
-            f"is {max(info.st_size, len(data))} bytes, where a companion has at most "
-            f"{MAX_COMPANION_BYTES}",
-            "move it out of the checkpoint",
-        )
-    return data
 
 
 def read_json(path: Path) -> Any:
@@ -202,79 +178,9 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path), path)
 
 
-def parse_json(raw: bytes, where: Path) -> Any:
-    """The document in ``raw``, which was read at ``where``; see `read_json`."""
-    try:
-        text = raw.decode("utf-8")
-        document = json.loads(text, parse_int=_parse_int)
-        _check_depth(document)
-        if _SURROGATE.search(text):
-            # A lone surrogate is no character: it would break the first write or print of it.
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as exc:
-        raise _not_json(where, f" (line {exc.lineno})", exc.msg) from exc
-    except UnicodeDecodeError as exc:
-        line = raw.count(b"\n", 0, exc.start) + 1
-        raise _not_json(where, f" (line {line})", "not UTF-8") from exc
-    except UnicodeEncodeError as exc:
-        raise _not_json(where, "", "half a surrogate pair in a string") from exc
-    except RecursionError as exc:
-        raise _not_json(where, "", "nested too deeply") from exc
-    except ValueError as exc:
-        raise _not_json(where, "", str(exc)) from exc
-    return document
-
-
-def _parse_int(literal: str) -> int:
-    if len(literal) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {len(literal)} digits")
-    return int(literal)
-
-
-def _check_depth(document: Any) -> None:
-    """Whoever walks a document may recurse into it: Python's own limit comes too late for that."""
-    level = [document]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise RecursionError
-
-
-def _not_json(where: Path, place: str, reason: str) -> CompanionError:
-    return CompanionError(
-        where, f"is not JSON{place}: {reason}", "fetch or save the checkpoint again"
-    )
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON companion; as `read_json`, and anything but an object is an error."""
     return parse_object(read_bytes(path), path)
-
-
-def parse_object(raw: bytes, where: Path) -> dict[str, Any]:
-    """The object in ``raw``, which was read at ``where``; see `read_object`.
-
-    Raises:
-        CompanionError: it is not JSON, or not an object.
-    """
-    document = parse_json(raw, where)
-    if not isinstance(document, dict):
-        raise CompanionError(
-            where,
-            f"holds a JSON {_KINDS.get(type(document), 'number')} where an object is expected",
-            "fetch or save the checkpoint again",
-        )
-    return document
-
-
-_KINDS: dict[type, str] = {list: "array", str: "string", bool: "boolean", type(None): "null"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -308,11 +214,11 @@ def list_companions(folder: Path) -> Companions:
     for name in _entries(folder):
         printable = name.isprintable()
         lower = name.lower()
-        if printable and name == TEMPLATE_FOLDER and (folder / name).is_dir():
-            for inner in _entries(folder / name):
+        if name == TEMPLATE_FOLDER and _is_folder(folder / name):
+            for inner in more_templates(folder):
                 carried = inner.isprintable() and inner.endswith(".jinja")
-                (names if carried else left_out).append(f"{name}/{inner}")
-        elif (folder / name).is_dir():
+                (names if carried else left_out).append(inner)
+        elif _is_folder(folder / name):
             left_out.append(f"{name}/")
         elif printable and _is_companion(lower):
             names.append(name)
@@ -321,6 +227,32 @@ def list_companions(folder: Path) -> Companions:
     for name in names:
         companion_path(folder, name)
     return Companions(tuple(sorted(names)), tuple(sorted(map(_escaped, left_out))))
+
+
+def more_templates(folder: Path) -> list[str]:
+    """What lies in a checkpoint's folder of additional chat templates.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        Names relative to the checkpoint, sorted; none where there is no such folder.
+
+    Raises:
+        CompanionError: it cannot be listed, or a link leads it out of the checkpoint.
+    """
+    inside = folder / TEMPLATE_FOLDER
+    if not _is_folder(inside):
+        return []
+    _refuse_link_out(inside, inside.resolve(), folder)
+    return [f"{TEMPLATE_FOLDER}/{name}" for name in _entries(inside)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link to a name that no file system has, or to where one may not look
+        return False
 
 
 def _entries(folder: Path) -> list[str]:

@@ -7,11 +7,13 @@ does, so that a file written from it is byte for byte what `save_file` would hav
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import struct
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ import xxhash
 from diffxfer.errors import HeaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from diffxfer.checkpoints.hub.names import HubFile
@@ -73,6 +75,11 @@ class ShardFile:
     header_hash: str
     remote: HubFile | None = None
 
+    @property
+    def away(self) -> bool:
+        """Whether it is on the Hub and was not downloaded."""
+        return self.remote is not None and not self.remote.here
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -123,12 +130,13 @@ def stat_identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def read_header(fd: int, path: Path) -> dict[str, TensorSpec]:
+def read_header(fd: int, path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
     """Read and check the header of an open safetensors file.
 
     Args:
         fd: the file, open for reading.
         path: its name, for messages and for the specs.
+        whole: refuse a file whose data is not exactly its tensors'.
 
     Returns:
         Every tensor by name, in the order of the header.
@@ -139,15 +147,16 @@ def read_header(fd: int, path: Path) -> dict[str, TensorSpec]:
     status = os.fstat(fd)
     raw = _read_raw_header(lambda count, at: os.pread(fd, count, at), path, status.st_size)
     shard = ShardFile(path, status.st_size, stat_identity(status), xxhash.xxh3_128_hexdigest(raw))
-    return _parse(raw, shard)
+    return _parse(raw, shard, whole=whole)
 
 
-def parse_header(beginning: bytes, remote: HubFile) -> dict[str, TensorSpec]:
+def parse_header(beginning: bytes, remote: HubFile, *, whole: bool = True) -> dict[str, TensorSpec]:
     """Check the header of a safetensors file on the Hub.
 
     Args:
         beginning: its first bytes, the header included if the file is as long as it states.
         remote: the file.
+        whole: refuse a file whose data is not exactly its tensors'.
 
     Returns:
         Every tensor by name, in the order of the header.
@@ -158,19 +167,33 @@ def parse_header(beginning: bytes, remote: HubFile) -> dict[str, TensorSpec]:
     path, size = remote.path, remote.size
     raw = _read_raw_header(lambda count, at: beginning[at : at + count], path, size)
     digest = xxhash.xxh3_128_hexdigest(raw)
-    return _parse(raw, ShardFile(path, size, remote.identity, digest, remote))
+    return _parse(raw, ShardFile(path, size, remote.identity, digest, remote), whole=whole)
 
 
-def _parse(raw: bytes, shard: ShardFile) -> dict[str, TensorSpec]:
+def _parse(raw: bytes, shard: ShardFile, *, whole: bool) -> dict[str, TensorSpec]:
     path = shard.path
-    entries = _parse_json(raw, path)
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
-        raise HeaderError(path, "its __metadata__ is not a map of strings", _DOWNLOAD_AGAIN)
-    data_start = _PREFIX.size + len(raw)
-    specs = {name: _parse_entry(name, entry, data_start, shard) for name, entry in entries.items()}
-    _check_coverage(specs.values(), data_start, path, shard.size)
+    with _no_collection():
+        entries = _parse_json(raw, path)
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+            raise HeaderError(path, "its __metadata__ is not a map of strings", _DOWNLOAD_AGAIN)
+        data_start = _PREFIX.size + len(raw)
+        specs = {n: _parse_entry(n, entry, data_start, shard) for n, entry in entries.items()}
+    if whole:
+        _check_coverage(specs.values(), data_start, path, shard.size)
     return specs
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage in what is all kept: that was half the time of 60,000 tensors."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _read_raw_header(read: Callable[[int, int], bytes], path: Path, size: int) -> bytes:
@@ -292,15 +315,20 @@ def layout_shard(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> ShardLa
     Returns:
         The header's bytes and where each tensor begins.
     """
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # Entry by entry: as one object for `json.dumps`, 60,000 of them took 50 MB and twice the time.
+    entries = ['"__metadata__":{"format":"pt"}']
     offset = 0
     offsets: dict[str, int] = {}
     for name, dtype, shape in sorted(tensors, key=lambda t: (_RANK[t[1]], t[0].encode())):
         end = offset + math.prod(shape) * BITS[dtype] // 8
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        sizes = ",".join(map(str, shape))
+        entries.append(
+            f'{json.dumps(name, ensure_ascii=False)}:{{"dtype":"{dtype}","shape":[{sizes}],'
+            f'"data_offsets":[{offset},{end}]}}'
+        )
         offsets[name] = offset
         offset = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)
     header = _PREFIX.pack(len(text)) + text
     starts = {name: len(header) + begin for name, begin in offsets.items()}

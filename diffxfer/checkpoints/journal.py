@@ -26,7 +26,7 @@ import xxhash
 from diffxfer.checkpoints.filesystem import boot_id, open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 JOURNAL_NAME = "diffxfer.journal"
@@ -216,17 +216,15 @@ class Journal:
             self._cut(self._size)
             self._append(self._record(_BEGIN, total_bytes, 0, boot_id()))
 
-    def add(self, number: int, moved: int, payload: bytes) -> None:
-        """Take down that a part is done.
+    def add(self, parts: Iterable[Done]) -> None:
+        """Take down that parts of the work are done.
 
         Args:
-            number: which part.
-            moved: how many bytes it read and wrote.
-            payload: what is known of it.
+            parts: which, and what is known of them.
         """
-        record = self._record(_DONE, number, moved, payload)
+        records = b"".join([self._record(_DONE, *part) for part in parts])
         with self._writing:
-            self._append(record)
+            self._append(records)
 
     @property
     def size(self) -> int:

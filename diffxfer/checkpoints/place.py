@@ -113,7 +113,8 @@ def is_our_folder(folder: Path) -> bool:
     """Whether a folder was written by diffxfer, by its manifest."""
     path = folder / MANIFEST_NAME
     try:
-        if not path.is_file():  # opening a FIFO would wait for ever
+        # We write no links, and opening a FIFO would wait for ever.
+        if path.is_symlink() or not path.is_file():
             return False
         with path.open("rb") as file:
             # Enough to see what it is; a manifest of a large model is megabytes long.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def refuse_quantized(
     if method:
         raise QuantizedError(folder, f"is quantised ({method}, by its config.json)", _REMEDY)
     for name in _CONFIG_FILES:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise QuantizedError(folder, f"is quantised (it has {name})", _REMEDY)
     for name, spec in tensors.items():
         method = _method_of(name, spec, tensors)

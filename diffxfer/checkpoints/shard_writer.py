@@ -98,12 +98,13 @@ class ShardWriter:
         except OSError as exc:
             raise write_error(self._folder.out, self._name, exc) from exc
 
-    def write(self, data: memoryview, offset: int) -> None:
+    def write(self, data: memoryview, offset: int, parts: int = 1) -> None:
         """Write bytes to their final place.
 
         Args:
             data: what to write.
             offset: where, in the file.
+            parts: how many of the writes that make the file complete this one stands for.
 
         Raises:
             OutputError: if that fails.
@@ -115,7 +116,7 @@ class ShardWriter:
                 self._dirty = True
             _pwrite_all(self._fd, data, offset)
             with self._lock:
-                self._pending -= 1
+                self._pending -= parts
                 complete = self._pending == 0
             if complete:
                 self.sync()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.cli.console import PIPE_WIDTH, printable
+from diffxfer.cli.console import PIPE_WIDTH
+from diffxfer.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads, gigabytes
 from diffxfer.diffs.report import listed
-from diffxfer.errors import DiffxferError, MatchError
+from diffxfer.errors import DiffxferError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from diffxfer.diffs.report import Report
+    from diffxfer.errors import MatchError
     from diffxfer.recycling.report import TuneReport
 
 _INTERRUPTED, _STOPPED = 130, 143
@@ -188,14 +190,6 @@ def print_warnings(warnings: tuple[str, ...]) -> None:
         typer.echo(f"warning: {printable(warning)}", err=True)
 
 
-def printable(text: str) -> str:
-    """Text on one line that no terminal takes for a command."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
-        for char in text
-    )
-
-
 def as_known(exc: BaseException | None) -> DiffxferError | None:
     """The failure with a known cause that an exception is, if it is one.
 
@@ -212,7 +206,7 @@ def as_known(exc: BaseException | None) -> DiffxferError | None:
 
 def print_error(exc: DiffxferError) -> None:
     """Print an error as one line on stderr."""
-    typer.echo(f"error: {printable(str(exc))}", err=True)
+    typer.echo(f"error: {exc}", err=True)
 
 
 def print_interrupted(exc: KeyboardInterrupt, remark: str = _NOTHING) -> int:
@@ -227,21 +221,6 @@ def print_interrupted(exc: KeyboardInterrupt, remark: str = _NOTHING) -> int:
     stopped = isinstance(exc, _Stopped)
     typer.echo(f"{'stopped' if stopped else 'interrupted'}: {printable(remark)}", err=True)
     return _STOPPED if stopped else _INTERRUPTED
-
-
-def error_as_json(exc: DiffxferError) -> dict[str, Any]:
-    """An error as values that JSON has; every culprit of a mismatch is in it."""
-    from dataclasses import asdict
-
-    found: dict[str, Any] = {
-        "type": type(exc).__name__,
-        "where": exc.where,
-        "problem": exc.problem,
-        "remedy": exc.remedy,
-    }
-    if isinstance(exc, MatchError):
-        found["culprits"] = [asdict(group) for group in exc.groups]
-    return found
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -331,7 +310,11 @@ def _tuning(report: TuneReport) -> list[str]:
 
 def _remarks(report: Report) -> list[str]:
     """What a person should know beside the counts, one line each."""
-    lines = []
+    lines = [
+        f"{' and '.join(relation.roles)}: cosine {relation.cosine:.2f}"
+        f" ({relation.samples:,} sampled weights)"
+        for relation in report.relations
+    ]
     if report.vocabulary in _PAIRING:
         lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")
     if report.added_tokens:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffxfer.cli.chatter import chatter_on_stderr
-from diffxfer.cli.console import Console, printable
+from diffxfer.cli.console import Console
+from diffxfer.errors import printable
 from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:

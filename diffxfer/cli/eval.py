@@ -114,9 +114,7 @@ def eval_models(
         ),
     ] = None,
     json: opt.Json = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print no talk, only the result and errors.")
-    ] = False,
+    quiet: opt.QuietTalk = False,
 ) -> None:
     """Score models and grafts with lm-eval, on the same questions."""
     from diffxfer import evaluate

@@ -13,12 +13,12 @@ from diffxfer.cli.chatter import chatter_on_stderr, hush_stdout
 from diffxfer.cli.console import (
     Console,
     as_known,
-    error_as_json,
     print_interrupted,
     print_json,
-    printable,
 )
+from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.score_table import print_scores
+from diffxfer.errors import printable
 from diffxfer.evaluation.scores import Evaluation
 
 

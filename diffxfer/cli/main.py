@@ -14,10 +14,12 @@ from diffxfer.cli.console import as_known, print_error, print_interrupted
 from diffxfer.cli.demo import demo
 from diffxfer.cli.eval import eval_models
 from diffxfer.cli.extract import extract
+from diffxfer.cli.inspect import inspect
 from diffxfer.cli.iterate import iterate
 from diffxfer.cli.push import push
 from diffxfer.cli.transfer import transfer
 from diffxfer.cli.tune import tune
+from diffxfer.cli.verify import verify
 from diffxfer.errors import OptionError
 
 app = typer.Typer(
@@ -38,6 +40,8 @@ _TUNE = "tune llama-3.1-grafted --data train.jsonl -o llama-3.1-tuned --steps 20
 app.command(epilog=f"{_EXAMPLE}extract llama-3.0-sft llama-3.0 -o sft-diff")(extract)
 app.command(epilog=f"{_EXAMPLE}apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 0.8")(apply)
 app.command(epilog=f"{_EXAMPLE}{_TRANSFER}")(transfer)
+app.command(epilog=f"{_EXAMPLE}inspect sft-diff")(inspect)
+app.command(epilog=f"{_EXAMPLE}verify sft-diff")(verify)
 app.command("eval", epilog=f"{_EXAMPLE}{_EVAL}")(eval_models)
 app.command(epilog=f"{_EXAMPLE}demo --keep demo")(demo)
 app.command(epilog=f"{_EXAMPLE}{_TUNE}")(tune)

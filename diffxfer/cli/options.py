@@ -83,6 +83,13 @@ AllowNonfinite = Annotated[
         help="Let NaN, infinity and overflow through instead of refusing them.",
     ),
 ]
+AllowUnrelated = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unrelated",
+        help="Go on where two models have the same shapes and nothing else in common.",
+    ),
+]
 DiffDtype = Annotated[
     str,
     typer.Option(
@@ -132,6 +139,12 @@ Stream = Annotated[
         help="Read models on the Hub straight from there, and store nothing but the output.",
     ),
 ]
+StreamInputs = Annotated[
+    bool,
+    typer.Option(
+        "--stream", help="Read what is on the Hub straight from there, and store nothing."
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout."),
@@ -140,7 +153,9 @@ Quiet = Annotated[
     bool,
     typer.Option("-q", "--quiet", help="Print nothing but warnings and errors."),
 ]
-
+QuietTalk = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print no talk, only the result and errors.")
+]
 
 Model = Annotated[
     Path,

@@ -47,7 +47,7 @@ def push(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Publish a diff vector, a graft or a tuned model on the Hub, with its card."""
+    """Publish what diffxfer wrote on the Hub, with its card."""
     from diffxfer import push as publish
     from diffxfer.cli.push_console import PushConsole
 

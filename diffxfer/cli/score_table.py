@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
 
-from diffxfer.cli.console import PIPE_WIDTH, printable
+from diffxfer.cli.console import PIPE_WIDTH
+from diffxfer.errors import printable
 from diffxfer.evaluation.scores import Evaluation, Row
 
 if TYPE_CHECKING:

@@ -8,40 +8,33 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.place import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry
-from diffxfer.diffs.artifact.samples import (
-    SAMPLES_NAME,
-    sample_indices,
-    samples_file,
-    samples_per_tensor,
-)
+from diffxfer.diffs.artifact.samples import SAMPLES_NAME, samples_file
 from diffxfer.diffs.companions.inherit import diff_companions
+from diffxfer.diffs.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.job import Job, RunOptions, do
-from diffxfer.diffs.matching.match import Difference, Fate
-from diffxfer.diffs.matching.names import is_head
+from diffxfer.diffs.kinship import kinship_of_diff
+from diffxfer.diffs.matching.match import Fate
 from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.diffs.shards import parse_size
 from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, open_roles
 from diffxfer.diffs.vocab.pair_base import check_mode
-from diffxfer.diffs.vocab.rows import extract_runs
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import MatchError, OptionError
-from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.job import Finish
     from diffxfer.diffs.report import Report
+    from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.tally import TensorResult
 
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Torch's names of dtypes, and those of safetensors."""
 
-_BASE_ONLY = "base of "
 _TABLES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 
 
@@ -56,6 +49,7 @@ def extract_diff(
     allow_missing: Sequence[str] = (),
     vocab: str = "auto",
     allow_nonfinite: bool = False,
+    allow_unrelated: bool = False,
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -80,6 +74,7 @@ def extract_diff(
         allow_missing: tensors that finetuned or base may lack; they are dropped.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         allow_nonfinite: let NaN, infinity and overflow through.
+        allow_unrelated: subtract even where the two have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as finetuned's are.
         threads: how many workers; None for one a processor.
         device: where the arithmetic runs, as torch names it.
@@ -114,9 +109,12 @@ def extract_diff(
     source = from_checkpoints(opened[0], opened[1], selection, lambda name: name, vocab)
     if not source.match.differences and not source.match.problems:
         raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
+    kinship = kinship_of_diff(
+        () if source.match.problems else source.match.differences, allow_unrelated=allow_unrelated
+    )
     companions = diff_companions(opened[0].folder)
     files = {**_borrowed_table(opened[0].folder, opened[1].folder), **companions.files}
-    tasks = _tasks(source, diff_dtype, opened[0].weights.shards[-1].path.name)
+    tasks = extract_tasks(source, DTYPES.get(diff_dtype), opened[0].weights.shards[-1].path.name)
     job = Job(
         verb="extract",
         out=out,
@@ -140,10 +138,12 @@ def extract_diff(
         left_out=companions.left_out,
         warnings=[
             *warn_of_one_model(opened[0], opened[1]),
+            *kinship.warnings,
             *source.vocabulary.warnings,
             *companions.warnings,
         ],
         began=began,
+        relations=kinship.relations,
     )
     options = RunOptions(
         *(threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress),
@@ -195,80 +195,6 @@ def warn_of_one_model(
     return warnings
 
 
-def _tasks(source: Source, diff_dtype: str, last_shard: str) -> list[TensorTask]:
-    """One task a difference, and those that only read."""
-    differences = source.match.differences
-    count = samples_per_tensor(len(differences))
-    tasks: list[TensorTask] = []
-    for difference in differences:
-        task = _task(source, difference, diff_dtype, last_shard, count)
-        tasks.append(task)
-        if not _in_base_order(task):
-            tasks.append(_digest(difference))
-    tasks += [compare(*pair) for pair in source.match.integers]
-    return tasks
-
-
-def _task(
-    source: Source, difference: Difference, diff_dtype: str, last_shard: str, samples: int
-) -> TensorTask:
-    ours, theirs = difference.sources
-    runs: tuple[Run, ...] = whole(RunKind.GRAFT, 2)
-    if difference.vocabulary:
-        rows = ours.shape[0], theirs.shape[0]
-        pairing = source.vocabulary.base_pairing
-        runs = tuple(extract_runs(pairing, finetuned_rows=rows[0], base_rows=rows[1])) or runs
-    # The Δ of a head that only base has on disk is stored under base's name, in the last shard.
-    from_embedding = is_head(difference.name) and not is_head(ours.name)
-    return TensorTask(
-        name=difference.name,
-        operation=Operation.SUBTRACT,
-        inputs=(ours, theirs),
-        dtype=ours.dtype if diff_dtype == "source" else DTYPES[diff_dtype],
-        shape=ours.shape,
-        runs=runs,
-        shard=last_shard if from_embedding else ours.shard.path.name,
-        sample=sample_indices(difference.name, ours.elements, samples),
-    )
-
-
-def _in_base_order(task: TensorTask) -> bool:
-    """Whether base's tensor is read from its first byte to its last, so that it can be digested."""
-    base = task.inputs[1]
-    if len(task.runs) != 1 or task.runs[0].kind is not RunKind.GRAFT:
-        return task.elements == 0 == base.elements
-    return task.runs[0].rows[1] == 0 and task.elements == base.elements
-
-
-def _digest(difference: Difference) -> TensorTask:
-    base = difference.sources[1]
-    return TensorTask(
-        name=_BASE_ONLY + difference.name,
-        operation=Operation.DIGEST,
-        inputs=(base,),
-        dtype=base.dtype,
-        shape=base.shape,
-        runs=whole(RunKind.GRAFT, 1),
-    )
-
-
-def compare(finetuned: TensorSpec, base: TensorSpec) -> TensorTask:
-    """The task that makes sure that two integer tensors are the same.
-
-    Args:
-        finetuned: one of them.
-        base: the other, of the same dtype and shape.
-    """
-    return TensorTask(
-        name=finetuned.name,
-        operation=Operation.COMPARE,
-        inputs=(finetuned, base),
-        dtype=finetuned.dtype,
-        shape=finetuned.shape,
-        runs=whole(RunKind.GRAFT, 2),
-    )
-
-
 def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
     match = source.match
     written = [task for task in tasks if task.shard is not None]
@@ -294,9 +220,10 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
                 checksum=result.checksum,
                 delta_norm=result.delta_norm,
                 base_norm=result.base_norm,
-                base_checksum=silent.get(_BASE_ONLY + name) or result.base_checksum,
+                base_checksum=silent.get(BASE_ONLY + name) or result.base_checksum,
                 inexact=result.inexact,
                 samples=len(result.samples),
+                unchanged=result.unchanged,
             )
             for name, result in results.items()
         }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,44 +10,32 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
 from diffxfer.diffs.companions.inherit import inherit_companions
-from diffxfer.diffs.extract import DTYPES, compare, every_input, warn_of_one_model
+from diffxfer.diffs.extract import every_input, warn_of_one_model
+from diffxfer.diffs.extract_tasks import compare
 from diffxfer.diffs.graft_match import (
     count_tied_head,
     match_roles,
     names_to_choose,
     target_side,
 )
-from diffxfer.diffs.graft_tasks import graft_tasks
-from diffxfer.diffs.job import Job, RunOptions, do, nothing_more
+from diffxfer.diffs.graft_options import check_options
+from diffxfer.diffs.graft_tasks import graft_tasks, with_tied_head
+from diffxfer.diffs.job import Job, do
+from diffxfer.diffs.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.matching.names import pair_names
-from diffxfer.diffs.matching.selection import Selection, make_selection
-from diffxfer.diffs.matching.ties import Head, HeadState, find_head
-from diffxfer.diffs.shards import parse_size
+from diffxfer.diffs.matching.ties import find_head
 from diffxfer.diffs.source import Source, from_checkpoints, from_diff, open_roles, source_entry
-from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
-from diffxfer.errors import OptionError
-from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.graft_options import GraftOptions
     from diffxfer.diffs.report import Report
     from diffxfer.streaming.plan import TensorTask
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """The options that `apply_diff` and `transfer` share, checked."""
-
-    selection: Selection
-    vocab: str
-    out_dtype: str | None
-    command: dict[str, str | float | list[str] | dict[str, float]]
-    run: RunOptions
-    began: float
 
 
 def apply_diff(
@@ -65,6 +51,7 @@ def apply_diff(
     vocab: str = "auto",
     out_dtype: str | None = None,
     allow_nonfinite: bool = False,
+    allow_unrelated: bool = False,
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -89,6 +76,7 @@ def apply_diff(
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
         allow_nonfinite: let NaN, infinity and overflow through.
+        allow_unrelated: graft even where base and target have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
         threads: how many workers; None for one a processor.
         device: where the arithmetic runs, as torch names it.
@@ -108,19 +96,20 @@ def apply_diff(
     Example:
         >>> apply_diff("sft-diff", "llama-3.1", "llama-3.1-grafted")  # doctest: +SKIP
     """
-    options = _check(
+    options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, overwrite, restart, stream, dry_run, progress),
+        *(threads, device, allow_nonfinite, allow_unrelated, overwrite, restart, stream),
+        *(dry_run, progress),
     )
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
     refuse_diff(places[1].folder, "target")
-    require_diff(places[0].folder)
+    manifest = require_diff(places[0].folder)
     opened = open_checkpoint(places[1], "target")
-    source = from_diff(places[0])
+    source = from_diff(places[0], manifest)
     inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
     refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
-    return _graft("apply", source, opened, out, options)
+    return _graft(source, opened, out, options, (places[0].folder, manifest))
 
 
 def transfer(
@@ -137,6 +126,7 @@ def transfer(
     vocab: str = "auto",
     out_dtype: str | None = None,
     allow_nonfinite: bool = False,
+    allow_unrelated: bool = False,
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -162,6 +152,7 @@ def transfer(
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
         allow_nonfinite: let NaN, infinity and overflow through.
+        allow_unrelated: graft even where base and target have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
         threads: how many workers; None for one a processor.
         device: where the arithmetic runs, as torch names it.
@@ -181,9 +172,10 @@ def transfer(
     Example:
         >>> transfer("llama-3.0-sft", "llama-3.0", "llama-3.1", "grafted")  # doctest: +SKIP
     """
-    options = _check(
+    options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, overwrite, restart, stream, dry_run, progress),
+        *(threads, device, allow_nonfinite, allow_unrelated, overwrite, restart, stream),
+        *(dry_run, progress),
     )
     out = Path(out)
     opened = open_roles({"finetuned": finetuned, "base": base, "target": target})
@@ -197,7 +189,7 @@ def transfer(
         lambda name: labels.get(name, name),
         vocab,
     )
-    return _graft("transfer", source, opened["target"], out, options, warnings)
+    return _graft(source, opened["target"], out, options, None, warnings)
 
 
 def _labels(opened: Mapping[str, Checkpoint]) -> dict[str, str]:
@@ -210,68 +202,19 @@ def _labels(opened: Mapping[str, Checkpoint]) -> dict[str, str]:
     return labels
 
 
-def _check(
-    alpha: float,
-    alpha_for: Mapping[str, float] | None,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    allow_missing: Sequence[str],
-    vocab: str,
-    out_dtype: str | None,
-    max_shard_size: str | None,
-    threads: int | None,
-    device: str,
-    allow_nonfinite: bool,
-    overwrite: bool,
-    restart: bool,
-    stream: bool,
-    dry_run: bool,
-    progress: Callable[[int, int], None] | None,
-) -> _Options:
-    began = time.perf_counter()
-    if out_dtype is not None and out_dtype not in DTYPES:
-        problem = f"{out_dtype!r} is unknown"
-        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
-    check_mode(vocab)
-    selection = make_selection(
-        alpha=alpha,
-        alpha_for=alpha_for,
-        include=include,
-        exclude=exclude,
-        allow_missing=allow_missing,
-    )
-    command: dict[str, str | float | list[str] | dict[str, float]] = {
-        "alpha": float(alpha),
-        "alpha_for": {regex: float(scale) for regex, scale in (alpha_for or {}).items()},
-        **selection.command(),
-        "vocab": vocab,
-        "out_dtype": out_dtype or "target",
-        "max_shard_size": max_shard_size or "target",
-        "allow_nonfinite": str(allow_nonfinite).lower(),
-    }
-    max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
-    check_run_options(threads, device)
-    run = RunOptions(
-        *(threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress),
-        stream=stream,
-    )
-    return _Options(selection, vocab, out_dtype, command, run, began)
-
-
 def _graft(
-    verb: str,
     source: Source,
     target: Checkpoint,
     out: Path,
-    options: _Options,
+    options: GraftOptions,
+    diff: tuple[Path, Manifest] | None,
     warnings: Sequence[str] = (),
 ) -> Report:
     """What `apply_diff` and `transfer` have in common."""
     selection = options.selection
     selection.refuse_unused(names_to_choose(source, target))
     head = find_head(target.tensors, target.config)
-    side = target_side(target, head)
-    match = match_roles(source, side, head, selection)
+    match = match_roles(source, side := target_side(target, head), head, selection)
     warnings = [*warnings, *count_tied_head(match, head, selection)]
     pairing, more = relate_to_target(
         source.vocabulary,
@@ -279,14 +222,14 @@ def _graft(
         options.vocab,
         same_rows=all(ours.shape == theirs.shape for ours, theirs in match.grafts),
     )
+    problems = [*source.match.problems, *match.problems]
     tasks: list[TensorTask] = []
     vocab_size: int | None = None
-    if not (match.problems or source.match.problems):
-        dtype = DTYPES[options.out_dtype] if options.out_dtype else None
-        tasks, vocab_size = graft_tasks(source, match, pairing, selection, dtype, side.vocabulary)
-        tasks += _tied_copy(tasks, target, head)
-        order = {name: number for number, name in enumerate(target.tensors)}
-        tasks.sort(key=lambda task: order[task.name])
+    if not problems:
+        tasks, vocab_size = graft_tasks(source, match, pairing, selection, options.dtype, side)
+    silent = [compare(*pair) for pair in source.match.integers]
+    scaled = () if problems else match.scaled(selection)
+    kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = inherit_companions(
         target.folder,
         source.behaviour,
@@ -297,32 +240,25 @@ def _graft(
         vocab_size=vocab_size,
         dtype=options.out_dtype,
     )
+    said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     job = Job(
-        verb=verb,
+        verb=source.operation.value,
         out=out,
-        tasks=[*(compare(*pair) for pair in source.match.integers), *tasks],
+        tasks=[*silent, *kinship.tasks, *with_tied_head(tasks, target, head)],
         inputs=(*source.shards, *target.weights.shards),
         indexed=target.weights.indexed and options.run.max_shard_bytes is None,
         files=dict(companions.files),
         command=options.command,
         sources={**source.entries, "target": source_entry(target.weights)},
         fates=[*match.fates, *source.match.fates],
-        problems=[*source.match.problems, *match.problems],
-        finish=nothing_more,
+        problems=problems,
+        finish=finish_of(kinship, said),
         vocabulary=pairing.mode if pairing else "rows",
         added_tokens=tuple(pairing.names.values()) if pairing else (),
         dropped_tokens=pairing.dropped if pairing else (),
         left_out=companions.left_out,
-        warnings=[*warnings, *source.vocabulary.warnings, *more, *companions.warnings],
+        warnings=said,
         began=options.began,
+        relations=kinship.relations,
     )
     return do(job, options.run)
-
-
-def _tied_copy(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:
-    """A head that the target keeps as a copy of its embedding stays one."""
-    if head.state is not HeadState.TIED or head.name is None:
-        return []
-    embedding = next(task for task in tasks if task.name == head.embedding)
-    shard = target.tensors[head.name].shard.path.name
-    return [replace(embedding, name=head.name, shard=shard)]

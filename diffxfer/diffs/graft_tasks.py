@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
 from diffxfer.diffs.matching.names import is_embedding, is_layer_embedding
+from diffxfer.diffs.matching.ties import HeadState
 from diffxfer.diffs.vocab.rows import graft_runs
 from diffxfer.diffs.vocab.tensors import refuse_ambiguous
 from diffxfer.errors import VocabularyError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.diffs.matching.match import Difference, TargetMatch
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.diffs.matching.match import Difference, Side, TargetMatch
     from diffxfer.diffs.matching.selection import Selection
+    from diffxfer.diffs.matching.ties import Head
     from diffxfer.diffs.source import Source
     from diffxfer.diffs.vocab.pair_target import TargetPairing
 
@@ -26,7 +31,7 @@ def graft_tasks(
     pairing: TargetPairing | None,
     selection: Selection,
     out_dtype: str | None,
-    target_vocabulary: frozenset[str],
+    side: Side,
 ) -> tuple[list[TensorTask], int | None]:
     """One task a tensor of the target.
 
@@ -36,7 +41,7 @@ def graft_tasks(
         pairing: how rows of tokens pair.
         selection: the scales.
         out_dtype: as safetensors names it, None to keep the target's.
-        target_vocabulary: the target's tensors whose rows belong to tokens.
+        side: the target's tensors, and which of them have rows that belong to tokens.
 
     Returns:
         The tasks, and the vocabulary's size if the embedding grows, or else that of Gemma 3n's
@@ -47,7 +52,7 @@ def graft_tasks(
             tokens that have moved.
     """
     if pairing is not None:
-        _refuse_short(match, target_vocabulary, pairing)
+        _refuse_short(match, side.vocabulary, pairing)
         _refuse_ambiguous(match, pairing, selection)
     tasks = [copy_task(spec, out_dtype) for spec in match.copies]
     grown: dict[str, int] = {}
@@ -116,6 +121,23 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
         runs=whole(RunKind.COPY, 1),
         shard=spec.shard.path.name,
     )
+
+
+def with_tied_head(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:
+    """The tasks as the target has its tensors; a head that copies its embedding goes on to do so.
+
+    Args:
+        tasks: one for every other tensor, or none.
+        target: whose they are.
+        head: what it has for one.
+    """
+    tasks = list(tasks)
+    if tasks and head.state is HeadState.TIED and head.name is not None:
+        embedding = next(task for task in tasks if task.name == head.embedding)
+        shard = target.tensors[head.name].shard.path.name
+        tasks.append(replace(embedding, name=head.name, shard=shard))
+    order = {name: number for number, name in enumerate(target.tensors)}
+    return sorted(tasks, key=lambda task: order[task.name])
 
 
 def _graft_task(

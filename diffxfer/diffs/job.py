@@ -27,12 +27,13 @@ from diffxfer.diffs.artifact.manifest import (
     VocabularyEntry,
     manifest_bytes,
 )
+from diffxfer.diffs.fingerprint import fingerprint
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.report import Report, count_fates, group_fates, losses
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
-from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, TensorTask, make_plan
+from diffxfer.streaming.plan import Plan, TensorTask, make_plan
 from diffxfer.streaming.run import run_plan
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import ShardFile
     from diffxfer.diffs.matching.match import Fate, Problem
+    from diffxfer.diffs.relatedness import Relation
     from diffxfer.errors import Culprits
     from diffxfer.streaming.tally import TensorResult
 
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
         [Manifest, Mapping[str, TensorResult], Mapping[str, str]],
         tuple[Manifest, dict[str, bytes]],
     ]
-    """Completes a manifest from results by output name and checksums of tensors only read."""
+    """Completes a manifest, its tensors above all, from results by name; checksums if only read."""
 
 README = "README.md"
 _JOURNAL_SHARE = 2048
@@ -88,9 +90,10 @@ class RunOptions:
 def nothing_more(
     manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """The `Finish` of a job whose manifest needs no more than every manifest has."""
-    del results, silent
-    return manifest, {}
+    """The `Finish` of a job whose manifest has only the checksums of its tensors."""
+    del silent
+    entries = {name: TensorEntry(checksum=result.checksum) for name, result in results.items()}
+    return manifest.model_copy(update={"tensors": entries}), {}
 
 
 @dataclass(slots=True)
@@ -115,6 +118,7 @@ class Job:
         left_out: files that are not carried.
         warnings: what a user should know.
         began: when the verb was called, by `time.perf_counter`.
+        relations: how the models relate that were compared.
         identities: of the files to copy, as they were when the job was planned.
     """
 
@@ -135,6 +139,7 @@ class Job:
     left_out: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
+    relations: tuple[Relation, ...] = ()
     identities: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
 
 
@@ -171,13 +176,7 @@ def do(job: Job, options: RunOptions) -> Report:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
         return _report(job, plan, free, to_fetch, refused=refused)
-    folder = OutputFolder(
-        job.out,
-        _fingerprint(job, plan, options.device),
-        overwrite=options.overwrite,
-        restart=options.restart,
-    )
-    with folder:
+    with _output(job, plan, options) as folder:
         needed, held = _needed(job, plan), folder.held_bytes()
         refuse_small_disk(job.out, needed, held)
         fetch_shards(read, options.progress, out=job.out, needed=needed - held)
@@ -199,6 +198,20 @@ def do(job: Job, options: RunOptions) -> Report:
     return _report(job, plan, free, to_fetch, results=by_name, resumed=resumed)
 
 
+def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
+    return OutputFolder(
+        job.out,
+        fingerprint(
+            plan,
+            options.device,
+            job.files,
+            (job.verb, sorted(job.command.items()), sorted(job.sources.items())),
+        ),
+        overwrite=options.overwrite,
+        restart=options.restart,
+    )
+
+
 def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
     """The checksums of tensors that were only read, by the name of their task."""
     return {
@@ -217,34 +230,6 @@ def _needed(job: Job, plan: Plan) -> int:
     return plan.bytes_to_write + companions + plan.bytes_to_write // _JOURNAL_SHARE
 
 
-def _fingerprint(job: Job, plan: Plan, device: str) -> str:
-    """Tells one job from another, so that no run goes on from what another one did.
-
-    By all that has a part in a byte of the result: the plan, versions, inputs and options. How
-    many threads there are has none.
-    """
-    digest = xxhash.xxh3_128()
-
-    def take(*values: object) -> None:
-        digest.update(repr(values).encode("utf-8", "backslashreplace"))
-
-    take(version("diffxfer"), version("torch"), BLOCK_ELEMENTS, device)
-    take(job.verb, sorted(job.command.items()), sorted(job.sources.items()))
-    # A file is known by inode, size and time: after a reboot its disk may have another number.
-    inputs = {shard.path: number for number, shard in enumerate(plan.inputs)}
-    take([shard.identity[1:] for shard in plan.inputs])
-    for name, content in sorted(job.files.items()):
-        take(name)
-        digest.update(content if isinstance(content, bytes) else read_bytes(content))
-    for task in plan.tasks:
-        sources = [(inputs[spec.shard.path], spec.start, spec.dtype) for spec in task.inputs]
-        take(task.name, task.operation.value, task.alpha, task.shard, task.start, sources)
-        take(task.sample, *((run.kind.value, run.start, run.count, run.rows) for run in task.runs))
-    for name, layout in plan.layouts.items():
-        take(name, layout.header)
-    return digest.hexdigest()
-
-
 def _write_rest(
     job: Job,
     plan: Plan,
@@ -261,8 +246,7 @@ def _write_rest(
             sum(task.elements for task in written),
             sum(task.elements * task.itemsize for task in written),
         )
-    manifest = _manifest(job, plan, results)
-    manifest, more = job.finish(manifest, results, silent)
+    manifest, more = job.finish(_manifest(job, plan), results, silent)
     files |= more
     files[README] = write_card(job.out.absolute().name, manifest)
     entries: dict[str, FileEntry] = {}
@@ -284,7 +268,7 @@ def _unchanged(job: Job, name: str, path: Path) -> bytes:
     return data
 
 
-def _manifest(job: Job, plan: Plan, results: Mapping[str, TensorResult]) -> Manifest:
+def _manifest(job: Job, plan: Plan) -> Manifest:
     return Manifest(
         diffxfer_format=FORMAT,
         kind=_KINDS.get(job.verb, "graft"),
@@ -305,7 +289,7 @@ def _manifest(job: Job, plan: Plan, results: Mapping[str, TensorResult]) -> Mani
             for name, layout in plan.layouts.items()
         },
         files={},
-        tensors={name: TensorEntry(checksum=result.checksum) for name, result in results.items()},
+        tensors={},  # `finish` knows them; 60,000 to be replaced took 32 MB
     )
 
 
@@ -343,5 +327,6 @@ def _report(
         dropped_tokens=job.dropped_tokens,
         inexact=inexact,
         left_out=job.left_out,
+        relations=job.relations,
         warnings=tuple(job.warnings),
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.diffs.matching.match import Fate
+    from diffxfer.diffs.relatedness import Relation
     from diffxfer.errors import Culprits
 
 
@@ -64,6 +65,7 @@ class Report:
         dropped_tokens: tokens whose difference was dropped.
         inexact: by tensor, the elements of finetuned that base and Δ do not give back exactly.
         left_out: files of the inputs that the output does not have.
+        relations: how the models relate that were compared, by sampled elements.
         warnings: one line each.
     """
 
@@ -85,6 +87,7 @@ class Report:
     dropped_tokens: tuple[str, ...]
     inexact: dict[str, int]
     left_out: tuple[str, ...]
+    relations: tuple[Relation, ...]
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
+from diffxfer.checkpoints.header import FLOATS, short
 from diffxfer.checkpoints.hub.names import cached_id
 from diffxfer.checkpoints.reader import open_checkpoint, open_weights
 from diffxfer.checkpoints.source import Place, find
 from diffxfer.diffs.artifact.license import read_license
-from diffxfer.diffs.artifact.manifest import (
-    Manifest,
-    ShardEntry,
-    SourceEntry,
-    refuse_diff,
-    require_diff,
-)
+from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, refuse_diff
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
@@ -182,20 +177,24 @@ def _shared_head(
     return next(iter(match.differences), None)
 
 
-def from_diff(place: Place) -> Source:
+def from_diff(place: Place, manifest: Manifest) -> Source:
     """Δ as a diff vector has it.
 
     Args:
         place: the diff vector.
+        manifest: what it says of itself.
 
     Raises:
-        DiffxferError: if it is not one, or not whole.
+        DiffxferError: if it is not whole.
     """
     folder = place.folder
-    manifest = require_diff(folder)
     weights = open_weights(place)
     refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_behaviour(n)])
     behaviour = folder / COMPANIONS
+    for name, spec in weights.tensors.items():
+        if spec.dtype not in FLOATS:
+            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
+            raise ArtifactError(spec.shard.path, problem, "make or download it again")
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
     match = BaseMatch(
         [Difference(name, (spec,), name in names) for name, spec in weights.tensors.items()],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.diffs.graft import apply_diff
-from diffxfer.errors import DiskSpaceError, MatchError
+from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError
 from diffxfer.evaluation.identity import content_key
 from diffxfer.evaluation.rows import Scored
 from diffxfer.evaluation.scratch import scratch_folder
@@ -184,7 +184,7 @@ def check_graft(cast: Cast, output: Path | None) -> tuple[str, ...]:
         report = apply_diff(cast.diff, cast.target, home / _NOT_MADE, dry_run=True)
         if report.refused:
             raise refusal(report.refused)
-    except MatchError as exc:
+    except (MatchError, RelatednessError) as exc:
         exc.remedy += "; diffxfer apply has these options: give the graft it makes as a MODEL"
         raise
     if report.bytes_to_write > report.free_bytes:

@@ -61,17 +61,15 @@ def push(
         >>> push("sft-diff", "me/sft-diff", private=True)  # doctest: +SKIP
     """
     began = time.perf_counter()
-    repo = _require_id(repo_id)
-    folder = Path(path)
-    found = open_folder(folder)
+    repo, found = _require_id(repo_id), open_folder(Path(path))
     warnings: list[str] = []
-    card = _make_card(found, repo, folder, eval, license, warnings)
+    card = _make_card(found, repo, Path(path), eval, license, warnings)
     repository = _look(repo, found.manifest, warnings, private=private, dry_run=dry_run)
     todo = _compare(_with_card(found, card), repository)
     after = repository
     if not dry_run:
-        message = message or f"Upload {KINDS[found.manifest.kind]} with diffxfer"
-        after = _commit(todo, repository or repo, message, warnings, private, progress)
+        said = message or f"Upload {KINDS[found.manifest.kind]} with diffxfer"
+        after = _commit(todo, repository or repo, said, warnings, private, progress)
     return PushReport(
         repo=repo,
         url=_page(repo),

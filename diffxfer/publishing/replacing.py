@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import parse_object, read_bytes
+from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.json_read import parse_object
 from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.errors import HubError
 

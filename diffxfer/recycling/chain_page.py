@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
+import html
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.errors import printable
 from diffxfer.recycling.chain_report import COLUMNS, value_of
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def write_page(report: ChainReport, path: Path) -> None:
     bases = " → ".join(each.base for each in report.rounds)
     page = _PAGE.format(
         title=escape(f"Chain of {len(report.rounds)} bases"),
-        summary=escape(bases),
+        summary=escape(f"{bases}; mode {report.recipe.get('mode', 'iter')}"),
         body="\n".join(parts),
         warnings=_warnings(report),
         recipe=escape(yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)),
@@ -100,6 +101,15 @@ def write_page(report: ChainReport, path: Path) -> None:
         partial.replace(path)
     except OSError as exc:
         raise write_error(path.parent, path.name, exc) from exc
+
+
+def escape(text: str) -> str:
+    """Text as a page may have it: neither markup, nor what turns or hides the text around it.
+
+    Args:
+        text: any text; its lines stay.
+    """
+    return "\n".join(html.escape(printable(line)) for line in text.split("\n"))
 
 
 def _warnings(report: ChainReport) -> str:
@@ -119,13 +129,23 @@ def _section(report: ChainReport, measure: Measure) -> str:
         alpha = "" if each.alpha is None else f" <small>alpha {each.alpha:g}</small>"
         lines.append(f"<tr><td>{each.number}. {escape(each.base)}{alpha}</td>{cells}</tr>")
     name = escape(title_of(measure))
-    scored = [each.row(column, measure) for each in report.rounds for column in columns]
-    measured = any(row is not None and row["stderr"] is not None for row in scored)
-    caption = "<caption>± standard error</caption>\n" if measured else ""
+    caption = _caption(report, measure)
     return (
         f'<h2>{name}</h2>\n<div class="wide"><table>\n{caption}'
         f"<tr><th>round</th>{heads}</tr>\n" + "\n".join(lines) + "\n</table></div>"
     )
+
+
+def _caption(report: ChainReport, measure: Measure) -> str:
+    """Which way is better, and what stands behind ±."""
+    found = (each.row(column, measure) for each in report.rounds for column in report.columns())
+    rows = [row for row in found if row is not None]
+    said = []
+    if rows and rows[0]["higher_is_better"] is not None:
+        said.append("higher is better" if rows[0]["higher_is_better"] else "lower is better")
+    if any(row["stderr"] is not None for row in rows):
+        said.append("± standard error")
+    return f"<caption>{'; '.join(said)}</caption>\n" if said else ""
 
 
 def _cell(row: dict[str, Any] | None, best: float | None) -> str:

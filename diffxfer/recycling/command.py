@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from diffxfer.checkpoints.filesystem import sync_folder, sync_tree
+from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.diffs.matching.ties import find_head, without_tied_head
@@ -84,6 +85,7 @@ def train_by_command(
         raise TrainingError(words[0], problem, f"its whole output is in {log}")
     _check(model, scratch, words[0], log)
     try:
+        _drop_copied_manifest(model, scratch)
         sync_tree(scratch)
         scratch.rename(out)
         sync_folder(out.parent)
@@ -183,6 +185,17 @@ def _check(model: Path, made: Path, command: str, log: Path) -> None:
             raise TrainingError(command, problem, remedy)
     if read_tokenizer(model) is not None and read_tokenizer(made) is None:
         raise TrainingError(command, "left no tokenizer at {output}", f"save it too; {remedy}")
+
+
+def _drop_copied_manifest(model: Path, made: Path) -> None:
+    """Remove the manifest of the model it began with, if the command copied that along.
+
+    It would say of the trained model what is true of the graft. One of its own, as of a command
+    that calls diffxfer tune, stays.
+    """
+    theirs, copied = (folder / MANIFEST_NAME for folder in (model, made))
+    if theirs.is_file() and copied.is_file() and theirs.read_bytes() == copied.read_bytes():
+        copied.unlink()
 
 
 def _own_tensors(checkpoint: Checkpoint) -> dict[str, TensorSpec]:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.companions import list_companions
 from diffxfer.recycling.chain import Step, Verb, to_remove
-from diffxfer.recycling.options import state_bytes
+from diffxfer.recycling.options import training_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.recycling.recipe import Recipe
 
 
@@ -20,12 +22,24 @@ class Size:
     """How large a model is.
 
     Attributes:
-        weights_bytes: of its shards.
+        disk_bytes: of its shards and companions.
         parameters: the elements of its tensors.
     """
 
-    weights_bytes: int
+    disk_bytes: int
     parameters: int
+
+
+def size_of(checkpoint: Checkpoint) -> Size:
+    """How large a model on disk is.
+
+    Args:
+        checkpoint: the model.
+    """
+    folder = checkpoint.folder
+    companions = ((folder / name).stat().st_size for name in list_companions(folder).names)
+    shards = (shard.size for shard in checkpoint.weights.shards)
+    return Size(sum(shards) + sum(companions), checkpoint.elements)
 
 
 def peak_bytes(
@@ -50,7 +64,7 @@ def peak_bytes(
     there: set[Path] = set()
     peak = 0
     for step in pending:
-        now = sum(known[path].weights_bytes for path in there)
+        now = sum(known[path].disk_bytes for path in there)
         peak = max(peak, now + _while_doing(step, known, recipe))
         if step.out is not None and step.verb is not Verb.SCORE:
             there.add(step.out)
@@ -95,6 +109,5 @@ def _while_doing(step: Step, known: Mapping[Path, Size], recipe: Recipe) -> int:
         return 0
     made, train = _output(step, known), recipe.train
     if step.verb is Verb.TUNE and train is not None and train.steps is not None:
-        states = state_bytes(made.parameters, train.steps, train.save_every)
-        return made.weights_bytes + states
-    return made.weights_bytes
+        return training_bytes(made.disk_bytes, made.parameters, train.steps, train.save_every)
+    return made.disk_bytes

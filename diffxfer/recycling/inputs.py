@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,15 @@ from diffxfer.checkpoints.companions import list_companions, read_bytes
 from diffxfer.checkpoints.reader import OpenShard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.recycling.recipe import Recipe
 
 _BLOCK = 4096
 _BLOCKS_A_SHARD = 64
 _STEP = 1 << 22
+_TASK_FILES = (".py", ".yaml", ".yml")
 
 
 def model_identity(checkpoint: Checkpoint) -> str:
@@ -50,20 +55,45 @@ def model_identity(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def data_identity(recipe: Recipe) -> dict[str, str]:
-    """By the path of the rows to train on, what tells one state of them from another.
+def file_identities(recipe: Recipe, home: Path, run: Path) -> dict[str, str]:
+    """What tells one state from another, of everything else that a recipe names, by its path.
+
+    Those are the rows to train on, where they are in a file; the files that a command's words name,
+    such as its script; and the YAML files and code in the folder of tasks.
 
     Args:
-        recipe: what is to be done; rows that are not in a file are not looked at.
+        recipe: what is to be done.
+        home: the folder that a command is run in.
+        run: the folder of the run, which may lie in that of the tasks, and is no part of it.
 
     Raises:
         OSError: if they cannot be read.
     """
-    name = None if recipe.train is None else recipe.train.data
-    if name is None or not Path(name).is_file():
-        return {}
+    train, scored = recipe.train, recipe.eval
+    named: set[Path] = set()
+    if train is not None and train.data is not None:
+        named.add(Path(train.data))
+    if train is not None and train.command is not None:
+        # Not the program: another Python is no other recipe.
+        named |= {home / word for word in shlex.split(train.command)[1:]}
+    found = {str(path): _digest([path]) for path in sorted(named) if _is_file(path)}
+    if scored is not None and scored.include_path is not None:
+        folder = Path(scored.include_path)
+        files = (path for path in folder.rglob("*") if path.suffix in _TASK_FILES)
+        own = (path for path in files if path.is_file() and not path.is_relative_to(run))
+        found[str(folder)] = _digest(sorted(own))
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    # `Path.is_file` fails at an argument that is too long for a name.
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def _digest(files: Iterable[Path]) -> str:
     digest = xxhash.xxh3_128()
-    with Path(name).open("rb") as file:
-        while part := file.read(_STEP):
-            digest.update(part)
-    return {name: digest.hexdigest()}
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(_STEP):
+                digest.update(part)
+    return digest.hexdigest()

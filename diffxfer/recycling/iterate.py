@@ -18,11 +18,11 @@ from diffxfer.errors import OptionError
 from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
 from diffxfer.recycling.chain_report import ChainReport, make_report
 from diffxfer.recycling.data import is_file, read_rows
-from diffxfer.recycling.disk import Size, held_bytes, leftovers, peak_bytes
-from diffxfer.recycling.inputs import data_identity, model_identity
+from diffxfer.recycling.disk import held_bytes, leftovers, peak_bytes, size_of
+from diffxfer.recycling.inputs import file_identities, model_identity
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
 from diffxfer.recycling.state import State
-from diffxfer.recycling.steps import Hands, do_step
+from diffxfer.recycling.steps import Hands, check_scoring, do_step
 from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:
@@ -80,16 +80,15 @@ def iterate(
     steps = plan_chain(plan, run)
     tell = progress or _nobody_listens
     hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
-    _refuse_own_inputs([*opened, *data_identity(plan)], steps)
+    files = file_identities(plan, hands.home, run)
+    _refuse_own_inputs([*opened, *files], steps)
     _fetch(opened, tell, moved)
     inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
-    inputs |= data_identity(plan)
+    inputs |= files
     with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
         pending = _begin(steps, state, from_round)
         if pending:
-            sizes = {path: _size(checkpoint) for path, checkpoint in opened.items()}
-            needed = peak_bytes(pending, steps, plan, sizes)
-            refuse_small_disk(run / "rounds", needed, held_bytes(pending))
+            _check(pending, steps, hands, opened)
             state.save()
             _clear_round(steps, from_round)
             (run / REPORT_NAME).unlink(missing_ok=True)
@@ -157,11 +156,6 @@ def _refuse_own_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
             raise OptionError(path, problem, "choose another -o")
 
 
-def _size(checkpoint: Checkpoint) -> Size:
-    weights_bytes = sum(shard.size for shard in checkpoint.weights.shards)
-    return Size(weights_bytes, checkpoint.elements)
-
-
 def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[Step]:
     """The steps to do; what the state knew of them is forgotten."""
     if from_round is not None:
@@ -177,6 +171,17 @@ def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[
         raise OptionError("--from-round", problem, f"give {first}, to do all of it by the new one")
     state.forget({step.key for step in pending})
     return pending
+
+
+def _check(
+    pending: Sequence[Step], steps: Sequence[Step], hands: Hands, opened: Mapping[str, Checkpoint]
+) -> None:
+    """Refuse, before anything is done, what could not be done to the end."""
+    if any(step.verb in (Verb.SCORE, Verb.CHOOSE) for step in pending):
+        check_scoring(hands.recipe)
+    sizes = {path: size_of(checkpoint) for path, checkpoint in opened.items()}
+    needed = peak_bytes(pending, steps, hands.recipe, sizes)
+    refuse_small_disk(hands.run / "rounds", needed, held_bytes(pending))
 
 
 def _clear_round(steps: Sequence[Step], from_round: int | None) -> None:

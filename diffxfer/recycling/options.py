@@ -67,16 +67,17 @@ def _interval(steps: int, save_every: int | None) -> int:
     return save_every or max(50, steps // 10)
 
 
-def state_bytes(parameters: int, steps: int, save_every: int | None) -> int:
-    """The disk that training takes at most beside its result.
+def training_bytes(result_bytes: int, parameters: int, steps: int, save_every: int | None) -> int:
+    """The disk that training takes at most, its result included.
 
     Args:
+        result_bytes: of what it makes.
         parameters: of the model; in a state, each is a float32, and so are AdamW's two moments.
         steps: see `TuneOptions`.
         save_every: see `TuneOptions`.
     """
     states = min(2, (steps - 1) // _interval(steps, save_every))
-    return 4 * parameters * (3 * states + 1)
+    return result_bytes + 4 * parameters * (3 * states + 1)
 
 
 def check_options(options: TuneOptions, *, distilled: bool, device: str | None) -> None:
@@ -112,7 +113,7 @@ def check_options(options: TuneOptions, *, distilled: bool, device: str | None) 
     if not distilled:
         _refuse_without_teacher(options)
     if device not in (None, "cpu", "cuda"):
-        raise OptionError("--device", f"{device!r} is unknown", "give cpu or cuda")
+        raise OptionError("device", f"{device!r} is unknown", "give cpu or cuda")
 
 
 def _refuse_without_teacher(options: TuneOptions) -> None:

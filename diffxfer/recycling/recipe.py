@@ -180,6 +180,27 @@ class Recipe(_Part):
         return self
 
 
+def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that an older diffxfer wrote down, with what it did not know yet at its default.
+
+    Args:
+        recipe: as values that JSON has; it is not checked.
+    """
+    filled = _defaults(Recipe) | dict(recipe)
+    for key, part in _PARTS.items():
+        if isinstance(filled[key], dict):
+            filled[key] = _defaults(part) | filled[key]
+    return filled
+
+
+def _defaults(part: type[_Part]) -> dict[str, Any]:
+    fields = part.model_fields.items()
+    return {name: field.default for name, field in fields if not field.is_required()}
+
+
+_PARTS: dict[str, type[_Part]] = {"train": TrainPart, "eval": EvalPart}
+
+
 class _Loader(yaml.SafeLoader):
     """Reads YAML, and refuses a key that stands twice: the first would be lost in silence.
 
@@ -256,8 +277,7 @@ def _refusal(path: Path, document: dict[Any, Any], exc: ValidationError) -> Reci
     key, first = next((k, e) for k, e in alike if len(k) == deepest)
     where = f"{path}: {'.'.join(key)}" if key else str(path)
     if first["type"] == "extra_forbidden":
-        parts: dict[str, type[_Part]] = {"train": TrainPart, "eval": EvalPart}
-        known = sorted(parts.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
+        known = sorted(_PARTS.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
         near = get_close_matches(key[-1], known, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return RecipeError(where, "is no key of a recipe", remedy)

@@ -59,7 +59,7 @@ def make_config(options: TuneOptions, output: Path, device: str | None) -> SFTCo
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     gpus = 0 if device == "cpu" or launched_on_cpu else torch.cuda.device_count()
     if device == "cuda" and gpus == 0:
-        raise OptionError("--device", "torch finds no GPU", "give cpu")
+        raise OptionError("device", "torch finds no GPU", "give cpu")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if gpus > 1 and processes == 1:
         raise TrainingError(

@@ -10,6 +10,7 @@ from diffxfer.checkpoints.companions import read_object
 from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OutputError, OutputExistsError, RecipeError
+from diffxfer.recycling.recipe import with_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -97,7 +98,8 @@ class State:
             problem = f"has format {known.get('format')!r}, and this diffxfer reads {FORMAT}"
             raise RecipeError(self._path, problem, "choose another -o")
         self.done = dict(known.get("done", {}))
-        begun = known.get("recipe", {})
+        # A key that is newer than the run was not said, so it had its default.
+        begun = with_defaults(known.get("recipe", {}))
         for key, was, now in _differences(begun, self._recipe):
             first = _first_round(key)
             if from_round is None or first < from_round:
@@ -105,12 +107,12 @@ class State:
                 raise RecipeError(self._run, problem, _remedy(first))
             self.mixed |= not key.startswith("bases.")
         for path, was in known.get("inputs", {}).items():
-            first = min((_first_round(key) for key in _keys_of(path, begun)), default=1)
+            keys = _keys_of(path, begun)
+            first = min(map(_first_round, keys), default=_ANY_ROUND)
             if self._inputs.get(path) == was:
                 continue
             if from_round is not None and from_round <= first:
-                bases = all(key.startswith("bases.") for key in _keys_of(path, begun))
-                self.mixed |= not bases
+                self.mixed |= not (keys and all(key.startswith("bases.") for key in keys))
                 continue
             raise RecipeError(path, "changed since this run was begun", _remedy(first))
 
@@ -169,7 +171,7 @@ def _first_round(key: str) -> int:
 
 
 def _keys_of(path: str, recipe: Mapping[str, Any]) -> list[str]:
-    """The keys of a recipe that name an input."""
+    """The keys of a recipe that name an input; none do for a file among a command's words."""
     return [key for key, value in _leaves(recipe) if value == path]
 
 

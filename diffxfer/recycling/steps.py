@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.diffs.extract import extract_diff
 from diffxfer.diffs.graft import apply_diff
 from diffxfer.errors import EvaluationError, UnfinishedError
 from diffxfer.evaluation.evaluate import evaluate
+from diffxfer.evaluation.settings import make_settings
 from diffxfer.recycling.chain import Step, Verb, round_name
 from diffxfer.recycling.command import train_by_command
 from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
@@ -17,7 +19,6 @@ from diffxfer.recycling.tune import tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from diffxfer.recycling.recipe import EvalPart, Recipe, TrainPart
 
@@ -41,6 +42,28 @@ class Hands:
     tell: Callable[[str], None]
     training: Callable[[int, int, float], None] | None
     moved: Callable[[int, int], None] | None
+
+
+def check_scoring(recipe: Recipe) -> None:
+    """Find the tasks and what runs the models, so that a slip is not met after hours of training.
+
+    Args:
+        recipe: what to do.
+
+    Raises:
+        DiffxferError: if a task is unknown or its data cannot be had, or an option is wrong.
+    """
+    from diffxfer.evaluation.harness import check_backend, check_device
+    from diffxfer.evaluation.tasks import check_files, find_tasks
+
+    assert recipe.eval is not None
+    given = _scoring(recipe.eval, tasks=recipe.eval.tasks)
+    folder = given.pop("include_path")
+    settings = make_settings(include_path=None if folder is None else Path(folder), **given)
+    check_files(settings)
+    check_backend(settings)
+    check_device(settings)
+    find_tasks(settings, fingerprint=False)
 
 
 def do_step(step: Step, hands: Hands, done: Mapping[str, Any]) -> Any:

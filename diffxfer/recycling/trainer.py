@@ -18,6 +18,7 @@ from diffxfer.errors import DataError, TrainingError
 from diffxfer.recycling.distill import IGNORED, Weights, distillation_terms
 from diffxfer.recycling.keeper import Keeper
 from diffxfer.recycling.loading import check_names, first_line, load_model, load_tokenizer
+from diffxfer.recycling.processes import first_does
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,8 +119,8 @@ def _make_trainer(
 ) -> SFTTrainer:
     tokenizer = load_tokenizer(model.folder, rows)
     student = load_model(model, torch.float32)
-    if fresh and config.process_index == 0:
-        check_names(model, student, work.path / "names")
+    if fresh:
+        first_does(config, lambda: check_names(model, student, work.path / "names"))
     known: dict[str, Any] = {
         "model": student,
         "args": config,

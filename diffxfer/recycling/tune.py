@@ -20,7 +20,7 @@ from diffxfer.recycling.options import (
     TEMPERATURE,
     TuneOptions,
     check_options,
-    state_bytes,
+    training_bytes,
 )
 from diffxfer.recycling.report import TuneReport
 from diffxfer.recycling.save import read_log, write_tuned
@@ -187,39 +187,38 @@ def _run(
     began: float,
 ) -> TuneReport:
     """Train, in as many processes as there are, and write the result in one."""
-    from accelerate.utils import broadcast_object_list
-
+    from diffxfer.recycling.processes import first_does
     from diffxfer.recycling.settings import make_config, quiet_libraries
     from diffxfer.recycling.trainer import train
 
     with quiet_libraries():
         config = make_config(job.options, work.path, device)
-        first = config.process_index == 0
-        if first:
-            work.open(_identity(job, config.world_size, config.device.type), restart=restart)
-        config.distributed_state.wait_for_everyone()
-        newest = work.newest()
-        if newest is None and first:
-            if not restart:
-                _refuse_unfinished(job.out)
-            refuse_small_disk(job.out, _bytes_needed(job))
+        processes = config.world_size
+
+        def begin() -> tuple[int, Path] | None:
+            work.open(_identity(job, processes, config.device.type), restart=restart)
+            newest = work.newest()
+            if newest is None:
+                if not restart:
+                    _refuse_unfinished(job.out)
+                refuse_small_disk(job.out, _bytes_needed(job))
+            return newest
+
+        newest = first_does(config, begin)
         cut = None
         if newest is None or newest[0] < job.options.steps:
             cut = train(
                 *(job.model, job.teacher, job.rows, job.options, config, work),
                 length=job.length,
-                progress=progress if first else None,
+                progress=progress if config.process_index == 0 else None,
             )
-        reports: list[TuneReport | None] = [None]
-        if first:
-            begun = newest[0] if newest else 0
-            reports = [_write(job, work, config.world_size, cut, begun, began)]
+
+        def end() -> TuneReport:
+            report = _write(job, work, processes, cut, newest[0] if newest else 0, began)
             work.remove()
-        if config.world_size > 1:
-            broadcast_object_list(reports)
-    (report,) = reports
-    assert report is not None
-    return report
+            return report
+
+        return first_does(config, end)
 
 
 def _refuse_unfinished(out: Path) -> None:
@@ -247,7 +246,7 @@ def _bytes_needed(job: _Job) -> int:
     """The disk that training takes at most."""
     result = sum(shard.size for shard in job.model.weights.shards)
     options = job.options
-    return state_bytes(job.model.elements, options.steps, options.save_every) + result
+    return training_bytes(result, job.model.elements, options.steps, options.save_every)
 
 
 def _write(

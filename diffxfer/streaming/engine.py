@@ -18,6 +18,7 @@ import torch
 
 from diffxfer.checkpoints.header import BITS
 from diffxfer.checkpoints.reader import OpenShard
+from diffxfer.streaming.batch import batches
 from diffxfer.streaming.plan import Chunk, Piece, Plan, TensorTask, chunks, inputs_used
 from diffxfer.streaming.worker import Worker
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.shard_writer import ShardWriter
     from diffxfer.streaming.keeper import Keeper
     from diffxfer.streaming.ledger import Ledger
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.tally import ChunkResult, TensorResult
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read and written so far, and with how many there will be."""
@@ -70,7 +71,7 @@ class Engine:
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.Lock()
         self._ledger = ledger
-        self._source: Iterator[Chunk] = chunks(plan, chunk_elements, ledger)
+        self._source = batches(chunks(plan, chunk_elements, ledger), plan)
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._failures: list[tuple[int, BaseException]] = []
         self._done_bytes = ledger.resumed_bytes
@@ -78,13 +79,13 @@ class Engine:
         self._stop = False
 
     def run(
-        self, threads: int, keeper: Keeper, progress: Progress | None
+        self, threads: int, keeper: Keeper | None, progress: Progress | None
     ) -> Sequence[TensorResult]:
         """Do it.
 
         Args:
             threads: how many workers.
-            keeper: called from this thread, as often as progress.
+            keeper: called from this thread, as often as progress; None where nothing is written.
             progress: called from this thread, about ten times a second.
 
         Returns:
@@ -112,18 +113,20 @@ class Engine:
                     writer.close()
         if self._failures:
             raise min(self._failures, key=lambda failure: failure[0])[1]
-        keeper.finish()
+        if keeper is not None:
+            keeper.finish()
         if progress is not None:
             progress(self._total_bytes, self._total_bytes)
         return self._ledger.tally.results()
 
     def _wait(
-        self, workers: Sequence[threading.Thread], keeper: Keeper, progress: Progress | None
+        self, workers: Sequence[threading.Thread], keeper: Keeper | None, progress: Progress | None
     ) -> None:
         for worker in workers:
             while worker.is_alive():
                 worker.join(_PROGRESS_INTERVAL_S)
-                keeper.tick()
+                if keeper is not None:
+                    keeper.tick()
                 if progress is not None:
                     progress(self._done_bytes, self._total_bytes)
 
@@ -136,17 +139,19 @@ class Engine:
                 allow_nonfinite=self._allow_nonfinite,
                 open_shard=self._input,
             )
-            while (chunk := self._next()) is not None:
-                number = chunk.number
-                self._one(worker, chunk)
+            while batch := self._next():
+                number = batch[0].number
+                if len(batch) == 1 or not self._many(worker, batch):
+                    for chunk in batch:
+                        self._one(worker, chunk)
         except BaseException as exc:
             with self._lock:
                 self._failures.append((number, exc))
                 self._stop = True
 
-    def _next(self) -> Chunk | None:
+    def _next(self) -> tuple[Chunk, ...]:
         with self._lock:
-            return None if self._stop else next(self._source, None)
+            return () if self._stop else next(self._source, ())
 
     def _one(self, worker: Worker, chunk: Chunk) -> None:
         task = self._plan.tasks[chunk.task]
@@ -155,9 +160,32 @@ class Engine:
             self._created[task.shard].result()
             self._writers[task.shard].write(data, task.start + chunk.start * task.itemsize)
         moved = len(data) + sum(_read_by(piece, task) for piece in chunk.pieces)
-        self._ledger.add(chunk, moved, result)
+        self._take_down([(chunk, moved, result)])
+
+    def _many(self, worker: Worker, batch: Sequence[Chunk]) -> bool:
+        """Do a batch at once, unless one of its tensors must be found that is not finite."""
+        tasks = [self._plan.tasks[chunk.task] for chunk in batch]
+        done = worker.process_many(batch, tasks)
+        first = tasks[0]
+        if done is None or first.shard is None:
+            return False
+        data, results = done
+        self._created[first.shard].result()
+        self._writers[first.shard].write(data, first.start, parts=len(batch))
+        # All of them are alike.
+        size = first.itemsize + sum(BITS[spec.dtype] // 8 for spec in first.inputs)
+        self._take_down(
+            [
+                (chunk, chunk.count * size, found)
+                for chunk, found in zip(batch, results, strict=True)
+            ]
+        )
+        return True
+
+    def _take_down(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
+        self._ledger.add(done)
         with self._lock:
-            self._done_bytes += moved
+            self._done_bytes += sum(moved for _, moved, _ in done)
 
     def _input(self, spec: TensorSpec) -> OpenShard:
         """The shard of a tensor, open; only the last few stay so."""

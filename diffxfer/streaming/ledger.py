@@ -13,16 +13,18 @@ from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.journal import JOURNAL_NAME, Done
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.streaming.plan import chunks_of, step_of
 from diffxfer.streaming.tally import ChunkResult, Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.plan import Chunk, Plan
 
-_COUNTS = struct.Struct("<Q4I")
+_COUNTS = struct.Struct("<2Q4I")
 
 
 def pack(result: ChunkResult) -> bytes:
@@ -33,7 +35,8 @@ def pack(result: ChunkResult) -> bytes:
     """
     digests, squares = result.digests, result.delta_squares + result.base_squares
     counts = len(digests), len(result.base_digests), len(result.delta_squares), len(result.samples)
-    head = _COUNTS.pack(result.inexact, *counts) + digests + result.base_digests
+    head = _COUNTS.pack(result.inexact, result.unchanged, *counts)
+    head += digests + result.base_digests
     if not squares and not result.samples:
         return head
     flat = [value for sample in result.samples for value in sample]
@@ -46,7 +49,7 @@ def unpack(payload: bytes) -> ChunkResult:
     Args:
         payload: those bytes.
     """
-    inexact, digests, base_digests, blocks, samples = _COUNTS.unpack_from(payload)
+    inexact, unchanged, digests, base_digests, blocks, samples = _COUNTS.unpack_from(payload)
     at = _COUNTS.size + digests
     layout = f"<{2 * blocks}d" + "Qd" * samples
     found = struct.unpack_from(layout, payload, at + base_digests)
@@ -55,6 +58,7 @@ def unpack(payload: bytes) -> ChunkResult:
         payload[_COUNTS.size : at],
         payload[at : at + base_digests],
         inexact,
+        unchanged,
         found[:blocks],
         found[blocks : 2 * blocks],
         tuple(zip(flat[::2], flat[1::2], strict=True)),
@@ -67,7 +71,8 @@ class Ledger:
     Args:
         plan: what is being run.
         chunk_elements: how it is cut.
-        folder: in whose journal it is taken down, with what earlier runs did.
+        folder: in whose journal it is taken down, with what earlier runs did; None for a run that
+            writes nothing, and so has nothing to continue.
 
     Attributes:
         tally: what is known of the tensors.
@@ -75,7 +80,7 @@ class Ledger:
         written: how many chunks of each shard they did.
     """
 
-    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder) -> None:
+    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder | None) -> None:
         self._plan = plan
         self._chunk_elements = chunk_elements
         self._folder = folder
@@ -92,7 +97,7 @@ class Ledger:
         self.tally = Tally(self._plan, self._chunk_elements)
         self.resumed_bytes = 0
         self.written = Counter[str]()
-        for number, moved, payload in self._folder.journal.done():
+        for number, moved, payload in self._folder.journal.done() if self._folder else ():
             self._bits[number >> 3] |= 1 << (number & 7)
             index = bisect_right(self._first, number) - 1
             task = self._plan.tasks[index]
@@ -104,23 +109,25 @@ class Ledger:
 
     def forget(self) -> None:
         """Take nothing for done."""
-        self._folder.journal.forget()
+        if self._folder is not None:
+            self._folder.journal.forget()
         self._replay()
 
-    def add(self, chunk: Chunk, moved: int, result: ChunkResult) -> None:
-        """Take down that a chunk is done, and was written if it is to be.
+    def add(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
+        """Take down that chunks are done, and were written if they are to be.
 
         Args:
-            chunk: which.
-            moved: how many bytes were read and written.
-            result: what is known of it.
+            done: each with how many bytes were read and written, and what is known of it.
 
         Raises:
             OutputError: if the journal cannot be written.
         """
-        try:
-            self._folder.journal.add(chunk.number, moved, pack(result))
-        except OSError as exc:
-            raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
+        if self._folder is not None:
+            taken = [Done(chunk.number, moved, pack(result)) for chunk, moved, result in done]
+            try:
+                self._folder.journal.add(taken)
+            except OSError as exc:
+                raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
         with self._lock:
-            self.tally.add(chunk.task, chunk.start, result)
+            for chunk, _, result in done:
+                self.tally.add(chunk.task, chunk.start, result)

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import BITS, ShardFile, ShardLayout, TensorSpec, layout_shard
@@ -71,6 +72,10 @@ class Operation(Enum):
     """Writes nothing: both inputs must hold the same bytes."""
     DIGEST = "digest"
     """Writes nothing: the checksum of a tensor that no other task reads in its own order."""
+    CONTRAST = "contrast"
+    """Writes nothing: how much A and B differ, by value, or where they are U8 by byte."""
+    RESTORE = "restore"
+    """Writes nothing: how much of finetuned base + Δ gives back, and the checksums of Δ and base"""
 
 
 INPUTS: Mapping[Operation, tuple[str, ...]] = {
@@ -80,6 +85,8 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.COPY: ("target",),
     Operation.COMPARE: ("finetuned", "base"),
     Operation.DIGEST: ("base",),
+    Operation.CONTRAST: ("A", "B"),
+    Operation.RESTORE: ("finetuned", "base", "diff vector"),
 }
 """What the inputs of a task are, in their order."""
 
@@ -129,6 +136,7 @@ class TensorTask:
         return BITS[self.dtype] // 8
 
 
+@cache  # one for all tensors of a model: each took 250 bytes
 def whole(kind: RunKind, inputs: int) -> tuple[Run, ...]:
     """The runs of a tensor that is treated alike from end to end: one row, one run."""
     return (Run(kind, 0, 1, (0,) * inputs),)

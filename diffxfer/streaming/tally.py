@@ -21,17 +21,21 @@ class ChunkResult:
         digests: of the output's blocks.
         base_digests: of base's blocks, where base is read in its own order.
         inexact: elements of finetuned that base and the stored Δ do not give back.
+        unchanged: elements that are the same in finetuned and base.
         delta_squares: sums of Δ², one a block.
         base_squares: sums of base², one a block.
         samples: elements of base, each as index of the output and value.
+        other_squares: sums of B², one a block, where A and B are compared.
     """
 
     digests: bytes = b""
     base_digests: bytes = b""
     inexact: int = 0
+    unchanged: int = 0
     delta_squares: tuple[float, ...] = ()
     base_squares: tuple[float, ...] = ()
     samples: tuple[tuple[int, float], ...] = ()
+    other_squares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class TensorResult:
         delta_norm: ‖Δ‖₂ before it was rounded.
         base_norm: ‖base‖₂.
         samples: elements of base, each as index of the output and value, ascending.
+        unchanged: elements that are the same in finetuned and base.
+        other_norm: ‖B‖₂, where A and B are compared: ‖A‖₂ is `base_norm` then, and Δ is B − A.
     """
 
     checksum: str
@@ -53,6 +59,8 @@ class TensorResult:
     delta_norm: float
     base_norm: float
     samples: tuple[tuple[int, float], ...]
+    unchanged: int
+    other_norm: float
 
 
 @dataclass(slots=True)
@@ -64,6 +72,8 @@ class _Parts:
     base_squares: list[float] = field(default_factory=list)
     samples: list[tuple[int, float]] = field(default_factory=list)
     inexact: int = 0
+    unchanged: int = 0
+    other_squares: list[float] = field(default_factory=list)
 
 
 class Tally:
@@ -79,7 +89,7 @@ class Tally:
         self._chunk_elements = chunk_elements
         self._parts: dict[int, _Parts] = {}
         self._results: list[TensorResult | None] = [
-            None if task.elements else TensorResult(combine({}), None, 0, 0.0, 0.0, ())
+            None if task.elements else TensorResult(combine({}), None, 0, 0.0, 0.0, (), 0, 0.0)
             for task in plan.tasks
         ]
 
@@ -98,9 +108,14 @@ class Tally:
         parts.missing -= 1
         parts.digests[start] = result.digests
         parts.inexact += result.inexact
+        parts.unchanged += result.unchanged
+        if task.operation is Operation.CONTRAST:
+            parts.delta_squares += result.delta_squares
+            parts.base_squares += result.base_squares
+            parts.other_squares += result.other_squares
+        if result.base_digests:
+            parts.base_digests[start] = result.base_digests
         if task.operation is Operation.SUBTRACT:
-            if result.base_digests:
-                parts.base_digests[start] = result.base_digests
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples
@@ -122,6 +137,8 @@ def _finish(parts: _Parts) -> TensorResult:
         _norm(parts.delta_squares),
         _norm(parts.base_squares),
         tuple(sorted(parts.samples)),
+        parts.unchanged,
+        _norm(parts.other_squares),
     )
 
 

@@ -7,56 +7,28 @@ depends on the size of a chunk and the number of threads, and on nothing else.
 from __future__ import annotations
 
 from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from diffxfer.checkpoints.header import BITS, FLOATS, TensorSpec
-from diffxfer.errors import MatchError
-from diffxfer.streaming import ops
+from diffxfer.checkpoints.header import BITS, FLOATS
+from diffxfer.streaming import narrow, ops
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.finite import check_finite
+from diffxfer.streaming.look import Looker
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.tally import ChunkResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    from diffxfer.checkpoints.reader import OpenShard
+    from numpy.typing import NDArray
+    from torch import Tensor
 
-_MAX_INPUTS = 3
 
-
-class Worker:
-    """The buffers of one thread and what it does with them.
-
-    Args:
-        chunk_elements: the most elements of a chunk.
-        device: where the arithmetic runs.
-        allow_nonfinite: let NaN, infinity and overflow through.
-        open_shard: gives an input file, open.
-    """
-
-    def __init__(
-        self,
-        chunk_elements: int,
-        device: torch.device,
-        *,
-        allow_nonfinite: bool,
-        open_shard: Callable[[TensorSpec], OpenShard],
-    ) -> None:
-        self._device = device
-        self._allow_nonfinite = allow_nonfinite
-        self._open_shard = open_shard
-        # Bytes for the widest dtype; pages that a run does not touch are never resident.
-        self._bytes = [
-            torch.empty(chunk_elements * 8, dtype=torch.uint8) for _ in range(_MAX_INPUTS + 2)
-        ]
-        self._views = [buffer.numpy().data for buffer in self._bytes]
-        self._delta = torch.empty(chunk_elements, dtype=torch.float64, device=device)
-        self._total = torch.empty(chunk_elements, dtype=torch.float64, device=device)
-        self._result, self._whole = _MAX_INPUTS, _MAX_INPUTS + 1
+class Worker(Looker):
+    """What one thread does, with the buffers that it has for it."""
 
     def process(self, chunk: Chunk, task: TensorTask) -> tuple[memoryview, ChunkResult]:
         """Compute a chunk.
@@ -73,31 +45,15 @@ class Worker:
             MatchError: if tensors that must be the same are not.
             CheckpointError: if an input cannot be read as it was.
         """
+        if task.shard is None:
+            return memoryview(b""), self.look(chunk, task)
         result = ChunkResult()
-        if task.operation in (Operation.COMPARE, Operation.DIGEST):
-            return self._inspect(chunk, task, result), result
         if len(chunk.pieces) == 1:
             data = self._single(chunk, task, result)
         else:
             data = self._assemble(chunk, task, result)
         result.digests = block_digests(data, task.itemsize)
         return data, result
-
-    def _inspect(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
-        """Compare or digest inputs; nothing is written."""
-        (piece,) = chunk.pieces
-        read = [self._read(slot, task, piece, 0) for slot in range(len(task.inputs))]
-        if task.operation is Operation.DIGEST:
-            result.digests = block_digests(read[0], BITS[task.inputs[0].dtype] // 8)
-        elif read[0] != read[1]:
-            raise MatchError(
-                (),
-                f"{task.name} holds other {task.inputs[0].dtype} values in finetuned than in base,"
-                " and integers are no part of a diff vector",
-                "give --exclude with its name to leave it as the target has it",
-                where=task.inputs[0].shard.path,
-            )
-        return memoryview(b"")
 
     def _single(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
         (piece,) = chunk.pieces
@@ -123,17 +79,61 @@ class Worker:
                 whole[piece.at * size : (piece.at + piece.count) * size] = part
         return whole
 
-    def _read(self, slot: int, task: TensorTask, piece: Piece, at: int) -> memoryview:
-        """Read a piece of an input into its buffer, `at` elements from the buffer's start."""
-        spec = task.inputs[slot]
-        size = BITS[spec.dtype] // 8
-        view = self._views[slot][at * size : (at + piece.count) * size]
-        self._open_shard(spec).read_into(view, spec.start + piece.sources[slot] * size)
-        return view
+    def process_many(
+        self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]
+    ) -> tuple[memoryview, list[ChunkResult]] | None:
+        """Compute whole small tensors at once, as `batches` puts them together.
 
-    def _values(self, slot: int, dtype: str, count: int) -> Tensor:
-        """The first elements of a buffer as a tensor of shape `(count,)`, on the CPU."""
-        return self._bytes[slot][: count * BITS[dtype] // 8].view(ops.TORCH_DTYPES[dtype])
+        Args:
+            batch: the chunks.
+            tasks: what each is the whole of.
+
+        Returns:
+            The bytes to write, one tensor's after the other's, valid until the next call, and what
+            is known of each; None where one is not finite: one by one, it is found which.
+
+        Raises:
+            CheckpointError: if an input cannot be read as it was.
+        """
+        first, counts = tasks[0], [chunk.count for chunk in batch]
+        self._read_side_by_side(batch, tasks)
+        out, inputs = self._compute_read(first, sum(counts))
+        if inputs and not self._allow_nonfinite and not ops.all_finite(out):
+            return None
+        results = [ChunkResult() for _ in batch]
+        data = self._views[self._result][: len(out) * first.itemsize]
+        for at, chunk, task, result in zip(
+            accumulate(counts[:-1], initial=0), batch, tasks, results, strict=True
+        ):
+            part = data[at * task.itemsize : (at + chunk.count) * task.itemsize]
+            result.digests = block_digests(part, task.itemsize)
+            if task.operation is Operation.SUBTRACT:
+                self._measure(at, chunk.count, list(chunk.pieces), chunk, task, result)
+        if first.operation is Operation.SUBTRACT:
+            different = self._not_given_back(out, first)
+            for at, result, count in zip(
+                accumulate(counts[:-1], initial=0), results, counts, strict=True
+            ):
+                result.inexact = int(np.count_nonzero(different[at : at + count]))
+        return data, results
+
+    def _read_side_by_side(self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]) -> None:
+        """Read whole tensors into the buffers, one after the other; neighbours on disk at once."""
+        for slot, like in enumerate(tasks[0].inputs):
+            size, view, filled = BITS[like.dtype] // 8, self._views[slot], 0
+            shard, begin, end = like, -1, -1
+            for chunk, task in zip(batch, tasks, strict=True):
+                spec = task.inputs[slot]
+                start = spec.start + chunk.pieces[0].sources[slot] * size
+                if start != end or spec.shard is not shard.shard:
+                    if end > begin:
+                        self._open_shard(shard).read_into(
+                            view[filled : filled + end - begin], begin
+                        )
+                        filled += end - begin
+                    shard, begin = spec, start
+                end = start + chunk.count * size
+            self._open_shard(shard).read_into(view[filled : filled + end - begin], begin)
 
     def _graft(
         self, pieces: list[Piece], chunk: Chunk, task: TensorTask, result: ChunkResult
@@ -144,28 +144,50 @@ class Worker:
             for slot in range(len(task.inputs)):
                 self._read(slot, task, piece, count)
             count += piece.count
+        out, inputs = self._compute_read(task, count)
+        if inputs and not self._allow_nonfinite:
+            check_finite(out, list(enumerate(inputs)), pieces, chunk, task)
+        if task.operation is Operation.SUBTRACT:
+            self._measure(0, count, pieces, chunk, task, result)
+            result.inexact += int(np.count_nonzero(self._not_given_back(out, task)))
+        return self._views[self._result][: count * task.itemsize]
+
+    def _compute_read(self, task: TensorTask, count: int) -> tuple[Tensor, list[Tensor]]:
+        """Compute what was read; the inputs come back unless the result is known to be finite."""
         inputs = [
             self._values(slot, spec.dtype, count).to(self._device)
             for slot, spec in enumerate(task.inputs)
         ]
-        delta, total = self._delta[:count], self._total[:count]
+        out = self._values(self._result, task.dtype, count)
+        if self._compute_narrow(inputs, task, out):
+            return out, []
+        self._compute(inputs, task, out)
+        return out, inputs
+
+    def _compute_narrow(self, inputs: list[Tensor], task: TensorTask, out: Tensor) -> bool:
+        """The same as `_compute` where that takes fewer passes and is finite; otherwise False."""
+        if task.alpha != 1.0 or self._device.type != "cpu":
+            return False
+        if task.operation is Operation.APPLY:
+            return narrow.add(inputs[0], inputs[1], out)
+        if task.operation is not Operation.TRANSFER:
+            return False
+        buffers = self._delta[: len(out)], self._total[: len(out)]
+        return narrow.transfer(inputs[0], inputs[1], inputs[2], out, *buffers)
+
+    def _compute(self, inputs: list[Tensor], task: TensorTask, out: Tensor) -> None:
+        """The arithmetic of a task in float64; `_measure` finds Δ and base in their buffers."""
+        delta, total = self._delta[: len(out)], self._total[: len(out)]
         if task.operation is Operation.SUBTRACT:
             ops.subtract(inputs[0], inputs[1], delta, total)
-            source = delta
+            out.copy_(delta)
+            return
+        if task.operation is Operation.TRANSFER:
+            ops.subtract(inputs[0], inputs[1], delta, total)
         else:
-            if task.operation is Operation.TRANSFER:
-                ops.subtract(inputs[0], inputs[1], delta, total)
-            else:
-                delta.copy_(inputs[0])
-            ops.add_scaled(inputs[-1], delta, task.alpha, total)
-            source = total
-        out = self._values(self._result, task.dtype, count)
-        out.copy_(source)
-        if not self._allow_nonfinite:
-            check_finite(out, list(enumerate(inputs)), pieces, chunk, task)
-        if task.operation is Operation.SUBTRACT:
-            self._measure(out, pieces, chunk, task, result)
-        return self._views[self._result][: count * task.itemsize]
+            delta.copy_(inputs[0])
+        ops.add_scaled(inputs[-1], delta, task.alpha, total)
+        out.copy_(total)
 
     def _plain(
         self, piece: Piece, chunk: Chunk, task: TensorTask, result: ChunkResult
@@ -190,37 +212,44 @@ class Worker:
             return read
         if task.operation is Operation.SUBTRACT:
             back = out.to(values.dtype)
-            result.inexact += ops.count_different_bits(back, values)
+            result.inexact += int(np.count_nonzero(ops.different_bits(back, values)))
         return view
 
     def _measure(
         self,
-        out: Tensor,
+        at: int,
+        count: int,
         pieces: list[Piece],
         chunk: Chunk,
         task: TensorTask,
         result: ChunkResult,
     ) -> None:
-        """Norms, samples, base's digests, and what base + Δ does not give back."""
-        count = len(out)
-        delta, base64 = self._delta[:count], self._total[:count]
-        blocks = range(0, count, BLOCK_ELEMENTS)
-        result.delta_squares = tuple(
-            ops.squared_norm(delta[start : start + BLOCK_ELEMENTS]) for start in blocks
-        )
-        result.base_squares = tuple(
-            ops.squared_norm(base64[start : start + BLOCK_ELEMENTS]) for start in blocks
-        )
+        """Norms, samples and base's digests, of elements that lie at some place in the buffers."""
+        delta, base64 = self._delta[at : at + count], self._total[at : at + count]
+        blocks = [slice(start, start + BLOCK_ELEMENTS) for start in range(0, count, BLOCK_ELEMENTS)]
+        result.delta_squares = tuple([ops.squared_norm(delta[block]) for block in blocks])
+        result.base_squares = tuple([ops.squared_norm(base64[block]) for block in blocks])
         result.samples = _sample(base64, pieces, chunk, task)
+        ours, theirs = (
+            self._values(slot, task.inputs[slot].dtype, at + count)[at:] for slot in (0, 1)
+        )
+        result.unchanged = ops.count_same(ours, theirs, delta)
         if len(task.runs) == 1:
             size = BITS[task.inputs[1].dtype] // 8
-            result.base_digests = block_digests(self._views[1][: count * size], size)
-        delta.copy_(out)
-        delta.add_(base64)
-        dtype = task.inputs[0].dtype
-        back = self._values(self._whole, dtype, count)
-        back.copy_(delta)
-        result.inexact += ops.count_different_bits(back, self._values(0, dtype, count))
+            read = self._views[1][at * size : (at + count) * size]
+            result.base_digests = block_digests(read, size)
+
+    def _not_given_back(self, out: Tensor, task: TensorTask) -> NDArray[np.bool_]:
+        """Which elements of finetuned base + Δ does not give back; overwrites Δ in float64."""
+        count = len(out)
+        ours, theirs = (self._values(slot, task.inputs[slot].dtype, count) for slot in (0, 1))
+        back = self._values(self._whole, task.inputs[0].dtype, count)
+        if self._device.type != "cpu" or not narrow.add(theirs, out, back):
+            delta = self._delta[:count]
+            delta.copy_(out)
+            delta.add_(self._total[:count])
+            back.copy_(delta)
+        return ops.different_bits(back, ours)
 
 
 def _sample(
@@ -236,6 +265,6 @@ def _sample(
         wanted = task.sample[low:high]
         if wanted:
             places = [done + index - first for index in wanted]
-            found.extend(zip(wanted, base64[places].tolist(), strict=True))
+            found.extend(zip(wanted, base64.cpu().numpy()[places].tolist(), strict=True))
         done += piece.count
     return tuple(found)

@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+import tracemalloc
 
 import pytest
 
@@ -137,6 +138,16 @@ def test_a_missing_or_huge_file_is_an_error(folder, monkeypatch):
     (folder / "a.json").write_text("123456789")
     with pytest.raises(CompanionError, match="is 9 bytes, where a companion has at most 8"):
         read_bytes(folder / "a.json")
+
+
+def test_a_small_file_takes_little_memory(folder):
+    (folder / "a.json").write_text("{}")
+    tracemalloc.start()
+    try:
+        assert read_bytes(folder / "a.json") == b"{}"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

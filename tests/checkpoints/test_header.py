@@ -207,6 +207,18 @@ def test_a_header_longer_than_allowed_is_refused_even_if_it_is_there(tmp_path: P
         read_specs(path)
 
 
+def test_the_longest_header_is_read_in_a_few_times_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    head = b'{"a":' + ONE + b"}"
+    path.write_bytes(raw_shard(head + b" " * (MAX_HEADER_BYTES - len(head)), b"1"))
+    tracemalloc.start()
+    try:
+        assert list(read_specs(path)) == ["a"]
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_HEADER_BYTES
+    finally:
+        tracemalloc.stop()
+
+
 TRUTHS = {
     "an empty header": raw_shard({}),
     "metadata alone": raw_shard({"__metadata__": {"format": "pt", "é": "\n"}}),

@@ -30,7 +30,7 @@ def write(path: Path, *, synced: int | None = None, done: list[Done] = DONE) -> 
     for number, record in enumerate(done):
         if number == synced:
             made.mark(made.size)
-        made.add(*record)
+        made.add([record])
     made.close()
 
 
@@ -88,7 +88,7 @@ def test_what_comes_after_a_torn_end_replaces_it(path: Path) -> None:
     known = summarize(path)
     again = Journal(path, JOB, 42, known)
     again.begin(1000)
-    again.add(9, 1, b"nine")
+    again.add([Done(9, 1, b"nine")])
     again.close()
     assert read(path) == [*DONE[:2], Done(9, 1, b"nine")]
 
@@ -114,7 +114,7 @@ def test_after_another_boot_only_what_was_synced_counts(
     # What the first run after it takes for granted is still synced for the one after that.
     again = Journal(path, JOB, 42, summarize(path))
     again.begin(1000)
-    again.add(9, 1, b"nine")
+    again.add([Done(9, 1, b"nine")])
     again.close()
     monkeypatch.setattr(module, "boot_id", lambda: b"a third")
     assert read(path) == DONE[: synced or 0]
@@ -123,9 +123,9 @@ def test_after_another_boot_only_what_was_synced_counts(
 def test_a_sync_that_fails_takes_back_what_came_after_the_last(path: Path) -> None:
     made = Journal(path, JOB, 42)
     made.begin(1000)
-    made.add(*DONE[0])
+    made.add([DONE[0]])
     made.mark(made.size)
-    made.add(*DONE[1])
+    made.add([DONE[1]])
     made.distrust()
     made.close()
     assert read(path) == DONE[:1]
@@ -136,7 +136,7 @@ def test_a_journal_that_cannot_be_cut_is_removed(
 ) -> None:
     made = Journal(path, JOB, 42)
     made.begin(1000)
-    made.add(*DONE[0])
+    made.add([DONE[0]])
 
     def fail(fd: int, size: int) -> None:
         raise OSError(5, os.strerror(5))
@@ -175,7 +175,7 @@ def leave(out: Path, job: str = HEX) -> Path:
     with OutputFolder(out, job) as folder:
         folder.write_file("sub/text", b"half")
         folder.journal.begin(1000)
-        folder.journal.add(0, 250, b"")
+        folder.journal.add([Done(0, 250, b"")])
     return folder.partial
 
 

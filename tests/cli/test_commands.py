@@ -22,18 +22,23 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
 """The commands that work on tensors alone, and so have the same options and output."""
-EVERY = (*COMMANDS, "tune", "eval", "demo", "iterate", "push")
+EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate", "push")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
-    *("--allow-nonfinite", "--max-shard-size", "--threads", "--overwrite", "--restart"),
-    *("--stream", "--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
+    *("--allow-nonfinite", "--allow-unrelated", "--max-shard-size", "--threads", "--overwrite"),
+    *("--restart", "--stream", "--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
 }
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
 OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING,
     "extract": SHARED | {"--diff-dtype"},
+    "inspect": {"--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"},
+    "verify": {
+        *("--base", "--finetuned", "--threads", "--stream"),
+        *("--json", "--quiet", "-q", "--help", "-h"),
+    },
     "tune": {
         *("--data", "--output", "-o", "--steps", "--learning-rate", "--batch-size", "--seed"),
         *("--gradient-accumulation", "--gradient-checkpointing", "--max-length", "--save-every"),
@@ -172,7 +177,7 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
 
 
 def test_the_package_imports_no_torch() -> None:
-    code = LIGHT.format(argv=[], code="import diffxfer; diffxfer.transfer")
+    code = LIGHT.format(argv=[], code="from diffxfer import *")
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

@@ -21,6 +21,7 @@ class Fault:
         method: which requests it befalls, None for all.
         times: how many, None for all of them.
         beyond: only those that ask for a range from this byte on or later.
+        least: only those that ask for a range of so many bytes or more.
         status: answer with this instead.
         headers: of that answer.
         after: send so many bytes of the body, then cut the connection.
@@ -34,6 +35,7 @@ class Fault:
     method: str | None = None
     times: int | None = None
     beyond: int = 0
+    least: int = 0
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     after: int | None = None
@@ -44,9 +46,11 @@ class Fault:
 
     def befalls(self, method: str, path: str, wanted: str) -> bool:
         """Whether it is a request's turn."""
-        start = re.match(r"bytes=(\d+)-", wanted)
+        part = re.match(r"bytes=(\d+)-(\d+)", wanted)
+        start, stop = (int(part[1]), int(part[2]) + 1) if part else (self.beyond, self.least)
         return (
-            (start is None or int(start[1]) >= self.beyond)
+            start >= self.beyond
+            and (part is None or stop - start >= self.least)
             and (self.times is None or self.met < self.times)
             and self.method in (None, method)
             and re.search(self.path, path) is not None

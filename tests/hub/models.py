@@ -66,5 +66,5 @@ def contents(folder: Path) -> dict[str, bytes]:
     files = {name: path.read_bytes() for name, path in files_in(folder).items()}
     del files["README.md"]
     manifest = json.loads(files["diffxfer.json"])
-    del manifest["sources"], manifest["files"]["README.md"]
+    del manifest["sources"], manifest["files"]["README.md"], manifest["seal"]
     return {**files, "diffxfer.json": json.dumps(manifest).encode()}

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 LAST = "model-00001-of"
 
 
+def refuse_the_rest() -> faults.Fault:
+    """What befalls a run in its midst: no headers, and no samples."""
+    path = f"^/cdn/{IDS['target']}/.*{LAST}"
+    return faults.Fault(path, beyond=1_000_000, least=1000, status=416)
+
+
 def test_a_run_that_broke_off_goes_on(
     hub: Hub, user: User, family: dict[str, Path], grafted: Path
 ) -> None:
     publish(hub, family)
-    # The header comes, and about a MiB; then the server wants no more of it.
-    refusing = faults.Fault(f"^/cdn/{IDS['target']}/.*{LAST}", beyond=1_000_000, status=416)
+    # The header comes, and samples, and about a MiB; then the server wants no more of it.
+    refusing = refuse_the_rest()
     hub.faults.on(refusing)
     options = ("--stream", "--threads", "1")
     done = user.run(*transfer("out", *options))
@@ -40,7 +46,7 @@ def test_it_goes_on_with_what_was_downloaded_meanwhile(
     hub: Hub, user: User, family: dict[str, Path], grafted: Path
 ) -> None:
     publish(hub, family)
-    hub.faults.on(faults.Fault(f"^/cdn/{IDS['target']}/.*{LAST}", beyond=1_000_000, status=416))
+    hub.faults.on(refuse_the_rest())
     assert user.run(*transfer("out", "--stream", "--threads", "1")).returncode == 1
     hub.faults.off()
     done = user.run(*transfer("out", "--json", "--threads", "1"))

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.recycling.chain import Step, Verb, plan_chain, to_remove
-from diffxfer.recycling.disk import Size, peak_bytes
+from diffxfer.recycling.disk import Size, peak_bytes, size_of
 from diffxfer.recycling.recipe import Recipe
 from tests.recycling.chains import EVAL, recipe
+from tests.recycling.training import FAMILY
 
 RUN = Path("/run")
 ROWS = {"data": "org/rows", "steps": 3}
@@ -181,6 +183,12 @@ def test_the_disk_needed(changes: dict[str, Any], peak: int) -> None:
     plan = made(**changes)
     steps = plan_chain(plan, RUN)
     assert peak_bytes(steps, steps, plan, SIZES) == peak
+
+
+def test_a_size_counts_companions() -> None:
+    model = open_checkpoint(FAMILY / "target", "target")
+    files_bytes = sum(path.stat().st_size for path in model.folder.iterdir())
+    assert size_of(model) == Size(files_bytes, model.elements)
 
 
 def test_the_sizes_are_those_of_what_is_grafted_on() -> None:

@@ -79,6 +79,13 @@ def test_names_are_text(name: str, tmp_path: Path) -> None:
     assert page.text.count(name) >= 5
 
 
+def test_names_turn_no_text(tmp_path: Path) -> None:
+    write_page(report("a\u202egnp.b\x1b[31m"), tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    assert text.count(r"a\u202egnp.b\x1b[31m") >= 4
+    assert not {"\u202e", "\x1b"} & set(text)
+
+
 def test_nothing_is_fetched(tmp_path: Path) -> None:
     write_page(report(), tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
@@ -161,3 +168,18 @@ def test_the_table_prints_names_that_command_no_terminal(
     assert first.split() == ["1", "\\x1b[31m[red]x", "0.2500"]
     name, alpha = "\\x1b[31m[red]x", "0.8"
     assert second.split() == ["2", name, alpha, "0.5000", "±", "0.1250", "0.7500", "±", "0.0625"]
+
+
+@pytest.mark.parametrize(
+    ("better", "said"),
+    [
+        (True, "higher is better; ± standard error"),
+        (False, "lower is better; ± standard error"),
+        (None, "± standard error"),
+    ],
+)
+def test_which_way_is_better_is_said(better: bool | None, said: str, tmp_path: Path) -> None:
+    write_page(report(better=better), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f"<caption>{said}</caption>" in page
+    assert "mode iter" in page

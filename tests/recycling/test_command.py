@@ -66,6 +66,17 @@ def test_placeholders_are_filled_and_other_braces_left(
     assert sorted(path.name for path in model.parent.iterdir()) == ["model", "model.log"]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_manifest_that_was_copied_along_is_dropped(
+    own: bool, train: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    model = shutil.copytree(FAMILY / "target", tmp_path / "graft")
+    (model / "diffxfer.json").write_text("{}")
+    program = f"{COPY}; open(f'{{sys.argv[2]}}/diffxfer.json', 'a').write({' ' * own!r})"
+    train(program, "{model}", "{output}", model=model)
+    assert (tmp_path / "a run" / "model" / "diffxfer.json").exists() == own
+
+
 def test_its_output_is_kept(train: Callable[..., list[str]], tmp_path: Path) -> None:
     train(f"print('one', flush=True); os.write(2, b'two\\n'); {COPY}", "{model}", "{output}")
     assert (tmp_path / "a run" / "model.log").read_text() == "one\ntwo\n"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +16,14 @@ from diffxfer import apply_diff, extract_diff, iterate, tune
 from diffxfer.checkpoints.filesystem import lock_folder
 from diffxfer.errors import (
     DiskSpaceError,
+    EvaluationError,
     OptionError,
     OutputError,
     OutputExistsError,
     RecipeError,
 )
+from diffxfer.recycling.inputs import file_identities
+from diffxfer.recycling.recipe import read_recipe
 from tests import tiny
 from tests.checkpoints.test_writer import mounted
 from tests.recycling.chains import (
@@ -31,6 +36,7 @@ from tests.recycling.chains import (
     weights,
     write_recipe,
 )
+from tests.recycling.training import FAMILY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,6 +234,52 @@ class TestAgain:
             iterate(home / "chain.yaml", run)
         assert iterate(home / "chain.yaml", run, from_round=2).steps_done == 2
 
+    def test_a_changed_script_is_refused(self, home: Path, tmp_path: Path) -> None:
+        run, script = tmp_path / "run", home / "trainer.py"
+        script.write_text("import shutil, sys; shutil.copytree(*sys.argv[1:3])")
+        words = [sys.executable, "trainer.py", "{model}", "{output}", "a" * 300]
+        follow(home, run, bases=["base", "target"], train={"command": shlex.join(words)})
+        script.write_text(f"{script.read_text()}\n")
+        with pytest.raises(RecipeError, match="changed since this run was begun") as caught:
+            iterate(home / "chain.yaml", run)
+        assert caught.value.where == str(script)
+        assert "give --from-round to do rounds again" in str(caught.value)
+        assert iterate(home / "chain.yaml", run, from_round=2).steps_done == 2
+
+    def test_changed_tasks_are_seen(self, home: Path) -> None:
+        shutil.copytree(FAMILY / "tasks", home / "tasks")
+        path = write_recipe(home, eval=EVAL | {"include_path": "tasks"})
+
+        def seen() -> dict[str, str]:
+            return file_identities(read_recipe(path), home, home / "tasks" / "run")
+
+        before = seen()
+        assert before.keys() == {str(home / "tasks")}
+        (home / "tasks" / "notes.txt").write_text("no task")
+        (home / "tasks" / "run").mkdir()
+        (home / "tasks" / "run" / "remote.py").write_text("came with a model")
+        assert seen() == before
+        for name in ("pig_latin.yaml", "family_data.py"):
+            with (home / "tasks" / name).open("a") as file:
+                file.write("# changed\n")
+            assert seen() != before
+            before = seen()
+
+    def test_a_run_from_before_a_key_was_known_goes_on(self, home: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        program = "import shutil, sys; shutil.copytree(*sys.argv[1:])"
+        command = shlex.join([sys.executable, "-c", program, "{model}", "{output}"])
+        changes = {"bases": ["base", "target"], "train": {"command": command}}
+        follow(home, run, **changes)
+
+        def forget(state: dict[str, Any]) -> None:
+            del state["recipe"]["keep"], state["recipe"]["train"]["save_every"]
+
+        tiny.edit_json(run / "state.json", forget)
+        assert iterate(home / "chain.yaml", run).steps_done == 0
+        with pytest.raises(RecipeError, match='keep was "all" and is "last"'):
+            follow(home, run, keep="last", **changes)
+
 
 class TestFromRound:
     def test_another_alpha_from_there_on(self, home: Path, tmp_path: Path) -> None:
@@ -339,6 +391,17 @@ def test_what_stays(keep: str, kept: set[str], home: Path, tmp_path: Path) -> No
 
 
 class TestRefusals:
+    def test_a_task_without_data_before_anything_is_done(self, home: Path, tmp_path: Path) -> None:
+        (home / "tasks").mkdir()
+        (home / "tasks" / "own.yaml").write_text(
+            "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\n"
+            "test_split: test\ndoc_to_text: x\ndoc_to_target: x\n"
+        )
+        scoring = EVAL | {"tasks": ["own"], "include_path": "tasks"}
+        with pytest.raises(EvaluationError, match="its data cannot be had"):
+            follow(home, tmp_path / "run", eval=scoring)
+        assert left(tmp_path / "run") == set()
+
     def test_a_folder_of_somebody_else(self, home: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         run.mkdir()

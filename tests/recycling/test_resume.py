@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from diffxfer import tune
+from diffxfer import transfer, tune
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.errors import OutputError, TrainingError, UnfinishedError
@@ -32,7 +32,7 @@ KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from diffxfer import tune
+from diffxfer import transfer, tune
 from diffxfer.recycling.work import WorkFolder
 model, data, out, teacher, when = sys.argv[1:]
 
@@ -155,6 +155,26 @@ class TestWhatIsLeft:
                 tune_shortly(FAMILY / "target", data, tmp_path / "out", restart=restart)
         assert (tmp_path / ".out.tuning" / "diary").read_text() == "dear"
 
+    def test_what_another_command_left_is_in_the_way(self, data: Path, tmp_path: Path) -> None:
+        def stop(done: int, _total: int) -> None:
+            if done:
+                raise KeyboardInterrupt
+
+        models = [FAMILY / name for name in ("finetuned", "base", "target")]
+        with pytest.raises(KeyboardInterrupt):
+            transfer(*models, tmp_path / "out", progress=stop)
+        before = families.contents(tmp_path)
+        steps: list[int] = []
+        with pytest.raises(UnfinishedError, match="an unfinished run of another command is there"):
+            tune_shortly(
+                *(FAMILY / "target", data, tmp_path / "out"),
+                progress=lambda done, *_: steps.append(done),
+            )
+        assert steps == []  # before the training, not after it
+        assert families.contents(tmp_path) == before
+        tune_shortly(FAMILY / "target", data, tmp_path / "out", steps=1, restart=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_a_run_that_goes_on(self, data: Path, tmp_path: Path) -> None:
         other = WorkFolder(tmp_path / "out")
         other.open({"model": describe(open_checkpoint(FAMILY / "base", "base"))}, restart=False)
@@ -165,22 +185,26 @@ class TestWhatIsLeft:
         assert not other.path.exists()
 
 
-@pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_are_as_one(taught: bool, data: Path, tmp_path: Path) -> None:
-    teacher = ["--teacher", str(FAMILY / "finetuned"), "--hidden-weight", "0.1"] if taught else []
-    out = tmp_path / "made" / "out"
-    argv = [FAMILY / "target", "--data", data, "-o", out, "--steps", 3, "--batch-size", 8]
-    argv += ["--gradient-accumulation", 2, "--learning-rate", RATE, "--save-every", 2, "--json"]
+def launch_two(*argv: object) -> subprocess.CompletedProcess[str]:
     # Its --cpu would start one process; without a GPU, several compute on the CPU as well.
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "diffxfer", "tune", *map(str, argv), *teacher],
+    return subprocess.run(
+        [sys.executable, *launch, "-m", "diffxfer", "tune", *map(str, argv)],
         capture_output=True,
         check=False,
         text=True,
         timeout=300,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
+
+
+@pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_are_as_one(taught: bool, data: Path, tmp_path: Path) -> None:
+    teacher = ["--teacher", str(FAMILY / "finetuned"), "--hidden-weight", "0.1"] if taught else []
+    out = tmp_path / "made" / "out"
+    argv = [FAMILY / "target", "--data", data, "-o", out, "--steps", 3, "--batch-size", 8]
+    argv += ["--gradient-accumulation", 2, "--learning-rate", RATE, "--save-every", 2, "--json"]
+    done = launch_two(*argv, *teacher)
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)  # by one process
     manifest = read_manifest(out)
@@ -197,3 +221,18 @@ def test_two_processes_are_as_one(taught: bool, data: Path, tmp_path: Path) -> N
         assert one == pytest.approx(other, rel=1e-3)
     assert printed["steps"] == 3
     families.load_whole(out)
+
+
+@pytest.mark.slow
+def test_a_refusal_of_the_first_of_two_processes_is_told(data: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.tuning").mkdir()
+    (tmp_path / ".out.tuning" / "diary").write_text("dear")
+    argv = (FAMILY / "target", "--data", data, "-o", tmp_path / "out", "--steps", 1)
+    done = launch_two(*argv)
+    assert done.returncode == 1
+    told = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    said = f"{tmp_path / '.out.tuning'}: is not what a run of diffxfer tune left; move it elsewhere"
+    assert told == [f"error: {said}", f"error: the first process refused: {said}"]
+    # Tracebacks are the launcher's own, on processes that ended with a status.
+    assert "diffxfer/recycling" not in done.stderr
+    assert (tmp_path / ".out.tuning" / "diary").read_text() == "dear"

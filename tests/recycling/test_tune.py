@@ -302,7 +302,7 @@ class TestRefused:
             ({"teacher": "x", "hidden_weight": -1.0}, "--hidden-weight: -1.0 is no number from"),
             ({"distill_weight": 0.1}, "--distill-weight: means nothing without a teacher"),
             ({"hidden_weight": 1.0}, "--hidden-weight: means nothing without a teacher"),
-            ({"device": "tpu"}, "--device: 'tpu' is unknown"),
+            ({"device": "tpu"}, "device: 'tpu' is unknown"),
         ],
     )
     def test_options(self, options: dict[str, Any], said: str, data: Path, tmp_path: Path) -> None:

@@ -377,11 +377,28 @@ def test_elements_that_do_not_come_back_are_counted(
     assert stored != "BF16" or result.inexact > 0
 
 
+@pytest.mark.parametrize(
+    "roles", [("BF16", "BF16"), ("F32", "F32"), ("F64", "F64"), ("BF16", "F32")]
+)
+def test_elements_that_are_the_same_are_counted(tmp_path: Path, roles: tuple[str, str]) -> None:
+    finetuned = values(roles[0], (300_000,), 0)
+    finetuned[:2] = torch.tensor([0.0, -0.0])
+    base = finetuned.clone().to(DTYPES[roles[1]])
+    base[:2] = torch.tensor([-0.0, -0.0])
+    base[7::3] += 1
+    case = make_case(tmp_path / "in", "w", Operation.SUBTRACT, (finetuned, base), "BF16")
+    found = check(tmp_path, [case], threads=2)["w"].unchanged
+    if roles[0] == roles[1]:  # bit for bit: −0.0 is not 0.0
+        assert found == int((to_bits(finetuned) == to_bits(base)).sum()) > 190_000
+    else:
+        assert found == int((finetuned.double() == base.double()).sum()) > 190_000
+
+
 def test_a_difference_of_rows(tmp_path: Path) -> None:
     case = row_case(tmp_path / "in", Operation.SUBTRACT, ("BF16", "F32"), "F16")
     result = check(tmp_path, [case], threads=2)["rows"]
     finetuned, base = case.tensors
-    inexact, squares, known = 0, 0.0, dict(result.samples)
+    inexact, squares, unchanged, known = 0, 0.0, 0, dict(result.samples)
     for run in case.task.runs:
         if run.kind is RunKind.ADD:
             ours = finetuned[run.rows[0] : run.rows[0] + run.count]
@@ -394,12 +411,14 @@ def test_a_difference_of_rows(tmp_path: Path) -> None:
         back = (delta.half().double() + theirs).bfloat16()
         inexact += int((to_bits(back) != to_bits(ours)).sum())
         squares += float((delta**2).sum())
+        unchanged += int((delta == 0).sum())
         for index in case.task.sample:
             row, column = divmod(index - run.start * WIDTH, WIDTH)
             if 0 <= row < run.count:
                 assert known.pop(index) == float(theirs[row, column])
     assert known == {}
     assert result.inexact == inexact > 0
+    assert result.unchanged == unchanged
     assert result.delta_norm == pytest.approx(math.sqrt(squares), rel=1e-8)
     assert result.base_checksum is None
 

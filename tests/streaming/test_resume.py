@@ -46,6 +46,7 @@ def chunk_results(draw: st.DrawFn) -> ChunkResult:
         draw(st.binary(max_size=64)),
         draw(st.binary(max_size=64)),
         draw(st.integers(0, 1 << 40)),
+        draw(st.integers(0, 1 << 40)),
         draw(norms),
         draw(norms),
         draw(samples),
@@ -55,7 +56,8 @@ def chunk_results(draw: st.DrawFn) -> ChunkResult:
 def bits(result: ChunkResult) -> tuple[Any, ...]:
     doubles = (*result.delta_squares, *result.base_squares, *(x for _, x in result.samples))
     return (
-        *(result.digests, result.base_digests, result.inexact, len(result.delta_squares)),
+        *(result.digests, result.base_digests, result.inexact, result.unchanged),
+        len(result.delta_squares),
         *(struct.pack("<d", x) for x in doubles),
         *(index for index, _ in result.samples),
     )

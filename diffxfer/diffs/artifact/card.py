@@ -134,7 +134,9 @@ def details(manifest: Manifest) -> str:
     rows = [("command", f"diffxfer {manifest.command.get('verb', '')}")]
     for role, source in manifest.sources.items():
         rows.append((role, _named(source)))
-        rows += [(f"{role}: {inner}", _named(made)) for inner, made in source.made_from.items()]
+        rows += [
+            (f"{role}: {plain(inner)}", _named(made)) for inner, made in source.made_from.items()
+        ]
     options = [
         (name, _value(value))
         for name, value in manifest.command.items()

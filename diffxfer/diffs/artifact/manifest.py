@@ -5,8 +5,11 @@ It holds no clock times and no paths, so that the same command gives the same by
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING, Literal
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
+
+_SEALED = re.compile(rb'(.*),\n "seal": "([0-9a-f]{32})"\n\}\n', re.DOTALL)
 
 
 class _Model(BaseModel):
@@ -97,6 +102,8 @@ class TensorEntry(_Model):
         base_checksum: of base's tensor, for a diff vector.
         inexact: elements of finetuned that base and the stored Δ do not give back.
         samples: how many entries of the samples file are this tensor's.
+        unchanged: for a diff vector, elements that are the same in finetuned and base: bit for
+            bit, or by value where their dtypes differ; None as older versions wrote it.
     """
 
     checksum: str
@@ -105,6 +112,7 @@ class TensorEntry(_Model):
     base_checksum: str | None = None
     inexact: int | None = None
     samples: int | None = None
+    unchanged: int | None = None
 
 
 class TokensEntry(_Model):
@@ -201,12 +209,24 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest's file.
+    """The manifest's file, sealed: its last field is the xxh3-128 of all before it.
 
     Args:
         manifest: what to write.
     """
-    return manifest.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
+    body = manifest.model_dump_json(indent=1, exclude_none=True).encode().removesuffix(b"\n}")
+    seal = xxhash.xxh3_128_hexdigest(body).encode()
+    return body + b',\n "seal": "' + seal + b'"\n}\n'
+
+
+def is_sealed(raw: bytes) -> bool:
+    """Whether a manifest's file is as it was written.
+
+    Args:
+        raw: its bytes.
+    """
+    found = _SEALED.fullmatch(raw)
+    return found is not None and xxhash.xxh3_128_hexdigest(found[1]).encode() == found[2]
 
 
 def require_diff(folder: Path) -> Manifest:
@@ -220,7 +240,9 @@ def require_diff(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
         found = (
-            "a model" if (folder / "config.json").exists() else f"a folder without {MANIFEST_NAME}"
+            "a model"
+            if os.path.lexists(folder / "config.json")
+            else f"a folder without {MANIFEST_NAME}"
         )
         raise ArtifactError(
             folder,

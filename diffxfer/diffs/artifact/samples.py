@@ -9,12 +9,21 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
+from diffxfer.checkpoints.companions import companion_path
 from diffxfer.checkpoints.header import layout_shard
+from diffxfer.checkpoints.reader import OpenShard, read_shard
+from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.artifact.manifest import Manifest
 
 SAMPLES_NAME = "base_samples.safetensors"
 
@@ -33,16 +42,13 @@ def sample_indices(name: str, elements: int, count: int) -> tuple[int, ...]:
     Args:
         name: the tensor's name.
         elements: its size.
-        count: how many to keep, fewer where two fall on one.
+        count: how many to keep.
 
     Returns:
-        Flat indices, ascending.
+        Flat indices that follow one another, since each jump would be a read of its own.
     """
-    if elements <= count:
-        return tuple(range(elements))
-    key = name.encode()
-    drawn = (xxhash.xxh3_64_intdigest(key, seed=number) for number in range(count))
-    return tuple(sorted({value % elements for value in drawn}))
+    first = xxhash.xxh3_64_intdigest(name.encode()) % max(1, elements - count + 1)
+    return tuple(range(first, min(elements, first + count)))
 
 
 def samples_file(samples: Iterable[tuple[tuple[int, float], ...]]) -> bytes:
@@ -57,3 +63,41 @@ def samples_file(samples: Iterable[tuple[tuple[int, float], ...]]) -> bytes:
     indices = struct.pack(f"<{len(flat)}q", *(index for index, _ in flat))
     values = struct.pack(f"<{len(flat)}d", *(value for _, value in flat))
     return layout.header + indices + values
+
+
+def read_samples(
+    folder: Path, manifest: Manifest
+) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+    """The sampled elements of base, tensor by tensor.
+
+    Args:
+        folder: a diff vector.
+        manifest: what it says of itself.
+
+    Returns:
+        Indices and values by the tensor's name, both of shape `(samples,)`.
+
+    Raises:
+        ArtifactError: if they are missing, or are not what the manifest says.
+        CheckpointError: if they cannot be read.
+    """
+    path = companion_path(folder, SAMPLES_NAME)
+    if path is None:
+        raise ArtifactError(folder / SAMPLES_NAME, "is missing", "make or download it again")
+    counts = [entry.samples or 0 for entry in manifest.tensors.values()]
+    expected = {"index": ("I64", (sum(counts),)), "value": ("F64", (sum(counts),))}
+    specs = read_shard(path)
+    if {name: (spec.dtype, spec.shape) for name, spec in specs.items()} != expected:
+        problem = "does not hold the samples that the manifest states"
+        raise ArtifactError(path, problem, "make or download it again")
+    indices = np.frombuffer(_content(specs["index"]), np.dtype("<i8"))
+    values = np.frombuffer(_content(specs["value"]), np.dtype("<f8"))
+    ends = np.cumsum(counts)[:-1]
+    parts = zip(np.split(indices, ends), np.split(values, ends), strict=True)
+    return dict(zip(manifest.tensors, parts, strict=bool(counts)))
+
+
+def _content(spec: TensorSpec) -> bytearray:
+    content = bytearray(spec.nbytes)
+    OpenShard(spec.shard).read_into(memoryview(content), spec.start)
+    return content

@@ -66,7 +66,8 @@ def config_changes(
             if value is not _NONE:
                 changes[(*level, key)] = value
     if vocab_size is not None:
-        old = next((v for x in reversed(levels) if (v := _at(target, x).get("vocab_size"))), None)
+        sizes = (_at(target, level).get("vocab_size") for level in reversed(levels))
+        old = next((size for size in sizes if type(size) is int and size), None)
         if old is None:  # it is the class's default, which holds no longer
             changes[(*levels[-1], "vocab_size")] = vocab_size
         for path in paths_to("vocab_size", target):

@@ -129,6 +129,14 @@ class TargetMatch:
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
+    def scaled(self, selection: Selection) -> list[tuple[Difference, TensorSpec]]:
+        """The grafts whose scale is not 0.
+
+        Args:
+            selection: has the scales.
+        """
+        return [pair for pair in self.grafts if selection.alpha_of(pair[1].name) != 0]
+
 
 def match_base(
     finetuned: Side, base: Side, selection: Selection, label: Callable[[str], str]

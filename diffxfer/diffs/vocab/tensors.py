@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.header import short
 from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
+from diffxfer.diffs.vocab.token_files import MAX_TOKENS
 from diffxfer.errors import VocabularyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.header import TensorSpec
+
+MAX_ROWS = 2 * MAX_TOKENS
+"""Above any embedding there is, with its padding; rows are paired in memory."""
 
 
 def vocabulary_tensors(
@@ -36,7 +41,24 @@ def sort_tensors(
 
     Returns:
         The names of the former, and of the tensors of that size that are not among them.
+
+    Raises:
+        VocabularyError: one has more rows than any vocabulary.
     """
+    found = _sort_by_size(tensors, config)
+    for name in (*found[0], *found[1]):
+        spec = tensors[name]
+        if spec.shape[0] > MAX_ROWS:
+            problem = f"tensor {short(name)} has {spec.shape[0]} rows, more than any vocabulary"
+            raise VocabularyError(spec.shard.path, problem, "download or save it again")
+    return found
+
+
+def _sort_by_size(
+    tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
+) -> tuple[frozenset[str], frozenset[str]]:
+    # Without elements there are no rows, whatever their number: a header may state any.
+    tensors = {name: spec for name, spec in tensors.items() if spec.elements}
     known = {name for name, spec in tensors.items() if is_known_vocabulary(name) and spec.shape}
     size = vocabulary_size(config)
     if size is None:

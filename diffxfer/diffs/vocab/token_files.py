@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
-from diffxfer.checkpoints.companions import parse_object, read_bytes
+from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.json_read import parse_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_TOKENS = 1 << 22
-"""Above any vocabulary there is, and small enough that a lying id cannot fill the memory."""
+"""Above any vocabulary there is."""
+_SPARSE, _FREE_IDS = 64, 1 << 16
+"""How many ids may be for each token that there is, and how many in any case: a table takes memory
+by its largest id, which the file's size would not tell."""
 REMEDY = "fetch or save the checkpoint again"
 
 _RESERVED = re.compile(
@@ -94,11 +98,15 @@ def make_table(
     """The table of these tokens; those that look reserved are special too.
 
     Raises:
-        CompanionError: there are none.
+        CompanionError: there are none, or an id lies far beyond all others.
     """
     if not by_id:
         raise CompanionError(where, "holds no token", REMEDY)
-    row: list[str | None] = [None] * (max(by_id) + 1)
+    last = max(by_id)
+    if last >= _FREE_IDS + _SPARSE * len(by_id):
+        problem = f"the id of {by_id[last][:40]!r} is {last}, where there are {len(by_id)} tokens"
+        raise CompanionError(where, problem, REMEDY)
+    row: list[str | None] = [None] * (last + 1)
     for token_id, token in by_id.items():
         row[token_id] = token
     reserved = (

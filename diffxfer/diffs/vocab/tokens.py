@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import (
-    TEMPLATE_FOLDER,
     companion_path,
+    more_templates,
     read_bytes,
     read_object,
 )
@@ -171,9 +171,7 @@ def _overlay(table: TokenTable, later: list[AddedToken], where: Path) -> TokenTa
 
 def _chat_templates(folder: Path, config_path: Path, config: Mapping[str, Any]) -> str:
     names = ["chat_template.jinja"]
-    names += sorted(
-        f"{TEMPLATE_FOLDER}/{p.name}" for p in folder.glob(f"{TEMPLATE_FOLDER}/*.jinja")
-    )
+    names += [name for name in more_templates(folder) if name.endswith(".jinja")]
     texts = [_text(path) for path in (companion_path(folder, name) for name in names) if path]
     path, document = _optional(folder, "chat_template.json")
     for where, source in ((path, document), (config_path, config)):

@@ -102,6 +102,7 @@ class TestDiffVector:
             assert entry["delta_norm"] == pytest.approx(stored.delta_norm, rel=1e-8, abs=0)
             assert entry["base_norm"] == pytest.approx(stored.base_norm, rel=1e-8, abs=0)
             assert entry["inexact"] == stored.inexact, name
+            assert entry["unchanged"] == stored.unchanged, name
             if base[name].numel():
                 assert entry["base_checksum"] == oracle.checksum(base[name])
         inexact = {name: stored.inexact for name, stored in expected.items() if stored.inexact}

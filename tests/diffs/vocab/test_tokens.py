@@ -1,7 +1,7 @@
 import base64
 import json
-import sys
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -363,9 +363,23 @@ class TestHostile:
         assert all(0 <= i < len(found.tokens) for i in found.special)
 
 
-def test_a_sparse_table_stays_small(tmp_path):
-    put(tmp_path, "vocab.json", {"a": MAX_TOKENS - 1})
-    found = read_tokenizer(tmp_path)
-    assert len(found.tokens) == MAX_TOKENS
-    assert sys.getsizeof(found.tokens) < 40e6
-    module._cache.clear()
+@pytest.mark.parametrize("last", [(1 << 16) + 64, MAX_TOKENS - 1])
+def test_an_id_far_beyond_all_others_takes_no_memory(last, tmp_path):
+    put(tmp_path, "vocab.json", {"a": last})
+    says = f"the id of 'a' is {last}, where there are 1 tokens; fetch or save"
+    with pytest.raises(CompanionError, match=says):
+        read_tokenizer(tmp_path)
+    put(tmp_path, "vocab.json", {"a": 1})
+    put(tmp_path, "added_tokens.json", {"b": min(last + 64, MAX_TOKENS - 1)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(CompanionError, match=r"the id of 'b' is \d+, where there are 2"):
+            read_tokenizer(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_ids_may_have_large_gaps(tmp_path):
+    put(tmp_path, "vocab.json", {"a": 1, "b": (1 << 16) + 127})
+    assert len(read_tokenizer(tmp_path).tokens) == (1 << 16) + 128

@@ -1,0 +1,206 @@
+"""How much a model differs, layer by layer and kind by kind, as a heat table.
+
+A cell is a number in percent and a bar that stands for it, so that it can be read without colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.table import Table
+    from rich.text import Text
+
+from diffxfer.diffs.inspection.measures import Cell, Measure
+from diffxfer.errors import printable
+
+_Sides: TypeAlias = list[tuple[str, int]]
+
+_ROWS = 24
+"""The most rows of layers: with all that stands around them, they fit on a screen of 40 lines."""
+
+_FIRST = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
+_LAST = ("experts", "norms")
+_OTHER = "other"
+_CELL, _WIDEST_HEAD, _WIDEST_LABEL = 5, 7, 18
+_BARS = "▁▂▃▄▅▆▇█"
+_COLOURS = (230, 229, 222, 216, 215, 209, 203, 197)
+"""Of the 256 that terminals have, from pale yellow to red: all can be read under black."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row: some layers, or a kind of module outside of any.
+
+    Attributes:
+        stack: of its layers; empty outside of any.
+        label: what it is called.
+        cells: what it is about.
+    """
+
+    stack: str
+    label: str
+    cells: tuple[Cell, ...]
+
+
+def heat_table(cells: Sequence[Cell], width: int) -> Table:
+    """Cells as a table that is no wider than a terminal.
+
+    Args:
+        cells: every place of a model, in order.
+        width: columns of the terminal.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(_rows(cells))
+    stacks = {row.stack: printable(row.stack) for row in rows if row.stack}
+    titles = stacks if len(stacks) > 1 else {}
+    longest = max(map(len, ["all", *titles.values(), *(row.label for row in rows)]))
+    label = min(max(_WIDEST_LABEL, width // 6), longest)
+    sides = _sides(cells)
+    room = width - label - sum(size + 1 for _, size in sides)
+    kinds = _kinds(cells, room)
+    most = _most(rows, kinds)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("", width=label, overflow="fold")
+    for kind in dict.fromkeys(kinds.values()):
+        head = Text(printable(kind), overflow="fold")
+        table.add_column(head, width=_width(kind), justify="right")
+    for side, size in sides:
+        table.add_column(side, width=size, justify="right")
+    stack = ""
+    for row in rows:
+        if row.stack != stack and row.stack in titles:
+            table.add_row(Text(titles[row.stack], "dim", overflow="ellipsis", no_wrap=True))
+        stack = row.stack
+        table.add_row(*_line(row, kinds, most, sides))
+    table.add_row(*_line(_Row("layers", "all", tuple(cells)), kinds, most, sides, whole=True))
+    return table
+
+
+def _rows(cells: Sequence[Cell]) -> Iterator[_Row]:
+    """Layers in groups of as many as it takes, then what stands outside of any."""
+    layers: dict[str, list[int]] = {}
+    for cell in cells:
+        place = cell.place
+        if place.stack and place.layer not in layers.setdefault(place.stack, []):
+            layers[place.stack].append(place.layer)
+    size = 1
+    while sum(-(-len(own) // size) for own in layers.values()) > max(_ROWS, len(layers)):
+        size += 1
+    for stack, own in layers.items():
+        for start in range(0, len(own), size):
+            group = sorted(own)[start : start + size]
+            label = str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}"
+            chosen = [c for c in cells if c.place.stack == stack and c.place.layer in group]
+            yield _Row(stack, label, tuple(chosen))
+    for cell in cells:
+        if not cell.place.stack:
+            yield _Row("", printable(cell.place.kind), (cell,))
+
+
+def _sides(cells: Sequence[Cell]) -> _Sides:
+    """The columns at the right: all kinds of a row together."""
+    sides = [("all", _CELL)]
+    if all(cell.measure.unchanged is not None for cell in cells):
+        sides.append(("same", _CELL))
+    if any(cell.measure.other is not None for cell in cells):
+        sides.append(("cosine", 8))
+    return sides
+
+
+def _width(kind: str) -> int:
+    return max(_CELL, min(len(kind), _WIDEST_HEAD))
+
+
+def _kinds(cells: Sequence[Cell], room: int) -> dict[str, str]:
+    """The kinds of modules in layers, each with its column; the smallest may have to share one."""
+    parameters = Counter[str]()
+    for cell in cells:
+        if cell.place.stack:
+            parameters[cell.place.kind] += cell.measure.parameters
+
+    def order(kind: str) -> tuple[int, str]:
+        known = [*_FIRST, None, *_LAST]
+        return known.index(kind if kind in known else None), kind
+
+    named = sorted(parameters, key=order)
+    shared: list[str] = []
+    while named and sum(_width(k) + 1 for k in [*named, *[_OTHER][: len(shared)]]) > room:
+        least = min(named, key=lambda kind: (parameters[kind], kind))
+        named.remove(least)
+        shared.append(least)
+    return {kind: kind for kind in named} | dict.fromkeys(shared, _OTHER)
+
+
+def _most(rows: Sequence[_Row], kinds: dict[str, str]) -> float:
+    """The largest ratio of a table, which gets the longest bar."""
+    from diffxfer.diffs.inspection.measures import total
+
+    ratios = [total(part).ratio for row in rows for part in _parts(row, kinds).values()]
+    return max((ratio for ratio in ratios if ratio < math.inf), default=0.0)
+
+
+def _parts(row: _Row, kinds: dict[str, str]) -> dict[str, list[Measure]]:
+    """What is in each column of a row; what is outside of layers is in none of them."""
+    parts: dict[str, list[Measure]] = {}
+    for cell in row.cells:
+        column = kinds[cell.place.kind] if cell.place.stack else ""
+        parts.setdefault(column, []).append(cell.measure)
+    return parts
+
+
+def _line(
+    row: _Row, kinds: dict[str, str], most: float, sides: _Sides, *, whole: bool = False
+) -> list[Text]:
+    from rich.text import Text
+
+    from diffxfer.diffs.inspection.measures import total
+
+    parts = _parts(row, kinds)
+    line = [Text(row.label, "bold" if whole else "", overflow="fold")]
+    for column in dict.fromkeys(kinds.values()):
+        line.append(_heat(total(parts[column]), most) if column in parts else Text(""))
+    every = total(cell.measure for cell in row.cells)
+    line.append(_heat(every, most))
+    for head, _ in sides[1:]:
+        if head == "same":
+            share = every.unchanged_share
+            line.append(Text("" if share is None else percent(share)))
+        else:
+            cosine = every.cosine
+            line.append(Text("" if cosine is None else f"{cosine:.5f}"))
+    return line
+
+
+def _heat(measure: Measure, most: float) -> Text:
+    from rich.text import Text
+
+    ratio = measure.ratio
+    if ratio == 0:
+        return Text("0 ")
+    # As high as it is large, so that a person sees what no table of colours says.
+    level = min(len(_BARS), math.ceil(len(_BARS) * min(1.0, ratio / most))) - 1 if most else -1
+    return Text(percent(ratio) + _BARS[level], f"black on color({_COLOURS[level]})")
+
+
+def percent(ratio: float) -> str:
+    """A share in percent, in four characters.
+
+    Args:
+        ratio: 0 or more, 1 for all of it.
+    """
+    value = 100 * ratio
+    if value == 0 or math.isinf(value):
+        return "0" if value == 0 else "∞"
+    for least, digits in ((99.95, 0), (9.995, 1), (0.995, 2), (0.0095, 2)):
+        if least <= value < 9999.5:
+            return f"{value:.{digits}f}"
+    mantissa, _, exponent = f"{value:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

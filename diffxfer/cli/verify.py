@@ -1,0 +1,99 @@
+"""`diffxfer verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffxfer.cli import options as opt
+from diffxfer.cli.console import Console, print_json
+from diffxfer.cli.hub import gigabytes, tell_of_hub
+from diffxfer.errors import DamageError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from diffxfer.diffs.restore import Restored
+    from diffxfer.diffs.verify import VerifyReport
+
+
+def verify(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A diff vector, a graft or a tuned model: a folder, or org/name[@revision].",
+        ),
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BASE",
+            help="Base of a diff vector, likewise, to prove that it gives FINETUNED back.",
+        ),
+    ] = None,
+    finetuned: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FINETUNED", help="Fine-tuned model that it was extracted from, likewise."
+        ),
+    ] = None,
+    threads: opt.Threads = None,
+    stream: opt.StreamInputs = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Check what diffxfer wrote, and name all that is damaged."""
+    from diffxfer import verify as verify_folder
+
+    try:
+        with Console(json=json, quiet=quiet) as console:
+            tell_of_hub(console.say, path, base, finetuned)
+            report = verify_folder(
+                path,
+                base=base,
+                finetuned=finetuned,
+                threads=threads,
+                stream=stream,
+                progress=console.progress,
+            )
+    except DamageError as exc:
+        if not (json or quiet):
+            _print_lines(str(damage) for damage in exc.damage)
+        raise
+    if json:
+        print_json(report.as_json())
+    elif not quiet:
+        _print_lines(_summary(report))
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    """Print results on stdout."""
+    for line in lines:
+        typer.echo(printable(line))
+
+
+def _summary(report: VerifyReport) -> list[str]:
+    lines = [
+        f"{report.path} is as it was written: tensors {report.tensors:,}, shards"
+        f" {report.shards:,}, other files {report.files:,} ({gigabytes(report.bytes_read)} in"
+        f" {report.elapsed_s:.1f} s)"
+    ]
+    return [*lines, *(_restored(report.restored) if report.restored else ())]
+
+
+def _restored(restored: Restored) -> list[str]:
+    every = f"{restored.elements:,}"
+    lines = [f"base + Δ gives finetuned back bit for bit, all {every} elements"]
+    if restored.inexact:
+        total = sum(restored.inexact.values())
+        lines = [
+            f"base + Δ gives finetuned back bit for bit but for {total:,} of {every} elements,"
+            " as its manifest says:",
+            *(f"  {name}: {count:,}" for name, count in restored.inexact.items()),
+        ]
+    if restored.unpaired:
+        lines.append(f"not compared: {restored.unpaired:,} elements in rows of no token of base")
+    return lines

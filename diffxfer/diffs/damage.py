@@ -1,0 +1,193 @@
+"""What in a folder that we wrote is not as it was written: files, shards and tensors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from diffxfer.checkpoints.companions import companion_path, read_bytes, read_object
+from diffxfer.checkpoints.header import parse_header
+from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.reader import read_shard
+from diffxfer.checkpoints.shard_index import INDEX_NAME
+from diffxfer.diffs.artifact.manifest import is_sealed
+from diffxfer.diffs.report import listed
+from diffxfer.errors import CheckpointError, Damage
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.source import Place
+    from diffxfer.diffs.artifact.manifest import Manifest
+
+_NOT_OURS = frozenset({".gitattributes", ".gitignore"})
+_FOLDERS_NOT_OURS = frozenset({".cache", ".git"})
+"""What the Hub and its client put into a folder."""
+
+
+@dataclass(slots=True)
+class Survey:
+    """What is in a folder, before its data is read.
+
+    Attributes:
+        tensors: those whose data is there, and that the manifest names.
+        damage: what is wrong.
+    """
+
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    damage: list[Damage] = field(default_factory=list)
+
+
+def survey_folder(place: Place, manifest: Manifest) -> Survey:
+    """Compare a folder with its manifest, all but the tensors' data.
+
+    Args:
+        place: what we wrote.
+        manifest: what it says of itself.
+
+    Raises:
+        CompanionError: if the manifest cannot be read.
+        HubError: if a header is on the Hub and cannot be had.
+    """
+    survey, folder = Survey(), place.folder
+    if not is_sealed(read_bytes(folder / MANIFEST_NAME)):
+        problem = "is not as it was written, so that it may state anything"
+        survey.damage.append(Damage(MANIFEST_NAME, "", problem))
+    survey.damage += _check_files(folder, manifest)
+    _check_shards(place, manifest, survey)
+    survey.damage += _find_surplus(folder, manifest)
+    return survey
+
+
+def _check_files(folder: Path, manifest: Manifest) -> list[Damage]:
+    damage = []
+    for name, entry in manifest.files.items():
+        try:
+            path = companion_path(folder, name)
+            data = b"" if path is None else read_bytes(path)
+        except CheckpointError as exc:
+            damage.append(Damage(name, "", exc.problem))
+            continue
+        if path is None:
+            damage.append(Damage(name, "", "is missing"))
+        elif len(data) != entry.size:
+            damage.append(Damage(name, "", _other_size(len(data), entry.size)))
+        elif xxhash.xxh3_128_hexdigest(data) != entry.xxh3:
+            damage.append(Damage(name, "", "is not as it was written: its checksum is another"))
+    return damage
+
+
+def _other_size(found: int, expected: int) -> str:
+    what = "is cut off: it has" if found < expected else "has"
+    return f"{what} {found:,} bytes, where {expected:,} were written"
+
+
+def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
+    homes = _homes(place.folder)
+    missing = dict.fromkeys(manifest.tensors)
+    unread: list[str] = []
+    for name, entry in manifest.shards.items():
+        # A name with a slash would lead out of the folder.
+        found = _read(place, name) if Path(name).name == name else "is no name of a shard"
+        if isinstance(found, str):
+            unread.append(name)
+            survey.damage.append(Damage(name, "", found))
+            continue
+        size = next(iter(found.values())).shard.size if found else entry.size
+        header = next(iter(found.values())).shard.header_hash if found else entry.header_xxh3
+        if header != entry.header_xxh3:
+            survey.damage.append(Damage(name, "", _other_header(header, manifest)))
+        elif size != entry.size:
+            survey.damage.append(Damage(name, "", _other_size(size, entry.size)))
+        for tensor, spec in found.items():
+            missing.pop(tensor, None)
+            problem = _placed(tensor, spec, manifest, survey)
+            if problem is None:
+                survey.tensors[tensor] = spec
+            else:
+                survey.damage.append(Damage(name, tensor, problem))
+    for tensor in missing:
+        home = homes.get(tensor, unread[0] if len(unread) == 1 else "")
+        survey.damage.append(Damage(home, tensor, "is missing"))
+
+
+def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
+    """The header of a shard, or why it cannot be read."""
+    if not place.has(name):
+        return "is missing"
+    file = place.files[name] if place.files is not None else None
+    try:
+        if file is not None and not file.here:
+            from diffxfer.checkpoints.hub.ranges import fetch_headers
+
+            return parse_header(fetch_headers([file])[name], file, whole=False)
+        return read_shard(place.folder / name, whole=False)
+    except CheckpointError as exc:
+        return exc.problem
+
+
+def _homes(folder: Path) -> Mapping[str, str]:
+    """Which shard the index, if it is there and can be read, places a tensor in."""
+    try:
+        path = companion_path(folder, INDEX_NAME)
+        placed = {} if path is None else read_object(path).get("weight_map")
+    except CheckpointError:
+        return {}  # told of as a file
+    if not isinstance(placed, dict):
+        return {}
+    return {tensor: shard for tensor, shard in placed.items() if isinstance(shard, str)}
+
+
+def _other_header(header: str, manifest: Manifest) -> str:
+    same = [name for name, entry in manifest.shards.items() if entry.header_xxh3 == header]
+    if same:
+        return f"is another shard: it has the header of {listed(same)}"
+    return "has another header than was written"
+
+
+def _placed(tensor: str, spec: TensorSpec, manifest: Manifest, survey: Survey) -> str | None:
+    """Why a tensor of a shard cannot be checked, if so."""
+    if tensor not in manifest.tensors:
+        return "is not in the manifest"
+    if tensor in survey.tensors:
+        return "is there a second time"
+    end = spec.start + spec.nbytes
+    if end > spec.shard.size:
+        return f"is cut off: it ends at byte {end:,} of {spec.shard.size:,}"
+    return None
+
+
+def _find_surplus(folder: Path, manifest: Manifest) -> list[Damage]:
+    named = {MANIFEST_NAME, *manifest.shards, *manifest.files, *_NOT_OURS}
+    damage = []
+    for parent, folders, names in os.walk(folder):
+        if Path(parent) == folder:
+            folders[:] = [name for name in folders if name not in _FOLDERS_NOT_OURS]
+        linked = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in sorted((*names, *linked)):
+            path = Path(parent, name).relative_to(folder).as_posix()
+            if path not in named:
+                damage.append(Damage(path, "", "is not in the manifest"))
+    return damage
+
+
+def digest(spec: TensorSpec) -> TensorTask:
+    """The task that makes a tensor's checksum.
+
+    Args:
+        spec: the tensor.
+    """
+    return TensorTask(
+        name=spec.name,
+        operation=Operation.DIGEST,
+        inputs=(spec,),
+        dtype=spec.dtype,
+        shape=spec.shape,
+        runs=whole(RunKind.GRAFT, 1),
+    )

@@ -1,0 +1,100 @@
+"""The options of a graft, checked before anything is read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffxfer.diffs.extract import DTYPES
+from diffxfer.diffs.job import RunOptions
+from diffxfer.diffs.matching.selection import Selection, make_selection
+from diffxfer.diffs.shards import parse_size
+from diffxfer.diffs.vocab.pair_base import check_mode
+from diffxfer.errors import OptionError
+from diffxfer.streaming.run import check_run_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class GraftOptions:
+    """The options that `apply_diff` and `transfer` share, checked.
+
+    Attributes:
+        selection: which tensors take part, and their scales.
+        vocab: how rows of tokens pair.
+        out_dtype: of the output, None for the target's.
+        allow_unrelated: graft whatever base and target have to do with each other.
+        command: those that shape the result, for manifest and card.
+        run: those that do not.
+        began: when the verb was called, by `time.perf_counter`.
+    """
+
+    selection: Selection
+    vocab: str
+    out_dtype: str | None
+    allow_unrelated: bool
+    command: dict[str, str | float | list[str] | dict[str, float]]
+    run: RunOptions
+    began: float
+
+    @property
+    def dtype(self) -> str | None:
+        """The output's, as safetensors names it; None for the target's."""
+        return DTYPES.get(self.out_dtype or "")
+
+
+def check_options(
+    alpha: float,
+    alpha_for: Mapping[str, float] | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    allow_missing: Sequence[str],
+    vocab: str,
+    out_dtype: str | None,
+    max_shard_size: str | None,
+    threads: int | None,
+    device: str,
+    allow_nonfinite: bool,
+    allow_unrelated: bool,
+    overwrite: bool,
+    restart: bool,
+    stream: bool,
+    dry_run: bool,
+    progress: Callable[[int, int], None] | None,
+) -> GraftOptions:
+    """Check what `apply_diff` was given, or `transfer`, whose arguments these are in their order.
+
+    Raises:
+        OptionError: for one that cannot mean anything.
+    """
+    began = time.perf_counter()
+    if out_dtype is not None and out_dtype not in DTYPES:
+        problem = f"{out_dtype!r} is unknown"
+        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
+    check_mode(vocab)
+    selection = make_selection(
+        alpha=alpha,
+        alpha_for=alpha_for,
+        include=include,
+        exclude=exclude,
+        allow_missing=allow_missing,
+    )
+    command: dict[str, str | float | list[str] | dict[str, float]] = {
+        "alpha": float(alpha),
+        "alpha_for": {regex: float(scale) for regex, scale in (alpha_for or {}).items()},
+        **selection.command(),
+        "vocab": vocab,
+        "out_dtype": out_dtype or "target",
+        "max_shard_size": max_shard_size or "target",
+        "allow_nonfinite": str(allow_nonfinite).lower(),
+    }
+    max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
+    check_run_options(threads, device)
+    run = RunOptions(
+        *(threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress),
+        stream=stream,
+    )
+    return GraftOptions(selection, vocab, out_dtype, allow_unrelated, command, run, began)

@@ -1,0 +1,294 @@
+"""Comparing two checkpoints tensor by tensor, in one pass over both."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.checkpoints.header import FLOATS, TensorSpec
+from diffxfer.checkpoints.reader import open_weights
+from diffxfer.checkpoints.source import find
+from diffxfer.diffs.artifact.manifest import read_manifest
+from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
+from diffxfer.diffs.inspection.places import places
+from diffxfer.diffs.matching.names import pair_names
+from diffxfer.errors import MatchError
+from diffxfer.streaming.inspect import inspect_inputs
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, whole
+from diffxfer.streaming.run import check_run_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from diffxfer.checkpoints.reader import Weights
+    from diffxfer.streaming.tally import TensorResult
+
+    Pair: TypeAlias = tuple[TensorSpec, TensorSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorContrast:
+    """How one tensor of floats differs.
+
+    Attributes:
+        name: A's.
+        other_name: B's, which may have another prefix.
+        dtype: A's, as safetensors names it.
+        other_dtype: B's.
+        shape: of both.
+        unchanged: elements that are the same: bit for bit, or by value where dtypes differ.
+        measure: how much they differ; None where A or B has NaN or infinity.
+    """
+
+    name: str
+    other_name: str
+    dtype: str
+    other_dtype: str
+    shape: tuple[int, ...]
+    unchanged: int
+    measure: Measure | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        measure = found.pop("measure")
+        return {**found, **({} if measure is None else measure.as_json()), "finite": bool(measure)}
+
+
+@dataclass(frozen=True, slots=True)
+class BytesContrast:
+    """How a tensor that is not of floats differs: its bytes alone are compared.
+
+    Attributes:
+        name: A's.
+        dtype: of both.
+        size: in bytes.
+        unchanged: bytes that are the same.
+    """
+
+    name: str
+    dtype: str
+    size: int
+    unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unlike:
+    """A tensor that cannot be compared, since A and B store other things under its name.
+
+    Attributes:
+        name: A's.
+        found: what A has, such as ``"BF16 (128256, 4096)"``.
+        other: what B has.
+    """
+
+    name: str
+    found: str
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How two checkpoints differ; Δ is B − A.
+
+    Attributes:
+        path: A.
+        other: B.
+        norms: of all tensors of floats that have no NaN and no infinity.
+        cells: the same by layer and kind of module.
+        tensors: each tensor of floats that both have, in A's order.
+        bytes_compared: each other tensor that both have.
+        unlike: tensors that both have in shapes or dtypes that cannot be compared.
+        only_in_path: tensors that B lacks.
+        only_in_other: tensors that A lacks.
+        bytes_read: of both.
+        elapsed_s: seconds from the call to the result.
+        warnings: one line each.
+    """
+
+    path: Path
+    other: Path
+    norms: Measure
+    cells: tuple[Cell, ...]
+    tensors: tuple[TensorContrast, ...]
+    bytes_compared: tuple[BytesContrast, ...]
+    unlike: tuple[Unlike, ...]
+    only_in_path: tuple[str, ...]
+    only_in_other: tuple[str, ...]
+    bytes_read: int
+    elapsed_s: float
+    warnings: tuple[str, ...]
+
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """The tensors that have NaN or infinity, and are in no norm but their own elements."""
+        return tuple(tensor.name for tensor in self.tensors if tensor.measure is None)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        from dataclasses import asdict
+
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            **found,
+            "path": str(self.path),
+            "other": str(self.other),
+            "norms": self.norms.as_json(),
+            "nonfinite": self.nonfinite,
+            "cells": [cell.as_json() for cell in self.cells],
+            "tensors": [tensor.as_json() for tensor in self.tensors],
+            "bytes_compared": [asdict(each) for each in self.bytes_compared],
+            "unlike": [asdict(each) for each in self.unlike],
+        }
+
+
+def compare_checkpoints(
+    path: Path | str,
+    other: Path | str,
+    *,
+    threads: int | None = None,
+    stream: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Say how two checkpoints, or two diff vectors, differ: B − A, tensor by tensor.
+
+    Nothing is refused for being different: what cannot be compared is listed.
+
+    Args:
+        path: A, by whose names tensors go: a folder, or one on the Hub, ``"org/name"`` or
+            ``"org/name@revision"``.
+        other: B, likewise.
+        threads: how many workers; None for one a processor.
+        stream: read what is on the Hub there, instead of downloading it into its cache.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        How they differ.
+
+    Raises:
+        DiffxferError: if one of them is no checkpoint, is broken, or changes while it is read.
+
+    Example:
+        >>> compare_checkpoints("llama-3.0", "llama-3.1").norms.cosine  # doctest: +SKIP
+    """
+    began = time.perf_counter()
+    check_run_options(threads, "cpu")
+    found_at = [find(named, "a checkpoint or a diff vector") for named in (path, other)]
+    ours, theirs = map(open_weights, found_at)
+    warnings = list(_warnings(ours, theirs))
+    found = _sort(ours, theirs, warnings)
+    tasks = [_task(pair) for pair in found.floats] + [_bytes_task(pair) for pair in found.plain]
+    plan = make_plan(tasks, (*ours.shards, *theirs.shards))
+    if not stream:
+        fetch_shards((spec.shard for task in tasks for spec in task.inputs), progress)
+    results = inspect_inputs(plan, threads=threads, progress=progress)
+    tensors = tuple(map(_contrast, found.floats, results))
+    where = places(ours.tensors)
+    measured = [(where[each.name], each.measure) for each in tensors if each.measure is not None]
+    return Comparison(
+        path=Path(path),
+        other=Path(other),
+        norms=total(measure for _, measure in measured),
+        cells=cells(measured),
+        tensors=tensors,
+        bytes_compared=tuple(map(_bytes_contrast, found.plain, results[len(tensors) :])),
+        unlike=tuple(map(_unlike, found.unlike)),
+        only_in_path=found.alone[0],
+        only_in_other=found.alone[1],
+        bytes_read=plan.bytes_to_read,
+        elapsed_s=round(time.perf_counter() - began, 3),
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """The tensors of A and B: pairs that are compared, by value or by byte, and all others."""
+
+    floats: list[Pair]
+    plain: list[Pair]
+    unlike: list[Pair]
+    alone: tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
+    names = _pair(ours.tensors, theirs.tensors, warnings)
+    floats: list[Pair] = []
+    plain: list[Pair] = []
+    unlike: list[Pair] = []
+    # As they lie in the files, so that a disk is read from one end to the other.
+    for spec in sorted(ours.tensors.values(), key=lambda spec: (spec.shard.path, spec.start)):
+        if spec.name in names:
+            pair = spec, theirs.tensors[names[spec.name]]
+            if pair[0].shape != pair[1].shape:
+                unlike.append(pair)
+            elif all(each.dtype in FLOATS for each in pair):
+                floats.append(pair)
+            else:
+                (plain if pair[0].dtype == pair[1].dtype else unlike).append(pair)
+    left = ours.tensors.keys() - names.keys(), theirs.tensors.keys() - set(names.values())
+    return _Sorted(floats, plain, unlike, (tuple(sorted(left[0])), tuple(sorted(left[1]))))
+
+
+def _warnings(ours: Weights, theirs: Weights) -> Iterator[str]:
+    if [shard.identity for shard in ours.shards] == [shard.identity for shard in theirs.shards]:
+        yield "both are the same files"
+    manifests = read_manifest(ours.folder), read_manifest(theirs.folder)
+    diffs = [manifest is not None and manifest.kind == "diff" for manifest in manifests]
+    if diffs[0] != diffs[1]:
+        folder = (ours if diffs[0] else theirs).folder
+        yield f"{folder} is a diff vector, and the other one is a whole model"
+
+
+def _pair(
+    ours: Mapping[str, TensorSpec], theirs: Mapping[str, TensorSpec], warnings: list[str]
+) -> dict[str, str]:
+    """B's name for each of A's that it has."""
+    try:
+        return pair_names(ours.keys(), theirs.keys(), ("A", "B"))
+    except MatchError as exc:
+        warnings.append(f"only equal names are compared: {exc.problem}")
+        return {name: name for name in ours if name in theirs}
+
+
+def _task(pair: Pair) -> TensorTask:
+    ours = pair[0]
+    runs = whole(RunKind.GRAFT, 2)
+    return TensorTask(ours.name, Operation.CONTRAST, pair, ours.dtype, ours.shape, runs=runs)
+
+
+def _bytes_task(pair: Pair) -> TensorTask:
+    """Tensors of any dtype as bytes: some have less than a byte an element."""
+    ours, theirs = (
+        TensorSpec(spec.name, "U8", (spec.nbytes,), spec.start, spec.shard) for spec in pair
+    )
+    return _task((ours, theirs))
+
+
+def _contrast(pair: Pair, result: TensorResult) -> TensorContrast:
+    ours, theirs = pair
+    norms = result.delta_norm, result.base_norm, result.other_norm
+    measure = Measure(1, ours.elements, *norms[:2], result.unchanged, norms[2])
+    return TensorContrast(
+        name=ours.name,
+        other_name=theirs.name,
+        dtype=ours.dtype,
+        other_dtype=theirs.dtype,
+        shape=ours.shape,
+        unchanged=result.unchanged,
+        measure=measure if all(map(math.isfinite, norms)) else None,
+    )
+
+
+def _bytes_contrast(pair: Pair, result: TensorResult) -> BytesContrast:
+    ours = pair[0]
+    return BytesContrast(ours.name, ours.dtype, ours.nbytes, result.unchanged)
+
+
+def _unlike(pair: Pair) -> Unlike:
+    found, other = (f"{spec.dtype} {spec.shape}" for spec in pair)
+    return Unlike(pair[0].name, found, other)

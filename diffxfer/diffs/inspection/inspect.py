@@ -1,0 +1,226 @@
+"""Saying what a folder of weights is, from headers, configs and the manifest alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.companions import companion_path, list_companions, read_object
+from diffxfer.checkpoints.quantized import refuse_quantized
+from diffxfer.checkpoints.reader import open_weights
+from diffxfer.checkpoints.source import find
+from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest
+from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
+from diffxfer.diffs.inspection.places import places
+from diffxfer.diffs.matching.names import pattern
+from diffxfer.diffs.report import listed
+from diffxfer.errors import QuantizedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.reader import Weights
+    from diffxfer.diffs.artifact.manifest import Manifest
+
+_COMPANIONS = "companions"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGroup:
+    """Tensors of one dtype and shape whose names differ only in numbers.
+
+    Attributes:
+        pattern: their names with every number replaced by ``*``.
+        dtype: as safetensors names it, such as ``"BF16"``.
+        shape: one size a dimension.
+        tensors: how many.
+        parameters: how many elements they have in all.
+    """
+
+    pattern: str
+    dtype: str
+    shape: tuple[int, ...]
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a folder of weights is.
+
+    Attributes:
+        path: the folder, or what it is called on the Hub.
+        kind: ``"checkpoint"``, or as its manifest has it ``"diff"``, ``"graft"`` or ``"tuned"``.
+        architecture: of its config, as transformers names it; of a diff vector, finetuned's.
+        quantized: how it is quantised, None if it does not look so.
+        tensors: how many.
+        parameters: their elements.
+        dtypes: the elements of each dtype, the most first.
+        groups: the tensors, grouped.
+        shards: the size of each safetensors file in bytes.
+        companions: files beside the weights that a graft of it would carry.
+        other_files: what else there is.
+        sources: what it was made from, by role; empty where there is no manifest.
+        options: the options that shaped it, with the verb.
+        written_by: the version of diffxfer that did, None if it was not diffxfer.
+        integers: of a diff vector, finetuned's tensors that have no difference, being integers.
+        left_out: of a diff vector, finetuned's tensors that the user left out.
+        inexact: of a diff vector, elements that base + Δ does not give back bit for bit.
+        norms: of a diff vector, how large it is in all.
+        cells: of a diff vector, how large it is by layer and kind of module.
+        warnings: one line each.
+    """
+
+    path: Path
+    kind: str
+    architecture: str | None
+    quantized: str | None
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    groups: tuple[TensorGroup, ...]
+    shards: dict[str, int]
+    companions: tuple[str, ...]
+    other_files: tuple[str, ...]
+    sources: dict[str, SourceEntry]
+    options: dict[str, Any]
+    written_by: str | None
+    integers: tuple[str, ...]
+    left_out: tuple[str, ...]
+    inexact: int | None
+    norms: Measure | None
+    cells: tuple[Cell, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            **found,
+            "path": str(self.path),
+            "groups": [asdict(group) for group in self.groups],
+            "sources": {role: entry.model_dump() for role, entry in self.sources.items()},
+            "norms": self.norms and self.norms.as_json(),
+            "cells": [cell.as_json() for cell in self.cells],
+        }
+
+
+def inspect_checkpoint(path: Path | str) -> Inspection:
+    """Say what a checkpoint or a diff vector is; no weights are read.
+
+    Args:
+        path: a model of any origin, or a diff vector: a folder, or one on the Hub, ``"org/name"``
+            or ``"org/name@revision"``.
+
+    Returns:
+        What it is.
+
+    Raises:
+        DiffxferError: if it has no weights in safetensors files, or a file in it is broken.
+
+    Example:
+        >>> inspect_checkpoint("sft-diff").norms.ratio  # doctest: +SKIP
+    """
+    place = find(path, "a checkpoint or a diff vector")
+    folder = place.folder
+    manifest = read_manifest(folder)
+    weights = open_weights(place)
+    is_diff = manifest is not None and manifest.kind == "diff"
+    config = _config(folder / _COMPANIONS if is_diff else folder)
+    beside = list_companions(folder)
+    specs = weights.tensors
+    measured = dict(_measured(manifest, specs)) if manifest is not None and is_diff else {}
+    where = places(specs)
+    return Inspection(
+        path=Path(path),
+        kind="checkpoint" if manifest is None else manifest.kind,
+        architecture=_architecture(config),
+        quantized=_quantized(folder, config, specs),
+        tensors=len(specs),
+        parameters=sum(spec.elements for spec in specs.values()),
+        dtypes=_dtypes(specs),
+        groups=_groups(specs),
+        shards={shard.path.name: shard.size for shard in weights.shards},
+        companions=_diff_companions(folder) if is_diff else beside.names,
+        other_files=() if is_diff else beside.left_out,
+        sources={} if manifest is None else manifest.sources,
+        options={} if manifest is None else dict(manifest.command),
+        written_by=None if manifest is None else manifest.diffxfer_version,
+        integers=() if manifest is None else tuple(manifest.kept),
+        left_out=() if manifest is None else tuple(manifest.left_out),
+        inexact=_inexact(manifest) if manifest is not None and is_diff else None,
+        norms=total(measured.values()) if is_diff else None,
+        cells=cells((where[name], measure) for name, measure in measured.items()),
+        warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = companion_path(folder, "config.json")
+    return {} if path is None else read_object(path)
+
+
+def _diff_companions(path: Path) -> tuple[str, ...]:
+    folder = path / _COMPANIONS
+    return list_companions(folder).names if folder.is_dir() else ()
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else config.get("model_type")
+    return first if isinstance(first, str) else None
+
+
+def _quantized(
+    path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]
+) -> str | None:
+    try:
+        refuse_quantized(path, config, specs)
+    except QuantizedError as exc:
+        return exc.problem
+    return None
+
+
+def _dtypes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    found = Counter[str]()
+    for spec in specs.values():
+        found[spec.dtype] += spec.elements
+    return dict(found.most_common())
+
+
+def _groups(specs: Mapping[str, TensorSpec]) -> tuple[TensorGroup, ...]:
+    found = Counter((pattern(name), spec.dtype, spec.shape) for name, spec in specs.items())
+    elements = {
+        (pattern(name), spec.dtype, spec.shape): spec.elements for name, spec in specs.items()
+    }
+    return tuple(TensorGroup(*key, count, count * elements[key]) for key, count in found.items())
+
+
+def _measured(manifest: Manifest, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Measure]]:
+    for name, entry in manifest.tensors.items():
+        if name in specs and entry.delta_norm is not None and entry.base_norm is not None:
+            count = specs[name].elements
+            yield name, Measure(1, count, entry.delta_norm, entry.base_norm, entry.unchanged)
+
+
+def _inexact(manifest: Manifest) -> int:
+    return sum(entry.inexact or 0 for entry in manifest.tensors.values())
+
+
+def _warnings(manifest: Manifest, weights: Weights) -> Iterator[str]:
+    """Where the shards are not those that the manifest was written for."""
+    for shard in weights.shards:
+        known = manifest.shards.get(shard.path.name)
+        if known is None or (known.size, known.header_xxh3) != (shard.size, shard.header_hash):
+            yield f"{shard.path.name} is not the shard that the manifest names"
+    unknown = [
+        n for n, e in manifest.tensors.items() if e.delta_norm is None or e.base_norm is None
+    ]
+    if unknown and manifest.kind == "diff":
+        yield f"left out of the norms, which are not finite: {listed(unknown)}"
+    odd = sorted(manifest.tensors.keys() ^ weights.tensors.keys())
+    if odd:
+        yield f"the manifest and the shards do not name the same tensors, such as {odd[0]!r}"

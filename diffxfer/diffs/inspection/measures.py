@@ -1,0 +1,130 @@
+"""How much tensors differ, and how that adds up over many of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from diffxfer.diffs.inspection.places import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How much some tensors differ.
+
+    Attributes:
+        tensors: how many.
+        parameters: their elements.
+        delta: ‖Δ‖₂, Δ being finetuned − base, or B − A where A and B are compared.
+        base: ‖base‖₂, or ‖A‖₂.
+        unchanged: elements that are the same in both; None where that was not counted.
+        other: ‖B‖₂; None for a diff vector, which does not know ‖finetuned‖.
+    """
+
+    tensors: int
+    parameters: int
+    delta: float
+    base: float
+    unchanged: int | None = None
+    other: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """‖Δ‖ / ‖base‖; infinite where only base is zero."""
+        if self.base:
+            return self.delta / self.base
+        return math.inf if self.delta else 0.0
+
+    @property
+    def cosine(self) -> float | None:
+        """Of the angle between A and B; None where one is zero or ‖B‖ is not known."""
+        if not self.base or not self.other:
+            return None
+        # 1 − cos = (‖Δ‖² − (‖A‖ − ‖B‖)²) / 2‖A‖‖B‖ loses nothing where they are nearly the same,
+        # as A·B would; the factors are divided first, since squares may overflow.
+        apart = abs(self.base - self.other)
+        product = (self.delta - apart) / self.base * ((self.delta + apart) / self.other)
+        return min(1.0, max(-1.0, 1.0 - product / 2))
+
+    @property
+    def unchanged_share(self) -> float | None:
+        """The share of elements that are the same; None where that is not known."""
+        if self.unchanged is None or not self.parameters:
+            return None
+        return self.unchanged / self.parameters
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has; what is infinite is null."""
+        found: dict[str, Any] = {
+            "tensors": self.tensors,
+            "parameters": self.parameters,
+            "delta_norm": self.delta,
+            "base_norm": self.base,
+            "ratio": self.ratio if math.isfinite(self.ratio) else None,
+            "unchanged": self.unchanged,
+        }
+        if self.other is not None:
+            found |= {"other_norm": self.other, "cosine": self.cosine}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The tensors of one place in a model: one kind of module in one layer.
+
+    Attributes:
+        place: which.
+        measure: how much they differ.
+    """
+
+    place: Place
+    measure: Measure
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        place = self.place
+        layer = place.layer if place.stack else None
+        return {
+            "stack": place.stack or None,
+            "layer": layer,
+            "kind": place.kind,
+            **self.measure.as_json(),
+        }
+
+
+def total(measures: Iterable[Measure]) -> Measure:
+    """How much tensors differ in all.
+
+    Args:
+        measures: parts that have no tensor in common.
+    """
+    parts = list(measures)
+    unchanged = [part.unchanged for part in parts if part.unchanged is not None]
+    others = [part.other for part in parts if part.other is not None]
+    return Measure(
+        tensors=sum(part.tensors for part in parts),
+        parameters=sum(part.parameters for part in parts),
+        delta=math.hypot(*(part.delta for part in parts)),
+        base=math.hypot(*(part.base for part in parts)),
+        unchanged=sum(unchanged) if len(unchanged) == len(parts) else None,
+        other=math.hypot(*others) if others and len(others) == len(parts) else None,
+    )
+
+
+def cells(measures: Iterable[tuple[Place, Measure]]) -> tuple[Cell, ...]:
+    """Put together what stands in one place.
+
+    Args:
+        measures: of single tensors, each with its place.
+
+    Returns:
+        One cell a place, in the order of stacks and layers; those outside of any come first.
+    """
+    found: dict[Place, list[Measure]] = {}
+    for place, measure in measures:
+        found.setdefault(place, []).append(measure)
+    return tuple(Cell(place, total(found[place])) for place in sorted(found))

@@ -1,0 +1,148 @@
+"""Whether a graft's target is a successor of the base, or that base itself, or neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffxfer.diffs.job import nothing_more
+from diffxfer.diffs.relatedness import refuse_unrelated, relate, warn_of_relations
+from diffxfer.diffs.report import listed
+from diffxfer.diffs.sampling import sample_graft, sample_models
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.job import Finish
+    from diffxfer.diffs.matching.match import Difference
+    from diffxfer.diffs.relatedness import Relation
+    from diffxfer.streaming.tally import TensorResult
+
+_SUCCESSION = ("base", "target")
+_TARGET_ONLY = "target of "
+
+
+@dataclass(frozen=True, slots=True)
+class Kinship:
+    """What is known of how the roles relate.
+
+    Attributes:
+        relations: pair by pair.
+        warnings: what looks like a mistake.
+        tasks: those that read the target where it seems to be the base itself.
+        base_checksums: of base's tensors, by those tasks.
+    """
+
+    relations: tuple[Relation, ...]
+    warnings: list[str]
+    tasks: Sequence[TensorTask]
+    base_checksums: Mapping[str, str | None]
+
+
+def kinship_of_graft(
+    pairs: Sequence[tuple[Difference, TensorSpec]],
+    diff: tuple[Path, Manifest] | None,
+    *,
+    allow_unrelated: bool,
+) -> Kinship:
+    """Compare base with target, and finetuned with base where both are there.
+
+    Args:
+        pairs: differences, each with the tensor of the target that it is added to.
+        diff: the diff vector and its manifest; None where Δ is of two checkpoints.
+        allow_unrelated: let them be unrelated.
+
+    Returns:
+        What is known.
+
+    Raises:
+        RelatednessError: if two of them are unrelated, unless that is allowed.
+        CheckpointError: if one cannot be read.
+    """
+    if diff is None:
+        samples = sample_models(pairs, ("finetuned", "base", "target"))
+        compared = [relate(samples, *roles) for roles in (("finetuned", "base"), _SUCCESSION)]
+    else:
+        samples = sample_graft(pairs, *diff)
+        compared = [relate(samples, *_SUCCESSION)]
+    relations = tuple(relation for relation in compared if relation is not None)
+    if not allow_unrelated:
+        refuse_unrelated(relations, "transfer" if diff is None else "apply")
+    warnings = warn_of_relations(samples, relations)
+    equal = next((r for r in relations if r.roles == _SUCCESSION and r.equal), None)
+    if equal is None:
+        return Kinship(relations, warnings, (), {})
+    if diff is None:
+        warnings.append(
+            f"base and target are equal in all {equal.samples:,} sampled weights:"
+            " if this target is the base itself, alpha 1 gives finetuned back"
+        )
+        return Kinship(relations, warnings, (), {})
+    entries = diff[1].tensors
+    tasks = [_digest(spec) for _, spec in pairs]
+    known = {
+        task.name: entries[difference.name].base_checksum
+        for task, (difference, _) in zip(tasks, pairs, strict=True)
+    }
+    return Kinship(relations, warnings, tasks, known)
+
+
+def kinship_of_diff(differences: Iterable[Difference], *, allow_unrelated: bool) -> Kinship:
+    """Compare finetuned with base.
+
+    Args:
+        differences: of the two.
+        allow_unrelated: let them be unrelated.
+
+    Returns:
+        What is known.
+
+    Raises:
+        RelatednessError: if they are unrelated, unless that is allowed.
+        CheckpointError: if one cannot be read.
+    """
+    pairs = [(difference, None) for difference in differences]
+    samples = sample_models(pairs, ("finetuned", "base"))
+    relation = relate(samples, "finetuned", "base")
+    relations = () if relation is None else (relation,)
+    if not allow_unrelated:
+        refuse_unrelated(relations, "extract")
+    return Kinship(relations, warn_of_relations(samples, relations), (), {})
+
+
+def _digest(spec: TensorSpec) -> TensorTask:
+    return TensorTask(
+        name=_TARGET_ONLY + spec.name,
+        operation=Operation.DIGEST,
+        inputs=(spec,),
+        dtype=spec.dtype,
+        shape=spec.shape,
+        runs=whole(RunKind.GRAFT, 1),
+    )
+
+
+def finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
+    """How a job finishes whose tasks may tell that the target is the base itself.
+
+    Args:
+        kinship: what is known of the roles.
+        warnings: the job's, where it is said.
+    """
+
+    def finish(
+        manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
+    ) -> tuple[Manifest, dict[str, bytes]]:
+        known = kinship.base_checksums
+        others = [name for name, checksum in known.items() if silent[name] != checksum]
+        text = "this target is the base itself: alpha 1 gives finetuned back"
+        if others:
+            names = listed([name.removeprefix(_TARGET_ONLY) for name in others])
+            text = f"this target is the base itself but for {len(others):,} tensors: {names}"
+        warnings.append(text)
+        return nothing_more(manifest, results, silent)
+
+    return finish if kinship.tasks else nothing_more

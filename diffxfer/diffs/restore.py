@@ -1,0 +1,146 @@
+"""Proving that base + Δ gives finetuned back, bit for bit, or counting where it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffxfer.diffs.extract_tasks import compare, difference_runs
+from diffxfer.diffs.matching.refusal import group_problems, refusal
+from diffxfer.diffs.matching.selection import make_selection
+from diffxfer.diffs.source import from_checkpoints
+from diffxfer.errors import MatchError
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffxfer.checkpoints.header import ShardFile, TensorSpec
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
+    from diffxfer.diffs.source import Source
+    from diffxfer.streaming.tally import TensorResult
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How much of finetuned base + Δ gives back.
+
+    Attributes:
+        elements: how many were compared.
+        unpaired: how many were not, in rows that belong to no token of base.
+        inexact: by tensor, how many do not come back bit for bit, where there are any.
+    """
+
+    elements: int
+    unpaired: int
+    inexact: Mapping[str, int]
+
+
+def restore_tasks(
+    manifest: Manifest,
+    tensors: Mapping[str, TensorSpec],
+    *,
+    finetuned: Checkpoint,
+    base: Checkpoint,
+) -> tuple[list[TensorTask], tuple[ShardFile, ...]]:
+    """What is to be read to compare base + Δ with finetuned.
+
+    Args:
+        manifest: of the diff vector.
+        tensors: Δ, as far as it can be read.
+        finetuned: the checkpoint that it was made from.
+        base: that checkpoint's base.
+
+    Returns:
+        A task for every tensor of Δ that can be read, and those that compare integers; and the
+        shards of both checkpoints.
+
+    Raises:
+        MatchError: if finetuned and base have other tensors than Δ.
+        DiffxferError: if their names or tokens cannot be paired.
+    """
+    source = from_checkpoints(
+        finetuned,
+        base,
+        make_selection(
+            include=_patterns(manifest, "include"),
+            exclude=_patterns(manifest, "exclude"),
+            allow_missing=_patterns(manifest, "allow_missing"),
+        ),
+        lambda name: name,
+        str(manifest.command.get("vocab", "auto")),
+    )
+    if source.match.problems:
+        raise refusal(group_problems(source.match.problems))
+    _refuse_others(source, manifest, tensors)
+    tasks = [compare(*pair) for pair in source.match.integers]
+    for difference in source.match.differences:
+        spec = tensors.get(difference.name)
+        if spec is not None:
+            tasks.append(
+                TensorTask(
+                    name=difference.name,
+                    operation=Operation.RESTORE,
+                    inputs=(*difference.sources, spec),
+                    dtype=spec.dtype,
+                    shape=spec.shape,
+                    runs=difference_runs(source, difference),
+                )
+            )
+    return tasks, source.shards
+
+
+def _patterns(manifest: Manifest, name: str) -> list[str]:
+    found = manifest.command.get(name)
+    return found if isinstance(found, list) else []
+
+
+def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
+    shapes = {difference.name: difference.shape for difference in source.match.differences}
+    odd = sorted(shapes.keys() ^ manifest.tensors.keys())
+    odd += [name for name, spec in tensors.items() if shapes.get(name, spec.shape) != spec.shape]
+    if odd:
+        raise MatchError(
+            (),
+            f"finetuned and base are not those of this diff vector: {odd[0]} is not in all three,"
+            f" or has another shape ({len(odd)} such tensors)",
+            "give the two folders that it was extracted from",
+        )
+
+
+def how_restored(entry: TensorEntry, result: TensorResult) -> str | None:
+    """What does not agree with the manifest, None if all does.
+
+    Args:
+        entry: what the manifest says of the tensor.
+        result: of its task.
+    """
+    if None not in (entry.base_checksum, result.base_checksum) and (
+        entry.base_checksum != result.base_checksum
+    ):
+        return "base has other values there than when it was extracted"
+    if entry.inexact is not None and entry.inexact != result.inexact:
+        return (
+            f"base + Δ does not give back {result.inexact:,} elements of finetuned bit for bit,"
+            f" where the manifest counts {entry.inexact:,}"
+        )
+    return None
+
+
+def sum_up(tasks: list[TensorTask], results: Mapping[str, TensorResult]) -> Restored:
+    """What base + Δ gives back in all.
+
+    Args:
+        tasks: those of `restore_tasks`.
+        results: by their names.
+    """
+    tasks = [task for task in tasks if task.operation is Operation.RESTORE]
+    unpaired = sum(
+        run.count * task.row_elements
+        for task in tasks
+        for run in task.runs
+        if run.kind is RunKind.ZERO
+    )
+    inexact = {t.name: results[t.name].inexact for t in tasks if results[t.name].inexact}
+    return Restored(sum(task.elements for task in tasks) - unpaired, unpaired, inexact)

@@ -1,0 +1,216 @@
+"""A few thousand elements of whole models, in next to no time however large they are.
+
+Of a bounded number of tensors, spread over the layers, a few elements that follow one another: one
+small read each. Vocabulary tensors are left out, since rows of tokens may have moved, and vectors
+too: those of norms are near 1 in any model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from diffxfer.checkpoints.header import BITS
+from diffxfer.checkpoints.reader import OpenShard
+from diffxfer.diffs.artifact.samples import read_samples, sample_indices, samples_per_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.matching.match import Difference
+
+Values = npt.NDArray[np.float64]
+
+_MOST_TENSORS = 512
+_FEW_TENSORS, _FEW_SAMPLES = 64, 1500
+"""What is enough where every tensor takes a request of its own to the Hub."""
+_AT_A_TIME = 8
+_LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The same elements of one tensor in every role.
+
+    Attributes:
+        name: the tensor's name.
+        values: by role, each of shape `(samples,)`.
+    """
+
+    name: str
+    values: Mapping[str, Values]
+
+    @property
+    def layer(self) -> str:
+        """What the name begins with up to its first number; empty where it has none."""
+        found = _LAYER.match(self.name)
+        return found[0] if found else ""
+
+
+def sample_models(
+    pairs: Sequence[tuple[Difference, TensorSpec | None]], roles: Sequence[str]
+) -> list[Sample]:
+    """Sample checkpoints.
+
+    Args:
+        pairs: differences of finetuned and base, each with the tensor of the target, if there is
+            one.
+        roles: what the tensors are: finetuned, base, and target if there is one.
+
+    Returns:
+        A sample of each tensor that was chosen.
+
+    Raises:
+        CheckpointError: if one cannot be read.
+    """
+    specs = {
+        difference.name: tuple(spec for spec in (*difference.sources, target) if spec is not None)
+        for difference, target in pairs
+        if _is_telling(difference)
+    }
+    chosen = _few(_spread(specs), specs, dict.fromkeys(specs, samples_per_tensor(_FEW_TENSORS)))
+    count = samples_per_tensor(len(chosen))
+    wanted = [
+        (spec, np.array(sample_indices(name, spec.elements, count), np.int64))
+        for name in chosen
+        for spec in specs[name]
+    ]
+    return _by_role(chosen, roles, read_elements(wanted))
+
+
+def sample_graft(
+    pairs: Iterable[tuple[Difference, TensorSpec]], folder: Path, manifest: Manifest
+) -> list[Sample]:
+    """Sample a target and a diff vector where the latter's manifest has samples of base.
+
+    Args:
+        pairs: the tensors of the diff vector, each with that of the target.
+        folder: the diff vector.
+        manifest: what it says of itself.
+
+    Returns:
+        A sample of each tensor that was chosen; finetuned's is base + Δ.
+
+    Raises:
+        ArtifactError: if the samples of base are not what the manifest says.
+        CheckpointError: if a tensor cannot be read.
+    """
+    known = read_samples(folder, manifest)
+    specs = {
+        difference.name: (difference.sources[0], target)
+        for difference, target in pairs
+        if _is_telling(difference) and _lie_within(known[difference.name][0], target)
+    }
+    chosen = _few(_spread(specs), specs, {name: len(known[name][0]) for name in specs})
+    wanted = [(spec, known[name][0]) for name in chosen for spec in specs[name]]
+    found = _by_role(chosen, ("delta", "target"), read_elements(wanted))
+    samples = []
+    for sample in found:
+        base = known[sample.name][1]
+        roles = {"base": base, "finetuned": base + sample.values["delta"]}
+        samples.append(Sample(sample.name, {**roles, "target": sample.values["target"]}))
+    return samples
+
+
+def _is_telling(difference: Difference) -> bool:
+    shape = difference.shape
+    return len(shape) > 1 and 0 not in shape and not difference.vocabulary
+
+
+def _lie_within(indices: npt.NDArray[np.int64], spec: TensorSpec) -> bool:
+    return bool(len(indices)) and bool(((indices >= 0) & (indices < spec.elements)).all())
+
+
+def _spread(names: Iterable[str]) -> list[str]:
+    """A bounded number of names, of as many layers as there are, alike of every kind."""
+    layers: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(names, key=lambda name: xxhash.xxh3_64_intdigest(name.encode())):
+        layers[Sample(name, {}).layer].append(name)
+    turns = chain.from_iterable(zip_longest(*(layers[layer] for layer in sorted(layers))))
+    return [name for name in turns if name is not None][:_MOST_TENSORS]
+
+
+def _few(
+    names: Sequence[str],
+    specs: Mapping[str, Sequence[TensorSpec]],
+    samples: Mapping[str, int],
+) -> Sequence[str]:
+    """As many of them as a verdict needs, where some lie on the Hub alone."""
+    shards = {spec.shard.path: spec.shard for name in names for spec in specs[name]}
+    if not any(shard.away for shard in shards.values()):
+        return names
+    count = 0
+    for place, name in enumerate(names):
+        if place >= _FEW_TENSORS and count >= _FEW_SAMPLES:
+            return names[:place]
+        count += samples[name]
+    return names
+
+
+def _by_role(names: Sequence[str], roles: Sequence[str], found: Sequence[Values]) -> list[Sample]:
+    width = len(roles)
+    return [
+        Sample(name, dict(zip(roles, found[place * width :], strict=False)))
+        for place, name in enumerate(names)
+    ]
+
+
+def read_elements(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) -> list[Values]:
+    """Read some elements of some tensors.
+
+    Args:
+        wanted: tensors of floats, each with flat indices within it, ascending.
+
+    Returns:
+        Their values, each of shape `(indices,)`.
+
+    Raises:
+        CheckpointError: if one cannot be read.
+        HubError: if it is on the Hub and cannot be had.
+    """
+    away = {shard.path: shard.away for shard in {spec.shard for spec, _ in wanted}}
+    far = [place for place, (spec, _) in enumerate(wanted) if away[spec.shard.path]]
+    found = dict(zip(far, _read_far([wanted[place] for place in far]), strict=True))
+    shard: OpenShard | None = None
+    order = sorted(range(len(wanted)), key=lambda place: (wanted[place][0].shard.path, place))
+    for place in order:  # shard by shard, so that one at a time is open
+        if place in found:
+            continue
+        spec, indices = wanted[place]
+        if shard is None or shard.shard is not spec.shard:
+            shard = OpenShard(spec.shard)
+        found[place] = _elements(shard, spec, indices)
+    return [found[place] for place in range(len(wanted))]
+
+
+def _read_far(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) -> list[Values]:
+    """The same from the Hub, several at a time."""
+    shards = {spec.shard.path: OpenShard(spec.shard) for spec, _ in wanted}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return list(pool.map(lambda item: _elements(shards[item[0].shard.path], *item), wanted))
+
+
+def _elements(shard: OpenShard, spec: TensorSpec, indices: npt.NDArray[np.int64]) -> Values:
+    size = BITS[spec.dtype] // 8
+    raw = memoryview(bytearray(len(indices) * size))
+    edges = np.flatnonzero(np.diff(indices) != 1) + 1
+    done = 0
+    for part in np.split(indices, edges):
+        shard.read_into(raw[done : done + len(part) * size], spec.start + int(part[0]) * size)
+        done += len(part) * size
+    values = np.frombuffer(raw, _NUMPY[spec.dtype])
+    if spec.dtype == "BF16":  # the upper half of a float32
+        values = (values.astype("<u4") << 16).view("<f4")
+    return values.astype(np.float64)

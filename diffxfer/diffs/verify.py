@@ -1,0 +1,200 @@
+"""Verifying a folder that we wrote: is it, to the last bit, what was written?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.source import find
+from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.damage import Survey, digest, survey_folder
+from diffxfer.diffs.restore import Restored, how_restored, restore_tasks, sum_up
+from diffxfer.diffs.source import open_roles
+from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
+from diffxfer.streaming import checksum
+from diffxfer.streaming.inspect import inspect_inputs
+from diffxfer.streaming.plan import Operation, make_plan
+from diffxfer.streaming.run import check_run_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.streaming.plan import TensorTask
+    from diffxfer.streaming.tally import TensorResult
+
+
+_ANOTHER = "is not as it was written: its checksum is another"
+_OTHERS = "Δ itself is whole: give the base and the fine-tuned model that it was extracted from"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """A folder that is as it was written.
+
+    Attributes:
+        command: ``"verify"``.
+        path: the folder, or what it is called on the Hub.
+        kind: ``"diff"``, ``"graft"`` or ``"tuned"``.
+        files: how many files beside the shards were checked, the manifest among them.
+        shards: how many shards.
+        tensors: how many tensors.
+        bytes_read: of tensors.
+        elapsed_s: seconds from the call to the result.
+        restored: how much of finetuned base + Δ gives back; None where that was not asked for.
+    """
+
+    command: str
+    path: Path
+    kind: str
+    files: int
+    shards: int
+    tensors: int
+    bytes_read: int
+    elapsed_s: float
+    restored: Restored | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
+        from dataclasses import asdict
+
+        return {**asdict(self), "path": str(self.path)}
+
+
+def verify(
+    path: Path | str,
+    *,
+    base: Path | str | None = None,
+    finetuned: Path | str | None = None,
+    threads: int | None = None,
+    stream: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Read a diff vector, a graft or a tuned model again, and compare it with its manifest.
+
+    Args:
+        path: what we wrote, here or elsewhere: a folder, or one on the Hub, ``"org/name"`` or
+            ``"org/name@revision"``.
+        base: for a diff vector, its base, likewise: prove that base + Δ gives `finetuned` back.
+        finetuned: the fine-tuned model that it was extracted from, likewise.
+        threads: how many workers; None for one a processor.
+        stream: read what is on the Hub there, instead of downloading it into its cache.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        What was read; all of it is as it was written.
+
+    Raises:
+        DamageError: if anything is not; its `damage` names all that was found.
+        DiffxferError: if it cannot be verified.
+
+    Example:
+        >>> verify("sft-diff").tensors  # doctest: +SKIP
+    """
+    began = time.perf_counter()
+    _refuse_half(base, finetuned)
+    check_run_options(threads, "cpu")
+    place = find(path, "a diff vector, a graft or a tuned model")
+    manifest = _our_manifest(place.folder, restoring=base is not None)
+    survey = survey_folder(place, manifest)
+    specs = survey.tensors.values()
+    tasks, inputs = [digest(spec) for spec in specs], [spec.shard for spec in specs]
+    if base is not None and finetuned is not None:
+        opened = open_roles({"finetuned": finetuned, "base": base})
+        tasks, more = restore_tasks(manifest, survey.tensors, **opened)
+        inputs += more
+    if not stream:
+        fetch_shards(inputs, progress)
+    results = _run(tasks, inputs, threads, progress)
+    _refuse_damage(place.folder, manifest, survey, results, restoring=base is not None)
+    return VerifyReport(
+        command="verify",
+        path=Path(path),
+        kind=manifest.kind,
+        files=len(manifest.files) + 1,
+        shards=len(manifest.shards),
+        tensors=len(manifest.tensors),
+        bytes_read=make_plan(tasks, ()).bytes_to_read,
+        elapsed_s=round(time.perf_counter() - began, 3),
+        restored=None if base is None else sum_up(tasks, results),
+    )
+
+
+def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
+    given, lacking = "--base", "--finetuned"
+    if base is None:
+        given, lacking = lacking, given
+    if (base is None) != (finetuned is None):
+        raise OptionError(given, f"proves nothing without {lacking}", f"give {lacking} too")
+
+
+def _our_manifest(folder: Path, *, restoring: bool) -> Manifest:
+    manifest = require_diff(folder) if restoring else read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(
+            folder,
+            f"has no {MANIFEST_NAME}, and without its checksums nothing can be verified",
+            "give a folder that diffxfer extract, apply, transfer or tune made",
+        )
+    if manifest.checksum != checksum.NAME:
+        raise ArtifactError(
+            folder / MANIFEST_NAME,
+            f"has checksums of the kind {manifest.checksum!r}, and this diffxfer makes"
+            f" {checksum.NAME}",
+            "update it: pipx upgrade diffxfer",
+        )
+    return manifest
+
+
+def _run(
+    tasks: Sequence[TensorTask],
+    inputs: Sequence[ShardFile],
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, TensorResult]:
+    """The results of the tensors that are verified, by name."""
+    plan = make_plan(tasks, tuple({shard.path: shard for shard in inputs}.values()))
+    results = inspect_inputs(plan, threads=threads, progress=progress)
+    return {
+        task.name: result
+        for task, result in zip(plan.tasks, results, strict=True)
+        if task.operation is not Operation.COMPARE
+    }
+
+
+def _refuse_damage(
+    folder: Path,
+    manifest: Manifest,
+    survey: Survey,
+    results: Mapping[str, TensorResult],
+    *,
+    restoring: bool,
+) -> None:
+    found = []
+    for name, spec in survey.tensors.items():
+        entry, result = manifest.tensors[name], results[name]
+        problem = how_restored(entry, result) if restoring else None
+        if result.checksum != entry.checksum:
+            problem = _ANOTHER
+        if problem is not None:
+            found.append(Damage(spec.shard.path.name, name, problem))
+    if survey.damage or found:
+        told = not survey.damage and all(d.problem != _ANOTHER for d in found)
+        remedy = _OTHERS if told else "make or download it again"
+        raise _refusal(folder, [*survey.damage, *found], remedy)
+
+
+def _refusal(folder: Path, damage: Sequence[Damage], remedy: str) -> DamageError:
+    ordered = sorted(damage, key=lambda found: (found.file, found.tensor))
+    what = f"{len(damage):,} things are" if len(damage) > 1 else "one thing is"
+    return DamageError(
+        folder,
+        f"{what} not as written: {ordered[0]}",
+        remedy,
+        ordered,
+    )

@@ -1,0 +1,52 @@
+"""Running a plan that writes nothing, to learn what its inputs hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.reader import check_unchanged
+from diffxfer.streaming.ledger import Ledger
+from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan
+from diffxfer.streaming.run import default_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from diffxfer.streaming.tally import TensorResult
+
+
+def inspect_inputs(
+    plan: Plan,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sequence[TensorResult]:
+    """Read what a plan without outputs reads; NaN and infinity are let through.
+
+    Args:
+        plan: its tasks write nothing.
+        threads: how many workers; None for one a processor.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        One result a task of the plan.
+
+    Raises:
+        DiffxferError: the earliest failure: an input that changed, or cannot be read.
+    """
+    from diffxfer.streaming.engine import Engine  # which imports torch
+
+    assert not plan.layouts
+    engine = Engine(
+        plan,
+        {},
+        {},
+        Ledger(plan, BLOCK_ELEMENTS, None),
+        chunk_elements=BLOCK_ELEMENTS,
+        device="cpu",
+        allow_nonfinite=True,
+    )
+    results = engine.run(threads or default_threads(), None, progress)
+    for shard in plan.inputs:
+        check_unchanged(shard)
+    return results

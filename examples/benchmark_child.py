@@ -1,0 +1,146 @@
+"""What the benchmark runs in processes of their own: making a family, the floor, the loops.
+
+Each prints one JSON object. `floor` reads and writes as many bytes as a verb does, with as many
+threads, from and to files that are allocated alike, and computes nothing. `loop` is the verb
+itself, with the seconds that its threads took, once the files are allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark_family import SHAPES, make_family
+
+from diffxfer.checkpoints.filesystem import allocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from diffxfer.diffs.report import Report
+    from diffxfer.streaming.keeper import Keeper
+    from diffxfer.streaming.tally import TensorResult
+
+_CHUNK_BYTES = 1 << 19
+"""As the engine reads bfloat16; larger ones were no faster, as they leave the caches."""
+
+
+def floor(inputs: list[Path], out: Path, threads: int) -> dict[str, float]:
+    """Read every byte of some folders' shards, and write those of the last.
+
+    Args:
+        inputs: folders with shards of the same names and sizes.
+        out: the folder to write.
+        threads: how many share the work.
+    """
+    out.mkdir()
+    names = sorted(path.name for path in inputs[-1].glob("*.safetensors"))
+    sizes = {name: (inputs[-1] / name).stat().st_size for name in names}
+    reads = {name: [os.open(folder / name, os.O_RDONLY) for folder in inputs] for name in names}
+    writes = {name: os.open(out / name, os.O_CREAT | os.O_WRONLY) for name in names}
+    for name, fd in writes.items():
+        allocate(fd, sizes[name])
+    spans = ((name, at) for name in names for at in range(0, sizes[name], _CHUNK_BYTES))
+    lock = threading.Lock()
+    began, cpu = time.perf_counter(), time.process_time()
+    workers = [
+        threading.Thread(target=_copy, args=(spans, lock, sizes, reads, writes))
+        for _ in range(threads)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for fd in writes.values():
+        os.fsync(fd)
+    moved = sum(sizes.values()) * (len(inputs) + 1)
+    return {
+        "loop_s": time.perf_counter() - began,
+        "cpu_s": time.process_time() - cpu,
+        "moved": moved,
+    }
+
+
+def _copy(
+    spans: Iterator[tuple[str, int]],
+    lock: threading.Lock,
+    sizes: dict[str, int],
+    reads: dict[str, list[int]],
+    writes: dict[str, int],
+) -> None:
+    buffers = [memoryview(bytearray(_CHUNK_BYTES)) for _ in next(iter(reads.values()))]
+    while True:
+        with lock:
+            name, at = next(spans, ("", 0))
+        if not name:
+            return
+        count = min(_CHUNK_BYTES, sizes[name] - at)
+        for fd, buffer in zip(reads[name], buffers, strict=True):
+            os.preadv(fd, [buffer[:count]], at)
+        os.pwrite(writes[name], buffers[-1][:count], at)
+
+
+def loop(verb: str, inputs: list[Path], out: Path, threads: int) -> dict[str, float]:
+    """Run a verb and time its threads.
+
+    Args:
+        verb: ``"extract"``, ``"apply"`` or ``"transfer"``.
+        inputs: the folders that it takes, in its order.
+        out: the folder to write.
+        threads: how many share the work.
+    """
+    import diffxfer
+    from diffxfer.streaming import engine
+
+    found: dict[str, float] = {}
+
+    class Timed(engine.Engine):
+        def run(
+            self, threads: int, keeper: Keeper | None, progress: Callable[[int, int], None] | None
+        ) -> Sequence[TensorResult]:
+            for future in self._created.values():
+                future.result()
+            began, cpu = time.perf_counter(), time.process_time()
+            results = super().run(threads, keeper, progress)
+            found["loop_s"] = time.perf_counter() - began
+            found["cpu_s"] = time.process_time() - cpu
+            return results
+
+    engine.Engine = Timed  # type: ignore[misc]  # to time a part that no caller sees
+    run: dict[str, Callable[..., Report]] = {
+        "extract": diffxfer.extract_diff,
+        "apply": diffxfer.apply_diff,
+        "transfer": diffxfer.transfer,
+    }
+    report = run[verb](*inputs, out, threads=threads)
+    return {**found, "moved": report.bytes_to_read + report.bytes_to_write}
+
+
+def main() -> None:
+    """Do what the arguments say and print what was found."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("make", "floor", "extract", "apply", "transfer"))
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shape")
+    parser.add_argument("--sparse", action="store_true")
+    given = parser.parse_args()
+    found: dict[str, float] = {}
+    if given.what == "make":
+        make_family(given.folders[0], SHAPES[given.shape], sparse=given.sparse)
+        found["tensors"] = sum(1 for _ in SHAPES[given.shape].tensors())
+    elif given.what == "floor":
+        found = floor(given.folders, given.out, given.threads)
+    else:
+        found = loop(given.what, given.folders, given.out, given.threads)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""Damage of every kind is found and named, and what is whole is called whole."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from diffxfer import DiffxferError, extract_diff, transfer, verify
+from diffxfer.checkpoints.reader import read_shard
+from diffxfer.errors import ArtifactError, DamageError, MatchError, OptionError
+from tests import families, oracle, tiny
+from tests.families import fast_tokenizer, llama, save_model, save_tensors, save_tokenizer
+from tests.oracle import Roles
+from tests.tiny import SHARDS
+
+MANIFEST = "diffxfer.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A graft and a diff vector of two shards each, and what they were made from."""
+    root = tmp_path_factory.mktemp("made")
+    roles = [
+        tiny.save_model(root / role, tiny.tensors(role), sharded=True)
+        for role in ("finetuned", "base", "target")
+    ]
+    transfer(*roles, root / "graft")
+    extract_diff(*roles[:2], root / "diff")
+    return root
+
+
+@pytest.fixture(params=["graft", "diff"])
+def folder(made, request, tmp_path):
+    return Path(shutil.copytree(made / request.param, tmp_path / "folder"))
+
+
+def found(folder, **options):
+    """What is damaged, as (file, tensor) pairs, and in words."""
+    with pytest.raises(DamageError) as caught:
+        verify(folder, **options)
+    assert caught.value.damage
+    return {(d.file, d.tensor): d.problem for d in caught.value.damage}
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def tensor_names(shard):
+    return {spec.name: spec for spec in read_shard(shard).values()}
+
+
+class TestWhole:
+    def test_what_was_just_written(self, folder):
+        before = families.fingerprints(folder)
+        report = verify(folder)
+        assert (report.tensors, report.shards, report.restored) == (5, 2, None)
+        names = {path.name for path in folder.rglob("*") if path.is_file()}
+        assert report.files == len(names) - 2
+        assert families.fingerprints(folder) == before
+
+    def test_what_the_hub_adds_is_no_damage(self, folder):
+        (folder / ".gitattributes").touch()
+        (folder / ".cache" / "huggingface").mkdir(parents=True)
+        (folder / ".cache" / "huggingface" / "lock").touch()
+        verify(folder)
+
+    def test_shards_may_be_links(self, folder, tmp_path):
+        (folder / SHARDS[0]).rename(tmp_path / "blob")
+        (folder / SHARDS[0]).symlink_to(tmp_path / "blob")
+        verify(folder)
+
+    def test_a_thread_more_or_less(self, folder):
+        calls = []
+        verify(folder, threads=1, progress=lambda *moved: calls.append(moved))
+        verify(folder, threads=3)
+        assert calls[-1][0] == calls[-1][1]
+
+
+class TestDamage:
+    def test_a_flipped_bit_in_every_tensor(self, folder):
+        for shard in SHARDS:
+            for name, spec in tensor_names(folder / shard).items():
+                bit = 8 * (spec.start + spec.nbytes) - 3
+                flip(folder / shard, bit)
+                assert list(found(folder)) == [(shard, name)]
+                flip(folder / shard, bit)
+        verify(folder)
+
+    def test_every_tensor_of_a_shard_at_once(self, folder):
+        names = tensor_names(folder / SHARDS[0])
+        for spec in names.values():
+            flip(folder / SHARDS[0], 8 * spec.start)
+        assert found(folder).keys() == {(SHARDS[0], name) for name in names}
+
+    def test_two_shards_swapped(self, folder):
+        one, two = (folder / shard for shard in SHARDS)
+        one.rename(folder / "aside")
+        two.rename(one)
+        (folder / "aside").rename(two)
+        damage = found(folder)
+        assert damage.keys() == {(shard, "") for shard in SHARDS}
+        assert f"header of {SHARDS[1]}" in damage[SHARDS[0], ""]
+
+    def test_a_shard_of_another_run_with_the_same_header(self, made, folder, tmp_path):
+        roles = [made / role for role in ("finetuned", "base", "target")]
+        if json.loads((folder / MANIFEST).read_text())["kind"] == "graft":
+            transfer(*roles, tmp_path / "other", alpha=0.5)
+        else:
+            extract_diff(roles[2], roles[1], tmp_path / "other")
+        shutil.copy(tmp_path / "other" / SHARDS[1], folder / SHARDS[1])
+        names = tensor_names(folder / SHARDS[1])
+        assert found(folder).keys() == {(SHARDS[1], name) for name in names}
+
+    def test_cut_off_in_the_data(self, folder):
+        path = folder / SHARDS[1]
+        last = max(tensor_names(path).values(), key=lambda spec: spec.start)
+        os.truncate(path, path.stat().st_size - 1)
+        damage = found(folder)
+        assert damage.keys() == {(SHARDS[1], ""), (SHARDS[1], last.name)}
+        assert all("is cut off" in problem for problem in damage.values())
+
+    @pytest.mark.parametrize("size", [0, 5, 60])
+    def test_cut_off_in_the_header(self, folder, size):
+        names = tensor_names(folder / SHARDS[1])
+        os.truncate(folder / SHARDS[1], size)
+        assert found(folder).keys() == {(SHARDS[1], name) for name in ("", *names)}
+
+    def test_bytes_at_the_end(self, folder):
+        with (folder / SHARDS[0]).open("ab") as file:
+            file.write(b"\0")
+        assert list(found(folder)) == [(SHARDS[0], "")]
+
+    def test_a_shard_is_gone(self, folder):
+        names = tensor_names(folder / SHARDS[0])
+        (folder / SHARDS[0]).unlink()
+        damage = found(folder)
+        assert damage.keys() == {(SHARDS[0], name) for name in ("", *names)}
+        assert set(damage.values()) == {"is missing"}
+
+    def test_every_other_file_gone_changed_or_longer(self, folder):
+        for name in json.loads((folder / MANIFEST).read_text())["files"]:
+            path = folder / name
+            content = path.read_bytes()
+            path.unlink()
+            assert found(folder)[name, ""] == "is missing"
+            path.write_bytes(content + b"\n")
+            assert "bytes, where" in found(folder)[name, ""]
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+            assert "its checksum is another" in found(folder)[name, ""]
+            path.write_bytes(content)
+        verify(folder)
+
+    def test_files_too_many(self, folder):
+        (folder / "within").mkdir()
+        (folder / "within" / "more.txt").touch()
+        (folder / "model-00003-of-00003.safetensors").touch()
+        (folder / "link").symlink_to("/")
+        expected = {"within/more.txt", "model-00003-of-00003.safetensors", "link"}
+        assert found(folder).keys() == {(name, "") for name in expected}
+
+    def test_a_tensor_missing_and_one_too_many(self, folder):
+        weights = load_file(folder / SHARDS[0])
+        gone = sorted(weights)[0]
+        weights["more"] = weights.pop(gone)
+        save_file(weights, folder / SHARDS[0], {"format": "pt"})
+        damage = found(folder)
+        assert damage.keys() == {(SHARDS[0], ""), (SHARDS[0], "more"), (SHARDS[0], gone)}
+        assert damage[SHARDS[0], "more"] == "is not in the manifest"
+        assert damage[SHARDS[0], gone] == "is missing"
+
+    def test_a_companion_that_leads_out_of_the_folder(self, folder, tmp_path):
+        (tmp_path / "secret").write_bytes((folder / "README.md").read_bytes())
+        (folder / "README.md").unlink()
+        (folder / "README.md").symlink_to(tmp_path / "secret")
+        assert "link out of" in found(folder)["README.md", ""]
+
+    def test_the_manifest_of_another_folder(self, made, folder):
+        kind = json.loads((folder / MANIFEST).read_text())["kind"]
+        other = made / ("diff" if kind == "graft" else "graft") / MANIFEST
+        shutil.copy(other, folder / MANIFEST)
+        assert (SHARDS[0], "model.embed_tokens.weight") in found(folder)
+
+    def test_a_manifest_that_somebody_edited(self, folder):
+        tiny.edit_json(folder / MANIFEST, lambda manifest: manifest["command"].update(alpha=2))
+        assert list(found(folder)) == [(MANIFEST, "")]
+
+    def test_a_manifest_that_names_shards_elsewhere(self, folder, tmp_path):
+        shutil.copy(folder / SHARDS[0], tmp_path / SHARDS[0])
+
+        def lead_out(manifest):
+            manifest["shards"] = {f"../{SHARDS[0]}": manifest["shards"].pop(SHARDS[0])}
+
+        tiny.edit_json(folder / MANIFEST, lead_out)
+        assert found(folder)[f"../{SHARDS[0]}", ""] == "is no name of a shard"
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("kind", ["graft", "diff"])
+def test_one_flipped_bit_anywhere_is_found(made, kind, data):
+    files = sorted(path for path in (made / kind).rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files))
+    bit = data.draw(st.integers(0, path.stat().st_size * 8 - 1))
+    flip(path, bit)
+    try:
+        with pytest.raises(DiffxferError) as caught:
+            verify(made / kind)
+    finally:
+        flip(path, bit)
+    if path.name != MANIFEST:
+        assert isinstance(caught.value, DamageError)
+        name = path.relative_to(made / kind).as_posix()
+        assert name in {damage.file for damage in caught.value.damage}
+
+
+class TestRefusal:
+    def test_a_folder_of_somebody_else(self, made):
+        with pytest.raises(ArtifactError, match=r"has no diffxfer\.json, and without"):
+            verify(made / "base")
+
+    def test_base_and_finetuned_belong_together(self, made):
+        with pytest.raises(OptionError, match="--base: proves nothing without --finetuned"):
+            verify(made / "diff", base=made / "base")
+        with pytest.raises(OptionError, match="--finetuned: proves nothing without --base"):
+            verify(made / "diff", finetuned=made / "finetuned")
+
+    def test_only_a_diff_vector_gives_finetuned_back(self, made):
+        with pytest.raises(ArtifactError, match="is a graft"):
+            verify(made / "graft", base=made / "base", finetuned=made / "finetuned")
+
+    def test_checksums_of_another_kind(self, folder):
+        tiny.edit_json(folder / MANIFEST, lambda manifest: manifest.update(checksum="crc32"))
+        with pytest.raises(ArtifactError, match="checksums of the kind 'crc32'"):
+            verify(folder)
+
+
+def odd_roles(root):
+    """Roles of every dtype, prefixes, ties and rows of tokens that pair in another order."""
+    generator = torch.Generator().manual_seed(5)
+
+    def some(dtype, *shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    words = [f"w{i}" for i in range(30)]
+    roles = []
+    for name, order in {"finetuned": [*words, "new"], "base": words[::-1]}.items():
+        tensors = {
+            "model.embed_tokens.weight": some(torch.bfloat16, len(order) + 2, 4),
+            "model.a.weight": some(torch.float16, 3, 5),
+            "model.b.weight": some(torch.float32, 7),
+            "model.c.weight": some(torch.bfloat16, 2, 3, 4),
+            "model.scalar": some(torch.bfloat16),
+            "model.empty": some(torch.bfloat16, 0, 4),
+            "model.ids": torch.arange(4),
+        }
+        tensors["model.a.weight"][0, 0] = 1e-7
+        if name == "base":
+            tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
+        folder = save_tensors(root / name, tensors, {"vocab_size": len(order) + 2})
+        save_tokenizer(folder, fast_tokenizer(words=order), unk_token=order[0])
+        roles.append(folder)
+    return roles
+
+
+class TestRestore:
+    @pytest.mark.parametrize("dtype", ["source", "bfloat16", "float32", "float64"])
+    @pytest.mark.parametrize("kind", ["llamas", "odd"])
+    def test_counts_are_the_oracles(self, kind, dtype, tmp_path):
+        if kind == "odd":
+            finetuned, base = odd_roles(tmp_path)
+            roles = Roles(*map(oracle.tokens_of, (finetuned, base)), base_mode="tokens")
+        else:
+            config = llama(tie_word_embeddings=True)
+            finetuned, base = (save_model(tmp_path / str(seed), config, seed) for seed in (1, 2))
+            roles = Roles()
+        extract_diff(finetuned, base, tmp_path / "diff", diff_dtype=dtype)
+        stored = None if dtype == "source" else getattr(torch, dtype)
+        expected = oracle.extract(oracle.load(finetuned), oracle.load(base), stored, roles)
+        report = verify(tmp_path / "diff", base=base, finetuned=finetuned)
+        counts = {name: tensor.inexact for name, tensor in expected.items() if tensor.inexact}
+        assert report.restored.inexact == counts
+        elements = sum(tensor.values.numel() for tensor in expected.values())
+        assert report.restored.elements + report.restored.unpaired == elements
+        assert bool(report.restored.unpaired) == (kind == "odd")
+        if dtype == "float64":
+            assert not counts
+
+    def test_only_what_was_extracted(self, made, tmp_path):
+        roles = {"finetuned": made / "finetuned", "base": made / "base"}
+        extract_diff(*roles.values(), tmp_path / "diff", exclude=["norm"])
+        assert verify(tmp_path / "diff", **roles).restored.elements == 72
+
+    def test_another_base_of_the_same_shape(self, made):
+        damage = found(made / "diff", base=made / "target", finetuned=made / "finetuned")
+        assert len(damage) == 5
+        assert all(problem.startswith("base has other values") for problem in damage.values())
+
+    def test_another_finetuned_of_the_same_shape(self, made):
+        damage = found(made / "diff", base=made / "base", finetuned=made / "target")
+        assert len(damage) == 5
+        assert all("elements of finetuned" in problem for problem in damage.values())
+
+    def test_a_flipped_bit_in_the_diff_vector_is_told_apart(self, made, tmp_path):
+        folder = Path(shutil.copytree(made / "diff", tmp_path / "diff"))
+        name, spec = next(iter(tensor_names(folder / SHARDS[0]).items()))
+        flip(folder / SHARDS[0], 8 * spec.start + 1)
+        damage = found(folder, base=made / "base", finetuned=made / "finetuned")
+        assert "its checksum is another" in damage.pop((SHARDS[0], name))
+        assert not damage
+
+    def test_models_of_other_tensors(self, made, tmp_path):
+        others = [
+            tiny.save_model(tmp_path / role, tiny.tensors(role) | {"more.weight": torch.ones(3)})
+            for role in ("finetuned", "base")
+        ]
+        with pytest.raises(MatchError, match=r"are not those of this diff vector: more\.weight"):
+            verify(made / "diff", finetuned=others[0], base=others[1])
+
+
+class TestCommand:
+    def test_whole(self, made):
+        done = tiny.run("verify", made / "diff")
+        assert (done.status, done.err) == (0, "")
+        assert done.out.startswith(f"{made / 'diff'} is as it was written: tensors 5, shards 2")
+        assert tiny.run("verify", made / "graft", "-q") == tiny.Outcome(0, "", "")
+        roles = ("--base", made / "base", "--finetuned", made / "finetuned", "--threads", "1")
+        done = tiny.run("verify", made / "diff", *roles)
+        assert "bit for bit, all 76 elements" in done.out
+
+    def test_damaged(self, folder):
+        flip(
+            folder / "config.json" if (folder / "config.json").exists() else folder / "README.md", 9
+        )
+        (folder / "a\x1b[31mb").touch()
+        done = tiny.run("verify", folder)
+        assert done.status == 1
+        assert len(done.out.splitlines()) == 2
+        assert r"a\x1b[31mb: is not in the manifest" in done.out
+        assert done.err.startswith(f"error: {folder}: 2 things are not as written: ")
+        assert done.err.count("\n") == 1
+
+    def test_json(self, made, folder):
+        roles = ("--base", made / "base", "--finetuned", made / "finetuned")
+        whole = json.loads(tiny.run("verify", made / "diff", "--json", *roles).out)
+        assert whole["restored"] == {"elements": 76, "unpaired": 0, "inexact": {}}
+        (folder / "more").touch()
+        done = tiny.run("verify", folder, "--json")
+        damage = json.loads(done.out)["error"]["damage"]
+        assert damage == [{"file": "more", "tensor": "", "problem": "is not in the manifest"}]
+        assert done.status == 1
