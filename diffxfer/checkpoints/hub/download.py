@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import constants, hf_hub_download
 
-from diffxfer.checkpoints.hub.failures import persistently
+from diffxfer.checkpoints.hub.failures import FalseAnswerError, persistently
 from diffxfer.checkpoints.hub.names import HubId
 from diffxfer.checkpoints.place import free_bytes, gigabytes, same_disk
 from diffxfer.errors import DiskSpaceError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _AT_A_TIME = 8
 _LOOK_S = 0.1
+_BLOCK = 1 << 20
+_SHA256_DIGITS = 64
+"""The hash of a large file is its SHA-256, that of a small one git's."""
 _PATIENCE_AT_THE_END_S = 2.0
 
 
@@ -121,12 +125,32 @@ class _Meter:
 
     def _fetch(self, file: HubFile) -> None:
         bar = type("Bar", (_Bar,), {"meter": self, "file": file})
-        persistently(
-            lambda: hf_hub_download(
+
+        def fetch() -> None:
+            came = hf_hub_download(
                 file.repo, file.name, revision=file.commit, tqdm_class=bar, library_name="diffxfer"
-            ),
-            HubId(file.repo),
-        )
+            )
+            self._check(file, Path(came))
+
+        persistently(fetch, HubId(file.repo))
+
+    def _check(self, file: HubFile, came: Path) -> None:
+        """Make sure that it is the file that was asked for; huggingface_hub looks at sizes alone.
+
+        What came by Xet was checked on the way, but that cannot be told.
+        """
+        if len(file.etag) != _SHA256_DIGITS:
+            return
+        digest = hashlib.sha256()
+        with came.open("rb") as content:
+            while block := content.read(_BLOCK):
+                if self.stop:
+                    raise _StoppedError
+                digest.update(block)
+        if digest.hexdigest() != file.etag:
+            came.resolve().unlink()
+            came.unlink(missing_ok=True)
+            raise FalseAnswerError(f"sent another content for {file.name} than the one it lists")
 
 
 class _Bar:

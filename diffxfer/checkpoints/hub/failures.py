@@ -38,8 +38,18 @@ AT_FIRST_S = PATIENCE_S[:3]
 """The same for the first question: a machine without a network is soon told so."""
 
 _MAX_WAIT_S = 300
+_FALSE_S = PATIENCE_S[1]
+"""After this, what answers is taken to mean it: each try may be a download."""
 _BUSY = (408, 429, 500, 502, 503, 504)
 _ONCE_MORE = "run the same command again: whole files that were downloaded stay in the Hub's cache"
+
+
+class FalseAnswerError(Exception):
+    """What came is not what was asked for, whatever the status says.
+
+    Args:
+        found: what came, in words that follow "the Hub, or what is between here and there, …".
+    """
 
 
 def persistently(call: Callable[[], _T], model: HubId, waits: tuple[float, ...] = PATIENCE_S) -> _T:
@@ -82,6 +92,8 @@ def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
         asked = exc.response.headers.get("Retry-After", "")
         return None if asked.isdigit() and int(asked) > _MAX_WAIT_S else _seconds(asked, wait_s)
     lost = isinstance(exc, httpx2.TransportError) and not isinstance(exc, httpx2.ProxyError)
+    if isinstance(exc, FalseAnswerError):
+        return wait_s if wait_s <= _FALSE_S else None
     # What huggingface_hub says of a file that is shorter than it should be.
     short = type(exc) is OSError and exc.errno is None
     return wait_s if lost or short else None
@@ -229,6 +241,12 @@ def _connection(exc: Exception, model: HubId) -> HubError:
     return _error(model, "connection", problem, f"check the network, and {_ONCE_MORE}")
 
 
+def _false(exc: Exception, model: HubId) -> HubError:
+    problem = f"cannot be fetched: {constants.ENDPOINT}, or what is between here and there, {exc}"
+    remedy = "if it stays so, set HF_ENDPOINT and your proxy right, or tell its owner"
+    return _error(model, "content", problem, remedy)
+
+
 def _no_id(exc: Exception, model: HubId) -> HubError:
     problem = f"is no id of a model on the Hub ({next(iter(str(exc).splitlines()), '')})"
     return _error(model, "name", problem, "give a folder, or org/name[@revision]")
@@ -245,5 +263,6 @@ _TELL: tuple[tuple[type[Exception], Callable[[Exception, HubId], HubError]], ...
     (HfHubHTTPError, _http),
     (httpx2.TransportError, _connection),
     (HFValidationError, _no_id),
+    (FalseAnswerError, _false),
 )
 """In this order: the first are special cases of the later ones."""

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-_HUB_ID = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(@(?P<revision>\S+))?")
+_HUB_ID = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(@(?P<revision>.+))?")
+_NO_REVISION = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|@\{|/\.|\.(lock)?$|/$|^[-/.]")
+"""What git has in no name of a branch or tag."""
 _CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -38,7 +40,9 @@ def read_hub_id(named: Path | str) -> HubId | None:
         named: what the user named.
     """
     found = _HUB_ID.fullmatch(str(named))
-    return None if found is None else HubId(found["repo"], found["revision"])
+    if found is None or _NO_REVISION.search(found["revision"] or "main"):
+        return None
+    return HubId(found["repo"], found["revision"])
 
 
 def cached_id(folder: Path) -> HubId | None:
@@ -62,6 +66,16 @@ def shown_name(folder: Path) -> str:
     """
     model = cached_id(folder)
     return folder.name if model is None else model.repo
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a list of files has leads nowhere but into their own folder.
+
+    Args:
+        name: relative to the repository, with ``/``.
+    """
+    parts = name.split("/")
+    return "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(parts)
 
 
 @dataclass(frozen=True, slots=True)

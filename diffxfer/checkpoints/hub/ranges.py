@@ -20,7 +20,12 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from diffxfer.checkpoints.header import MAX_HEADER_BYTES
-from diffxfer.checkpoints.hub.failures import PATIENCE_S, explain, pause_before_retry
+from diffxfer.checkpoints.hub.failures import (
+    PATIENCE_S,
+    FalseAnswerError,
+    explain,
+    pause_before_retry,
+)
 from diffxfer.checkpoints.hub.names import HubId
 
 if TYPE_CHECKING:
@@ -65,6 +70,7 @@ class _Location:
         file = self._file
         url = hf_hub_url(file.repo, file.name, revision=file.commit)
         found = get_hf_file_metadata(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        _refuse_another(file, found.size, found.etag)
         headers = build_hf_headers(library_name="diffxfer")
         headers["Accept-Encoding"] = "identity"
         if httpx2.URL(found.location).netloc != httpx2.URL(url).netloc:
@@ -123,7 +129,12 @@ class RemoteFile:
             try:
                 self._request(start, stop, data)
                 failed: Exception | None = None
-            except (httpx2.TransportError, httpx2.HTTPStatusError, OSError) as exc:
+            except (
+                httpx2.TransportError,
+                httpx2.HTTPStatusError,
+                FalseAnswerError,
+                OSError,
+            ) as exc:
                 failed = exc
             if len(data) > before:
                 failures = 0
@@ -153,11 +164,32 @@ class RemoteFile:
                 raise httpx2.ReadError("its link expired")
             hf_raise_for_status(answer)
             if answer.status_code == 200:  # whoever is between here and there knows no ranges
+                _refuse_another(self.file, _stated(answer.headers.get("Content-Length")), None)
                 _skip(answer, first, stop, data)
                 return
+            _refuse_other_range(answer, first, self.file.size)
             # As it comes: blocks of one size would lose what had come of the last before a cut.
             for block in answer.iter_bytes():
                 data += block[: stop - start - len(data)]
+
+
+def _stated(length: str | None) -> int | None:
+    return int(length) if length is not None and length.isdigit() else None
+
+
+def _refuse_another(file: HubFile, size: int | None, etag: str | None) -> None:
+    """Refuse what is not the file that the list of files named."""
+    if size is not None and size != file.size:
+        raise FalseAnswerError(f"has {size} bytes for {file.name}, where {file.size} are listed")
+    if etag is not None and len(etag) == len(file.etag) and etag != file.etag:
+        raise FalseAnswerError(f"has another file for {file.name} than the one that is listed")
+
+
+def _refuse_other_range(answer: httpx2.Response, first: int, size: int) -> None:
+    """Refuse bytes that are not from the place that was asked for."""
+    stated = answer.headers.get("Content-Range", "")
+    if not stated.startswith(f"bytes {first}-") or not stated.endswith((f"/{size}", "/*")):
+        raise FalseAnswerError(f"sends {stated[:80] or 'bytes from no stated place'!r} for a range")
 
 
 def _skip(answer: httpx2.Response, first: int, stop: int, data: bytearray) -> None:

@@ -9,13 +9,18 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 
-from diffxfer.checkpoints.companions import companion_path, is_companion, read_object
+from diffxfer.checkpoints.companions import (
+    MAX_COMPANION_BYTES,
+    companion_path,
+    is_companion,
+    read_object,
+)
 from diffxfer.checkpoints.hub.download import download
 from diffxfer.checkpoints.hub.failures import AT_FIRST_S, not_cached, page_of, persistently
-from diffxfer.checkpoints.hub.names import HubFile, HubId
+from diffxfer.checkpoints.hub.names import HubFile, HubId, is_inside
 from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD, read_index
-from diffxfer.errors import HubError
+from diffxfer.errors import CompanionError, HubError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +44,7 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
 
     Raises:
         HubError: if it cannot be had, or is neither a model nor a diff vector.
+        CompanionError: if what should be a small file is none.
     """
     api = HfApi(library_name="diffxfer")
     offline = constants.is_offline_mode()
@@ -91,14 +97,22 @@ def _list(api: HfApi, model: HubId, commit: str) -> dict[str, HubFile]:
             path=folder / entry.path,
         )
         for entry in entries
-        if isinstance(entry, RepoFile)
+        if isinstance(entry, RepoFile) and is_inside(entry.path)
     }
 
 
 def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
     """Download those of some files that are there and not yet here."""
-    wanted = (files[name] for name in names if name in files)
-    download([file for file in wanted if not file.here])
+    wanted = [files[name] for name in names if name in files and not files[name].here]
+    for file in wanted:
+        if file.size > MAX_COMPANION_BYTES:
+            raise CompanionError(
+                file.path,
+                f"is {file.size} bytes on the Hub, where a companion has at most"
+                f" {MAX_COMPANION_BYTES}",
+                "it is no file of a model: tell its owner",
+            )
+    download(wanted)
 
 
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
