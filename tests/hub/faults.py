@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 @dataclass
@@ -27,6 +28,9 @@ class Fault:
         after: send so many bytes of the body, then cut the connection.
         at_most: send so many bytes of the body, and state that this is all.
         takes: take so many bytes of what is sent here, then cut the connection.
+        whole: send the whole file where a part of it was asked for.
+        shifted: send a part so many bytes further on, and say so.
+        instead: send the bytes of this file, as if they were those of the one asked for.
         pause_s: wait so long before every block of the body.
         met: how many requests it has befallen.
     """
@@ -41,6 +45,9 @@ class Fault:
     after: int | None = None
     at_most: int | None = None
     takes: int | None = None
+    whole: bool = False
+    shifted: int = 0
+    instead: Path | None = None
     pause_s: float = 0.0
     met: int = 0
 

@@ -182,6 +182,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     hub: Hub
+    fault: Fault | None = None
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -217,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
         return "GET" if self.command == "HEAD" else self.command
 
     def _answer(self, answer: Answer, groups: dict[str, str]) -> None:
-        fault = self.hub.faults.of(
+        self.fault = fault = self.hub.faults.of(
             self.command, unquote(self.path), self.headers.get("Range") or ""
         )
         try:
@@ -384,6 +385,8 @@ def _tree(handler: Handler, repo: str, revision: str) -> Reply:
         if is_large(name):
             entry["lfs"] = {"oid": etag, "size": size, "pointerSize": 134}
         entries.append(entry)
+    for name, size in handler.hub.state.get("listed", {}).items():  # a list that lies
+        entries.append({"type": "file", "path": name, "size": size, "oid": "0" * 40})
     first = int(handler.query.get("cursor", 0))
     last = first + handler.hub.page
     headers = {}
@@ -430,14 +433,17 @@ def _blob(handler: Handler, repo: str, revision: str, name: str) -> Reply:
 
 def _part(handler: Handler, file: Path, headers: dict[str, str]) -> Reply:
     """A file, or the range of it that was asked for."""
+    fault = handler.fault or Fault("")
+    file = fault.instead or file
     size = file.stat().st_size
     headers["Accept-Ranges"] = "bytes"
     wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", handler.headers.get("Range") or "")
-    if wanted is None:
+    if wanted is None or fault.whole:
         return Reply(200, headers, file)
     first, last = wanted.groups()
     start = int(first) if first else max(0, size - int(last))
     stop = min(size, int(last) + 1) if first and last else size
+    start, stop = start + fault.shifted, min(size, stop + fault.shifted)
     if start >= size:
         return Reply(416, {**headers, "Content-Range": f"bytes */{size}"})
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
