@@ -28,6 +28,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("a/b/c", None),
         ("org/name@", None),
         ("org/name@a b", None),
+        ("org/name@../../etc", None),
+        ("org/name@-f", None),
+        ("org/name@/main", None),
+        ("org/name@main/", None),
+        ("org/name@a^", None),
+        ("org/name@a.lock", None),
+        ("org/name@\x1b[31m", None),
         (".hidden/name", None),
     ],
 )
