@@ -88,12 +88,17 @@ def companion_path(folder: Path, name: str) -> Path | None:
             the Hub cache's ``blobs`` of the same repository).
     """
     path = folder / name
-    if not os.path.lexists(path):
-        return None
     try:
+        path.lstat()
         real = path.resolve(strict=True)
         mode = real.stat().st_mode
-    except (OSError, RuntimeError) as exc:  # before Python 3.13 a loop of links is a RuntimeError
+    except PermissionError as exc:  # which is not to say that nothing is there
+        problem = f"cannot be read ({exc.strerror})"
+        raise CompanionError(path, problem, "check its permissions") from exc
+    except (OSError, RuntimeError, ValueError) as exc:
+        if not os.path.lexists(path):
+            return None
+        # Before Python 3.13 a loop of links is a RuntimeError.
         raise CompanionError(path, "is a link to nothing", "put the file itself there") from exc
     if not stat.S_ISREG(mode):
         raise _not_regular(path)

@@ -165,8 +165,13 @@ def _placed(tensor: str, spec: TensorSpec, manifest: Manifest, survey: Survey) -
 
 def _find_surplus(folder: Path, manifest: Manifest) -> list[Damage]:
     named = {MANIFEST_NAME, *manifest.shards, *manifest.files, *_NOT_OURS}
-    damage = []
-    for parent, folders, names in os.walk(folder):
+    damage: list[Damage] = []
+
+    def unlisted(exc: OSError) -> None:
+        path = Path(exc.filename).relative_to(folder).as_posix()
+        damage.append(Damage(path, "", f"cannot be listed ({exc.strerror})"))
+
+    for parent, folders, names in os.walk(folder, onerror=unlisted):
         if Path(parent) == folder:
             folders[:] = [name for name in folders if name not in _FOLDERS_NOT_OURS]
         linked = [name for name in folders if Path(parent, name).is_symlink()]

@@ -23,7 +23,7 @@ from diffxfer.errors import MatchError, OptionError
 from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest
@@ -214,31 +214,33 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
 
     def finish(
         manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
-    ) -> tuple[Manifest, dict[str, bytes]]:
-        entries = {
-            name: TensorEntry(
-                checksum=result.checksum,
-                delta_norm=result.delta_norm,
-                base_norm=result.base_norm,
-                base_checksum=silent.get(BASE_ONLY + name) or result.base_checksum,
-                inexact=result.inexact,
-                samples=len(result.samples),
-                unchanged=result.unchanged,
-            )
-            for name, result in results.items()
-        }
+    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
+        tensors = (
+            (name, _entry(result, silent.get(BASE_ONLY + name))) for name, result in results.items()
+        )
         added = {
             "dtype": diff_dtype,
             "tied": {role: state.value for role, state in source.heads.items()},
             "tokens": _tokens(source),
             "kept": sorted(source.match.kept),
             "left_out": sorted(source.match.left_out),
-            "tensors": entries,
         }
-        samples = samples_file(result.samples for result in results.values())
-        return manifest.model_copy(update=added), {SAMPLES_NAME: samples}
+        samples = samples_file(result.packed_samples for result in results.values())
+        return manifest.model_copy(update=added), tensors, {SAMPLES_NAME: samples}
 
     return finish
+
+
+def _entry(result: TensorResult, base_checksum: str | None) -> TensorEntry:
+    return TensorEntry(
+        checksum=result.checksum,
+        delta_norm=result.delta_norm,
+        base_norm=result.base_norm,
+        base_checksum=base_checksum or result.base_checksum,
+        inexact=result.inexact,
+        samples=len(result.samples),
+        unchanged=result.unchanged,
+    )
 
 
 def _tokens(source: Source) -> TokensEntry | None:

@@ -32,8 +32,7 @@ def extract_tasks(source: Source, dtype: str | None, last_shard: str) -> list[Te
     for difference in differences:
         task = _task(source, difference, dtype, last_shard, count)
         tasks.append(task)
-        if not _in_base_order(task):
-            tasks.append(_digest(difference))
+        tasks += digest_base(task)
     tasks += [compare(*pair) for pair in source.match.integers]
     return tasks
 
@@ -75,24 +74,33 @@ def difference_runs(source: Source, difference: Difference) -> tuple[Run, ...]:
     return tuple(runs) or whole(RunKind.GRAFT, 2)
 
 
+def digest_base(task: TensorTask) -> list[TensorTask]:
+    """The task that digests base's tensor, where another one cannot do it on the way.
+
+    Args:
+        task: the other one, whose inputs are finetuned, base and what it may read besides.
+    """
+    base = task.inputs[1]
+    if _in_base_order(task):
+        return []
+    return [
+        TensorTask(
+            name=BASE_ONLY + task.name,
+            operation=Operation.DIGEST,
+            inputs=(base,),
+            dtype=base.dtype,
+            shape=base.shape,
+            runs=whole(RunKind.GRAFT, 1),
+        )
+    ]
+
+
 def _in_base_order(task: TensorTask) -> bool:
     """Whether base's tensor is read from its first byte to its last, so that it can be digested."""
     base = task.inputs[1]
     if len(task.runs) != 1 or task.runs[0].kind is not RunKind.GRAFT:
         return task.elements == 0 == base.elements
     return task.runs[0].rows[1] == 0 and task.elements == base.elements
-
-
-def _digest(difference: Difference) -> TensorTask:
-    base = difference.sources[1]
-    return TensorTask(
-        name=BASE_ONLY + difference.name,
-        operation=Operation.DIGEST,
-        inputs=(base,),
-        dtype=base.dtype,
-        shape=base.shape,
-        runs=whole(RunKind.GRAFT, 1),
-    )
 
 
 def compare(finetuned: TensorSpec, base: TensorSpec) -> TensorTask:

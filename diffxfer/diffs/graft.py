@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.companions.inherit import Inheritance
     from diffxfer.diffs.graft_options import GraftOptions
     from diffxfer.diffs.report import Report
+    from diffxfer.diffs.vocab.pair_target import TargetPairing
     from diffxfer.streaming.plan import TensorTask
 
 
@@ -227,24 +229,16 @@ def _graft(
     vocab_size: int | None = None
     if not problems:
         tasks, vocab_size = graft_tasks(source, match, pairing, selection, options.dtype, side)
-    silent = [compare(*pair) for pair in source.match.integers]
     scaled = () if problems else match.scaled(selection)
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
-    companions = inherit_companions(
-        target.folder,
-        source.behaviour,
-        translate=pairing.translate if pairing else None,
-        additions=pairing.names if pairing else {},
-        added_source=pairing.additions if pairing else {},
-        renamed=pairing.renamed if pairing else {},
-        vocab_size=vocab_size,
-        dtype=options.out_dtype,
-    )
+    companions = _companions(source, target, pairing, vocab_size, options)
+    compared = [compare(*pair) for pair in source.match.integers]
+    tasks = [*compared, *kinship.tasks, *with_tied_head(tasks, target, head)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     job = Job(
         verb=source.operation.value,
         out=out,
-        tasks=[*silent, *kinship.tasks, *with_tied_head(tasks, target, head)],
+        tasks=tasks,
         inputs=(*source.shards, *target.weights.shards),
         indexed=target.weights.indexed and options.run.max_shard_bytes is None,
         files=dict(companions.files),
@@ -262,3 +256,22 @@ def _graft(
         relations=kinship.relations,
     )
     return do(job, options.run)
+
+
+def _companions(
+    source: Source,
+    target: Checkpoint,
+    pairing: TargetPairing | None,
+    vocab_size: int | None,
+    options: GraftOptions,
+) -> Inheritance:
+    return inherit_companions(
+        target.folder,
+        source.behaviour,
+        translate=pairing.translate if pairing else None,
+        additions=pairing.names if pairing else {},
+        added_source=pairing.additions if pairing else {},
+        renamed=pairing.renamed if pairing else {},
+        vocab_size=vocab_size,
+        dtype=options.out_dtype,
+    )

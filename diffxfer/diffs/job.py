@@ -37,7 +37,7 @@ from diffxfer.streaming.plan import Plan, TensorTask, make_plan
 from diffxfer.streaming.run import run_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile
@@ -48,9 +48,10 @@ if TYPE_CHECKING:
 
     Finish: TypeAlias = Callable[
         [Manifest, Mapping[str, TensorResult], Mapping[str, str]],
-        tuple[Manifest, dict[str, bytes]],
+        tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]],
     ]
-    """Completes a manifest, its tensors above all, from results by name; checksums if only read."""
+    """Completes a manifest, from results by name and checksums of what was only read; gives its
+    tensors, made as they are asked for, and files that only the results allow."""
 
 README = "README.md"
 _JOURNAL_SHARE = 2048
@@ -89,11 +90,11 @@ class RunOptions:
 
 def nothing_more(
     manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
-) -> tuple[Manifest, dict[str, bytes]]:
+) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
     """The `Finish` of a job whose manifest has only the checksums of its tensors."""
     del silent
-    entries = {name: TensorEntry(checksum=result.checksum) for name, result in results.items()}
-    return manifest.model_copy(update={"tensors": entries}), {}
+    tensors = ((name, TensorEntry(checksum=result.checksum)) for name, result in results.items())
+    return manifest, tensors, {}
 
 
 @dataclass(slots=True)
@@ -103,7 +104,8 @@ class Job:
     Attributes:
         verb: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
         out: where the folder is to appear.
-        tasks: one a tensor, its shard named as the input's.
+        tasks: one a tensor, its shard named as the input's; the list is emptied when they are
+            planned.
         inputs: every file that is read.
         indexed: whether an index is written even for one shard.
         files: companions by name, new bytes or a file to copy.
@@ -167,10 +169,10 @@ def do(job: Job, options: RunOptions) -> Report:
         job.warnings += losses(job.fates, job.dropped_tokens)
     if refused and not options.dry_run:
         raise refusal(refused)
-    tasks = cut_shards(job.tasks, options.max_shard_bytes)
-    plan = make_plan(tasks, job.inputs)
+    plan = make_plan(cut_shards(job.tasks, options.max_shard_bytes), job.inputs)
+    job.tasks.clear()  # the plan has them, each with its place
     free = free_bytes(job.out)
-    read = [] if options.stream else [spec.shard for task in tasks for spec in task.inputs]
+    read = [] if options.stream else [spec.shard for task in plan.tasks for spec in task.inputs]
     to_fetch = sum(file.size for file in missing_files(read))
     if options.dry_run:
         kept = find_unfinished(job.out)
@@ -246,7 +248,7 @@ def _write_rest(
             sum(task.elements for task in written),
             sum(task.elements * task.itemsize for task in written),
         )
-    manifest, more = job.finish(_manifest(job, plan), results, silent)
+    manifest, tensors, more = job.finish(_manifest(job, plan), results, silent)
     files |= more
     files[README] = write_card(job.out.absolute().name, manifest)
     entries: dict[str, FileEntry] = {}
@@ -255,7 +257,7 @@ def _write_rest(
         entries[name] = FileEntry(size=len(data), xxh3=xxhash.xxh3_128_hexdigest(data))
         folder.write_file(name, data)
     manifest = manifest.model_copy(update={"files": entries})
-    folder.write_file(MANIFEST_NAME, manifest_bytes(manifest))
+    folder.write_file(MANIFEST_NAME, manifest_bytes(manifest, tensors))
 
 
 def _unchanged(job: Job, name: str, path: Path) -> bytes:
@@ -289,7 +291,7 @@ def _manifest(job: Job, plan: Plan) -> Manifest:
             for name, layout in plan.layouts.items()
         },
         files={},
-        tensors={},  # `finish` knows them; 60,000 to be replaced took 32 MB
+        tensors={},  # `finish` knows them
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.job import Finish
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.relatedness import Relation
@@ -83,11 +83,10 @@ def kinship_of_graft(
         )
         return Kinship(relations, warnings, (), {})
     entries = diff[1].tensors
-    tasks = [_digest(spec) for _, spec in pairs]
-    known = {
-        task.name: entries[difference.name].base_checksum
-        for task, (difference, _) in zip(tasks, pairs, strict=True)
-    }
+    read = [(difference, _digest(spec)) for difference, spec in pairs if spec.elements]
+    tasks = [task for _, task in read]
+    # By the name in the diff vector, where a head that is tied has its embedding's.
+    known = {task.name: entries[d.sources[0].name].base_checksum for d, task in read}
     return Kinship(relations, warnings, tasks, known)
 
 
@@ -135,13 +134,14 @@ def finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
 
     def finish(
         manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
-    ) -> tuple[Manifest, dict[str, bytes]]:
+    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
         known = kinship.base_checksums
         others = [name for name, checksum in known.items() if silent[name] != checksum]
         text = "this target is the base itself: alpha 1 gives finetuned back"
         if others:
             names = listed([name.removeprefix(_TARGET_ONLY) for name in others])
-            text = f"this target is the base itself but for {len(others):,} tensors: {names}"
+            count = f"{len(others):,} tensors" if len(others) > 1 else "one tensor"
+            text = f"this target is the base itself but for {count}: {names}"
         warnings.append(text)
         return nothing_more(manifest, results, silent)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.extract_tasks import compare, difference_runs
+from diffxfer.diffs.extract_tasks import compare, difference_runs, digest_base
 from diffxfer.diffs.matching.refusal import group_problems, refusal
-from diffxfer.diffs.matching.selection import make_selection
-from diffxfer.diffs.source import from_checkpoints
+from diffxfer.diffs.matching.selection import Selection
+from diffxfer.diffs.source import from_checkpoints, refuse_integers
 from diffxfer.errors import MatchError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask
 
@@ -48,26 +48,24 @@ def restore_tasks(
 
     Args:
         manifest: of the diff vector.
-        tensors: Δ, as far as it can be read.
+        tensors: Δ.
         finetuned: the checkpoint that it was made from.
         base: that checkpoint's base.
 
     Returns:
-        A task for every tensor of Δ that can be read, and those that compare integers; and the
+        A task for every tensor of Δ, and those that digest base's or compare integers; and the
         shards of both checkpoints.
 
     Raises:
+        ArtifactError: if a tensor of Δ is none of a difference.
         MatchError: if finetuned and base have other tensors than Δ.
         DiffxferError: if their names or tokens cannot be paired.
     """
+    refuse_integers(tensors)
     source = from_checkpoints(
         finetuned,
         base,
-        make_selection(
-            include=_patterns(manifest, "include"),
-            exclude=_patterns(manifest, "exclude"),
-            allow_missing=_patterns(manifest, "allow_missing"),
-        ),
+        _AsExtracted.by(manifest),
         lambda name: name,
         str(manifest.command.get("vocab", "auto")),
     )
@@ -76,30 +74,52 @@ def restore_tasks(
     _refuse_others(source, manifest, tensors)
     tasks = [compare(*pair) for pair in source.match.integers]
     for difference in source.match.differences:
-        spec = tensors.get(difference.name)
-        if spec is not None:
-            tasks.append(
-                TensorTask(
-                    name=difference.name,
-                    operation=Operation.RESTORE,
-                    inputs=(*difference.sources, spec),
-                    dtype=spec.dtype,
-                    shape=spec.shape,
-                    runs=difference_runs(source, difference),
-                )
-            )
+        spec = tensors[difference.name]
+        task = TensorTask(
+            name=difference.name,
+            operation=Operation.RESTORE,
+            inputs=(*difference.sources, spec),
+            dtype=spec.dtype,
+            shape=spec.shape,
+            runs=difference_runs(source, difference),
+        )
+        tasks += [task, *digest_base(task)]
     return tasks, source.shards
 
 
-def _patterns(manifest: Manifest, name: str) -> list[str]:
-    found = manifest.command.get(name)
-    return found if isinstance(found, list) else []
+@dataclass(frozen=True, slots=True)
+class _AsExtracted(Selection):
+    """What `extract` chose, by names.
+
+    Its patterns are in the manifest, which anyone may have written: one may never end.
+
+    Attributes:
+        left_out: finetuned's tensors that it left out.
+        chose: whether it was given any pattern, and so may have dropped what only one role has.
+    """
+
+    left_out: frozenset[str] = frozenset()
+    chose: bool = False
+
+    @classmethod
+    def by(cls, manifest: Manifest) -> _AsExtracted:
+        """As the manifest has it."""
+        patterns = (manifest.command.get(name) for name in ("include", "exclude", "allow_missing"))
+        return cls(left_out=frozenset(manifest.left_out), chose=any(patterns))
+
+    def selects(self, name: str) -> bool:
+        """Whether a tensor took part."""
+        return name not in self.left_out
+
+    def may_be_missing(self, name: str) -> bool:  # noqa: ARG002 as the one it stands for
+        """Whether a role may lack a tensor; that it is not one of Δ's is seen to later."""
+        return self.chose
 
 
 def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
     shapes = {difference.name: difference.shape for difference in source.match.differences}
     odd = sorted(shapes.keys() ^ manifest.tensors.keys())
-    odd += [name for name, spec in tensors.items() if shapes.get(name, spec.shape) != spec.shape]
+    odd += [name for name, spec in tensors.items() if shapes.get(name) != spec.shape]
     if odd:
         raise MatchError(
             (),
@@ -109,16 +129,18 @@ def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, Ten
         )
 
 
-def how_restored(entry: TensorEntry, result: TensorResult) -> str | None:
+def how_restored(
+    entry: TensorEntry, result: TensorResult, base_only: TensorResult | None
+) -> str | None:
     """What does not agree with the manifest, None if all does.
 
     Args:
         entry: what the manifest says of the tensor.
         result: of its task.
+        base_only: of the task that digests base's tensor alone, if there is one.
     """
-    if None not in (entry.base_checksum, result.base_checksum) and (
-        entry.base_checksum != result.base_checksum
-    ):
+    checksum = result.base_checksum if base_only is None else base_only.checksum
+    if None not in (entry.base_checksum, checksum) and entry.base_checksum != checksum:
         return "base has other values there than when it was extracted"
     if entry.inexact is not None and entry.inexact != result.inexact:
         return (

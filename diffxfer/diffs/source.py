@@ -14,6 +14,7 @@ from diffxfer.checkpoints.reader import open_checkpoint, open_weights
 from diffxfer.checkpoints.source import Place, find
 from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, refuse_diff
+from diffxfer.diffs.artifact.samples import SAMPLES_NAME
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.checkpoints.header import ShardFile, TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint, Weights
     from diffxfer.diffs.matching.ties import Head
 
@@ -189,12 +190,9 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
     """
     folder = place.folder
     weights = open_weights(place)
-    refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_behaviour(n)])
+    refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_read(n)])
     behaviour = folder / COMPANIONS
-    for name, spec in weights.tensors.items():
-        if spec.dtype not in FLOATS:
-            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
-            raise ArtifactError(spec.shard.path, problem, "make or download it again")
+    refuse_integers(weights.tensors)
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
     match = BaseMatch(
         [Difference(name, (spec,), name in names) for name, spec in weights.tensors.items()],
@@ -216,8 +214,24 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
     )
 
 
-def _is_behaviour(name: str) -> bool:
-    return name.startswith(f"{COMPANIONS}/")
+def _is_read(name: str) -> bool:
+    """Whether a file of a diff vector has a part in what is made of it; the rest is made anew."""
+    return name.startswith(f"{COMPANIONS}/") or name == SAMPLES_NAME
+
+
+def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
+    """Refuse a diff vector with tensors that are no differences.
+
+    Args:
+        tensors: Δ.
+
+    Raises:
+        ArtifactError: for the first one.
+    """
+    for name, spec in tensors.items():
+        if spec.dtype not in FLOATS:
+            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
+            raise ArtifactError(spec.shard.path, problem, "make or download it again")
 
 
 def refuse_incomplete(

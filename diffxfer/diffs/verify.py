@@ -12,6 +12,7 @@ from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.damage import Survey, digest, survey_folder
+from diffxfer.diffs.extract_tasks import BASE_ONLY
 from diffxfer.diffs.restore import Restored, how_restored, restore_tasks, sum_up
 from diffxfer.diffs.source import open_roles
 from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
@@ -104,14 +105,16 @@ def verify(
     survey = survey_folder(place, manifest)
     specs = survey.tensors.values()
     tasks, inputs = [digest(spec) for spec in specs], [spec.shard for spec in specs]
-    if base is not None and finetuned is not None:
+    # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
+    restoring = not survey.damage and base is not None
+    if base is not None and finetuned is not None and restoring:
         opened = open_roles({"finetuned": finetuned, "base": base})
         tasks, more = restore_tasks(manifest, survey.tensors, **opened)
         inputs += more
     if not stream:
         fetch_shards(inputs, progress)
     results = _run(tasks, inputs, threads, progress)
-    _refuse_damage(place.folder, manifest, survey, results, restoring=base is not None)
+    _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
     return VerifyReport(
         command="verify",
         path=Path(path),
@@ -178,7 +181,8 @@ def _refuse_damage(
     found = []
     for name, spec in survey.tensors.items():
         entry, result = manifest.tensors[name], results[name]
-        problem = how_restored(entry, result) if restoring else None
+        base_only = results.get(BASE_ONLY + name)
+        problem = how_restored(entry, result, base_only) if restoring else None
         if result.checksum != entry.checksum:
             problem = _ANOTHER
         if problem is not None:

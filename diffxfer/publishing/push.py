@@ -214,8 +214,9 @@ def _with_card(found: OurFolder, card: bytes) -> dict[str, bytes | Path]:
     """All that is published: the manifest names the card that is published with it."""
     entry = FileEntry(size=len(card), xxh3=xxhash.xxh3_128_hexdigest(card))
     entries = dict(sorted({**found.manifest.files, README: entry}.items()))
-    manifest = found.manifest.model_copy(update={"files": entries})
-    return {**found.files, README: card, MANIFEST_NAME: manifest_bytes(manifest)}
+    manifest = found.manifest.model_copy(update={"files": entries, "tensors": {}})
+    described = manifest_bytes(manifest, found.manifest.tensors.items())
+    return {**found.files, README: card, MANIFEST_NAME: described}
 
 
 def _use(manifest: Manifest, repo: str) -> str:

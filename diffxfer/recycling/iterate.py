@@ -22,7 +22,7 @@ from diffxfer.recycling.disk import held_bytes, leftovers, peak_bytes, size_of
 from diffxfer.recycling.inputs import file_identities, model_identity
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
 from diffxfer.recycling.state import State
-from diffxfer.recycling.steps import Hands, check_scoring, do_step
+from diffxfer.recycling.steps import Hands, check_bases, check_scoring, do_step
 from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def _check(
     pending: Sequence[Step], steps: Sequence[Step], hands: Hands, opened: Mapping[str, Checkpoint]
 ) -> None:
     """Refuse, before anything is done, what could not be done to the end."""
+    check_bases(hands.recipe, hands.run)
     if any(step.verb in (Verb.SCORE, Verb.CHOOSE) for step in pending):
         check_scoring(hands.recipe)
     sizes = {path: size_of(checkpoint) for path, checkpoint in opened.items()}

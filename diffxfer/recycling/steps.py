@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.diffs.extract import extract_diff
-from diffxfer.diffs.graft import apply_diff
-from diffxfer.errors import EvaluationError, UnfinishedError
+from diffxfer.diffs.graft import apply_diff, transfer
+from diffxfer.diffs.matching.refusal import refusal
+from diffxfer.errors import EvaluationError, MatchError, RelatednessError, UnfinishedError
 from diffxfer.evaluation.evaluate import evaluate
 from diffxfer.evaluation.settings import make_settings
 from diffxfer.recycling.chain import Step, Verb, round_name
@@ -64,6 +66,39 @@ def check_scoring(recipe: Recipe) -> None:
     check_backend(settings)
     check_device(settings)
     find_tasks(settings, fingerprint=False)
+
+
+def check_bases(recipe: Recipe, run: Path) -> None:
+    """See that every base takes what was made from the one before, without hours of training.
+
+    A model that is tuned has its base's tensors and tokens, so that the base stands for it.
+
+    Args:
+        recipe: what to do.
+        run: the folder of the run.
+
+    Raises:
+        DiffxferError: if tensors or tokens do not fit, or two models are unrelated.
+    """
+    finetuned = recipe.finetuned
+    for before, base in pairwise(recipe.bases):
+        try:
+            report = transfer(
+                finetuned or before,
+                before,
+                base,
+                run / "rounds",
+                alpha=max(recipe.alphas, key=abs),
+                dry_run=True,
+            )
+            if report.refused:
+                raise refusal(report.refused)
+        except (MatchError, RelatednessError) as exc:
+            first = isinstance(exc, RelatednessError) and exc.roles == ("finetuned", "base")
+            exc.where = str(finetuned if first else base)
+            exc.remedy = "check the bases and finetuned of the recipe"
+            raise
+        finetuned = None
 
 
 def do_step(step: Step, hands: Hands, done: Mapping[str, Any]) -> Any:

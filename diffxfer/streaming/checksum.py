@@ -34,10 +34,10 @@ def block_digests(data: memoryview, itemsize: int) -> bytes:
     )
 
 
-def combine(digests: Mapping[int, bytes]) -> str:
-    """The checksum of a tensor, in hexadecimal.
+def combine(digests: Mapping[int, bytes]) -> bytes:
+    """The checksum of a tensor.
 
     Args:
         digests: `block_digests` of its parts by the part's first element.
     """
-    return xxhash.xxh3_128_hexdigest(b"".join(digests[start] for start in sorted(digests)))
+    return xxhash.xxh3_128_digest(b"".join(digests[start] for start in sorted(digests)))

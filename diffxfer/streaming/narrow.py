@@ -29,21 +29,24 @@ _EXPONENTS_APART = 16
 _FRACTION_BITS = 7
 
 
-def add(left: Tensor, right: Tensor, out: Tensor) -> bool:
+def add(left: Tensor, right: Tensor, out: Tensor, *, finite: bool = False) -> bool:
     """The sum of two tensors, as that of float64 which is then rounded to their dtype.
 
     Args:
         left: shape `(n,)`, on the CPU.
         right: shape `(n,)`, on the CPU.
         out: shape `(n,)`, receives the sum.
+        finite: whether both are known to be finite. Their sum may overflow, but to the same
+            infinity in every dtype that rounds once; only of a NaN the bits may be others.
 
     Returns:
-        False where that is not proved, or `out` is not finite: compute it in float64 then.
+        False where that is not proved, or `out` is not finite though `finite` did not tell of its
+        parts: compute it in float64 then.
     """
     if not left.dtype == right.dtype == out.dtype or out.dtype not in _ONE_SUM:
         return False
     torch.add(left, right, out=out)
-    return ops.all_finite(out)
+    return finite or ops.all_finite(out)
 
 
 def transfer(

@@ -85,8 +85,8 @@ def squared_norm(values: Tensor) -> float:
     return float(torch.dot(values, values))
 
 
-def count_same(left: Tensor, right: Tensor, difference: Tensor) -> int:
-    """How many elements of two tensors are the same: bit for bit, or by value in unlike dtypes.
+def different(left: Tensor, right: Tensor, difference: Tensor) -> NDArray[np.bool_]:
+    """Which elements of two tensors differ: in any bit, or by value in unlike dtypes.
 
     Args:
         left: shape `(n,)`, on the CPU.
@@ -94,8 +94,14 @@ def count_same(left: Tensor, right: Tensor, difference: Tensor) -> int:
         difference: float64, left − right.
     """
     if left.dtype != right.dtype:
-        return len(left) - int(torch.count_nonzero(difference))
-    return len(left) - int(np.count_nonzero(different_bits(left, right)))
+        changed: NDArray[np.bool_] = difference.numpy() != 0
+        return changed
+    return different_bits(left, right)
+
+
+def count_same(left: Tensor, right: Tensor, difference: Tensor) -> int:
+    """How many elements of two tensors are the same; the arguments are those of `different`."""
+    return len(left) - int(np.count_nonzero(different(left, right, difference)))
 
 
 def different_bits(left: Tensor, right: Tensor) -> NDArray[np.bool_]:

@@ -11,10 +11,11 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS, ShardFile, ShardLayout, TensorSpec, layout_shard
+from diffxfer.checkpoints.header import BITS, ShardFile, TensorSpec
+from diffxfer.checkpoints.layout import ShardLayout, layout_shard
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -117,7 +118,7 @@ class TensorTask:
     runs: tuple[Run, ...] = ()
     shard: str | None = None
     start: int = 0
-    sample: tuple[int, ...] = ()
+    sample: Sequence[int] = ()
 
     @property
     def elements(self) -> int:
@@ -178,7 +179,7 @@ class Chunk:
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """Everything that a run does, known before it begins.
 
@@ -197,7 +198,7 @@ class Plan:
         """The size of all output shards."""
         return sum(layout.size for layout in self.layouts.values())
 
-    @property
+    @cached_property
     def bytes_to_read(self) -> int:
         """The size of all reads."""
         return sum(bytes_read(task) for task in self.tasks)
@@ -219,6 +220,10 @@ def inputs_used(kind: RunKind, inputs: int) -> range:
 
 def bytes_read(task: TensorTask) -> int:
     """How many bytes of its inputs a task reads."""
+    if len(task.runs) == 1:
+        kind, elements = task.runs[0].kind, task.elements
+        slots = inputs_used(kind, len(task.inputs))
+        return sum([elements * BITS[task.inputs[slot].dtype] // 8 for slot in slots])
     width = task.row_elements
     return sum(
         run.count * width * BITS[task.inputs[slot].dtype] // 8

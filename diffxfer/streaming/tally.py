@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from diffxfer.streaming.plan import Operation, Plan, chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_SAMPLE = struct.Struct("<qd")
 
 
 @dataclass(slots=True)
@@ -42,25 +45,42 @@ class ChunkResult:
 class TensorResult:
     """What is known of a tensor once all of it is done.
 
+    There are as many as tensors, so that what takes less as bytes is bytes.
+
     Attributes:
-        checksum: of the output, or of the input where nothing is written.
-        base_checksum: of base, None where it was not read in its own order.
+        digest: the checksum of the output, or of the input where nothing is written.
+        base_digest: of base, empty where it was not read in its own order.
         inexact: elements of finetuned that base and the stored Δ do not give back.
         delta_norm: ‖Δ‖₂ before it was rounded.
         base_norm: ‖base‖₂.
-        samples: elements of base, each as index of the output and value, ascending.
+        packed_samples: elements of base, each as index of the output and value, ascending.
         unchanged: elements that are the same in finetuned and base.
         other_norm: ‖B‖₂, where A and B are compared: ‖A‖₂ is `base_norm` then, and Δ is B − A.
     """
 
-    checksum: str
-    base_checksum: str | None
+    digest: bytes
+    base_digest: bytes
     inexact: int
     delta_norm: float
     base_norm: float
-    samples: tuple[tuple[int, float], ...]
+    packed_samples: bytes
     unchanged: int
     other_norm: float
+
+    @property
+    def checksum(self) -> str:
+        """The output's checksum, or the input's where nothing is written, in hexadecimal."""
+        return self.digest.hex()
+
+    @property
+    def base_checksum(self) -> str | None:
+        """Base's checksum, None where it was not read in its own order."""
+        return self.base_digest.hex() or None
+
+    @property
+    def samples(self) -> tuple[tuple[int, float], ...]:
+        """Elements of base, each as index of the output and value, ascending."""
+        return tuple(_SAMPLE.iter_unpack(self.packed_samples))
 
 
 @dataclass(slots=True)
@@ -89,7 +109,7 @@ class Tally:
         self._chunk_elements = chunk_elements
         self._parts: dict[int, _Parts] = {}
         self._results: list[TensorResult | None] = [
-            None if task.elements else TensorResult(combine({}), None, 0, 0.0, 0.0, (), 0, 0.0)
+            None if task.elements else TensorResult(combine({}), b"", 0, 0.0, 0.0, b"", 0, 0.0)
             for task in plan.tasks
         ]
 
@@ -132,11 +152,11 @@ class Tally:
 def _finish(parts: _Parts) -> TensorResult:
     return TensorResult(
         combine(parts.digests),
-        combine(parts.base_digests) if parts.base_digests else None,
+        combine(parts.base_digests) if parts.base_digests else b"",
         parts.inexact,
         _norm(parts.delta_squares),
         _norm(parts.base_squares),
-        tuple(sorted(parts.samples)),
+        b"".join([_SAMPLE.pack(*sample) for sample in sorted(parts.samples)]),
         parts.unchanged,
         _norm(parts.other_squares),
     )
@@ -145,6 +165,8 @@ def _finish(parts: _Parts) -> TensorResult:
 def _norm(squares: Sequence[float]) -> float:
     # `fsum` is exact, so the order in which blocks were finished does not show. Nine digits,
     # because the last ones of a block's own sum depend on the processor.
+    if not squares:
+        return 0.0  # one for all tensors that have none
     try:
         total = math.fsum(squares)
     except OverflowError:

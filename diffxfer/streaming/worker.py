@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+_NOTHING = np.empty(0, np.bool_)
+
 
 class Worker(Looker):
     """What one thread does, with the buffers that it has for it."""
@@ -101,15 +103,17 @@ class Worker(Looker):
         if inputs and not self._allow_nonfinite and not ops.all_finite(out):
             return None
         results = [ChunkResult() for _ in batch]
+        subtracts = first.operation is Operation.SUBTRACT
+        changed = self._changed(first, len(out)) if subtracts else _NOTHING
         data = self._views[self._result][: len(out) * first.itemsize]
         for at, chunk, task, result in zip(
             accumulate(counts[:-1], initial=0), batch, tasks, results, strict=True
         ):
             part = data[at * task.itemsize : (at + chunk.count) * task.itemsize]
             result.digests = block_digests(part, task.itemsize)
-            if task.operation is Operation.SUBTRACT:
-                self._measure(at, chunk.count, list(chunk.pieces), chunk, task, result)
-        if first.operation is Operation.SUBTRACT:
+            if subtracts:
+                self._measure(at, chunk.count, list(chunk.pieces), chunk, task, result, changed)
+        if subtracts:
             different = self._not_given_back(out, first)
             for at, result, count in zip(
                 accumulate(counts[:-1], initial=0), results, counts, strict=True
@@ -148,7 +152,7 @@ class Worker(Looker):
         if inputs and not self._allow_nonfinite:
             check_finite(out, list(enumerate(inputs)), pieces, chunk, task)
         if task.operation is Operation.SUBTRACT:
-            self._measure(0, count, pieces, chunk, task, result)
+            self._measure(0, count, pieces, chunk, task, result, self._changed(task, count))
             result.inexact += int(np.count_nonzero(self._not_given_back(out, task)))
         return self._views[self._result][: count * task.itemsize]
 
@@ -223,6 +227,7 @@ class Worker(Looker):
         chunk: Chunk,
         task: TensorTask,
         result: ChunkResult,
+        changed: NDArray[np.bool_],
     ) -> None:
         """Norms, samples and base's digests, of elements that lie at some place in the buffers."""
         delta, base64 = self._delta[at : at + count], self._total[at : at + count]
@@ -230,21 +235,29 @@ class Worker(Looker):
         result.delta_squares = tuple([ops.squared_norm(delta[block]) for block in blocks])
         result.base_squares = tuple([ops.squared_norm(base64[block]) for block in blocks])
         result.samples = _sample(base64, pieces, chunk, task)
-        ours, theirs = (
-            self._values(slot, task.inputs[slot].dtype, at + count)[at:] for slot in (0, 1)
-        )
-        result.unchanged = ops.count_same(ours, theirs, delta)
+        result.unchanged = count - int(np.count_nonzero(changed[at : at + count]))
         if len(task.runs) == 1:
             size = BITS[task.inputs[1].dtype] // 8
             read = self._views[1][at * size : (at + count) * size]
             result.base_digests = block_digests(read, size)
 
+    def _pair(self, task: TensorTask, count: int) -> tuple[Tensor, Tensor]:
+        """Finetuned and base, as they were read."""
+        ours, theirs = (self._values(slot, task.inputs[slot].dtype, count) for slot in (0, 1))
+        return ours, theirs
+
+    def _changed(self, task: TensorTask, count: int) -> NDArray[np.bool_]:
+        """Which elements fine-tuning changed; of many tensors at once, as each call takes time."""
+        return ops.different(*self._pair(task, count), self._delta[:count].cpu())
+
     def _not_given_back(self, out: Tensor, task: TensorTask) -> NDArray[np.bool_]:
         """Which elements of finetuned base + Δ does not give back; overwrites Δ in float64."""
         count = len(out)
-        ours, theirs = (self._values(slot, task.inputs[slot].dtype, count) for slot in (0, 1))
+        ours, theirs = self._pair(task, count)
         back = self._values(self._whole, task.inputs[0].dtype, count)
-        if self._device.type != "cpu" or not narrow.add(theirs, out, back):
+        if self._device.type != "cpu" or not narrow.add(
+            theirs, out, back, finite=not self._allow_nonfinite
+        ):
             delta = self._delta[:count]
             delta.copy_(out)
             delta.add_(self._total[:count])

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import socket
@@ -110,6 +111,15 @@ def test_what_is_no_regular_file_is_refused_without_hanging(folder):
             companion_path(folder, name)
     with pytest.raises(CompanionError, match="is not a regular file"):
         list_companions(folder)
+
+
+def test_what_one_may_not_look_at_is_not_called_missing(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(type(folder), "lstat", refuse)
+    with pytest.raises(CompanionError, match=r"config\.json: cannot be read \(Permission denied\)"):
+        companion_path(folder, "config.json")
 
 
 def test_a_fifo_that_comes_after_the_look_cannot_hang_us(folder, monkeypatch):

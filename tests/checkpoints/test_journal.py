@@ -120,6 +120,39 @@ def test_after_another_boot_only_what_was_synced_counts(
     assert read(path) == DONE[: synced or 0]
 
 
+def test_where_no_boot_is_known_only_what_was_synced_counts(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "boot_id", lambda: b"")
+    write(path, synced=2)
+    assert read(path) == DONE[:2]
+
+
+def test_a_sync_covers_what_was_there_when_it_began(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Journal(path, JOB, 42)
+    made.begin(1000)
+    made.add(DONE[:1])
+    covered = made.size
+    made.add(DONE[1:])
+    made.mark(covered)
+    made.close()
+    assert read(path) == DONE
+    monkeypatch.setattr(module, "boot_id", lambda: b"another")
+    assert read(path) == DONE[:1]
+
+
+def test_a_mark_is_made_durable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Journal(path, JOB, 42)
+    made.begin(1000)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    made.mark(made.size)
+    made.close()
+    assert synced == [path.stat().st_size]
+
+
 def test_a_sync_that_fails_takes_back_what_came_after_the_last(path: Path) -> None:
     made = Journal(path, JOB, 42)
     made.begin(1000)
@@ -210,6 +243,15 @@ def test_progress_of_another_job_is_refused_unless_it_is_to_be_discarded(tmp_pat
         assert not partial.exists()
         assert not folder.resumed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_s_name_alone_does_not_make_it_the_same_job(tmp_path: Path) -> None:
+    out, other = tmp_path / "out", uuid.UUID(int=8).hex
+    partial = leave(out)
+    with OutputFolder(out, other) as folder:
+        assert folder.partial == partial
+        assert not folder.resumed
+        assert [path.name for path in partial.iterdir()] == [JOURNAL_NAME]
 
 
 @pytest.mark.parametrize("removed", range(3))

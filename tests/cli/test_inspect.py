@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +35,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def lines_of(cells: Sequence[Cell], width: int) -> list[str]:
-    out = Console(width=width, highlight=False, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 rich writes to it as it records
+    out = Console(width=width, highlight=False, record=True, file=StringIO())
     out.print(heat_table(cells, width))
     out.file.close()
     return out.export_text().splitlines()

@@ -3,15 +3,18 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from diffxfer import apply_diff, extract_diff, transfer
 from diffxfer.checkpoints.reader import OpenShard, open_checkpoint
-from diffxfer.diffs.sampling import read_elements
+from diffxfer.diffs.relatedness import refuse_unrelated, relate, warn_of_relations
+from diffxfer.diffs.sampling import Sample, read_elements
 from diffxfer.errors import ArtifactError, MatchError, RelatednessError
 from diffxfer.family import family_folder
 from tests import families, oracle, tiny
@@ -29,6 +32,13 @@ def changed(tmp_path, source, change):
     weights = {name: change(name, tensor) for name, tensor in load_file(folder / SHARD).items()}
     save_file(weights, folder / SHARD, {"format": "pt"})
     return folder
+
+
+def state(path):
+    """Let the manifest of a diff vector state a file as it is."""
+    stated = {"size": path.stat().st_size, "xxh3": xxhash.xxh3_128_hexdigest(path.read_bytes())}
+    manifest = path.with_name("diffxfer.json")
+    tiny.edit_json(manifest, lambda document: document["files"].update({path.name: stated}))
 
 
 def untrained(name, tensor):
@@ -209,6 +219,56 @@ class TestMistakes:
         assert "target is nearer to finetuned than to base" in warning
 
 
+def drawn(cosines, count=64):
+    """Samples of base and target at these cosines, tensor by tensor."""
+    samples = []
+    for number, cosine in enumerate(cosines):
+        base, target = np.zeros(count), np.zeros(count)
+        base[0] = 1
+        target[:2] = cosine, (1 - cosine**2) ** 0.5
+        samples.append(Sample(f"model.layers.{number}.weight", {"base": base, "target": target}))
+    return samples
+
+
+class TestBounds:
+    @pytest.mark.parametrize("cosine", [0.09, 0.0, -0.9])
+    def test_below_a_tenth_is_refused(self, cosine):
+        relation = relate(drawn([cosine] * 20), "base", "target")
+        with pytest.raises(RelatednessError):
+            refuse_unrelated([relation], "apply")
+
+    @pytest.mark.parametrize(("cosine", "warns"), [(0.11, 1), (0.49, 1), (0.51, 0), (0.79, 0)])
+    def test_below_a_half_is_remarked_upon(self, cosine, warns):
+        samples = drawn([cosine] * 20)
+        relation = relate(samples, "base", "target")
+        refuse_unrelated([relation], "apply")
+        assert len(warn_of_relations(samples, [relation])) == warns
+
+    @pytest.mark.parametrize(("count", "enough"), [(999, False), (1000, True)])
+    def test_a_thousand_samples_are_enough(self, count, enough):
+        assert (relate(drawn([0.0], count), "base", "target") is not None) == enough
+
+    @pytest.mark.parametrize(
+        ("near", "far", "warns"), [(15, 0, 0), (16, 0, 1), (11, 5, 0), (12, 4, 1)]
+    )
+    def test_most_of_sixteen_tensors_are_enough(self, near, far, warns):
+        samples = [
+            Sample(str(n), {"finetuned": one, "base": other, "target": np.ones(4)})
+            for n, (one, other) in enumerate(
+                [(np.ones(4) * 1.1, np.ones(4) * 2)] * near
+                + [(np.ones(4) * 2, np.ones(4) * 1.1)] * far
+            )
+        ]
+        assert len(warn_of_relations(samples, [])) == warns
+
+    @pytest.mark.parametrize("place", [0, 10, 19])
+    def test_one_tensor_that_differs_is_enough(self, place):
+        cosines = [1.0] * 20
+        assert relate(drawn(cosines), "base", "target").equal
+        cosines[place] = 0.9
+        assert not relate(drawn(cosines), "base", "target").equal
+
+
 class TestTheBaseItself:
     def test_apply_proves_it_by_checksums(self, diff, tmp_path):
         report = apply_diff(diff, ROLES[1], tmp_path / "out")
@@ -220,8 +280,32 @@ class TestTheBaseItself:
 
         folder = changed(tmp_path, ROLES[1], norms)
         (warning,) = apply_diff(diff, folder, tmp_path / "out").warnings
-        expected = "this target is the base itself but for 1 tensors: model.norm.weight"
+        expected = "this target is the base itself but for one tensor: model.norm.weight"
         assert warning == expected
+
+    def test_what_base_has_no_checksum_of(self, tmp_path):
+        """A tensor without elements, and a head of its own where base's is tied."""
+        roles = []
+        for number, role in enumerate(("finetuned", "base")):
+            generator = torch.Generator().manual_seed(number)
+            weights = {
+                f"model.layers.{i}.w.weight": torch.ones(16, 16)
+                + torch.rand(16, 16, generator=generator)
+                for i in range(16)
+            }
+            weights["model.embed_tokens.weight"] = torch.rand(8, 16, generator=generator)
+            weights["model.empty.weight"] = torch.zeros(0, 16)
+            config = {"tie_word_embeddings": True, "vocab_size": 8}
+            roles.append(save_tensors(tmp_path / role, weights, config))
+        extract_diff(*roles, tmp_path / "tied")
+        says = "this target is the base itself"
+        assert apply_diff(tmp_path / "tied", roles[1], tmp_path / "one").warnings == (
+            f"{says}: alpha 1 gives finetuned back",
+        )
+        families.edit_tensors(roles[1], lm_head__weight=torch.rand(8, 16))
+        tiny.edit_json(roles[1] / "config.json", lambda c: c.update(tie_word_embeddings=False))
+        (warning, *_) = apply_diff(tmp_path / "tied", roles[1], tmp_path / "two").warnings
+        assert warning == f"{says} but for one tensor: lm_head.weight"
 
     def test_transfer_says_what_it_saw(self, tmp_path):
         copy = shutil.copytree(ROLES[1], tmp_path / "copy")
@@ -269,14 +353,36 @@ class TestSamples:
         transfer(*ROLES, tmp_path / "out", dry_run=True)
         assert sizes.count(128) == 28 * 3
 
-    @pytest.mark.parametrize("damage", ["missing", "cut"])
-    def test_samples_that_are_damaged(self, diff, tmp_path, damage):
+    def test_samples_that_are_damaged(self, diff, tmp_path):
         folder = shutil.copytree(diff, tmp_path / "diff")
         path = folder / "base_samples.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        with pytest.raises(ArtifactError, match=r"base_samples.*: is not the file that the manif"):
+            apply_diff(folder, ROLES[2], tmp_path / "out")
         path.unlink()
-        if damage == "cut":
-            save_file({"index": torch.arange(3), "value": torch.ones(3).double()}, path)
-        with pytest.raises(ArtifactError, match="base_samples"):
+        with pytest.raises(ArtifactError, match=r"base_samples.*: is missing"):
+            apply_diff(folder, ROLES[2], tmp_path / "out")
+
+    def test_samples_that_are_too_few(self, diff, tmp_path):
+        folder = shutil.copytree(diff, tmp_path / "diff")
+        path = folder / "base_samples.safetensors"
+        save_file({"index": torch.arange(3), "value": torch.ones(3).double()}, path)
+        state(path)
+        with pytest.raises(ArtifactError, match="does not hold the samples that the manifest"):
+            apply_diff(folder, ROLES[2], tmp_path / "out")
+
+    def test_counts_that_are_none(self, diff, tmp_path):
+        """Below zero and far above it: together they may be as many as there are."""
+        folder = shutil.copytree(diff, tmp_path / "diff")
+
+        def shift(manifest):
+            one, two = list(manifest["tensors"].values())[:2]
+            one["samples"] += 1 << 63
+            two["samples"] -= 1 << 63
+
+        tiny.edit_json(folder / "diffxfer.json", shift)
+        with pytest.raises(ArtifactError, match=r"samples: Input should be greater"):
             apply_diff(folder, ROLES[2], tmp_path / "out")
 
     def test_indices_that_lead_elsewhere_are_not_followed(self, diff, tmp_path):
@@ -284,6 +390,9 @@ class TestSamples:
         path = folder / "base_samples.safetensors"
         samples = load_file(path)
         save_file({**samples, "index": samples["index"] + (1 << 40)}, path)
+        with pytest.raises(ArtifactError, match="is not the file that the manifest names"):
+            apply_diff(folder, ROLES[2], tmp_path / "out")
+        state(path)
         assert apply_diff(folder, ROLES[2], tmp_path / "out").relations == ()
 
 

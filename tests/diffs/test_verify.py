@@ -1,5 +1,6 @@
 """Damage of every kind is found and named, and what is whole is called whole."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from diffxfer import DiffxferError, extract_diff, transfer, verify
 from diffxfer.checkpoints.reader import read_shard
-from diffxfer.errors import ArtifactError, DamageError, MatchError, OptionError
+from diffxfer.diffs.artifact.manifest import Manifest, manifest_bytes
+from diffxfer.errors import (
+    ArtifactError,
+    DamageError,
+    InputChangedError,
+    MatchError,
+    OptionError,
+)
 from tests import families, oracle, tiny
 from tests.families import fast_tokenizer, llama, save_model, save_tensors, save_tokenizer
 from tests.oracle import Roles
@@ -45,6 +53,9 @@ def found(folder, **options):
     with pytest.raises(DamageError) as caught:
         verify(folder, **options)
     assert caught.value.damage
+    others = any(("base" in d.problem) for d in caught.value.damage)
+    remedy = "give the base and the fine-tuned model" if others else "make or download it again"
+    assert remedy in caught.value.remedy
     return {(d.file, d.tensor): d.problem for d in caught.value.damage}
 
 
@@ -77,6 +88,14 @@ class TestWhole:
         (folder / SHARDS[0]).rename(tmp_path / "blob")
         (folder / SHARDS[0]).symlink_to(tmp_path / "blob")
         verify(folder)
+
+    def test_a_shard_that_changes_meanwhile(self, folder):
+        def touch(done, total):
+            if done == total:
+                os.utime(folder / SHARDS[0], ns=(0, 0))
+
+        with pytest.raises(InputChangedError, match="changed while it was read"):
+            verify(folder, progress=touch)
 
     def test_a_thread_more_or_less(self, folder):
         calls = []
@@ -167,6 +186,31 @@ class TestDamage:
         expected = {"within/more.txt", "model-00003-of-00003.safetensors", "link"}
         assert found(folder).keys() == {(name, "") for name in expected}
 
+    def test_what_is_hidden_within_is_no_hub_s(self, folder):
+        (folder / "within" / ".cache").mkdir(parents=True)
+        (folder / "within" / ".cache" / "more").touch()
+        assert list(found(folder)) == [("within/.cache/more", "")]
+
+    def test_a_folder_that_cannot_be_listed(self, folder, monkeypatch):
+        (folder / "within").mkdir()
+        scandir = os.scandir
+
+        def refuse(path):
+            if Path(path).name == "within":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        assert found(folder) == {("within", ""): "cannot be listed (Permission denied)"}
+
+    def test_a_tensor_in_two_shards(self, folder):
+        first, second = (load_file(folder / shard) for shard in SHARDS)
+        name = next(iter(first))
+        save_file({**second, name: first[name]}, folder / SHARDS[1], {"format": "pt"})
+        damage = found(folder)
+        assert damage.keys() == {(SHARDS[1], ""), (SHARDS[1], name)}
+        assert damage[SHARDS[1], name] == "is there a second time"
+
     def test_a_tensor_missing_and_one_too_many(self, folder):
         weights = load_file(folder / SHARDS[0])
         gone = sorted(weights)[0]
@@ -243,7 +287,16 @@ class TestRefusal:
             verify(folder)
 
 
-def odd_roles(root):
+def reseal(folder, change):
+    """Change a manifest as its writer could have."""
+    document = json.loads((folder / MANIFEST).read_bytes())
+    change(document)
+    manifest = Manifest.model_validate(document)
+    head = manifest.model_copy(update={"tensors": {}})
+    (folder / MANIFEST).write_bytes(manifest_bytes(head, manifest.tensors.items()))
+
+
+def odd_roles(root, rows=(33, 32), order=-1):
     """Roles of every dtype, prefixes, ties and rows of tokens that pair in another order."""
     generator = torch.Generator().manual_seed(5)
 
@@ -252,9 +305,10 @@ def odd_roles(root):
 
     words = [f"w{i}" for i in range(30)]
     roles = []
-    for name, order in {"finetuned": [*words, "new"], "base": words[::-1]}.items():
+    tokens = [*words, *(["new"] if order < 0 else [])], words[::order]
+    for name, known, count in zip(("finetuned", "base"), tokens, rows, strict=True):
         tensors = {
-            "model.embed_tokens.weight": some(torch.bfloat16, len(order) + 2, 4),
+            "model.embed_tokens.weight": some(torch.bfloat16, count, 4),
             "model.a.weight": some(torch.float16, 3, 5),
             "model.b.weight": some(torch.float32, 7),
             "model.c.weight": some(torch.bfloat16, 2, 3, 4),
@@ -265,8 +319,8 @@ def odd_roles(root):
         tensors["model.a.weight"][0, 0] = 1e-7
         if name == "base":
             tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
-        folder = save_tensors(root / name, tensors, {"vocab_size": len(order) + 2})
-        save_tokenizer(folder, fast_tokenizer(words=order), unk_token=order[0])
+        folder = save_tensors(root / name, tensors, {"vocab_size": count})
+        save_tokenizer(folder, fast_tokenizer(words=known), unk_token=known[0])
         roles.append(folder)
     return roles
 
@@ -299,6 +353,77 @@ class TestRestore:
         extract_diff(*roles.values(), tmp_path / "diff", exclude=["norm"])
         assert verify(tmp_path / "diff", **roles).restored.elements == 72
 
+    def test_a_base_with_more_rows_than_finetuned(self, tmp_path):
+        """As where padding was cut off: base is told by its checksum all the same."""
+        finetuned, base = odd_roles(tmp_path, rows=(40, 45), order=1)
+        extract_diff(finetuned, base, tmp_path / "diff")
+        report = verify(tmp_path / "diff", base=base, finetuned=finetuned)
+        assert report.restored.unpaired == 0
+        self.flip_last_row(base)
+        damage = found(tmp_path / "diff", base=base, finetuned=finetuned)
+        assert list(damage) == [(tiny.SHARD, "model.embed_tokens.weight")]
+        assert "base has other values" in damage[tiny.SHARD, "model.embed_tokens.weight"]
+
+    def test_a_row_of_base_that_no_token_has(self, tmp_path):
+        finetuned, base = odd_roles(tmp_path)
+        extract_diff(finetuned, base, tmp_path / "diff")
+        self.flip_last_row(base)
+        damage = found(tmp_path / "diff", base=base, finetuned=finetuned)
+        assert list(damage) == [(tiny.SHARD, "model.embed_tokens.weight")]
+
+    def flip_last_row(self, base):
+        spec = tensor_names(base / tiny.SHARD)["embed_tokens.weight"]
+        flip(base / tiny.SHARD, 8 * (spec.start + spec.nbytes) - 3)
+
+    def test_rows_pair_as_they_did_when_it_was_extracted(self, tmp_path):
+        finetuned, base = odd_roles(tmp_path, rows=(33, 33))
+        extract_diff(finetuned, base, tmp_path / "diff", vocab="ids")
+        report = verify(tmp_path / "diff", base=base, finetuned=finetuned)
+        assert report.restored.unpaired == 0
+
+    @pytest.mark.parametrize("other", ["dtype", "shape", "missing"])
+    def test_another_header_comes_before_what_it_cannot_prove(self, made, tmp_path, other):
+        folder = Path(shutil.copytree(made / "diff", tmp_path / "diff"))
+        weights = load_file(folder / SHARDS[1])
+        name = "lm_head.weight"
+        if other == "missing":
+            del weights[name]
+        else:
+            values = weights[name]
+            weights[name] = values.to(torch.int64) if other == "dtype" else values.reshape(4, 6)
+        save_file(weights, folder / SHARDS[1], {"format": "pt"})
+        damage = found(folder, base=made / "base", finetuned=made / "finetuned")
+        assert "another header" in damage[SHARDS[1], ""]
+
+    def test_patterns_of_a_manifest_are_not_run(self, made, tmp_path):
+        """Anyone may have written it, with one that never ends."""
+        folder = Path(shutil.copytree(made / "diff", tmp_path / "diff"))
+        endless = "(" * 99 + ".*" + ")*" * 99 + "$never"
+        reseal(folder, lambda manifest: manifest["command"].update(include=["(", endless]))
+        report = verify(folder, base=made / "base", finetuned=made / "finetuned")
+        assert report.restored.elements == 76
+
+    def test_integers_where_a_difference_is_due(self, made, tmp_path):
+        folder = Path(shutil.copytree(made / "diff", tmp_path / "diff"))
+        weights = load_file(folder / SHARDS[1])
+        weights["lm_head.weight"] = weights["lm_head.weight"].to(torch.int64)
+        save_file(weights, folder / SHARDS[1], {"format": "pt"})
+        shard = next(iter(tensor_names(folder / SHARDS[1]).values())).shard
+        stated = {"size": shard.size, "header_xxh3": shard.header_hash}
+        reseal(folder, lambda manifest: manifest["shards"].update({SHARDS[1]: stated}))
+        with pytest.raises(ArtifactError, match=r"lm_head\.weight' is I64, which no difference is"):
+            verify(folder, base=made / "base", finetuned=made / "finetuned")
+
+    def test_what_only_base_has_and_was_allowed(self, made, tmp_path):
+        base = tiny.save_model(
+            tmp_path / "base", tiny.tensors("base") | {"more.weight": torch.ones(3)}
+        )
+        for number, option in enumerate(({"allow_missing": ["more"]}, {"exclude": ["more"]})):
+            folder = tmp_path / str(number)
+            extract_diff(made / "finetuned", base, folder, **option)
+            report = verify(folder, base=base, finetuned=made / "finetuned")
+            assert report.restored.elements == 76
+
     def test_another_base_of_the_same_shape(self, made):
         damage = found(made / "diff", base=made / "target", finetuned=made / "finetuned")
         assert len(damage) == 5
@@ -316,6 +441,24 @@ class TestRestore:
         damage = found(folder, base=made / "base", finetuned=made / "finetuned")
         assert "its checksum is another" in damage.pop((SHARDS[0], name))
         assert not damage
+
+    def test_models_of_other_shapes(self, made, tmp_path):
+        name = "model.norm.weight"
+        roles = {}
+        for role in ("finetuned", "base"):
+            weights = tiny.tensors(role) | {name: torch.ones(5).bfloat16()}
+            roles[role] = tiny.save_model(tmp_path / role, weights)
+        with pytest.raises(MatchError, match=r"are not those of this diff vector: model\.norm"):
+            verify(made / "diff", **roles)
+        with pytest.raises(MatchError, match=r"1 tensor does not fit: model\.norm\.weight"):
+            verify(made / "diff", **{**roles, "base": made / "base"})
+
+    def test_integers_that_are_others(self, tmp_path):
+        finetuned, base = odd_roles(tmp_path)
+        extract_diff(finetuned, base, tmp_path / "diff")
+        families.edit_tensors(base, ids=torch.arange(1, 5))
+        with pytest.raises(MatchError, match=r"model\.ids holds other I64 values"):
+            verify(tmp_path / "diff", finetuned=finetuned, base=base)
 
     def test_models_of_other_tensors(self, made, tmp_path):
         others = [

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import lm_eval.models  # noqa: F401 its own backends come first, or it takes ours for all there are
 import pytest
+import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from safetensors.torch import load_file, save_file
 
 from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.diffs.artifact.norms import norms_by_kind
-from diffxfer.errors import DiffxferError, MatchError, OptionError, OutputError
+from diffxfer.errors import DiffxferError, MatchError, OptionError, OutputError, RelatednessError
 from diffxfer.evaluation.rows import best_alpha
 from diffxfer.evaluation.scratch import scratch_folder
 from tests.evaluation.conftest import FAMILY
@@ -135,8 +137,6 @@ class TestModels:
     def test_a_target_that_the_diff_vector_does_not_fit_is_refused_before_any_scoring(
         self, diff: Path, own_tasks: Path, tmp_path: Path
     ) -> None:
-        from safetensors.torch import load_file, save_file
-
         shutil.copytree(TARGET, tmp_path / "other")
         tensors = load_file(tmp_path / "other" / "model.safetensors")
         tensors.pop("model.norm.weight")
@@ -144,6 +144,24 @@ class TestModels:
         with pytest.raises(MatchError, match="give the graft it makes as a MODEL"):
             ask(own_tasks, tmp_path / "other", diff=diff)
         assert not ASKED
+
+    def test_a_target_that_is_unrelated_is_refused_before_any_scoring(
+        self, diff: Path, own_tasks: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(TARGET, tmp_path / "other")
+        path = tmp_path / "other" / "model.safetensors"
+        drawn = torch.Generator().manual_seed(1)
+        tensors = {
+            name: torch.randn(tensor.shape, generator=drawn).to(tensor.dtype)
+            for name, tensor in load_file(path).items()
+        }
+        save_file(tensors, path, {"format": "pt"})
+        with pytest.raises(RelatednessError, match="give the graft it makes as a MODEL") as caught:
+            ask(own_tasks, tmp_path / "other", diff=diff, output=tmp_path / "out")
+        assert caught.value.roles == ("base", "target")
+        assert not ASKED
+        ask(own_tasks, tmp_path / "other")  # without a graft it is a model like any other
+        assert len(ASKED) == 1
 
 
 class TestOutput:

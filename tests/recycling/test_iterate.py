@@ -11,12 +11,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from diffxfer import apply_diff, extract_diff, iterate, tune
 from diffxfer.checkpoints.filesystem import lock_folder
 from diffxfer.errors import (
     DiskSpaceError,
     EvaluationError,
+    MatchError,
     OptionError,
     OutputError,
     OutputExistsError,
@@ -447,6 +450,36 @@ class TestRefusals:
             assert outcome.status == 1
             assert "nothing: no such folder" in outcome.err
             assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("place", ["finetuned", "newest"])
+    def test_an_unrelated_model_before_anything_is_done(
+        self, place: str, home: Path, tmp_path: Path
+    ) -> None:
+        """One of the family's shapes that was not made from any of it; nothing is trained first."""
+        path = home / place / "model.safetensors"
+        drawn = torch.Generator().manual_seed(1)
+        weights = {
+            name: torch.randn(tensor.shape, generator=drawn).to(tensor.dtype)
+            for name, tensor in load_file(path).items()
+        }
+        save_file(weights, path, {"format": "pt"})
+        outcome = tiny.run("iterate", write_recipe(home, train=TRAIN), "-o", tmp_path / "run")
+        assert outcome.status == 1
+        roles = "finetuned and base" if place == "finetuned" else "base and target"
+        assert f"error: {home / place}: {roles} are unrelated: the cosine of" in outcome.err
+        assert outcome.err.endswith("; check the bases and finetuned of the recipe\n")
+        assert left(tmp_path / "run") == set()
+
+    def test_bases_of_other_shapes_before_anything_is_done(
+        self, home: Path, tmp_path: Path
+    ) -> None:
+        path = home / "newest" / "model.safetensors"
+        weights = load_file(path)
+        weights["model.layers.0.mlp.up_proj.weight"] = torch.ones(3, 4).bfloat16()
+        save_file(weights, path, {"format": "pt"})
+        with pytest.raises(MatchError, match=r"newest: 1 tensor does not fit: .*\.up_proj\.weight"):
+            follow(home, tmp_path / "run")
+        assert left(tmp_path / "run") == set()
 
     def test_a_diff_vector_for_a_base(self, home: Path, tmp_path: Path) -> None:
         extract_diff(home / "finetuned", home / "base", home / "diff")

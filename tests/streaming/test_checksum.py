@@ -19,7 +19,7 @@ def test_is_the_hash_of_the_hashes_of_blocks(dtype: torch.dtype, elements: int) 
     tensor = torch.arange(elements).to(dtype)
     digests = block_digests(memoryview(to_bytes(tensor)), tensor.element_size())
     assert len(digests) == 16 * -(-elements // BLOCK_ELEMENTS)
-    assert combine({0: digests}) == block_checksum(tensor)
+    assert combine({0: digests}).hex() == block_checksum(tensor)
 
 
 @given(st.permutations(range(5)), st.integers(1, 3))
@@ -32,7 +32,7 @@ def test_any_cut_and_order_gives_the_same(order: list[int], blocks: int) -> None
 
 
 def test_nothing_has_the_hash_of_nothing() -> None:
-    assert combine({}) == xxhash.xxh3_128_hexdigest(b"")
+    assert combine({}) == xxhash.xxh3_128_digest(b"")
 
 
 def test_known_values() -> None:
@@ -40,4 +40,4 @@ def test_known_values() -> None:
     assert NAME == "xxh3-128/blocks-262144"
     assert BLOCK_ELEMENTS == 262144
     known = "ec2cc2acd1a214e06230d9d811b6dfab"
-    assert combine({0: block_digests(memoryview(b"diffxfer"), 1)}) == known
+    assert combine({0: block_digests(memoryview(b"diffxfer"), 1)}).hex() == known

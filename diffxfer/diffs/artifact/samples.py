@@ -6,7 +6,6 @@ Which elements is a matter of the tensor's name and size alone.
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path
-from diffxfer.checkpoints.header import layout_shard
+from diffxfer.checkpoints.layout import layout_shard
 from diffxfer.checkpoints.reader import OpenShard, read_shard
 from diffxfer.errors import ArtifactError
 
@@ -36,7 +35,7 @@ def samples_per_tensor(tensors: int) -> int:
     return max(_FEWEST, min(_MOST, _IN_ALL // max(1, tensors)))
 
 
-def sample_indices(name: str, elements: int, count: int) -> tuple[int, ...]:
+def sample_indices(name: str, elements: int, count: int) -> range:
     """Which elements of a tensor to keep.
 
     Args:
@@ -48,21 +47,20 @@ def sample_indices(name: str, elements: int, count: int) -> tuple[int, ...]:
         Flat indices that follow one another, since each jump would be a read of its own.
     """
     first = xxhash.xxh3_64_intdigest(name.encode()) % max(1, elements - count + 1)
-    return tuple(range(first, min(elements, first + count)))
+    return range(first, min(elements, first + count))
 
 
-def samples_file(samples: Iterable[tuple[tuple[int, float], ...]]) -> bytes:
+def samples_file(samples: Iterable[bytes]) -> bytes:
     """The side file: tensors `index` (int64) and `value` (float64), both of shape `(samples,)`.
 
     Args:
-        samples: index and value of each, tensor by tensor in the manifest's order.
+        samples: index and value of each, as `TensorResult` packs them, tensor by tensor in the
+            manifest's order.
     """
-    flat = [pair for tensor in samples for pair in tensor]
-    shape = (len(flat),)
+    pairs = np.frombuffer(b"".join(samples), [("index", "<i8"), ("value", "<f8")])
+    shape = (len(pairs),)
     layout = layout_shard([("index", "I64", shape), ("value", "F64", shape)])
-    indices = struct.pack(f"<{len(flat)}q", *(index for index, _ in flat))
-    values = struct.pack(f"<{len(flat)}d", *(value for _, value in flat))
-    return layout.header + indices + values
+    return layout.header + pairs["index"].tobytes() + pairs["value"].tobytes()
 
 
 def read_samples(

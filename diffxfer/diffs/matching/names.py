@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # or `model.language_model.layers…`, and without its head as `layers…`.
 _CONTAINERS = re.compile(r"^(?:(?:model|language_model|transformer)\.)+")
 _NUMBER = re.compile(r"\d+")
+_NUMBERED = re.compile(r"(?:^|\.)\d+(?:\.|\Z)")
 
 _EMBEDDINGS = (
     *("embed_tokens", "wte", "embed_tokens_per_layer"),
@@ -35,7 +36,7 @@ def canonical(name: str) -> str:
 
 def is_in_block(name: str) -> bool:
     """Whether a number in the name says that the tensor is one of many alike, as a layer's."""
-    return any(part.isdecimal() for part in name.split("."))
+    return _NUMBERED.search(name) is not None
 
 
 def pattern(name: str) -> str:
@@ -45,12 +46,13 @@ def pattern(name: str) -> str:
 
 def is_head(name: str) -> bool:
     """Whether this is the output head that a model may tie to its embedding."""
-    return canonical(name) == "lm_head.weight"
+    return name.endswith("lm_head.weight") and canonical(name) == "lm_head.weight"
 
 
 def is_embedding(name: str) -> bool:
     """Whether this is the embedding that a model may tie its output head to."""
-    return canonical(name) in ("embed_tokens.weight", "wte.weight")
+    known = ("embed_tokens.weight", "wte.weight")
+    return name.endswith(known) and canonical(name) in known
 
 
 def is_layer_embedding(name: str) -> bool:

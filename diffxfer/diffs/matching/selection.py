@@ -84,7 +84,7 @@ class Selection:
 
 
 def _any(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
-    return any(regex.search(name) for regex in patterns)
+    return bool(patterns) and any(regex.search(name) for regex in patterns)
 
 
 def make_selection(

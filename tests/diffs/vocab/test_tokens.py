@@ -121,11 +121,11 @@ class TestTables:
         assert read_tokenizer(tmp_path).special == set(range(12))
 
     def test_a_long_token_takes_no_time(self, tmp_path):
-        vocab = {"<" + "reserved" * 100_000: 0, "<unused0>": 1}
+        vocab = {"<" + "reserved" * 400_000: 0, "<unused0>": 1}
         put(tmp_path, "tokenizer.json", tokenizer_json(vocab))
         began = time.perf_counter()
         assert read_tokenizer(tmp_path).special == {1}
-        assert time.perf_counter() - began < 5  # minutes, where every end is tried
+        assert time.perf_counter() - began < 60  # hours, where every end is tried
 
     def test_config_only_tokens_are_those_that_transformers_adds(self, tmp_path):
         put(tmp_path, "tokenizer.json", tokenizer_json({"a": 0, "b": 1}, [added(2, "<x>", False)]))

@@ -435,7 +435,7 @@ class TestPairWithTarget:
         _, found = graft_runs(
             second, first, finetuned_rows=150_000, base_rows=150_000, target_rows=150_000
         )
-        assert time.perf_counter() - start < 3  # 0.5 s; the margin is for busy machines
+        assert time.perf_counter() - start < 60  # 0.5 s; hours, were each compared with all
         assert sum(run.count for run in found) == 150_000
 
 
