@@ -4,7 +4,7 @@
 target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
 trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
 `inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
-differ. What they need is imported when they are.
+differ; `push` publishes what was made. What they need is imported when they are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from diffxfer.diffs.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
     from diffxfer.evaluation.scores import Evaluation, Row
+    from diffxfer.publishing.push import push
+    from diffxfer.publishing.report import PushedFile, PushReport
     from diffxfer.recycling.chain_report import ChainReport, Round
     from diffxfer.recycling.iterate import iterate
     from diffxfer.recycling.report import TuneReport
@@ -36,6 +38,8 @@ _HOMES = {
     "Comparison": "diffs.inspection.compare",
     "Evaluation": "evaluation.scores",
     "Inspection": "diffs.inspection.inspect",
+    "PushReport": "publishing.report",
+    "PushedFile": "publishing.report",
     "Report": "diffs.report",
     "Round": "recycling.chain_report",
     "Row": "evaluation.scores",
@@ -47,6 +51,7 @@ _HOMES = {
     "extract_diff": "diffs.extract",
     "inspect_checkpoint": "diffs.inspection.inspect",
     "iterate": "recycling.iterate",
+    "push": "publishing.push",
     "transfer": "diffs.graft",
     "tune": "recycling.tune",
     "verify": "diffs.verify",
@@ -58,6 +63,8 @@ __all__ = [
     "DiffxferError",
     "Evaluation",
     "Inspection",
+    "PushReport",
+    "PushedFile",
     "Report",
     "Round",
     "Row",
@@ -70,6 +77,7 @@ __all__ = [
     "extract_diff",
     "inspect_checkpoint",
     "iterate",
+    "push",
     "transfer",
     "tune",
     "verify",

@@ -7,6 +7,7 @@
     │   ├── ShardIndexError       an index that is broken or names what is not there
     │   ├── CompanionError        a config, tokenizer or other companion that cannot be used
     │   ├── QuantizedError        quantised weights, which have no meaningful difference
+    │   ├── HubError              a model on the Hub that cannot be had
     │   └── InputChangedError     an input that changed while it was being read
     ├── MatchError                tensors of the roles that do not fit together
     ├── VocabularyError           tokens of the roles that do not fit together
@@ -105,6 +106,26 @@ class QuantizedError(CheckpointError):
 
 class InputChangedError(CheckpointError):
     """An input that changed or vanished while it was being read."""
+
+
+class HubError(CheckpointError):
+    """A model on the Hub that cannot be had.
+
+    Attributes:
+        repo: its id, ``org/name``.
+        revision: the branch, tag or commit that was asked for, None for the main branch.
+        reason: ``"gated"``, ``"missing"``, ``"revision"``, ``"disabled"``, ``"offline"``,
+            ``"token"``, ``"rate limit"``, ``"server"``, ``"refused"``, ``"connection"``,
+            ``"name"`` or ``"content"``.
+    """
+
+    def __init__(
+        self, repo: str, revision: str | None, reason: str, problem: str, remedy: str
+    ) -> None:
+        super().__init__(repo if revision is None else f"{repo}@{revision}", problem, remedy)
+        self.repo = repo
+        self.revision = revision
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffxfer.checkpoints.header import layout_shard
+from diffxfer.checkpoints.layout import layout_shard
 from diffxfer.checkpoints.writer import index_json
 
 if TYPE_CHECKING:

@@ -1,6 +1,9 @@
-"""What holds for every test: properties are tried on the same examples each time."""
+"""What holds for every test: nothing asks the real Hub, and properties are tried on the same
+examples each time."""
 
 from __future__ import annotations
+
+import os
 
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +15,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("diffxfer")
+
+# Before huggingface_hub is imported, which reads it once; the tests' own Hub is in tests/hub.
+os.environ["HF_HUB_OFFLINE"] = "1"

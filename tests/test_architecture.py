@@ -25,6 +25,7 @@ FLOORS = {
     "diffs": 2,
     "evaluation": 3,
     "recycling": 4,
+    "publishing": 4,
     "cli": 5,
 }
 FACE = 4.5
@@ -167,7 +168,7 @@ class TestThePublicFace:
         "name",
         [
             *("extract_diff", "apply_diff", "transfer", "verify", "tune", "evaluate", "iterate"),
-            "compare_checkpoints",
+            *("compare_checkpoints", "push"),
         ],
     )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
@@ -176,6 +177,7 @@ class TestThePublicFace:
             eval,  # noqa: A004
             extract,
             iterate,
+            push,
             transfer,
             tune,
             verify,
@@ -188,6 +190,7 @@ class TestThePublicFace:
             "iterate": iterate.iterate,
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
+            "push": push.push,
             "transfer": transfer.transfer,
             "verify": verify.verify,
             "tune": tune.tune,

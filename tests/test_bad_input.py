@@ -565,7 +565,7 @@ KINDS = [
     Fault(
         "no folder",
         shutil.rmtree,
-        ("no such folder", "hf download org/name --exclude 'original/*' --local-dir"),
+        ("no such folder", "a model on the Hub is named org/name, or org/name@revision"),
     ),
 ]
 
@@ -609,18 +609,11 @@ def test_the_pickle_would_have_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("verb", "role"), [(v, r) for v, roles in OPERANDS.items() for r in roles])
-def test_a_hub_id_is_not_fetched(verb: str, role: str, world: World) -> None:
+def test_a_hub_id_is_not_fetched_offline(verb: str, role: str, world: World) -> None:
     name = "meta-llama/Llama-3.1-8B"
     world.folders[role] = Path(name)
-    download = f"hf download {name} --exclude 'original/*' --local-dir Llama-3.1-8B"
-    says = (f"error: {name}: no such folder", "taken for a Hub id", download)
+    says = (f"error: {name}: cannot be fetched, since HF_HUB_OFFLINE is set", "does not have it")
     refused(world, world.argv(verb), *says)
-
-
-def test_a_revision_of_a_hub_id(world: World) -> None:
-    world.folders["base"] = Path("org/name@v1.0")
-    says = ("error: org/name@v1.0: no such folder", "hf download org/name --revision v1.0 ")
-    refused(world, world.argv("extract"), *says)
 
 
 def test_a_name_that_no_folder_can_have(world: World) -> None:

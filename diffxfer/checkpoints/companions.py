@@ -6,13 +6,12 @@ never answers, or JSON that is none. Whatever is read or copied goes through `co
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import stat
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffxfer.checkpoints.json_read import parse_json, parse_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 
 MAX_COMPANION_BYTES = 256 * 1024 * 1024
 TEMPLATE_FOLDER = "additional_chat_templates"
-
-# An integer this long is no id, size or length; int() would take quadratic time over it.
-_MAX_DIGITS = 400
-_MAX_DEPTH = 64
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 # What we make anew in every output: neither carried nor worth a word.
 _MADE_ANEW = ("readme.md", "diffxfer.json", "*.safetensors.index.json")
@@ -65,6 +59,18 @@ class Companions(NamedTuple):
 def is_code(name: str) -> bool:
     """Whether a companion is code that ``trust_remote_code`` would run."""
     return name.lower().endswith(".py")
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file is a companion that is carried, by its name alone.
+
+    Args:
+        name: relative to the checkpoint, with ``/``.
+    """
+    inside, _, last = name.rpartition("/")
+    if inside:
+        return name.isprintable() and inside == TEMPLATE_FOLDER and last.endswith(".jinja")
+    return name.isprintable() and _is_companion(name.lower())
 
 
 def companion_path(folder: Path, name: str) -> Path | None:
@@ -111,11 +117,12 @@ def _refuse_link_out(path: Path, real: Path, folder: Path) -> None:
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
-    """The ``blobs`` of the repository whose snapshot ``folder`` is, or lies in."""
+    """The ``blobs`` of the repository whose snapshot ``folder`` is, and those that all share."""
     return [
-        snapshots.parent / "blobs"
+        home / "blobs"
         for snapshots in folder.parents
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+        for home in (snapshots.parent, snapshots.parent.parent)
     ]
 
 
@@ -176,79 +183,9 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path), path)
 
 
-def parse_json(raw: bytes, where: Path) -> Any:
-    """The document in ``raw``, which was read at ``where``; see `read_json`."""
-    try:
-        text = raw.decode("utf-8")
-        document = json.loads(text, parse_int=_parse_int)
-        _check_depth(document)
-        if _SURROGATE.search(text):
-            # A lone surrogate is no character: it would break the first write or print of it.
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as exc:
-        raise _not_json(where, f" (line {exc.lineno})", exc.msg) from exc
-    except UnicodeDecodeError as exc:
-        line = raw.count(b"\n", 0, exc.start) + 1
-        raise _not_json(where, f" (line {line})", "not UTF-8") from exc
-    except UnicodeEncodeError as exc:
-        raise _not_json(where, "", "half a surrogate pair in a string") from exc
-    except RecursionError as exc:
-        raise _not_json(where, "", "nested too deeply") from exc
-    except ValueError as exc:
-        raise _not_json(where, "", str(exc)) from exc
-    return document
-
-
-def _parse_int(literal: str) -> int:
-    if len(literal) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {len(literal)} digits")
-    return int(literal)
-
-
-def _check_depth(document: Any) -> None:
-    """Whoever walks a document may recurse into it: Python's own limit comes too late for that."""
-    level = [document]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise RecursionError
-
-
-def _not_json(where: Path, place: str, reason: str) -> CompanionError:
-    return CompanionError(
-        where, f"is not JSON{place}: {reason}", "fetch or save the checkpoint again"
-    )
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON companion; as `read_json`, and anything but an object is an error."""
     return parse_object(read_bytes(path), path)
-
-
-def parse_object(raw: bytes, where: Path) -> dict[str, Any]:
-    """The object in ``raw``, which was read at ``where``; see `read_object`.
-
-    Raises:
-        CompanionError: it is not JSON, or not an object.
-    """
-    document = parse_json(raw, where)
-    if not isinstance(document, dict):
-        raise CompanionError(
-            where,
-            f"holds a JSON {_KINDS.get(type(document), 'number')} where an object is expected",
-            "fetch or save the checkpoint again",
-        )
-    return document
-
-
-_KINDS: dict[type, str] = {list: "array", str: "string", bool: "boolean", type(None): "null"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The safetensors header: reading it without trust, and laying out a new one.
+"""The safetensors header, read without trust.
 
 A file is a little-endian u64 (the header's length), a JSON header and the data. `read_header`
-refuses whatever is not exactly that; `layout_shard` places tensors as `safetensors.save_file`
-does, so that a file written from it is byte for byte what `save_file` would have written.
+refuses whatever is not exactly that.
 """
 
 from __future__ import annotations
@@ -25,8 +24,10 @@ import xxhash
 from diffxfer.errors import HeaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from diffxfer.checkpoints.hub.names import HubFile
 
 MAX_HEADER_BYTES = 100_000_000
 """What safetensors itself refuses to exceed."""
@@ -34,8 +35,9 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 64
 """What torch itself refuses to exceed."""
 
-_PREFIX = struct.Struct("<Q")
-HEADER_OFFSET = _PREFIX.size
+PREFIX = struct.Struct("<Q")
+"""The length of the JSON, before it."""
+HEADER_OFFSET = PREFIX.size
 """Where the JSON begins: after its length."""
 
 _DOWNLOAD_AGAIN = "download or save it again"
@@ -52,8 +54,6 @@ BITS: Mapping[str, int] = {
 }
 """Bits of an element by dtype name, ranked as `save_file` ranks them."""
 
-_RANK = {dtype: rank for rank, dtype in enumerate(BITS)}
-
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 """The dtypes that take part in arithmetic; all others are kept as they are."""
 
@@ -67,12 +67,19 @@ class ShardFile:
         size: of the whole file, in bytes.
         identity: device, inode, size and mtime in ns; another value means another content.
         header_hash: xxh3-128 of the header, in hexadecimal.
+        remote: the file on the Hub, whether or not it was downloaded; None for a file of a folder.
     """
 
     path: Path
     size: int
     identity: tuple[int, int, int, int]
     header_hash: str
+    remote: HubFile | None = None
+
+    @property
+    def away(self) -> bool:
+        """Whether it is on the Hub and was not downloaded."""
+        return self.remote is not None and not self.remote.here
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +111,6 @@ class TensorSpec:
         return self.elements * BITS[self.dtype] // 8
 
 
-@dataclass(frozen=True, slots=True)
-class ShardLayout:
-    """A shard that is to be written.
-
-    Attributes:
-        header: the bytes before the data, length and padding included.
-        starts: the first byte of each tensor in the file.
-        size: of the whole file, in bytes.
-    """
-
-    header: bytes
-    starts: Mapping[str, int]
-    size: int
-
-
 def stat_identity(status: os.stat_result) -> tuple[int, int, int, int]:
     """What of a file's status tells one content from another."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -139,14 +131,39 @@ def read_header(fd: int, path: Path, *, whole: bool = True) -> dict[str, TensorS
         HeaderError: if anything in it is not as the format has it.
     """
     status = os.fstat(fd)
-    raw = _read_raw_header(fd, path, status.st_size)
+    raw = _read_raw_header(lambda count, at: os.pread(fd, count, at), path, status.st_size)
     shard = ShardFile(path, status.st_size, stat_identity(status), xxhash.xxh3_128_hexdigest(raw))
+    return _parse(raw, shard, whole=whole)
+
+
+def parse_header(beginning: bytes, remote: HubFile, *, whole: bool = True) -> dict[str, TensorSpec]:
+    """Check the header of a safetensors file on the Hub.
+
+    Args:
+        beginning: its first bytes, the header included if the file is as long as it states.
+        remote: the file.
+        whole: refuse a file whose data is not exactly its tensors'.
+
+    Returns:
+        Every tensor by name, in the order of the header.
+
+    Raises:
+        HeaderError: if anything in it is not as the format has it.
+    """
+    path, size = remote.path, remote.size
+    raw = _read_raw_header(lambda count, at: beginning[at : at + count], path, size)
+    digest = xxhash.xxh3_128_hexdigest(raw)
+    return _parse(raw, ShardFile(path, size, remote.identity, digest, remote), whole=whole)
+
+
+def _parse(raw: bytes, shard: ShardFile, *, whole: bool) -> dict[str, TensorSpec]:
+    path = shard.path
     with _no_collection():
         entries = _parse_json(raw, path)
         metadata = entries.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
             raise HeaderError(path, "its __metadata__ is not a map of strings", _DOWNLOAD_AGAIN)
-        data_start = _PREFIX.size + len(raw)
+        data_start = PREFIX.size + len(raw)
         specs: dict[str, TensorSpec] = {}
         shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         for name, entry in entries.items():
@@ -154,7 +171,7 @@ def read_header(fd: int, path: Path, *, whole: bool = True) -> dict[str, TensorS
             specs[spec.name] = spec
             entries[name] = None  # it takes three times what the spec does
     if whole:
-        _check_coverage(specs.values(), data_start, path, status.st_size)
+        _check_coverage(specs.values(), data_start, path, shard.size)
     return specs
 
 
@@ -170,24 +187,24 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_raw_header(fd: int, path: Path, size: int) -> bytes:
-    if size < _PREFIX.size:
+def _read_raw_header(read: Callable[[int, int], bytes], path: Path, size: int) -> bytes:
+    if size < PREFIX.size:
         what = "is empty" if size == 0 else f"has only {size} bytes"
         raise HeaderError(path, f"{what}, where a safetensors file is due", _DOWNLOAD_AGAIN)
-    (length,) = _PREFIX.unpack(os.pread(fd, _PREFIX.size, 0))
+    (length,) = PREFIX.unpack(read(PREFIX.size, 0))
     if length > MAX_HEADER_BYTES:
         raise HeaderError(
             path,
             f"states a header of {length} bytes, where at most {MAX_HEADER_BYTES} are allowed",
             "it is no safetensors file, or damaged: " + _DOWNLOAD_AGAIN,
         )
-    if length > size - _PREFIX.size:
+    if length > size - PREFIX.size:
         raise HeaderError(
             path,
             f"is truncated: it states a header of {length} bytes and has {size} bytes in all",
             _DOWNLOAD_AGAIN,
         )
-    raw = os.pread(fd, length, _PREFIX.size)
+    raw = read(length, PREFIX.size)
     if len(raw) != length:
         raise HeaderError(path, "became shorter while its header was read", "run it again")
     return raw
@@ -308,32 +325,3 @@ def _check_coverage(specs: Iterable[TensorSpec], data_start: int, path: Path, si
     if end < size:
         problem = f"has {size - end} bytes that belong to no tensor"
         raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
-
-
-def layout_shard(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> ShardLayout:
-    """Lay out a shard as `safetensors.torch.save_file(…, metadata={"format": "pt"})` does.
-
-    Args:
-        tensors: name, dtype and shape of each.
-
-    Returns:
-        The header's bytes and where each tensor begins.
-    """
-    # Entry by entry: as one object for `json.dumps`, 60,000 of them took 50 MB and twice the time.
-    entries = ['"__metadata__":{"format":"pt"}']
-    offset = 0
-    offsets: dict[str, int] = {}
-    for name, dtype, shape in sorted(tensors, key=lambda t: (_RANK[t[1]], t[0].encode())):
-        end = offset + math.prod(shape) * BITS[dtype] // 8
-        sizes = ",".join(map(str, shape))
-        entries.append(
-            f'{json.dumps(name, ensure_ascii=False)}:{{"dtype":"{dtype}","shape":[{sizes}],'
-            f'"data_offsets":[{offset},{end}]}}'
-        )
-        offsets[name] = offset
-        offset = end
-    text = f"{{{','.join(entries)}}}".encode()
-    text += b" " * (-len(text) % 8)
-    header = _PREFIX.pack(len(text)) + text
-    starts = {name: len(header) + begin for name, begin in offsets.items()}
-    return ShardLayout(header, starts, len(header) + offset)

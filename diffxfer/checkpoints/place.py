@@ -125,11 +125,21 @@ def is_our_folder(folder: Path) -> bool:
 
 def free_bytes(out: Path) -> int:
     """How many bytes can be written where `out` is to be."""
+    status = os.statvfs(_nearest(out))
+    return status.f_bavail * status.f_frsize
+
+
+def _nearest(out: Path) -> Path:
+    """The folder, of those that are there, in which `out` is to be."""
     parent = place_of(out).parent
     while not parent.exists():
         parent = parent.parent
-    status = os.statvfs(parent)
-    return status.f_bavail * status.f_frsize
+    return parent
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two folders are, or are to be, on one disk."""
+    return _nearest(one / "in").stat().st_dev == _nearest(other / "in").stat().st_dev
 
 
 def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
@@ -145,9 +155,10 @@ def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
     """
     free = free_bytes(out)
     if needed + _MARGIN_BYTES > free + held:
-        problem = f"needs {_gigabytes(needed - held)}, and {_gigabytes(free)} are free there"
+        problem = f"needs {gigabytes(needed - held)}, and {gigabytes(free)} are free there"
         raise DiskSpaceError(out, problem, "free some disk, or choose another -o")
 
 
-def _gigabytes(count: int) -> str:
+def gigabytes(count: int) -> str:
+    """A number of bytes for a message; a GB is 10⁹."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

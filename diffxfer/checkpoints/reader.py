@@ -11,26 +11,30 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, read_config, read_object
+from diffxfer.checkpoints.companions import companion_path, read_config
 from diffxfer.checkpoints.header import (
     ShardFile,
     TensorSpec,
+    parse_header,
     read_header,
-    short,
     stat_identity,
 )
 from diffxfer.checkpoints.quantized import refuse_quantized
-from diffxfer.checkpoints.source import require_folder
+from diffxfer.checkpoints.shard_index import (
+    INDEX_NAME,
+    SINGLE_SHARD,
+    check_index,
+    read_index,
+)
+from diffxfer.checkpoints.source import Place, no_weights, require_folder
 from diffxfer.errors import CheckpointError, HeaderError, InputChangedError, ShardIndexError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-SINGLE_SHARD = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+    from diffxfer.checkpoints.hub.ranges import RemoteFile
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _UNCHANGED = "leave the inputs alone while it runs, and run it again"
 
 
@@ -81,11 +85,11 @@ class Checkpoint:
         return sum(spec.elements for spec in self.tensors.values())
 
 
-def open_checkpoint(folder: Path, role: str) -> Checkpoint:
+def open_checkpoint(where: Path | Place, role: str) -> Checkpoint:
     """Read the config and every header of a checkpoint, and no data.
 
     Args:
-        folder: the checkpoint.
+        where: the checkpoint.
         role: what it is to be, for messages.
 
     Returns:
@@ -93,11 +97,14 @@ def open_checkpoint(folder: Path, role: str) -> Checkpoint:
 
     Raises:
         CheckpointError: if it is none, is broken, is empty, is an adapter, or is quantised.
+        HubError: if its headers are on the Hub and cannot be had.
     """
+    place = where if isinstance(where, Place) else Place(where)
+    folder = place.folder
     require_folder(folder, f"the {role} checkpoint")
-    _refuse_adapter(folder)
+    _refuse_adapter(place)
     config = read_config(folder)
-    weights = open_weights(folder)
+    weights = open_weights(place)
     if not weights.tensors:  # a diff vector may well be empty, a model may not
         problem = "has no tensors, where a whole checkpoint is due"
         raise CheckpointError(folder / SINGLE_SHARD, problem, "download or save it again")
@@ -105,35 +112,37 @@ def open_checkpoint(folder: Path, role: str) -> Checkpoint:
     return Checkpoint(role, weights, config)
 
 
-def open_weights(folder: Path) -> Weights:
-    """Read every header of the safetensors files in a folder.
+def open_weights(where: Path | Place) -> Weights:
+    """Read every header of the safetensors files of a checkpoint.
 
     Args:
-        folder: one that has ``model.safetensors``, or an index and what it names.
+        where: what has ``model.safetensors``, or an index and what it names.
 
     Returns:
         The tensors and the shards.
 
     Raises:
         CheckpointError: if there are none, or one of them is broken.
+        HubError: if the headers are on the Hub and cannot be had.
     """
+    place = where if isinstance(where, Place) else Place(where)
+    folder = place.folder
     index_path = companion_path(folder, INDEX_NAME)
     if index_path is None:
-        if not os.path.lexists(folder / SINGLE_SHARD):
-            raise _no_weights(folder)
-        tensors = read_shard(folder / SINGLE_SHARD)
+        if not place.has(SINGLE_SHARD):
+            raise no_weights(place)
+        tensors = _read_headers(place, [SINGLE_SHARD])[SINGLE_SHARD]
         return _weights(folder, tensors, indexed=False)
-    by_shard = _read_index(index_path)
-    if SINGLE_SHARD not in by_shard and os.path.lexists(folder / SINGLE_SHARD):
+    by_shard = read_index(index_path)
+    if SINGLE_SHARD not in by_shard and place.has(SINGLE_SHARD):
         raise ShardIndexError(
             folder,
             f"has both {SINGLE_SHARD} and an index that names other shards",
             "remove the one that is stale",
         )
     tensors = {}
-    for shard_name in sorted(by_shard):
-        found = read_shard(folder / shard_name)
-        _check_index(index_path, shard_name, by_shard[shard_name], found)
+    for shard_name, found in _read_headers(place, sorted(by_shard)).items():
+        check_index(index_path, shard_name, by_shard[shard_name], found)
         tensors.update(found)
     return _weights(folder, tensors, indexed=True)
 
@@ -143,66 +152,31 @@ def _weights(folder: Path, tensors: Mapping[str, TensorSpec], *, indexed: bool) 
     return Weights(folder, tensors, tuple(shards[path] for path in sorted(shards)), indexed)
 
 
-def _refuse_adapter(folder: Path) -> None:
-    # Whether they lead anywhere is for those to see who open them.
-    if any(os.path.lexists(folder / name) for name in (SINGLE_SHARD, INDEX_NAME)):
+def _refuse_adapter(place: Place) -> None:
+    if place.has(SINGLE_SHARD) or place.has(INDEX_NAME):
         return
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if os.path.lexists(folder / name):
+        if place.has(name):
             raise CheckpointError(
-                folder,
+                place.label,
                 f"is a LoRA adapter ({name}), where a whole checkpoint is due",
                 "merge it into its base first: "
                 "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(…)",
             )
 
 
-def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return CheckpointError(
-            folder,
-            f"has pickled weights only ({pickles[0]}), which are never loaded: a pickle runs code",
-            "save it as safetensors where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
-        )
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    found = f"only {', '.join(others[:3])}" if others else "none"
-    return CheckpointError(
-        folder,
-        f"expected {SINGLE_SHARD} or {INDEX_NAME}, found {found}",
-        "save the model with save_pretrained, or download the whole folder",
-    )
+def _read_headers(place: Place, names: Iterable[str]) -> dict[str, dict[str, TensorSpec]]:
+    """The tensors of each shard, by the shard's name."""
+    if place.files is None:
+        return {name: read_shard(place.folder / name) for name in names}
+    from diffxfer.checkpoints.hub.ranges import fetch_headers
 
-
-def _read_index(path: Path) -> dict[str, set[str]]:
-    weight_map = read_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ShardIndexError(path, "has no weight_map", "download it again")
-    by_shard: dict[str, set[str]] = {}
-    for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            problem = f"places {short(tensor)} in {short(shard)}, which is no safetensors file"
-            raise ShardIndexError(path, problem, "download it again")
-        if "/" in shard or "\0" in shard:
-            raise ShardIndexError(
-                path,
-                f"places {short(tensor)} in {short(shard)}, outside its own folder",
-                "a shard lies beside its index; do not trust this checkpoint",
-            )
-        by_shard.setdefault(shard, set()).add(tensor)
-    return by_shard
-
-
-def _check_index(path: Path, shard: str, named: set[str], found: Mapping[str, TensorSpec]) -> None:
-    absent = sorted(named - found.keys())
-    if absent:
-        problem = f"places {short(absent[0])} in {shard}, which lacks it ({len(absent)} such)"
-        raise ShardIndexError(path, problem, "download the index and the shards again")
-    extra = sorted(found.keys() - named)
-    if extra:
-        problem = f"does not place {short(extra[0])} in {shard}, which has it ({len(extra)} such)"
-        raise ShardIndexError(path, problem, "download the index and the shards again")
+    files = place.files
+    for name in names:
+        if name not in files:
+            raise ShardIndexError(place.folder / name, "is missing on the Hub", "tell its owner")
+    beginnings = fetch_headers([files[name] for name in names])
+    return {name: parse_header(beginnings[name], files[name]) for name in names}
 
 
 def read_shard(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
@@ -252,7 +226,8 @@ class OpenShard:
     """A shard that is open for reading; closed when the last reference to it goes.
 
     Args:
-        shard: the file; it must still be the one whose header was read.
+        shard: the file; it must still be the one whose header was read. One on the Hub that was
+            not downloaded is read there.
 
     Raises:
         InputChangedError: if it is not.
@@ -260,23 +235,22 @@ class OpenShard:
 
     def __init__(self, shard: ShardFile) -> None:
         self.shard = shard
-        self._fd = -1
-        try:
-            self._fd = _open_regular(shard.path)
-        except ShardIndexError as exc:
-            raise InputChangedError(shard.path, "vanished while it was read", _UNCHANGED) from exc
-        if stat_identity(os.fstat(self._fd)) != shard.identity:
-            self.close()
-            raise InputChangedError(shard.path, "changed while it was read", _UNCHANGED)
+        self._file: _LocalFile | RemoteFile | None = None
+        if shard.remote is not None and shard.away:
+            from diffxfer.checkpoints.hub.ranges import RemoteFile
+
+            self._file = RemoteFile(shard.remote)
+        else:
+            self._file = _LocalFile(shard)
 
     def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
         """Close it before that."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the file.
@@ -288,16 +262,45 @@ class OpenShard:
         Raises:
             InputChangedError: if the file ends before the buffer is full.
             CheckpointError: if the disk does not give it.
+            HubError: if the Hub does not.
         """
+        assert self._file is not None, "it is open"
+        self._file.read_into(buffer, offset)
+
+
+class _LocalFile:
+    """A shard on this machine, open."""
+
+    def __init__(self, shard: ShardFile) -> None:
+        self._path = shard.path
+        try:
+            self._fd = _open_regular(shard.path)
+        except ShardIndexError as exc:
+            raise InputChangedError(shard.path, "vanished while it was read", _UNCHANGED) from exc
+        status = os.fstat(self._fd)
+        # What came from the Hub is known by its name in the cache, and not by its date.
+        same = (
+            status.st_size == shard.size
+            if shard.remote
+            else stat_identity(status) == shard.identity
+        )
+        if not same:
+            self.close()
+            raise InputChangedError(shard.path, "changed while it was read", _UNCHANGED)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
         done = 0
         while done < len(buffer):
             try:
                 count = os.preadv(self._fd, [buffer[done:]], offset + done)
             except OSError as exc:
                 problem = f"cannot be read at byte {offset + done} ({exc.strerror})"
-                raise CheckpointError(self.shard.path, problem, "check the disk") from exc
+                raise CheckpointError(self._path, problem, "check the disk") from exc
             if count == 0:
-                raise InputChangedError(self.shard.path, "became shorter", _UNCHANGED)
+                raise InputChangedError(self._path, "became shorter", _UNCHANGED)
             done += count
 
 
@@ -307,6 +310,8 @@ def check_unchanged(shard: ShardFile) -> None:
     Raises:
         InputChangedError: if it is gone or another.
     """
+    if shard.remote is not None:
+        return  # a commit never changes
     try:
         identity = stat_identity(shard.path.stat())
     except OSError as exc:

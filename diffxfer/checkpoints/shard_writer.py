@@ -14,7 +14,7 @@ from diffxfer.checkpoints.writer import write_error
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import ShardLayout
+    from diffxfer.checkpoints.layout import ShardLayout
     from diffxfer.checkpoints.writer import OutputFolder
 
 

@@ -1,19 +1,87 @@
-"""Where a checkpoint comes from: a folder on this machine."""
+"""Where a checkpoint comes from: a folder on this machine, or the Hub."""
 
 from __future__ import annotations
 
-import re
+import os
+from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.hub.names import read_hub_id
+from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
-_WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-_HUB_ID = re.compile(rf"(?P<id>{_WORD}/(?P<name>{_WORD}))(@(?P<revision>\S+))?")
-_DOWNLOAD = "hf download {id} --exclude 'original/*' --local-dir {folder}"
+    from diffxfer.checkpoints.hub.names import HubFile
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a checkpoint is.
+
+    Attributes:
+        folder: its folder; of a model on the Hub, the one of its commit in the Hub's cache, which
+            has everything but the weights.
+        files: what the Hub has of it by name; None where the folder is all there is.
+    """
+
+    folder: Path
+    files: Mapping[str, HubFile] | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in a message."""
+        file = next(iter(self.files.values()), None) if self.files is not None else None
+        return str(self.folder) if file is None else f"{file.repo}@{file.commit[:8]}"
+
+    def has(self, name: str) -> bool:
+        """Whether it has a file of that name, here or there."""
+        if self.files is not None:
+            return name in self.files
+        return os.path.lexists(self.folder / name)
+
+    def matching(self, pattern: str) -> list[str]:
+        """The names, sorted, of its files that match a pattern such as ``*.bin``."""
+        if self.files is not None:
+            return sorted(name for name in self.files if fnmatchcase(name, pattern))
+        return sorted(path.name for path in self.folder.glob(pattern))
+
+
+def find(named: Path | str, what: str) -> Place:
+    """Find what was named: a folder if there is one of that name, else a model on the Hub.
+
+    Of a model on the Hub, everything but the weights is brought into the Hub's cache.
+
+    Args:
+        named: a folder, or ``org/name`` or ``org/name@revision``.
+        what: what is due there, such as ``"the base checkpoint"``.
+
+    Raises:
+        CheckpointError: if it is neither.
+        HubError: if it reads as a model on the Hub, and cannot be had.
+    """
+    folder = Path(named)
+    model = read_hub_id(named)
+    if model is None or _exists(folder, what) or _near_name(folder) is not None:
+        require_folder(folder, what)
+        return Place(folder)
+    from diffxfer.checkpoints.hub.snapshot import open_snapshot
+
+    return Place(*open_snapshot(model))
+
+
+def _exists(folder: Path, what: str) -> bool:
+    try:
+        return folder.exists()
+    except OSError as exc:
+        problem = f"cannot be opened ({exc.strerror}), where {what} is due"
+        raise CheckpointError(folder, problem, "check the path") from exc
 
 
 def require_folder(folder: Path, what: str) -> None:
@@ -24,31 +92,17 @@ def require_folder(folder: Path, what: str) -> None:
         what: what is due there, such as ``"the base checkpoint"``.
 
     Raises:
-        CheckpointError: if it is none; for what reads as a Hub id, it says how to download it.
+        CheckpointError: if it is none.
     """
-    try:
+    if _exists(folder, what):
         if folder.is_dir():
             return
-        exists = folder.exists()
-    except OSError as exc:
-        problem = f"cannot be opened ({exc.strerror}), where {what} is due"
-        raise CheckpointError(folder, problem, "check the path") from exc
-    if exists:
         problem = f"is a file, where the folder of {what} is due"
         raise CheckpointError(folder, problem, "give the folder that holds it")
     problem = f"no such folder, where {what} is due"
     near = _near_name(folder)
-    if near is not None:
-        raise CheckpointError(folder, problem, f"did you mean {near}?")
-    found = _HUB_ID.fullmatch(str(folder))
-    if found is None:
-        command = _DOWNLOAD.format(id="org/name", folder="FOLDER")
-        remedy = f"check the path; a model on the Hub must be downloaded first: {command}"
-    else:
-        revision = f" --revision {found['revision']}" if found["revision"] else ""
-        command = _DOWNLOAD.format(id=found["id"] + revision, folder=found["name"])
-        remedy = f"taken for a Hub id, it must be downloaded first: {command}"
-    raise CheckpointError(folder, problem, remedy)
+    remedy = "check the path; a model on the Hub is named org/name, or org/name@revision"
+    raise CheckpointError(folder, problem, remedy if near is None else f"did you mean {near}?")
 
 
 def _near_name(folder: Path) -> Path | None:
@@ -59,3 +113,26 @@ def _near_name(folder: Path) -> Path | None:
         return None
     near = get_close_matches(folder.name, beside, n=1, cutoff=0.8)
     return folder.parent / near[0] if near else None
+
+
+def no_weights(place: Place) -> CheckpointError:
+    """What to raise where there is neither a single shard nor an index.
+
+    Args:
+        place: the checkpoint.
+    """
+    pickles = sorted(name for pattern in _PICKLES for name in place.matching(pattern))
+    if pickles:
+        return CheckpointError(
+            place.label,
+            f"has pickled weights only ({pickles[0]}), which are never loaded: a pickle runs code",
+            "save it as safetensors where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+        )
+    others = place.matching("*.safetensors")
+    found = f"only {', '.join(others[:3])}" if others else "none"
+    return CheckpointError(
+        place.label,
+        f"expected {SINGLE_SHARD} or {INDEX_NAME}, found {found}",
+        "save the model with save_pretrained, or download the whole folder",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
+from diffxfer.cli.hub import tell_of_hub
 
 
 def apply(
@@ -25,6 +26,7 @@ def apply(
     device_memory: opt.DeviceMemory = "512MB",
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    stream: opt.Stream = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -34,6 +36,7 @@ def apply(
 
     scales = opt.parse_alpha_for(alpha_for)
     with Console(json=json, quiet=quiet, output=output) as console:
+        tell_of_hub(console.say, diff, target)
         report = apply_diff(
             diff,
             target,
@@ -53,6 +56,7 @@ def apply(
             device_memory=device_memory,
             overwrite=overwrite,
             restart=restart,
+            stream=stream,
             dry_run=dry_run,
             progress=console.progress,
         )

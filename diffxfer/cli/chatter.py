@@ -52,6 +52,7 @@ def _quiet_loggers() -> None:
     """Warnings about what this program asks of libraries are nothing that its user can change."""
     if os.environ.get("DIFFXFER_DEBUG") == "1":
         return
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from diffxfer.cli.findings import error_as_json
+from diffxfer.cli.hub import downloads, gigabytes
 from diffxfer.diffs.report import listed
 from diffxfer.errors import DiffxferError, printable
 
@@ -112,7 +113,10 @@ class Console:
             self._bar = make_bar()
             self._bar.start()
             self._bar.add_task("", total=total, completed=done)
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        task = self._bar.tasks[0]
+        if total != task.total:  # downloads are over, and the work begins
+            self._bar.reset(task.id, total=total)
+        self._bar.update(task.id, completed=done)
 
     @property
     def training(self) -> Callable[[int, int, float], None] | None:
@@ -261,6 +265,7 @@ def _print_plan(report: Report) -> None:
     typer.echo("")
     lines = _remarks(report)
     if not report.refused:
+        lines += downloads(report.bytes_to_fetch, done=False)
         lines.append(
             f"would read {gigabytes(report.bytes_to_read)} and write "
             f"{gigabytes(report.bytes_to_write)} at {report.output}, where "
@@ -280,6 +285,7 @@ def _print_summary(report: Report) -> None:
         f"tensors: {counts}",
         *_continued(report.resumed_bytes, total),
         *_remarks(report),
+        *downloads(report.bytes_to_fetch, done=True),
         f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s"
         f" (read and wrote {speed}/s)",
     ]
@@ -326,11 +332,3 @@ def _remarks(report: Report) -> list[str]:
     if report.left_out:
         lines.append(f"files left out: {listed(report.left_out)}")
     return lines
-
-
-def gigabytes(count: int) -> str:
-    """A number of bytes for a person; a GB is 10⁹."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if round(count / size, 2) >= 1:
-            return f"{count / size:.2f} {unit}"
-    return "1 byte" if count == 1 else f"{count} bytes"

@@ -14,7 +14,10 @@ from diffxfer.cli.eval_console import EvalConsole
 def eval_models(
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="MODEL", help="Folders of models; the first is the target."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Models: folders, or org/name[@revision]; the first is the target.",
+        ),
     ],
     tasks: Annotated[
         str,
@@ -141,6 +144,7 @@ def eval_models(
             trust_remote_code=trust_remote_code,
             output=output,
             progress=console.say,
+            moved=console.progress,
             salvage=console.keep,
         )
         console.keep(evaluation)

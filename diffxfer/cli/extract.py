@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
+from diffxfer.cli.hub import tell_of_hub
 
 
 def extract(
@@ -23,6 +24,7 @@ def extract(
     device_memory: opt.DeviceMemory = "512MB",
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    stream: opt.Stream = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -31,6 +33,7 @@ def extract(
     from diffxfer import extract_diff
 
     with Console(json=json, quiet=quiet, output=output) as console:
+        tell_of_hub(console.say, finetuned, base)
         report = extract_diff(
             finetuned,
             base,
@@ -48,6 +51,7 @@ def extract(
             device_memory=device_memory,
             overwrite=overwrite,
             restart=restart,
+            stream=stream,
             dry_run=dry_run,
             progress=console.progress,
         )

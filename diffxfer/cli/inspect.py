@@ -8,18 +8,23 @@ from typing import Annotated
 import typer
 
 from diffxfer.cli import options as opt
-from diffxfer.cli.console import Console, gigabytes, print_json
+from diffxfer.cli.console import Console, print_json
+from diffxfer.cli.hub import gigabytes, tell_of_hub
 
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Folder of a checkpoint or of a diff vector.")
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A checkpoint or a diff vector: a folder, or org/name[@revision]."
+        ),
     ],
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="OTHER", help="A second one: say how the two differ."),
+        typer.Argument(metavar="OTHER", help="A second one, likewise: say how the two differ."),
     ] = None,
     threads: opt.Threads = None,
+    stream: opt.StreamInputs = False,
     json: opt.Json = False,
     quiet: opt.QuietTalk = False,
 ) -> None:
@@ -29,10 +34,13 @@ def inspect(
     from diffxfer.cli.inspect_table import print_inspection
 
     with Console(json=json, quiet=quiet) as console:
+        tell_of_hub(console.say, path, other)
         if other is None:
             found = inspect_checkpoint(path)
         else:
-            pair = compare_checkpoints(path, other, threads=threads, progress=console.progress)
+            pair = compare_checkpoints(
+                path, other, threads=threads, stream=stream, progress=console.progress
+            )
             console.say(f"read {gigabytes(pair.bytes_read)} in {pair.elapsed_s:.1f} s")
     if json:
         print_json(found.as_json() if other is None else pair.as_json())

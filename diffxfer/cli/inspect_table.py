@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from diffxfer.cli.console import PIPE_WIDTH, gigabytes, print_warnings
+from diffxfer.cli.console import PIPE_WIDTH, print_warnings
 from diffxfer.cli.heat import heat_table, percent
+from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import printable
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from diffxfer.cli.eval import eval_models
 from diffxfer.cli.extract import extract
 from diffxfer.cli.inspect import inspect
 from diffxfer.cli.iterate import iterate
+from diffxfer.cli.push import push
 from diffxfer.cli.transfer import transfer
 from diffxfer.cli.tune import tune
 from diffxfer.cli.verify import verify
@@ -46,6 +47,7 @@ app.command("eval", epilog=f"{_EXAMPLE}{_EVAL}")(eval_models)
 app.command(epilog=f"{_EXAMPLE}demo --keep demo")(demo)
 app.command(epilog=f"{_EXAMPLE}{_TUNE}")(tune)
 app.command(epilog=f"{_EXAMPLE}iterate chain.yaml -o run")(iterate)
+app.command(epilog=f"{_EXAMPLE}push sft-diff me/llama-sft-diff --private")(push)
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,16 +9,23 @@ from typing import Annotated
 import typer
 
 Finetuned = Annotated[
-    Path, typer.Argument(metavar="FINETUNED", help="Folder of the fine-tuned model.")
+    Path,
+    typer.Argument(
+        metavar="FINETUNED",
+        help="The fine-tuned model: a folder, or org/name[@revision] on the Hub.",
+    ),
 ]
 Base = Annotated[
-    Path, typer.Argument(metavar="BASE", help="Folder of the base model it was made from.")
+    Path, typer.Argument(metavar="BASE", help="The base model it was made from, likewise.")
 ]
 Target = Annotated[
-    Path, typer.Argument(metavar="TARGET", help="Folder of the newer base model to graft on.")
+    Path, typer.Argument(metavar="TARGET", help="The newer base model to graft on, likewise.")
 ]
 Diff = Annotated[
-    Path, typer.Argument(metavar="DIFF", help="Folder of a diff vector, made by extract.")
+    Path,
+    typer.Argument(
+        metavar="DIFF", help="A diff vector, made by extract: a folder, or org/name[@revision]."
+    ),
 ]
 Out = Annotated[
     Path,
@@ -137,6 +144,19 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what would be done, tensor by tensor; write nothing."),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read models on the Hub straight from there, and store nothing but the output.",
+    ),
+]
+StreamInputs = Annotated[
+    bool,
+    typer.Option(
+        "--stream", help="Read what is on the Hub straight from there, and store nothing."
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout."),
@@ -150,7 +170,11 @@ QuietTalk = Annotated[
 ]
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Folder of the model to begin with, a graft or any.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The model to begin with, a graft or any: a folder, or org/name[@revision].",
+    ),
 ]
 Data = Annotated[
     str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
+from diffxfer.cli.hub import tell_of_hub
 
 
 def transfer(
@@ -26,6 +27,7 @@ def transfer(
     device_memory: opt.DeviceMemory = "512MB",
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
+    stream: opt.Stream = False,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -35,6 +37,7 @@ def transfer(
 
     scales = opt.parse_alpha_for(alpha_for)
     with Console(json=json, quiet=quiet, output=output) as console:
+        tell_of_hub(console.say, finetuned, base, target)
         report = transfer_models(
             finetuned,
             base,
@@ -55,6 +58,7 @@ def transfer(
             device_memory=device_memory,
             overwrite=overwrite,
             restart=restart,
+            stream=stream,
             dry_run=dry_run,
             progress=console.progress,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
+from diffxfer.cli.hub import tell_of_hub
 from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
 
 
@@ -32,6 +33,7 @@ def tune(
     from diffxfer import tune as tune_model
 
     with Console(json=json, quiet=quiet) as console:
+        tell_of_hub(console.say, model, teacher)
         report = tune_model(
             model,
             data,
@@ -51,5 +53,6 @@ def tune(
             restart=restart,
             overwrite=overwrite,
             progress=console.training,
+            moved=console.progress,
         )
         console.show_tuned(report)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffxfer.cli import options as opt
-from diffxfer.cli.console import Console, gigabytes, print_json
+from diffxfer.cli.console import Console, print_json
+from diffxfer.cli.hub import gigabytes, tell_of_hub
 from diffxfer.errors import DamageError, printable
 
 if TYPE_CHECKING:
@@ -21,19 +22,26 @@ if TYPE_CHECKING:
 def verify(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="Folder of a diff vector, a graft or a tuned model."),
+        typer.Argument(
+            metavar="PATH",
+            help="A diff vector, a graft or a tuned model: a folder, or org/name[@revision].",
+        ),
     ],
     base: Annotated[
         Path | None,
         typer.Option(
-            metavar="BASE", help="Base of a diff vector, to prove that it gives FINETUNED back."
+            metavar="BASE",
+            help="Base of a diff vector, likewise, to prove that it gives FINETUNED back.",
         ),
     ] = None,
     finetuned: Annotated[
         Path | None,
-        typer.Option(metavar="FINETUNED", help="Fine-tuned model that it was extracted from."),
+        typer.Option(
+            metavar="FINETUNED", help="Fine-tuned model that it was extracted from, likewise."
+        ),
     ] = None,
     threads: opt.Threads = None,
+    stream: opt.StreamInputs = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -42,8 +50,14 @@ def verify(
 
     try:
         with Console(json=json, quiet=quiet) as console:
+            tell_of_hub(console.say, path, base, finetuned)
             report = verify_folder(
-                path, base=base, finetuned=finetuned, threads=threads, progress=console.progress
+                path,
+                base=base,
+                finetuned=finetuned,
+                threads=threads,
+                stream=stream,
+                progress=console.progress,
             )
     except DamageError as exc:
         if not (json or quiet):

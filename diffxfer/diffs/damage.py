@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_object
+from diffxfer.checkpoints.header import parse_header
 from diffxfer.checkpoints.place import MANIFEST_NAME
-from diffxfer.checkpoints.reader import INDEX_NAME, read_shard
+from diffxfer.checkpoints.reader import read_shard
+from diffxfer.checkpoints.shard_index import INDEX_NAME
 from diffxfer.diffs.artifact.manifest import is_sealed
 from diffxfer.diffs.report import listed
 from diffxfer.errors import CheckpointError, Damage
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.source import Place
     from diffxfer.diffs.artifact.manifest import Manifest
 
 _NOT_OURS = frozenset({".gitattributes", ".gitignore"})
@@ -41,22 +44,23 @@ class Survey:
     damage: list[Damage] = field(default_factory=list)
 
 
-def survey_folder(folder: Path, manifest: Manifest) -> Survey:
+def survey_folder(place: Place, manifest: Manifest) -> Survey:
     """Compare a folder with its manifest, all but the tensors' data.
 
     Args:
-        folder: what we wrote.
+        place: what we wrote.
         manifest: what it says of itself.
 
     Raises:
         CompanionError: if the manifest cannot be read.
+        HubError: if a header is on the Hub and cannot be had.
     """
-    survey = Survey()
+    survey, folder = Survey(), place.folder
     if not is_sealed(read_bytes(folder / MANIFEST_NAME)):
         problem = "is not as it was written, so that it may state anything"
         survey.damage.append(Damage(MANIFEST_NAME, "", problem))
     survey.damage += _check_files(folder, manifest)
-    _check_shards(folder, manifest, survey)
+    _check_shards(place, manifest, survey)
     survey.damage += _find_surplus(folder, manifest)
     return survey
 
@@ -84,13 +88,13 @@ def _other_size(found: int, expected: int) -> str:
     return f"{what} {found:,} bytes, where {expected:,} were written"
 
 
-def _check_shards(folder: Path, manifest: Manifest, survey: Survey) -> None:
-    homes = _homes(folder)
+def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
+    homes = _homes(place.folder)
     missing = dict.fromkeys(manifest.tensors)
     unread: list[str] = []
     for name, entry in manifest.shards.items():
         # A name with a slash would lead out of the folder.
-        found = _read(folder / name) if Path(name).name == name else "is no name of a shard"
+        found = _read(place, name) if Path(name).name == name else "is no name of a shard"
         if isinstance(found, str):
             unread.append(name)
             survey.damage.append(Damage(name, "", found))
@@ -113,12 +117,17 @@ def _check_shards(folder: Path, manifest: Manifest, survey: Survey) -> None:
         survey.damage.append(Damage(home, tensor, "is missing"))
 
 
-def _read(path: Path) -> dict[str, TensorSpec] | str:
+def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
     """The header of a shard, or why it cannot be read."""
-    if not os.path.lexists(path):
+    if not place.has(name):
         return "is missing"
+    file = place.files[name] if place.files is not None else None
     try:
-        return read_shard(path, whole=False)
+        if file is not None and not file.here:
+            from diffxfer.checkpoints.hub.ranges import fetch_headers
+
+            return parse_header(fetch_headers([file])[name], file, whole=False)
+        return read_shard(place.folder / name, whole=False)
     except CheckpointError as exc:
         return exc.problem
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.place import refuse_unsafe_output
-from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry, refuse_diff
+from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME, samples_file
 from diffxfer.diffs.companions.inherit import diff_companions
 from diffxfer.diffs.extract_tasks import BASE_ONLY, extract_tasks
@@ -17,7 +16,7 @@ from diffxfer.diffs.kinship import kinship_of_diff
 from diffxfer.diffs.matching.match import Fate
 from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.diffs.shards import parse_size
-from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints
+from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, open_roles
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import MatchError, OptionError
@@ -57,14 +56,16 @@ def extract_diff(
     device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
+    stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write the diff vector of a fine-tuned model and its base.
 
     Args:
-        finetuned: the fine-tuned checkpoint's folder.
-        base: the folder of the checkpoint that it was made from.
+        finetuned: the fine-tuned checkpoint: a folder, or a model on the Hub, ``"org/name"`` or
+            ``"org/name@revision"``.
+        base: the checkpoint that it was made from, likewise.
         out: the folder to make.
         diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` brings
             16-bit checkpoints back exactly for nearly every element; ``"float64"``,
@@ -82,6 +83,7 @@ def extract_diff(
         device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
+        stream: read models on the Hub there, instead of downloading them into its cache.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
 
@@ -96,7 +98,7 @@ def extract_diff(
         >>> extract_diff("llama-3.0-sft", "llama-3.0", "sft-diff")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    finetuned, base, out = Path(finetuned), Path(base), Path(out)
+    out = Path(out)
     if diff_dtype != "source" and diff_dtype not in DTYPES:
         known = ", ".join(("source", *DTYPES))
         raise OptionError("--diff-dtype", f"{diff_dtype!r} is unknown", f"use one of {known}")
@@ -104,19 +106,17 @@ def extract_diff(
     check_run_options(threads, device)
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
-    for role, folder in (("finetuned", finetuned), ("base", base)):
-        refuse_diff(folder, role)
-    opened = open_checkpoint(finetuned, "finetuned"), open_checkpoint(base, "base")
-    refuse_unsafe_output(out, every_input(finetuned, base, *opened), overwrite=overwrite)
+    opened = tuple(open_roles({"finetuned": finetuned, "base": base}).values())
+    refuse_unsafe_output(out, every_input(*opened), overwrite=overwrite)
     selection.refuse_unused(opened[0].tensors.keys() | opened[1].tensors.keys())
-    source = from_checkpoints(*opened, selection, lambda name: name, vocab)
+    source = from_checkpoints(opened[0], opened[1], selection, lambda name: name, vocab)
     if not source.match.differences and not source.match.problems:
         raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
     kinship = kinship_of_diff(
         () if source.match.problems else source.match.differences, allow_unrelated=allow_unrelated
     )
-    companions = diff_companions(finetuned)
-    files = {**_borrowed_table(finetuned, base), **companions.files}
+    companions = diff_companions(opened[0].folder)
+    files = {**_borrowed_table(opened[0].folder, opened[1].folder), **companions.files}
     tasks = extract_tasks(source, DTYPES.get(diff_dtype), opened[0].weights.shards[-1].path.name)
     job = Job(
         verb="extract",
@@ -140,7 +140,7 @@ def extract_diff(
         added_tokens=tuple(source.vocabulary.added.values()),
         left_out=companions.left_out,
         warnings=[
-            *warn_of_one_model(*opened),
+            *warn_of_one_model(opened[0], opened[1]),
             *kinship.warnings,
             *source.vocabulary.warnings,
             *companions.warnings,
@@ -149,15 +149,16 @@ def extract_diff(
         relations=kinship.relations,
     )
     options = RunOptions(
-        threads,
-        device,
-        parse_size(device_memory, "--device-memory"),
-        allow_nonfinite,
-        max_shard_bytes,
-        overwrite,
-        restart,
-        dry_run,
-        progress,
+        threads=threads,
+        device=device,
+        device_memory=parse_size(device_memory, "--device-memory"),
+        allow_nonfinite=allow_nonfinite,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        restart=restart,
+        dry_run=dry_run,
+        progress=progress,
+        stream=stream,
     )
     return do(job, options)
 
@@ -175,7 +176,7 @@ def every_input(*inputs: Path | Checkpoint) -> list[Path]:
     Args:
         inputs: folders and opened checkpoints.
     """
-    paths = [item for item in inputs if isinstance(item, Path)]
+    paths = [item if isinstance(item, Path) else item.folder for item in inputs]
     opened = [item for item in inputs if not isinstance(item, Path)]
     return [*paths, *(shard.path for item in opened for shard in item.weights.shards)]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
+from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
 from diffxfer.diffs.companions.inherit import inherit_companions
 from diffxfer.diffs.extract import every_input, warn_of_one_model
@@ -23,7 +24,7 @@ from diffxfer.diffs.job import Job, do
 from diffxfer.diffs.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.diffs.matching.ties import find_head
-from diffxfer.diffs.source import Source, from_checkpoints, from_diff, source_entry
+from diffxfer.diffs.source import Source, from_checkpoints, from_diff, open_roles, source_entry
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 
@@ -59,14 +60,16 @@ def apply_diff(
     device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
+    stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Graft a diff vector on a target: target + α·Δ.
 
     Args:
-        diff: a folder that `extract_diff` made.
-        target: the checkpoint to graft on.
+        diff: a diff vector that `extract_diff` made: a folder, or one on the Hub, ``"org/name"``
+            or ``"org/name@revision"``.
+        target: the checkpoint to graft on, likewise.
         out: the folder to make.
         alpha: the scale of Δ; 0 copies the target.
         alpha_for: patterns of the target's names with a scale of their own; the last match wins.
@@ -84,6 +87,7 @@ def apply_diff(
         device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
+        stream: read models on the Hub there, instead of downloading them into its cache.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
 
@@ -100,16 +104,17 @@ def apply_diff(
     options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
         *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
-        *(overwrite, restart, dry_run, progress),
+        *(overwrite, restart, stream, dry_run, progress),
     )
-    diff, target, out = Path(diff), Path(target), Path(out)
-    refuse_diff(target, "target")
-    manifest = require_diff(diff)
-    opened = open_checkpoint(target, "target")
-    source = from_diff(diff, manifest)
-    links = [shard.path for shard in source.shards]
-    refuse_unsafe_output(out, [*every_input(diff, target, opened), *links], overwrite=overwrite)
-    return _graft(source, opened, out, options, (diff, manifest))
+    out = Path(out)
+    places = find(diff, "a diff vector"), find(target, "the target checkpoint")
+    refuse_diff(places[1].folder, "target")
+    manifest = require_diff(places[0].folder)
+    opened = open_checkpoint(places[1], "target")
+    source = from_diff(places[0], manifest)
+    inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
+    refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
+    return _graft(source, opened, out, options, (places[0].folder, manifest))
 
 
 def transfer(
@@ -133,15 +138,17 @@ def transfer(
     device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
+    stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Extract and graft in one pass: target + α·(finetuned − base), with no diff vector written.
 
     Args:
-        finetuned: the fine-tuned checkpoint's folder.
-        base: the folder of the checkpoint that it was made from.
-        target: the checkpoint to graft on.
+        finetuned: the fine-tuned checkpoint: a folder, or a model on the Hub, ``"org/name"`` or
+            ``"org/name@revision"``.
+        base: the checkpoint that it was made from, likewise.
+        target: the checkpoint to graft on, likewise.
         out: the folder to make.
         alpha: the scale of Δ; 0 copies the target.
         alpha_for: patterns of the target's names with a scale of their own; the last match wins.
@@ -159,6 +166,7 @@ def transfer(
         device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
+        stream: read models on the Hub there, instead of downloading them into its cache.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
 
@@ -175,15 +183,11 @@ def transfer(
     options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
         *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
-        *(overwrite, restart, dry_run, progress),
+        *(overwrite, restart, stream, dry_run, progress),
     )
-    finetuned, base, target, out = Path(finetuned), Path(base), Path(target), Path(out)
-    roles = {"finetuned": finetuned, "base": base, "target": target}
-    for role, folder in roles.items():
-        refuse_diff(folder, role)
-    opened = {role: open_checkpoint(folder, role) for role, folder in roles.items()}
-    inputs = every_input(*roles.values(), *opened.values())
-    refuse_unsafe_output(out, inputs, overwrite=overwrite)
+    out = Path(out)
+    opened = open_roles({"finetuned": finetuned, "base": base, "target": target})
+    refuse_unsafe_output(out, every_input(*opened.values()), overwrite=overwrite)
     warnings = warn_of_one_model(opened["finetuned"], opened["base"], opened["target"])
     labels = _labels(opened)
     source = from_checkpoints(

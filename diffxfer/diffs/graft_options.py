@@ -62,6 +62,7 @@ def check_options(
     allow_unrelated: bool,
     overwrite: bool,
     restart: bool,
+    stream: bool,
     dry_run: bool,
     progress: Callable[[int, int], None] | None,
 ) -> GraftOptions:
@@ -94,14 +95,15 @@ def check_options(
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device)
     run = RunOptions(
-        threads,
-        device,
-        parse_size(device_memory, "--device-memory"),
-        allow_nonfinite,
-        max_shard_bytes,
-        overwrite,
-        restart,
-        dry_run,
-        progress,
+        threads=threads,
+        device=device,
+        device_memory=parse_size(device_memory, "--device-memory"),
+        allow_nonfinite=allow_nonfinite,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        restart=restart,
+        dry_run=dry_run,
+        progress=progress,
+        stream=stream,
     )
     return GraftOptions(selection, vocab, out_dtype, allow_unrelated, command, run, began)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import xxhash
 
 from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.place import MANIFEST_NAME, free_bytes, refuse_small_disk
-from diffxfer.checkpoints.reader import INDEX_NAME, SINGLE_SHARD
+from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
 from diffxfer.diffs.artifact.manifest import (
@@ -27,9 +28,8 @@ from diffxfer.diffs.artifact.manifest import (
     manifest_bytes,
 )
 from diffxfer.diffs.fingerprint import fingerprint
-from diffxfer.diffs.matching.match import LEFT_OUT
 from diffxfer.diffs.matching.refusal import group_problems, refusal
-from diffxfer.diffs.report import Report, count_fates, group_fates, listed
+from diffxfer.diffs.report import Report, count_fates, group_fates, losses
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
@@ -76,6 +76,7 @@ class RunOptions:
         restart: discard what unfinished runs left.
         dry_run: plan and check, and write nothing.
         progress: called with the bytes done and the bytes in all.
+        stream: read what is on the Hub there, instead of downloading it.
     """
 
     threads: int | None = None
@@ -87,6 +88,7 @@ class RunOptions:
     restart: bool = False
     dry_run: bool = False
     progress: Callable[[int, int], None] | None = None
+    stream: bool = False
 
 
 def nothing_more(
@@ -167,26 +169,23 @@ def do(job: Job, options: RunOptions) -> Report:
     }
     refused = group_problems(job.problems)
     if not refused:
-        job.warnings += _losses(job)
+        job.warnings += losses(job.fates, job.dropped_tokens)
     if refused and not options.dry_run:
         raise refusal(refused)
     plan = make_plan(cut_shards(job.tasks, options.max_shard_bytes), job.inputs)
     job.tasks.clear()  # the plan has them, each with its place
     choice = choose_device(options.device, plan, options.threads or default_threads())
     free = free_bytes(job.out)
+    read = [] if options.stream else [spec.shard for task in plan.tasks for spec in task.inputs]
+    to_fetch = sum(file.size for file in missing_files(read))
     if options.dry_run:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
-        return _report(job, plan, free, choice, refused=refused)
-    described = job.verb, sorted(job.command.items()), sorted(job.sources.items())
-    folder = OutputFolder(
-        job.out,
-        fingerprint(plan, job.files, described),
-        overwrite=options.overwrite,
-        restart=options.restart,
-    )
-    with folder:
-        refuse_small_disk(job.out, _needed(job, plan), folder.held_bytes())
+        return _report(job, plan, free, choice, to_fetch, refused=refused)
+    with _output(job, plan, options) as folder:
+        needed, held = _needed(job, plan), folder.held_bytes()
+        refuse_small_disk(job.out, needed, held)
+        fetch_shards(read, options.progress, out=job.out, needed=needed - held)
         results, resumed = run_plan(
             plan,
             folder,
@@ -203,18 +202,20 @@ def do(job: Job, options: RunOptions) -> Report:
         }
         _write_rest(job, plan, folder, by_name, _silent(plan, results))
         folder.publish()
-    return _report(job, plan, free, choice, results=by_name, resumed=resumed)
+    return _report(job, plan, free, choice, to_fetch, results=by_name, resumed=resumed)
 
 
-def _losses(job: Job) -> list[str]:
-    """What does not reach the output, for a user who allowed it or could not know."""
-    lost = {
-        "tokens without a place in the target, whose difference is dropped": job.dropped_tokens,
-        "tensors dropped, as --allow-missing has it": tuple(
-            fate.name for fate in job.fates if fate.kind == "dropped" and fate.why != LEFT_OUT
+def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
+    return OutputFolder(
+        job.out,
+        fingerprint(
+            plan,
+            job.files,
+            (job.verb, sorted(job.command.items()), sorted(job.sources.items())),
         ),
-    }
-    return [f"{what}: {listed(names)}" for what, names in lost.items() if names]
+        overwrite=options.overwrite,
+        restart=options.restart,
+    )
 
 
 def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
@@ -303,6 +304,7 @@ def _report(
     plan: Plan,
     free: int,
     choice: Choice,
+    to_fetch: int,
     *,
     resumed: int = 0,
     results: Mapping[str, TensorResult] | None = None,
@@ -323,6 +325,7 @@ def _report(
         refused=refused,
         bytes_to_read=plan.bytes_to_read,
         bytes_to_write=plan.bytes_to_write,
+        bytes_to_fetch=to_fetch,
         resumed_bytes=resumed,
         free_bytes=free,
         elapsed_s=round(time.perf_counter() - job.began, 3),

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.diffs.matching.match import LEFT_OUT
 from diffxfer.diffs.matching.names import pattern
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Report:
         refused: tensors that fit nowhere; only a dry run gets this far with any.
         bytes_to_read: of tensors.
         bytes_to_write: of shards.
+        bytes_to_fetch: of models on the Hub, what was not in its cache when the run began.
         resumed_bytes: of both, what an earlier run had done and this one did not do again.
         free_bytes: on the output's disk, before.
         elapsed_s: seconds from the call to the result.
@@ -78,6 +80,7 @@ class Report:
     refused: tuple[Culprits, ...]
     bytes_to_read: int
     bytes_to_write: int
+    bytes_to_fetch: int
     resumed_bytes: int
     free_bytes: int
     elapsed_s: float
@@ -127,3 +130,19 @@ def listed(names: Sequence[str]) -> str:
     """The first few of some names, and how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
+
+
+def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:
+    """What does not reach the output, for a user who allowed it or could not know.
+
+    Args:
+        fates: what becomes of every tensor.
+        dropped_tokens: tokens whose difference is dropped.
+    """
+    lost = {
+        "tokens without a place in the target, whose difference is dropped": dropped_tokens,
+        "tensors dropped, as --allow-missing has it": [
+            fate.name for fate in fates if fate.kind == "dropped" and fate.why != LEFT_OUT
+        ],
+    }
+    return [f"{what}: {listed(names)}" for what, names in lost.items() if names]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.diffs.extract_tasks import compare, difference_runs, digest_base
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.matching.selection import Selection
@@ -16,9 +14,9 @@ from diffxfer.streaming.plan import Operation, RunKind, TensorTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile, TensorSpec
+    from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.source import Source
     from diffxfer.streaming.tally import TensorResult
@@ -40,7 +38,11 @@ class Restored:
 
 
 def restore_tasks(
-    manifest: Manifest, tensors: Mapping[str, TensorSpec], *, finetuned: Path, base: Path
+    manifest: Manifest,
+    tensors: Mapping[str, TensorSpec],
+    *,
+    finetuned: Checkpoint,
+    base: Checkpoint,
 ) -> tuple[list[TensorTask], tuple[ShardFile, ...]]:
     """What is to be read to compare base + Δ with finetuned.
 
@@ -57,14 +59,12 @@ def restore_tasks(
     Raises:
         ArtifactError: if a tensor of Δ is none of a difference.
         MatchError: if finetuned and base have other tensors than Δ.
-        DiffxferError: if one of them cannot be read.
+        DiffxferError: if their names or tokens cannot be paired.
     """
     refuse_integers(tensors)
-    for role, folder in (("finetuned", finetuned), ("base", base)):
-        refuse_diff(folder, role)
     source = from_checkpoints(
-        open_checkpoint(finetuned, "finetuned"),
-        open_checkpoint(base, "base"),
+        finetuned,
+        base,
         _AsExtracted.by(manifest),
         lambda name: name,
         str(manifest.command.get("vocab", "auto")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 Values = npt.NDArray[np.float64]
 
 _MOST_TENSORS = 512
+_FEW_TENSORS, _FEW_SAMPLES = 64, 1500
+"""What is enough where every tensor takes a request of its own to the Hub."""
+_AT_A_TIME = 8
 _LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -76,7 +80,7 @@ def sample_models(
         for difference, target in pairs
         if _is_telling(difference)
     }
-    chosen = _spread(specs)
+    chosen = _few(_spread(specs), specs, dict.fromkeys(specs, samples_per_tensor(_FEW_TENSORS)))
     count = samples_per_tensor(len(chosen))
     wanted = [
         (spec, np.array(sample_indices(name, spec.elements, count), np.int64))
@@ -109,7 +113,7 @@ def sample_graft(
         for difference, target in pairs
         if _is_telling(difference) and _lie_within(known[difference.name][0], target)
     }
-    chosen = _spread(specs)
+    chosen = _few(_spread(specs), specs, {name: len(known[name][0]) for name in specs})
     wanted = [(spec, known[name][0]) for name in chosen for spec in specs[name]]
     found = _by_role(chosen, ("delta", "target"), read_elements(wanted))
     samples = []
@@ -138,6 +142,23 @@ def _spread(names: Iterable[str]) -> list[str]:
     return [name for name in turns if name is not None][:_MOST_TENSORS]
 
 
+def _few(
+    names: Sequence[str],
+    specs: Mapping[str, Sequence[TensorSpec]],
+    samples: Mapping[str, int],
+) -> Sequence[str]:
+    """As many of them as a verdict needs, where some lie on the Hub alone."""
+    shards = {spec.shard.path: spec.shard for name in names for spec in specs[name]}
+    if not any(shard.away for shard in shards.values()):
+        return names
+    count = 0
+    for place, name in enumerate(names):
+        if place >= _FEW_TENSORS and count >= _FEW_SAMPLES:
+            return names[:place]
+        count += samples[name]
+    return names
+
+
 def _by_role(names: Sequence[str], roles: Sequence[str], found: Sequence[Values]) -> list[Sample]:
     width = len(roles)
     return [
@@ -157,16 +178,28 @@ def read_elements(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) ->
 
     Raises:
         CheckpointError: if one cannot be read.
+        HubError: if it is on the Hub and cannot be had.
     """
-    found: dict[int, Values] = {}
+    away = {shard.path: shard.away for shard in {spec.shard for spec, _ in wanted}}
+    far = [place for place, (spec, _) in enumerate(wanted) if away[spec.shard.path]]
+    found = dict(zip(far, _read_far([wanted[place] for place in far]), strict=True))
     shard: OpenShard | None = None
     order = sorted(range(len(wanted)), key=lambda place: (wanted[place][0].shard.path, place))
     for place in order:  # shard by shard, so that one at a time is open
+        if place in found:
+            continue
         spec, indices = wanted[place]
         if shard is None or shard.shard is not spec.shard:
             shard = OpenShard(spec.shard)
         found[place] = _elements(shard, spec, indices)
     return [found[place] for place in range(len(wanted))]
+
+
+def _read_far(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) -> list[Values]:
+    """The same from the Hub, several at a time."""
+    shards = {spec.shard.path: OpenShard(spec.shard) for spec, _ in wanted}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return list(pool.map(lambda item: _elements(shards[item[0].shard.path], *item), wanted))
 
 
 def _elements(shard: OpenShard, spec: TensorSpec, indices: npt.NDArray[np.int64]) -> Values:

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.reader import SINGLE_SHARD
+from diffxfer.checkpoints.shard_index import SINGLE_SHARD
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:

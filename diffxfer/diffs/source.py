@@ -9,8 +9,11 @@ import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
 from diffxfer.checkpoints.header import FLOATS, short
-from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry
+from diffxfer.checkpoints.hub.names import cached_id
+from diffxfer.checkpoints.reader import open_checkpoint, open_weights
+from diffxfer.checkpoints.source import Place, find
+from diffxfer.diffs.artifact.license import read_license
+from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, refuse_diff
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
 from diffxfer.diffs.matching.names import is_embedding
@@ -23,7 +26,7 @@ from diffxfer.errors import ArtifactError
 from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile, TensorSpec
@@ -72,6 +75,21 @@ class Source:
         if head is HeadState.OWN and lost and any(map(is_embedding, found)):
             return found | {HEAD: 0}
         return found
+
+
+def open_roles(named: Mapping[str, Path | str]) -> dict[str, Checkpoint]:
+    """Find and open the models of each role, in folders or on the Hub, and read no weights.
+
+    Args:
+        named: what the user named, by role.
+
+    Raises:
+        DiffxferError: if one is no sound checkpoint, or a diff vector.
+    """
+    places = {role: find(name, f"the {role} checkpoint") for role, name in named.items()}
+    for role, place in places.items():
+        refuse_diff(place.folder, role)
+    return {role: open_checkpoint(place, role) for role, place in places.items()}
 
 
 def from_checkpoints(
@@ -160,18 +178,19 @@ def _shared_head(
     return next(iter(match.differences), None)
 
 
-def from_diff(folder: Path, manifest: Manifest) -> Source:
+def from_diff(place: Place, manifest: Manifest) -> Source:
     """Δ as a diff vector has it.
 
     Args:
-        folder: the diff vector.
+        place: the diff vector.
         manifest: what it says of itself.
 
     Raises:
         DiffxferError: if it is not whole.
     """
-    weights = open_weights(folder)
-    _refuse_incomplete(folder, manifest, weights)
+    folder = place.folder
+    weights = open_weights(place)
+    refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_read(n)])
     behaviour = folder / COMPANIONS
     refuse_integers(weights.tensors)
     names = vocabulary_tensors(weights.tensors, read_config(behaviour))
@@ -195,6 +214,11 @@ def from_diff(folder: Path, manifest: Manifest) -> Source:
     )
 
 
+def _is_read(name: str) -> bool:
+    """Whether a file of a diff vector has a part in what is made of it; the rest is made anew."""
+    return name.startswith(f"{COMPANIONS}/") or name == SAMPLES_NAME
+
+
 def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
     """Refuse a diff vector with tensors that are no differences.
 
@@ -210,7 +234,21 @@ def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
             raise ArtifactError(spec.shard.path, problem, "make or download it again")
 
 
-def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> None:
+def refuse_incomplete(
+    folder: Path, manifest: Manifest, weights: Weights, files: Iterable[str]
+) -> None:
+    """Refuse a folder of ours that is not as its manifest has it, as far as that is quickly told.
+
+    Args:
+        folder: what is to be used.
+        manifest: what it says of itself.
+        weights: its shards, by their headers; no data is read.
+        files: names of the manifest's files beside them that must be as they were written.
+
+    Raises:
+        ArtifactError: if a shard's size or header, or one of those files, is another.
+        CompanionError: if a file must not be followed.
+    """
     described, found = manifest.tensors.keys(), weights.tensors.keys()
     if described != found:
         odd = min(described ^ found)
@@ -222,15 +260,13 @@ def _refuse_incomplete(folder: Path, manifest: Manifest, weights: Weights) -> No
             raise ArtifactError(
                 shard.path, "is not the shard that the manifest names", "make or download it again"
             )
-    for name, entry in manifest.files.items():
-        if not name.startswith(f"{COMPANIONS}/") and name != SAMPLES_NAME:
-            continue  # the rest is made anew
+    for name in files:
         path = companion_path(folder, name)
         if path is None:
             raise ArtifactError(folder / name, "is missing", "make or download it again")
-        if xxhash.xxh3_128_hexdigest(read_bytes(path)) != entry.xxh3:
+        if xxhash.xxh3_128_hexdigest(read_bytes(path)) != manifest.files[name].xxh3:
             problem = "is not the file that the manifest names"
-            raise ArtifactError(path, problem, "make or download the diff vector again")
+            raise ArtifactError(path, problem, "make or download it all again")
 
 
 def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Vocabulary:
@@ -261,6 +297,13 @@ def source_entry(
         shard.path.name: ShardEntry(size=shard.size, header_xxh3=shard.header_hash)
         for shard in weights.shards
     }
-    # A name may hold bytes that are no UTF-8, which a manifest cannot.
-    name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
-    return SourceEntry(name=name, shards=shards, made_from=dict(made_from or {}))
+    stated = read_license(weights.folder)
+    inner = dict(made_from or {})
+    hub = cached_id(weights.folder)
+    if hub is not None:
+        name, revision = hub.repo, hub.revision
+    else:
+        # A name may hold bytes that are no UTF-8, which a manifest cannot.
+        name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
+        revision = None
+    return SourceEntry(name=name, revision=revision, shards=shards, license=stated, made_from=inner)

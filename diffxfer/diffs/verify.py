@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.place import MANIFEST_NAME
-from diffxfer.checkpoints.source import require_folder
+from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.damage import Survey, digest, survey_folder
 from diffxfer.diffs.extract_tasks import BASE_ONLY
 from diffxfer.diffs.restore import Restored, how_restored, restore_tasks, sum_up
+from diffxfer.diffs.source import open_roles
 from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.inspect import inspect_inputs
@@ -38,7 +40,7 @@ class VerifyReport:
 
     Attributes:
         command: ``"verify"``.
-        path: the folder.
+        path: the folder, or what it is called on the Hub.
         kind: ``"diff"``, ``"graft"`` or ``"tuned"``.
         files: how many files beside the shards were checked, the manifest among them.
         shards: how many shards.
@@ -71,15 +73,18 @@ def verify(
     base: Path | str | None = None,
     finetuned: Path | str | None = None,
     threads: int | None = None,
+    stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Read a diff vector, a graft or a tuned model again, and compare it with its manifest.
 
     Args:
-        path: a folder that we wrote, here or elsewhere.
-        base: for a diff vector, its base: prove that base + Δ gives `finetuned` back.
-        finetuned: the fine-tuned model that it was extracted from.
+        path: what we wrote, here or elsewhere: a folder, or one on the Hub, ``"org/name"`` or
+            ``"org/name@revision"``.
+        base: for a diff vector, its base, likewise: prove that base + Δ gives `finetuned` back.
+        finetuned: the fine-tuned model that it was extracted from, likewise.
         threads: how many workers; None for one a processor.
+        stream: read what is on the Hub there, instead of downloading it into its cache.
         progress: called with the bytes done and the bytes in all.
 
     Returns:
@@ -93,30 +98,26 @@ def verify(
         >>> verify("sft-diff").tensors  # doctest: +SKIP
     """
     began = time.perf_counter()
-    path = Path(path)
     _refuse_half(base, finetuned)
     check_run_options(threads, "cpu")
-    manifest = _our_manifest(path) if base is None else require_diff(path)
-    _refuse_unknown_checksum(path, manifest)
-    survey = survey_folder(path, manifest)
-    tasks = [digest(spec) for spec in survey.tensors.values()]
-    inputs = [spec.shard for spec in survey.tensors.values()]
+    place = find(path, "a diff vector, a graft or a tuned model")
+    manifest = _our_manifest(place.folder, restoring=base is not None)
+    survey = survey_folder(place, manifest)
+    specs = survey.tensors.values()
+    tasks, inputs = [digest(spec) for spec in specs], [spec.shard for spec in specs]
     # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
-    restoring = not survey.damage
+    restoring = not survey.damage and base is not None
     if base is not None and finetuned is not None and restoring:
-        tasks, more = restore_tasks(
-            manifest, survey.tensors, finetuned=Path(finetuned), base=Path(base)
-        )
+        opened = open_roles({"finetuned": finetuned, "base": base})
+        tasks, more = restore_tasks(manifest, survey.tensors, **opened)
         inputs += more
+    if not stream:
+        fetch_shards(inputs, progress)
     results = _run(tasks, inputs, threads, progress)
-    found = _check_tensors(manifest, survey, results, restoring=restoring and base is not None)
-    damage = [*survey.damage, *found]
-    if damage:
-        told = not survey.damage and all(d.problem != _ANOTHER for d in found)
-        raise _refusal(path, damage, _OTHERS if told else "make or download it again")
+    _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
     return VerifyReport(
         command="verify",
-        path=path,
+        path=Path(path),
         kind=manifest.kind,
         files=len(manifest.files) + 1,
         shards=len(manifest.shards),
@@ -135,19 +136,14 @@ def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
         raise OptionError(given, f"proves nothing without {lacking}", f"give {lacking} too")
 
 
-def _our_manifest(folder: Path) -> Manifest:
-    require_folder(folder, "a diff vector, a graft or a tuned model")
-    manifest = read_manifest(folder)
+def _our_manifest(folder: Path, *, restoring: bool) -> Manifest:
+    manifest = require_diff(folder) if restoring else read_manifest(folder)
     if manifest is None:
         raise ArtifactError(
             folder,
             f"has no {MANIFEST_NAME}, and without its checksums nothing can be verified",
             "give a folder that diffxfer extract, apply, transfer or tune made",
         )
-    return manifest
-
-
-def _refuse_unknown_checksum(folder: Path, manifest: Manifest) -> None:
     if manifest.checksum != checksum.NAME:
         raise ArtifactError(
             folder / MANIFEST_NAME,
@@ -155,6 +151,7 @@ def _refuse_unknown_checksum(folder: Path, manifest: Manifest) -> None:
             f" {checksum.NAME}",
             "update it: pipx upgrade diffxfer",
         )
+    return manifest
 
 
 def _run(
@@ -173,14 +170,15 @@ def _run(
     }
 
 
-def _check_tensors(
+def _refuse_damage(
+    folder: Path,
     manifest: Manifest,
     survey: Survey,
     results: Mapping[str, TensorResult],
     *,
     restoring: bool,
-) -> list[Damage]:
-    damage = []
+) -> None:
+    found = []
     for name, spec in survey.tensors.items():
         entry, result = manifest.tensors[name], results[name]
         base_only = results.get(BASE_ONLY + name)
@@ -188,8 +186,11 @@ def _check_tensors(
         if result.checksum != entry.checksum:
             problem = _ANOTHER
         if problem is not None:
-            damage.append(Damage(spec.shard.path.name, name, problem))
-    return damage
+            found.append(Damage(spec.shard.path.name, name, problem))
+    if survey.damage or found:
+        told = not survey.damage and all(d.problem != _ANOTHER for d in found)
+        remedy = _OTHERS if told else "make or download it again"
+        raise _refusal(folder, [*survey.damage, *found], remedy)
 
 
 def _refusal(folder: Path, damage: Sequence[Damage], remedy: str) -> DamageError:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.checkpoints.reader import open_weights
+from diffxfer.checkpoints.source import find
+from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.evaluation.rows import Scored, best_alpha, compare_models, shown_columns
 from diffxfer.evaluation.scores import Evaluation
 from diffxfer.evaluation.scoring import Scorer, check_graft
@@ -14,6 +19,8 @@ from diffxfer.evaluation.subjects import Cast, Subject, lend_templates, make_cas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from diffxfer.checkpoints.header import ShardFile
 
 
 def evaluate(
@@ -40,12 +47,14 @@ def evaluate(
     trust_remote_code: bool = False,
     output: Path | str | None = None,
     progress: Callable[[str], None] | None = None,
+    moved: Callable[[int, int], None] | None = None,
     salvage: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Score models with lm-eval, and compare them on the same questions.
 
     Args:
-        models: folders of models; the first is the target that others are to improve.
+        models: folders, or models on the Hub, ``"org/name"`` or ``"org/name@revision"``; the first
+            is the target that others are to improve.
         tasks: names of lm-eval's tasks, groups or tags, patterns, or YAML files; as one text, with
             commas.
         baseline: the model to compare with; the first one by default.
@@ -68,6 +77,7 @@ def evaluate(
         trust_remote_code: let code of a checkpoint run.
         output: a folder for lm-eval's files and `comparison.json`; what it holds is not done again.
         progress: called with a line on what is done next.
+        moved: called with the bytes done and the bytes in all of a download from the Hub.
         salvage: called with what was scored, when a failure ends it early.
 
     Returns:
@@ -100,7 +110,7 @@ def evaluate(
     named = [models] if isinstance(models, str | Path) else list(models)
     alphas = [alpha] if isinstance(alpha, int | float) else alpha
     cast = make_cast(named, baseline, finetuned, diff, alphas, settings)
-    scorer, warnings = _prepare(cast, settings, output, progress or _nobody_listens)
+    scorer, warnings = _prepare(cast, settings, output, progress or _nobody_listens, moved)
     done: list[Scored] = []
 
     def so_far() -> Evaluation:
@@ -124,29 +134,49 @@ def _nobody_listens(line: str) -> None:
 
 
 def _prepare(
-    cast: Cast, settings: Settings, output: Path | str | None, tell: Callable[[str], None]
+    cast: Cast,
+    settings: Settings,
+    output: Path | str | None,
+    tell: Callable[[str], None],
+    moved: Callable[[int, int], None] | None,
 ) -> tuple[Scorer, list[str]]:
     """Check everything that can be checked before the first model is scored."""
-    from diffxfer.evaluation.harness import check_backend, check_device, check_model
+    from diffxfer.evaluation.harness import check_backend, check_device
     from diffxfer.evaluation.store import Store
     from diffxfer.evaluation.tasks import check_files, find_tasks
 
     check_files(settings)
     check_backend(settings)
-    folders = [] if cast.diff is None else [cast.diff]
+    shards: list[ShardFile] = []
     if settings.reads_folders:
-        folders += map(Path, cast.labels())
-        for label in cast.labels():
-            check_model(Path(label))
+        cast, shards = _find(cast, tell)
         cast = lend_templates(cast, settings, tell)
+    folders = [] if cast.diff is None else [cast.folder(cast.diff)]
+    folders += map(cast.folder, cast.labels()) if settings.reads_folders else []
     check_device(settings)
     store = None if output is None else Store(Path(output), folders)
     warnings = list(check_graft(cast, None if store is None else store.folder))
     for warning in warnings:
         tell(f"warning: {warning}")
+    fetch_shards(shards, moved)
     tell(f"loading {', '.join(settings.tasks)}")
     tasks = find_tasks(settings, fingerprint=store is not None)
     return Scorer(cast, settings, tasks, store, tell), warnings
+
+
+def _find(cast: Cast, tell: Callable[[str], None]) -> tuple[Cast, list[ShardFile]]:
+    """Where everything is, in folders or on the Hub, and its shards."""
+    from diffxfer.evaluation.harness import check_model
+
+    places = {label: find(label, "a model") for label in cast.labels()}
+    shards = [shard for place in places.values() for shard in check_model(place).shards]
+    if cast.diff is not None:
+        place = places[str(cast.diff)] = find(cast.diff, "a diff vector")
+        require_diff(place.folder)
+        shards += open_weights(place).shards
+    for name in (name for name, place in places.items() if place.files is not None):
+        tell(f"{name} is no folder, so it is taken from the Hub")
+    return replace(cast, found={name: place.folder for name, place in places.items()}), shards
 
 
 def _compare(

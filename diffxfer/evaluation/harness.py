@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.checkpoints.source import require_folder
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -27,28 +26,34 @@ if TYPE_CHECKING:
 
     from lm_eval.loggers import EvaluationTracker
 
+    from diffxfer.checkpoints.reader import Weights
+    from diffxfer.checkpoints.source import Place
     from diffxfer.evaluation.settings import Settings
     from diffxfer.evaluation.tasks import TaskSet
 
 _LIBRARIES = ("vllm", "sglang")
 
 
-def check_model(folder: Path) -> None:
-    """Refuse a folder that cannot be scored, before any time is spent on another.
+def check_model(place: Place) -> Weights:
+    """Refuse what cannot be scored, before any time is spent on another model.
 
     Args:
-        folder: a checkpoint.
+        place: a checkpoint.
+
+    Returns:
+        Its tensors.
 
     Raises:
         DiffxferError: if it is no model, or its vocabulary is larger than its embedding.
     """
-    require_folder(folder, "a model")
+    folder = place.folder
     manifest = read_manifest(folder)
     if manifest is not None and manifest.kind == "diff":
         raise EvaluationError(
             folder, "is a diff vector, where a model is due", "give it with --diff"
         )
-    tensors = open_weights(folder).tensors
+    weights = open_weights(place)
+    tensors = weights.tensors
     tokenizer = read_tokenizer(folder)
     rows = [spec.shape[0] for name, spec in tensors.items() if is_embedding(name) and spec.shape]
     tokens = 0 if tokenizer is None else len(tokenizer.tokens)
@@ -58,6 +63,7 @@ def check_model(folder: Path) -> None:
             f"its tokenizer has {tokens:,} tokens, its embedding {max(rows):,} rows",
             "give it its own tokenizer, or call model.resize_token_embeddings(len(tokenizer))",
         )
+    return weights
 
 
 def lacks_template(folder: Path) -> bool:

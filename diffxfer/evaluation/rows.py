@@ -24,12 +24,14 @@ class Scored:
         alpha: of a graft, its scale; None for a model as it is.
         scores: in the order of the tasks.
         reused: whether some of them were there already.
+        content: the `content_key` of what was scored, where it is known.
     """
 
     label: str
     alpha: float | None
     scores: tuple[Score, ...]
     reused: bool
+    content: str | None = None
 
     def by_column(self) -> Mapping[Column, Score]:
         """Its scores by task, metric and filter."""
@@ -109,6 +111,7 @@ def _row(model: Scored, score: Score, parts: _Parts) -> Row:
         recovered=recovery.share,
         recovered_interval=recovery.interval,
         notes=tuple(dict.fromkeys(filter(None, notes))),
+        content=model.content,
     )
 
 

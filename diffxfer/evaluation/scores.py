@@ -72,6 +72,8 @@ class Row:
         recovered: (value − target) / (finetuned − target); None where it means nothing.
         recovered_interval: the 95 % interval of that, by a paired bootstrap.
         notes: why a number is missing or to be taken with care, one line each.
+        content: what tells the model from others, by the content of its files, where scores are
+            kept; of a graft, of the folder that was made.
     """
 
     model: str
@@ -89,6 +91,7 @@ class Row:
     recovered: float | None
     recovered_interval: tuple[float, float] | None
     notes: tuple[str, ...]
+    content: str | None = None
 
     @property
     def column(self) -> Column:

@@ -63,9 +63,12 @@ class Scorer:
         """
         keys = self._keys(subject)
         known: dict[str, list[Score]] = {}
+        content = None
         if self.store is not None:
             found = {name: self.store.find(key) for name, key in keys.items() if key}
             known = {name: scores for name, scores in found.items() if scores is not None}
+            contents = (self.store.content(keys[name] or "") for name in known)
+            content = next(filter(None, contents), None)
             if known:
                 named = ", ".join(known)
                 self.tell(f"{subject}: scores on {named} are reused from {self.store.folder}")
@@ -75,28 +78,34 @@ class Scorer:
         if missing:
             place = f"{self.cast.subjects.index(subject) + 1} of {len(self.cast.subjects)}"
             self.tell(f"scoring {subject} ({place}) on {', '.join(missing)}")
-            fresh, keep = self._ask(subject, missing, keys)
+            fresh, content, keep = self._ask(subject, missing, keys)
             known |= fresh
         scores = {found.column: found for name in self.tasks.names for found in known[name]}
-        done.append(Scored(subject.label, subject.alpha, tuple(scores.values()), reused))
+        scored = tuple(scores.values())
+        done.append(Scored(subject.label, subject.alpha, scored, reused, content))
         keep()
 
     def _ask(
         self, subject: Subject, names: Sequence[str], keys: Mapping[str, str | None]
-    ) -> tuple[dict[str, list[Score]], Callable[[], None]]:
-        """Let lm-eval score a subject; return the scores, and what keeps them on disk."""
+    ) -> tuple[dict[str, list[Score]], str | None, Callable[[], None]]:
+        """Let lm-eval score a subject.
+
+        Returns:
+            The scores, the content of what was scored if scores are kept, and what keeps them.
+        """
         from diffxfer.evaluation.harness import score
         from diffxfer.evaluation.native import read_scores
 
         store, tasks = self.store, self.tasks
         tracker = None if store is None else store.tracker()
         with self._folder_of(subject) as folder:
+            content = None if store is None else self._content(subject, folder)
             results = score(folder, str(subject), tasks, names, self.settings, tracker)
         fresh = read_scores(results, results["samples"])
         entries = {name: (*tasks.groups[name], *tasks.leaves[name]) for name in names}
         scores = {name: [one for one in fresh if one.task in entries[name]] for name in names}
         if store is None or tracker is None:
-            return scores, _nothing
+            return scores, None, _nothing
         if subject.alpha is not None:
             # The folder that was scored is gone: what it was made from says more than its name.
             results["config"]["model_args"] = f"pretrained={subject}"
@@ -104,17 +113,30 @@ class Scorer:
             name: {"key": keys[name], "tasks": tasks.leaves[name], "groups": tasks.groups[name]}
             for name in names
         }
-        return scores, lambda: store.save(subject, self.cast.labels(), results, scored, tracker)
+        labels = self.cast.labels()
+
+        def keep() -> None:
+            store.save(subject, content, labels, results, scored, tracker)
+
+        return scores, content, keep
+
+    def _content(self, subject: Subject, folder: str) -> str | None:
+        """What tells the folder that is scored from others; a graft is read for it."""
+        if not self.settings.reads_folders:
+            return None
+        return self.contents[Path(folder)] if subject.diff is None else content_key(Path(folder))
 
     def _keys(self, subject: Subject) -> dict[str, str | None]:
         """By task, what tells this score from any other; None where that is not known."""
         names = self.tasks.names
         if self.store is None or not self.settings.reads_folders:
             return dict.fromkeys(names)
-        made_of = [Path(subject.label), *([] if subject.diff is None else [subject.diff])]
-        for folder in made_of:
+        named: list[str | Path] = [subject.label]
+        named += [] if subject.diff is None else [subject.diff]
+        made_of = [self.cast.folder(name) for name in named]
+        for name, folder in zip(named, made_of, strict=True):
             if folder not in self.contents:
-                self.tell(f"reading {folder}, to know it again")
+                self.tell(f"reading {name}, to know it again")
                 self.contents[folder] = content_key(folder)
         made_by = [] if subject.diff is None else [version("diffxfer"), subject.alpha]
         shared = [
@@ -130,12 +152,13 @@ class Scorer:
     def _folder_of(self, subject: Subject) -> Iterator[str]:
         """The folder of a model; of a graft, one that is made now and gone afterwards."""
         if subject.diff is None:
-            yield subject.label
+            yield str(self.cast.folder(subject.label))
             return
         with scratch_folder(None if self.store is None else self.store.folder) as scratch:
             alpha = subject.alpha or 0.0
             out = scratch / f"{Path(subject.label).name or 'graft'}+{alpha:g}"
-            apply_diff(subject.diff, subject.label, out, alpha=alpha)
+            folders = self.cast.folder(subject.diff), self.cast.folder(subject.label)
+            apply_diff(*folders, out, alpha=alpha)
             yield str(out)
 
 

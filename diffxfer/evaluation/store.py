@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.subjects import Subject
 
 _OURS = "diffxfer"
-_COMPARISON = "comparison.json"
+COMPARISON = "comparison.json"
+"""What `--json` prints, beside the folders of scores."""
+
 _SAMPLE_FIELDS = ("filter", "doc_hash", "target_hash", "metrics")
 _LONGEST = 200
 # What a file that somebody broke may lead to, whose scores are then made again.
@@ -49,11 +51,13 @@ class _Found:
         path: the file.
         leaves: the tasks whose samples belong to them.
         groups: the groups that have scores of their own.
+        content: what tells the model that was scored from others, if it was noted.
     """
 
     path: Path
     leaves: tuple[str, ...]
     groups: tuple[str, ...]
+    content: str | None
 
 
 class Store:
@@ -92,12 +96,15 @@ class Store:
         """Note what a file of results holds; one that is broken is as if it were not there."""
         try:
             record = read_object(_inside(path)).get(_OURS)
-            scored = record["scored"] if isinstance(record, dict) else {}
+            record = record if isinstance(record, dict) else {"scored": {}}
+            content = record.get("content")
+            content = content if isinstance(content, str) else None
+            scored = record["scored"]
             for entry in scored.values():
                 if entry["key"] is None:  # what a server answered may be another model's tomorrow
                     continue
                 leaves, groups = tuple(entry["tasks"]), tuple(entry["groups"])
-                self._by_key[str(entry["key"])] = _Found(path, leaves, groups)
+                self._by_key[str(entry["key"])] = _Found(path, leaves, groups, content)
         except _BROKEN as exc:
             self.warnings.append(f"{path} is not used: {_why(exc)}")
 
@@ -126,9 +133,19 @@ class Store:
             self.warnings.append(f"{found.path} is not used: {why}")
         return scores
 
+    def content(self, key: str) -> str | None:
+        """The `content_key` of what has a score, None where that is not known.
+
+        Args:
+            key: as for `find`.
+        """
+        found = self._by_key.get(key)
+        return None if found is None else found.content
+
     def save(
         self,
         subject: Subject,
+        content: str | None,
         labels: Sequence[str],
         results: dict[str, Any],
         scored: Mapping[str, Mapping[str, Any]],
@@ -138,6 +155,7 @@ class Store:
 
         Args:
             subject: what was scored.
+            content: its `content_key`; of a graft, that of the folder that was made.
             labels: of all models of the run, to tell their folders apart.
             results: what lm-eval gave, with its samples.
             scored: by name that was asked for, its ``key``, ``tasks`` and ``groups``.
@@ -147,7 +165,12 @@ class Store:
             OutputError: if they cannot be written.
         """
         name = _folder_name(subject, labels)
-        results[_OURS] = {"model": subject.label, "alpha": subject.alpha, "scored": scored}
+        results[_OURS] = {
+            "model": subject.label,
+            "alpha": subject.alpha,
+            "content": content,
+            "scored": scored,
+        }
         samples = dict(results.pop("samples"))
         general = tracker.general_config_tracker
         general.model_name = general.model_name_sanitized = name
@@ -184,10 +207,10 @@ class Store:
         text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
         try:
             with scratch_folder(self.folder) as scratch:
-                (scratch / _COMPARISON).write_text(text, "utf-8")
-                (scratch / _COMPARISON).replace(self.folder / _COMPARISON)
+                (scratch / COMPARISON).write_text(text, "utf-8")
+                (scratch / COMPARISON).replace(self.folder / COMPARISON)
         except OSError as exc:
-            raise write_error(self.folder, _COMPARISON, exc) from exc
+            raise write_error(self.folder, COMPARISON, exc) from exc
 
 
 def _folder_name(subject: Subject, labels: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from diffxfer.diffs.source import COMPANIONS
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.evaluation.settings import Settings
 
@@ -45,12 +45,18 @@ class Cast:
         baseline: the label of the model to compare with.
         finetuned: the label of the directly fine-tuned target, if there is one.
         diff: the diff vector of the grafts, if there are any.
+        found: the folders of what is on the Hub, by name.
     """
 
     subjects: tuple[Subject, ...]
     baseline: str
     finetuned: str | None
     diff: Path | None
+    found: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder(self, named: Path | str) -> Path:
+        """Where a model or the diff vector is, by its name."""
+        return self.found.get(str(named), Path(named))
 
     @property
     def target(self) -> str:
@@ -142,8 +148,8 @@ def lend_templates(cast: Cast, settings: Settings, tell: Callable[[str], None]) 
 
     if not settings.apply_chat_template:
         return cast
-    lend = cast.diff is not None and not lacks_template(cast.diff / COMPANIONS)
-    lacking = [label for label in cast.labels() if lacks_template(Path(label))]
+    lend = cast.diff is not None and not lacks_template(cast.folder(cast.diff) / COMPANIONS)
+    lacking = [label for label in cast.labels() if lacks_template(cast.folder(label))]
     for label in lacking:
         if label != cast.target or not lend:
             raise no_template(label, has_diff=cast.diff is not None)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from diffxfer.checkpoints.hub.names import shown_name
 from diffxfer.recycling.chain import round_name
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def make_report(
         losses = {name: entry["log"] for name, entry in trained.items() if entry is not None}
         graft = found["graft"]
         alpha = None if graft is None else graft["alpha"]
-        rounds.append(Round(number, Path(base).name, alpha, scores, losses))
+        rounds.append(Round(number, shown_name(Path(base)), alpha, scores, losses))
     said = recipe.model_dump(mode="json", exclude_defaults=True)
     warnings = tuple(
         f"{key}: {warning}" for key, found in done.items() for warning in found.get("warnings", ())

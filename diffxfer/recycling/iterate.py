@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.fetch import fetch_shards, missing_files
+from diffxfer.checkpoints.hub.names import shown_name
 from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
+from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import OptionError
 from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
@@ -57,7 +60,8 @@ def iterate(
         run: the folder of rounds, state and report; it is made, or continued.
         from_round: do this round and all later ones again, by the recipe as it is now.
         progress: called with a line on what is done next.
-        moved: called with the bytes done and the bytes in all of an extraction or a graft.
+        moved: called with the bytes done and the bytes in all of a download, an extraction or a
+            graft.
         training: called with the steps done, the steps in all and the last step's loss.
 
     Returns:
@@ -71,16 +75,15 @@ def iterate(
     """
     began = time.perf_counter()
     recipe, run = Path(recipe), Path(run).absolute()
-    plan = read_recipe(recipe)
-    _check_round(plan, from_round)
-    opened = _open(plan)
+    opened, plan = _open(recipe, from_round)
     refuse_unsafe_output(run / "rounds", [*map(Path, opened), recipe], overwrite=False)
     steps = plan_chain(plan, run)
     tell = progress or _nobody_listens
     hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
-    inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
     files = file_identities(plan, hands.home, run)
     _refuse_own_inputs([*opened, *files], steps)
+    _fetch(opened, tell, moved)
+    inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
     inputs |= files
     with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
         pending = _begin(steps, state, from_round)
@@ -108,8 +111,10 @@ def _nobody_listens(line: str) -> None:
     del line
 
 
-def _open(plan: Recipe) -> dict[str, Checkpoint]:
-    """Every model that the recipe names, checked before anything is done."""
+def _open(path: Path, from_round: int | None) -> tuple[dict[str, Checkpoint], Recipe]:
+    """The models of a recipe, checked before anything is done; the recipe with their folders."""
+    plan = read_recipe(path)
+    _check_round(plan, from_round)
     if plan.train is not None and plan.train.command is None:
         require_trl()
         if is_file(str(plan.train.data)):
@@ -119,9 +124,26 @@ def _open(plan: Recipe) -> dict[str, Checkpoint]:
         roles[plan.finetuned] = "finetuned"
     if plan.train is not None and plan.train.teacher not in (None, PREVIOUS):
         roles[str(plan.train.teacher)] = "teacher"
-    for path, role in roles.items():
-        refuse_diff(Path(path), role)
-    return {path: open_checkpoint(Path(path), role) for path, role in roles.items()}
+    places = {name: find(name, f"the {role} checkpoint") for name, role in roles.items()}
+    for name, role in roles.items():
+        refuse_diff(places[name].folder, role)
+    opened = {
+        str(places[name].folder): open_checkpoint(places[name], role)
+        for name, role in roles.items()
+    }
+    return opened, plan.found({name: str(place.folder) for name, place in places.items()})
+
+
+def _fetch(
+    opened: Mapping[str, Checkpoint],
+    tell: Callable[[str], None],
+    moved: Callable[[int, int], None] | None,
+) -> None:
+    """Download what is on the Hub alone."""
+    shards = [shard for checkpoint in opened.values() for shard in checkpoint.weights.shards]
+    for repo in sorted({file.repo for file in missing_files(shards)}):
+        tell(f"{repo} is taken from the Hub")
+    fetch_shards(shards, moved)
 
 
 def _refuse_own_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
@@ -216,7 +238,7 @@ def _subject(step: Step, run: Path) -> str:
     """What a step works on, as a person would say it."""
 
     def short(path: Path) -> str:
-        return str(path.relative_to(run)) if path.is_relative_to(run) else path.name
+        return str(path.relative_to(run)) if path.is_relative_to(run) else shown_name(path)
 
     names = [short(path) for path in step.reads]
     if step.verb is Verb.EXTRACT:

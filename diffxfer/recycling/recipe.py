@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from diffxfer.checkpoints.hub.names import read_hub_id
 from diffxfer.errors import RecipeError
 from diffxfer.recycling.data import is_file
 
@@ -109,7 +110,7 @@ class Recipe(_Part):
     """A chain of bases, and what happens at each.
 
     Attributes:
-        bases: folders, oldest first.
+        bases: folders, or models on the Hub, oldest first.
         finetuned: M*1, the fine-tuned model of the first base; None to tune it from that.
         mode: ``"iter"``: Δ = M*(i−1) − M(i−1) of the recycled and tuned model; ``"dir"``: Δ of
             plain tuning of the base before. See Lin et al. 2025, section 6.
@@ -140,6 +141,23 @@ class Recipe(_Part):
         """Whether a base is tuned by itself somewhere in the chain, without a teacher."""
         between = self.mode == "dir" and len(self.bases) > 2
         return self.finetuned is None or "direct" in self.controls or between
+
+    def found(self, folders: Mapping[str, str]) -> Recipe:
+        """The same with other names of models.
+
+        Args:
+            folders: the folder of every model that is named, by that name.
+        """
+        train = self.train
+        if train is not None and train.teacher is not None and train.teacher in folders:
+            train = train.model_copy(update={"teacher": folders[train.teacher]})
+        return self.model_copy(
+            update={
+                "bases": [folders[base] for base in self.bases],
+                "finetuned": None if self.finetuned is None else folders[self.finetuned],
+                "train": train,
+            }
+        )
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
@@ -219,7 +237,7 @@ def read_recipe(path: Path) -> Recipe:
         path: a YAML or JSON file; folders in it are relative to its own.
 
     Returns:
-        The recipe, with absolute folders.
+        The recipe, with absolute folders; what is no folder and may be on the Hub is as it was.
 
     Raises:
         RecipeError: if it cannot be read, or a key is not as expected.
@@ -289,11 +307,14 @@ def _resolve(recipe: Recipe, home: Path) -> Recipe:
     def folder(name: str) -> str:
         return str(home / Path(name).expanduser())
 
+    def model(name: str) -> str:
+        return folder(name) if read_hub_id(name) is None or Path(folder(name)).exists() else name
+
     train, scored = recipe.train, recipe.eval
     if train is not None:
         changed: dict[str, str] = {}
         if train.teacher not in (None, PREVIOUS):
-            changed["teacher"] = folder(str(train.teacher))
+            changed["teacher"] = model(str(train.teacher))
         if train.data is not None and (is_file(train.data) or Path(folder(train.data)).exists()):
             changed["data"] = folder(train.data)
             if not Path(changed["data"]).is_file():
@@ -303,8 +324,8 @@ def _resolve(recipe: Recipe, home: Path) -> Recipe:
         scored = scored.model_copy(update={"include_path": folder(scored.include_path)})
     return recipe.model_copy(
         update={
-            "bases": [folder(base) for base in recipe.bases],
-            "finetuned": None if recipe.finetuned is None else folder(recipe.finetuned),
+            "bases": [model(base) for base in recipe.bases],
+            "finetuned": None if recipe.finetuned is None else model(recipe.finetuned),
             "train": train,
             "eval": scored,
         }

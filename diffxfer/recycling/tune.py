@@ -8,12 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
-from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.diffs.extract import every_input
-from diffxfer.diffs.source import source_entry
+from diffxfer.diffs.source import open_roles, source_entry
 from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
 from diffxfer.recycling.data import is_file, read_rows
 from diffxfer.recycling.options import (
@@ -57,13 +56,15 @@ def tune(
     device: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
+    moved: Callable[[int, int], None] | None = None,
 ) -> TuneReport:
     """Train all parameters of a model further on rows of text.
 
     A run that is cut off leaves a folder `.OUT.tuning` beside `out`; the same call continues it.
 
     Args:
-        model: the checkpoint to begin with, such as a graft.
+        model: the checkpoint to begin with, such as a graft: a folder, or a model on the Hub,
+            ``"org/name"`` or ``"org/name@revision"``.
         data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a data set's id on the Hub; its rows
             have `messages`, `prompt` and `completion`, or `text`.
         out: the folder to make.
@@ -74,7 +75,8 @@ def tune(
         gradient_checkpointing: save memory by computing activations twice.
         max_length: tokens of a row; what is longer is cut.
         seed: of the rows' order and of dropout.
-        teacher: a model of the same vocabulary to learn from too: the outdated fine-tuned one.
+        teacher: a model of the same vocabulary to learn from too, likewise: the outdated
+            fine-tuned one.
         distill_weight: how much the teacher counts against the rows, from 0 to 1.
         temperature: what logits are divided by to compare them with the teacher's.
         hidden_weight: how much the difference of hidden states counts beside.
@@ -84,6 +86,7 @@ def tune(
         device: ``"cpu"``, ``"cuda"``, or None for a GPU where there is one.
         overwrite: replace a folder of ours at `out`.
         progress: called with the steps done, the steps in all and the last step's loss.
+        moved: called with the bytes done and the bytes in all of a download from the Hub.
 
     Returns:
         What was done; under `accelerate launch`, in every process.
@@ -110,7 +113,7 @@ def tune(
     )
     check_options(options, distilled=teacher is not None, device=device)
     require_trl()
-    job = _open(Path(model), str(data), Path(out), teacher, options, overwrite=overwrite)
+    job = _open(model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved)
     work = WorkFolder(job.out)
     try:
         return _run(job, work, device=device, restart=restart, progress=progress, began=began)
@@ -151,19 +154,18 @@ def require_trl() -> None:
 
 
 def _open(
-    model: Path,
+    model: Path | str,
     data: str,
     out: Path,
     teacher: Path | str | None,
     options: TuneOptions,
     *,
     overwrite: bool,
+    moved: Callable[[int, int], None] | None,
 ) -> _Job:
-    folders = {"starting": model, **({} if teacher is None else {"teacher": Path(teacher)})}
-    for role, folder in folders.items():
-        refuse_diff(folder, role)
-    opened = {role: open_checkpoint(folder, role) for role, folder in folders.items()}
-    inputs = every_input(*folders.values(), *opened.values())
+    named = {"starting": model, **({} if teacher is None else {"teacher": teacher})}
+    opened = open_roles(named)
+    inputs = every_input(*opened.values())
     if is_file(data):
         inputs.append(Path(data))
     refuse_unsafe_output(out, inputs, overwrite=overwrite)
@@ -171,6 +173,7 @@ def _open(
         hidden = options.hidden_weight > 0
         check_teacher(opened["starting"], opened["teacher"], hidden=hidden)
     rows = read_rows(data)
+    fetch_shards((shard for each in opened.values() for shard in each.weights.shards), moved)
     return _Job(opened["starting"], opened.get("teacher"), rows, options, out, overwrite)
 
 

@@ -14,7 +14,8 @@ from enum import Enum
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS, ShardFile, ShardLayout, TensorSpec, layout_shard
+from diffxfer.checkpoints.header import BITS, ShardFile, TensorSpec
+from diffxfer.checkpoints.layout import ShardLayout, layout_shard
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence

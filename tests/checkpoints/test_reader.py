@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from diffxfer.checkpoints.reader import (
-    INDEX_NAME,
-    SINGLE_SHARD,
     OpenShard,
     check_unchanged,
     open_checkpoint,
     open_weights,
     same_bytes,
 )
+from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.errors import (
     CheckpointError,
     CompanionError,

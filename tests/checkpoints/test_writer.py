@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from diffxfer.checkpoints import shard_writer, writer
-from diffxfer.checkpoints.header import layout_shard
 from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.layout import layout_shard
 from diffxfer.checkpoints.place import (
     MANIFEST_NAME,
     free_bytes,
@@ -614,7 +614,7 @@ def test_a_shard_that_cannot_be_made_durable_is_an_error(
 def test_a_limit_on_the_size_of_files_is_an_error(tmp_path: Path) -> None:
     code = f"""
 import pathlib, resource
-from diffxfer.checkpoints.header import layout_shard
+from diffxfer.checkpoints.layout import layout_shard
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import OutputFolder
 from diffxfer.errors import OutputError

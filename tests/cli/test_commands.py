@@ -22,30 +22,23 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
 """The commands that work on tensors alone, and so have the same options and output."""
-EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate")
+EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate", "push")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
-    *(
-        "--allow-nonfinite",
-        "--allow-unrelated",
-        "--max-shard-size",
-        "--threads",
-        "--device",
-        "--device-memory",
-        "--overwrite",
-        "--restart",
-    ),
-    *("--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
+    *("--allow-nonfinite", "--allow-unrelated", "--max-shard-size", "--threads", "--overwrite"),
+    *("--device", "--device-memory", "--restart", "--stream", "--dry-run"),
+    *("--json", "--quiet", "-q", "--help", "-h"),
 }
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
 OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING,
     "extract": SHARED | {"--diff-dtype"},
-    "inspect": {"--threads", "--json", "--quiet", "-q", "--help", "-h"},
+    "inspect": {"--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"},
     "verify": {
-        *("--base", "--finetuned", "--threads", "--json", "--quiet", "-q", "--help", "-h"),
+        *("--base", "--finetuned", "--threads", "--stream"),
+        *("--json", "--quiet", "-q", "--help", "-h"),
     },
     "tune": {
         *("--data", "--output", "-o", "--steps", "--learning-rate", "--batch-size", "--seed"),
@@ -61,6 +54,10 @@ OPTIONS = {
         *("--trust-remote-code", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
     },
     "demo": {"--keep", "--help", "-h"},
+    "push": {
+        *("--private", "--message", "-m", "--eval", "--license", "--dry-run"),
+        *("--json", "--quiet", "-q", "--help", "-h"),
+    },
     "iterate": {"--output", "-o", "--from-round", "--json", "--quiet", "-q", "--help", "-h"},
 }
 

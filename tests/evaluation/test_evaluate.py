@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from diffxfer import Evaluation, apply_diff, evaluate, extract_diff
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError
 from diffxfer.evaluation.compare import compare_scores, recovered_share
+from diffxfer.evaluation.identity import content_key
 from diffxfer.evaluation.native import read_scores
 from tests.evaluation.conftest import FAMILY, QUICK
 
@@ -240,6 +241,14 @@ class TestTheOutput:
         assert written == json.loads(json.dumps(found.as_json()))
         wanted = "model alpha task metric filter value stderr n baseline delta p_value recovered"
         assert set(wanted.split()) <= written["rows"][0].keys()
+
+    def test_names_what_was_scored_by_its_content(
+        self, whole: tuple[Evaluation, Path], grafts: dict[float, Path]
+    ) -> None:
+        contents = {(row.model, row.alpha): row.content for row in whole[0].rows}
+        assert contents[str(TARGET), None] == content_key(TARGET)
+        for alpha in ALPHAS:
+            assert contents[str(TARGET), alpha] == content_key(grafts[alpha])
 
     def test_is_used_again(self, whole: tuple[Evaluation, Path], diff: Path) -> None:
         before, output = whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,15 +33,21 @@ A diff vector: Δ = finetuned − base, what fine-tuning did to a base model, te
 (also called a task vector; [arXiv 2503.20110](https://arxiv.org/abs/2503.20110)).
 It is not a model. Graft it on a successor of the base:
 
-    diffxfer apply DIFF TARGET -o OUT
+    diffxfer apply {diff} TARGET -o OUT
 """
 
-# The library that opens a folder, what it is to its base model, tags and text.
-_KINDS = {
+HUB = "https://huggingface.co"
+"""Where links in a card lead, whichever mirror it is uploaded to."""
+
+KINDS = {
     "graft": ("transformers", "merge", ("merge",), _GRAFT),
     "tuned": ("transformers", "finetune", ("sft",), _TUNED),
     "diff": ("diffxfer", "", ("diff-vector", "task-vector"), _DIFF),
 }
+"""The library that opens a folder, what it is to its base model, tags and text."""
+
+_LICENSED_AS = {"graft": ("target",), "tuned": ("model",), "diff": ("finetuned", "base")}
+_URL = re.compile(r"https?://[^\s<>\"]+")
 
 
 def write_card(title: str, manifest: Manifest) -> bytes:
@@ -52,7 +60,7 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     Returns:
         The README's bytes: YAML front matter and Markdown.
     """
-    library, relation, tags, text = _KINDS[manifest.kind]
+    library, relation, tags, text = KINDS[manifest.kind]
     lines = ["---", f"library_name: {library}", "tags:"]
     lines += [f"- {tag}" for tag in ("diffxfer", *tags)]
     hub = [
@@ -63,19 +71,71 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     if hub:
         lines += ["base_model:", *(f"- {name}" for name in hub)]
         lines += [f"base_model_relation: {relation}"] if relation else []
+    # JSON's strings are YAML's, whatever is in them.
+    for key, value in license_fields(manifest).items():
+        lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
     lines += ["---", ""]
+    body = text.format(title=plain(title), formula=formula(manifest), diff="DIFF")
+    return ("\n".join(lines) + body + details(manifest)).encode()
+
+
+def formula(manifest: Manifest) -> str:
+    """What a graft is, in one line.
+
+    Args:
+        manifest: what it is.
+    """
     delta = "finetuned − base" if "base" in manifest.sources else "diff vector"
-    formula = f"target + {manifest.command.get('alpha', 1.0)} · ({delta})"
-    body = text.format(title=_plain(title), formula=formula)
-    return ("\n".join(lines) + body + _details(manifest)).encode()
+    return f"target + {manifest.command.get('alpha', 1.0)} · ({delta})"
 
 
-def _details(manifest: Manifest) -> str:
+def license_fields(manifest: Manifest) -> dict[str, str]:
+    """The licence of a folder for its front matter: the target's, or of a diff vector finetuned's.
+
+    Args:
+        manifest: what the folder is.
+
+    Returns:
+        ``license``, ``license_name`` and ``license_link``, those of them that are known.
+    """
+    for role in _LICENSED_AS[manifest.kind]:
+        source = manifest.sources.get(role)
+        if source is None or source.license is None:
+            continue
+        stated = source.license
+        link = _link(stated.license_link, source, manifest)
+        fields = {
+            "license": stated.license,
+            "license_name": stated.license_name,
+            "license_link": link,
+        }
+        return {key: value for key, value in fields.items() if value}
+    return {}
+
+
+def _link(link: str | None, source: SourceEntry, manifest: Manifest) -> str | None:
+    """Where a licence is to be found from here, None if it is not known."""
+    if link is None or _URL.fullmatch(link):
+        return link
+    for name in (link, f"companions/{link}"):
+        if name in manifest.files:
+            return name
+    if source.revision is None or not re.fullmatch(r"\w[\w./-]*", link):
+        return None
+    return f"{HUB}/{source.name}/blob/{source.revision}/{link}"
+
+
+def details(manifest: Manifest) -> str:
+    """How a folder was made: a table of its inputs and options.
+
+    Args:
+        manifest: what it is.
+    """
     rows = [("command", f"diffxfer {manifest.command.get('verb', '')}")]
     for role, source in manifest.sources.items():
         rows.append((role, _named(source)))
         rows += [
-            (f"{role}: {_plain(inner)}", _named(made)) for inner, made in source.made_from.items()
+            (f"{role}: {plain(inner)}", _named(made)) for inner, made in source.made_from.items()
         ]
     options = [
         (name, _value(value))
@@ -83,7 +143,7 @@ def _details(manifest: Manifest) -> str:
         if name != "verb" and value not in ([], {})
     ]
     rows += [*options, ("written by", f"diffxfer {manifest.diffxfer_version}")]
-    table = "".join(f"| {name} | {_plain(value)} |\n" for name, value in rows)
+    table = "".join(f"| {name} | {plain(value)} |\n" for name, value in rows)
     closing = "\nChecksums of every tensor, and of every other file, are in `diffxfer.json`.\n"
     return f"\n| | |\n|---|---|\n{table}{closing}"
 
@@ -98,8 +158,12 @@ def _value(value: str | float | list[str] | Mapping[str, float]) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _plain(text: str) -> str:
-    """Text that neither Markdown nor a terminal takes for anything else."""
+def plain(text: str) -> str:
+    """Text that neither Markdown nor a terminal takes for anything else.
+
+    Args:
+        text: any.
+    """
     printable = "".join(char if char.isprintable() else "?" for char in text)
     for char in "\\`*_[]<>|":
         printable = printable.replace(char, "\\" + char)

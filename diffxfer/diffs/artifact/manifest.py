@@ -64,6 +64,20 @@ class VocabularyEntry(_Model):
     dropped: list[str]
 
 
+class LicenseEntry(_Model):
+    """A licence, as the Hub's cards have it.
+
+    Attributes:
+        license: its id, such as ``"apache-2.0"``, or ``"other"``.
+        license_name: what another one is called.
+        license_link: where it is: a URL, or a file of the same folder.
+    """
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
+
+
 class SourceEntry(_Model):
     """An input.
 
@@ -71,12 +85,14 @@ class SourceEntry(_Model):
         name: the folder's name, or the Hub id.
         revision: the commit, for a Hub id.
         shards: its safetensors files.
+        license: what its README states, if anything.
         made_from: for a diff vector, its own inputs by role.
     """
 
     name: str
     revision: str | None = None
     shards: dict[str, ShardEntry]
+    license: LicenseEntry | None = None
     made_from: dict[str, SourceEntry] = {}
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path
-from diffxfer.checkpoints.header import layout_shard
+from diffxfer.checkpoints.layout import layout_shard
 from diffxfer.checkpoints.reader import OpenShard, read_shard
 from diffxfer.errors import ArtifactError
 

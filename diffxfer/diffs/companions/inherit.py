@@ -14,12 +14,11 @@ from diffxfer.checkpoints.companions import (
     TEMPLATE_FOLDER,
     is_code,
     list_companions,
-    parse_json,
-    parse_object,
     read_bytes,
     read_config,
 )
 from diffxfer.checkpoints.json_edit import Changes, KeyPath, edit_json
+from diffxfer.checkpoints.json_read import parse_json, parse_object
 from diffxfer.diffs.companions.config_edit import (
     config_changes,
     generation_changes,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.header import FLOATS, TensorSpec
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.checkpoints.source import require_folder
+from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
@@ -150,6 +151,7 @@ def compare_checkpoints(
     other: Path | str,
     *,
     threads: int | None = None,
+    stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Say how two checkpoints, or two diff vectors, differ: B − A, tensor by tensor.
@@ -157,9 +159,11 @@ def compare_checkpoints(
     Nothing is refused for being different: what cannot be compared is listed.
 
     Args:
-        path: A, by whose names tensors go.
-        other: B.
+        path: A, by whose names tensors go: a folder, or one on the Hub, ``"org/name"`` or
+            ``"org/name@revision"``.
+        other: B, likewise.
         threads: how many workers; None for one a processor.
+        stream: read what is on the Hub there, instead of downloading it into its cache.
         progress: called with the bytes done and the bytes in all.
 
     Returns:
@@ -172,22 +176,22 @@ def compare_checkpoints(
         >>> compare_checkpoints("llama-3.0", "llama-3.1").norms.cosine  # doctest: +SKIP
     """
     began = time.perf_counter()
-    path, other = Path(path), Path(other)
     check_run_options(threads, "cpu")
-    for folder in (path, other):
-        require_folder(folder, "a checkpoint or a diff vector")
-    ours, theirs = open_weights(path), open_weights(other)
+    found_at = [find(named, "a checkpoint or a diff vector") for named in (path, other)]
+    ours, theirs = map(open_weights, found_at)
     warnings = list(_warnings(ours, theirs))
     found = _sort(ours, theirs, warnings)
     tasks = [_task(pair) for pair in found.floats] + [_bytes_task(pair) for pair in found.plain]
     plan = make_plan(tasks, (*ours.shards, *theirs.shards))
+    if not stream:
+        fetch_shards((spec.shard for task in tasks for spec in task.inputs), progress)
     results = inspect_inputs(plan, threads=threads, progress=progress)
     tensors = tuple(map(_contrast, found.floats, results))
     where = places(ours.tensors)
     measured = [(where[each.name], each.measure) for each in tensors if each.measure is not None]
     return Comparison(
-        path=path,
-        other=other,
+        path=Path(path),
+        other=Path(other),
         norms=total(measure for _, measure in measured),
         cells=cells(measured),
         tensors=tensors,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.checkpoints.companions import companion_path, list_companions, read_object
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.checkpoints.source import require_folder
+from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
@@ -52,7 +52,7 @@ class Inspection:
     """What a folder of weights is.
 
     Attributes:
-        path: the folder.
+        path: the folder, or what it is called on the Hub.
         kind: ``"checkpoint"``, or as its manifest has it ``"diff"``, ``"graft"`` or ``"tuned"``.
         architecture: of its config, as transformers names it; of a diff vector, finetuned's.
         quantized: how it is quantised, None if it does not look so.
@@ -112,7 +112,8 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     """Say what a checkpoint or a diff vector is; no weights are read.
 
     Args:
-        path: the folder of a model of any origin, or of a diff vector.
+        path: a model of any origin, or a diff vector: a folder, or one on the Hub, ``"org/name"``
+            or ``"org/name@revision"``.
 
     Returns:
         What it is.
@@ -123,27 +124,27 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     Example:
         >>> inspect_checkpoint("sft-diff").norms.ratio  # doctest: +SKIP
     """
-    path = Path(path)
-    require_folder(path, "a checkpoint or a diff vector")
-    manifest = read_manifest(path)
-    weights = open_weights(path)
+    place = find(path, "a checkpoint or a diff vector")
+    folder = place.folder
+    manifest = read_manifest(folder)
+    weights = open_weights(place)
     is_diff = manifest is not None and manifest.kind == "diff"
-    config = _config(path / _COMPANIONS if is_diff else path)
-    beside = list_companions(path)
+    config = _config(folder / _COMPANIONS if is_diff else folder)
+    beside = list_companions(folder)
     specs = weights.tensors
     measured = dict(_measured(manifest, specs)) if manifest is not None and is_diff else {}
     where = places(specs)
     return Inspection(
-        path=path,
+        path=Path(path),
         kind="checkpoint" if manifest is None else manifest.kind,
         architecture=_architecture(config),
-        quantized=_quantized(path, config, specs),
+        quantized=_quantized(folder, config, specs),
         tensors=len(specs),
         parameters=sum(spec.elements for spec in specs.values()),
         dtypes=_dtypes(specs),
         groups=_groups(specs),
         shards={shard.path.name: shard.size for shard in weights.shards},
-        companions=_diff_companions(path) if is_diff else beside.names,
+        companions=_diff_companions(folder) if is_diff else beside.names,
         other_files=() if is_diff else beside.left_out,
         sources={} if manifest is None else manifest.sources,
         options={} if manifest is None else dict(manifest.command),

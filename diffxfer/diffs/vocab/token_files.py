@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
-from diffxfer.checkpoints.companions import parse_object, read_bytes
+from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.json_read import parse_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:

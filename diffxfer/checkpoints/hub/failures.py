@@ -1,0 +1,268 @@
+"""What can go wrong with the Hub: what is worth another try, and one line for what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+
+from diffxfer.errors import DiskSpaceError, HubError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from diffxfer.checkpoints.hub.names import HubId
+
+_T = TypeVar("_T")
+
+PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""How long to wait before each further try, once something came."""
+
+AT_FIRST_S = PATIENCE_S[:3]
+"""The same for the first question: a machine without a network is soon told so."""
+
+_MAX_WAIT_S = 300
+_FALSE_S = PATIENCE_S[1]
+"""After this, what answers is taken to mean it: each try may be a download."""
+_BUSY = (408, 429, 500, 502, 503, 504)
+_ONCE_MORE = "run the same command again: whole files that were downloaded stay in the Hub's cache"
+
+
+class FalseAnswerError(Exception):
+    """What came is not what was asked for, whatever the status says.
+
+    Args:
+        found: what came, in words that follow "the Hub, or what is between here and there, …".
+    """
+
+
+def persistently(call: Callable[[], _T], model: HubId, waits: tuple[float, ...] = PATIENCE_S) -> _T:
+    """Ask the Hub, again after a while where that may help.
+
+    Args:
+        call: what asks.
+        model: what it is asked for.
+        waits: how long to wait before each further try, in seconds.
+
+    Raises:
+        HubError: if it does not answer as it should.
+    """
+    for wait in waits:
+        try:
+            return call()
+        except Exception as exc:
+            pause = pause_before_retry(exc, wait)
+            if pause is None:
+                raise explain(exc, model) from exc
+        time.sleep(pause)
+    try:
+        return call()
+    except Exception as exc:
+        raise explain(exc, model) from exc
+
+
+def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
+    """How long to wait before the next try, None if another one is of no use.
+
+    Args:
+        exc: the failure.
+        wait_s: how long to wait where the Hub does not say.
+    """
+    if isinstance(exc, RevisionResolutionError) and isinstance(exc.__cause__, Exception):
+        exc = exc.__cause__
+    if isinstance(exc, HfHubHTTPError):
+        if exc.response.status_code not in _BUSY:
+            return None
+        asked = exc.response.headers.get("Retry-After", "")
+        return None if asked.isdigit() and int(asked) > _MAX_WAIT_S else _seconds(asked, wait_s)
+    lost = isinstance(exc, httpx2.TransportError) and not isinstance(exc, httpx2.ProxyError)
+    if isinstance(exc, FalseAnswerError):
+        return wait_s if wait_s <= _FALSE_S else None
+    # What huggingface_hub says of a file that is shorter than it should be.
+    short = type(exc) is OSError and exc.errno is None
+    return wait_s if lost or short else None
+
+
+def _seconds(asked: str, otherwise: float) -> float:
+    return float(asked) if asked.isdigit() else otherwise
+
+
+def explain(exc: Exception, model: HubId) -> Exception:
+    """One line for a failure, with what to do about it.
+
+    Args:
+        exc: what huggingface_hub or its HTTP client raised.
+        model: what was asked for.
+
+    Returns:
+        A `HubError`, a `DiskSpaceError` for a full disk, or the same for what is nothing known.
+    """
+    resolving = isinstance(exc, RevisionResolutionError)
+    cause = exc.__cause__ if resolving and exc.__cause__ is not None else exc
+    for kind, tell in _TELL:
+        if isinstance(cause, kind):
+            return tell(cause, model)
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = constants.HF_HUB_CACHE
+        return DiskSpaceError(
+            place, "the disk of the Hub's cache is full", "free some, set HF_HOME"
+        )
+    if type(cause) is OSError and cause.errno is None:
+        return _error(model, "connection", "came shorter than it is on the Hub", _ONCE_MORE)
+    return exc
+
+
+def _error(model: HubId, reason: str, problem: str, remedy: str) -> HubError:
+    return HubError(model.repo, model.revision, reason, problem, remedy)
+
+
+def page_of(repo: str) -> str:
+    """The model's own page."""
+    return f"{constants.ENDPOINT}/{repo}"
+
+
+def _gated(exc: Exception, model: HubId) -> HubError:
+    del exc
+    page = page_of(model.repo)
+    if get_token() is None:
+        remedy = f"log in at {page}, accept the licence there, then run: hf auth login"
+    else:
+        remedy = (
+            f"open {page} with the account that your token is of, accept the licence, and wait "
+            "for the approval if it must be granted; a fine-grained token must allow gated "
+            "repositories"
+        )
+    return _error(model, "gated", "is gated: its licence must be accepted first", remedy)
+
+
+def _missing(exc: Exception, model: HubId) -> HubError:
+    del exc
+    near = _near_models(model.repo)
+    hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling"
+    if get_token() is None:
+        problem = f"is no folder here, and no public model at {constants.ENDPOINT}"
+        remedy = f"{hint}; if it is private, run: hf auth login"
+    else:
+        problem = (
+            f"is no folder here, and no model at {constants.ENDPOINT} that your token may read"
+        )
+        remedy = f"{hint}; if it is private, give a token that may read it: hf auth login"
+    return _error(model, "missing", problem, remedy)
+
+
+def _near_models(repo: str) -> list[str]:
+    """Public models whose ids are nearly the same: a hint, so its failure says nothing."""
+    org, name = repo.split("/")
+    found: list[str] = []
+    with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError, ValueError):
+        found += [model.id for model in HfApi().list_models(author=org, limit=200)]
+        found += [model.id for model in HfApi().list_models(search=name, limit=20)]
+    others = [model for model in dict.fromkeys(found) if model != repo]
+    return get_close_matches(repo, others, n=2, cutoff=0.75)
+
+
+def _no_revision(exc: Exception, model: HubId) -> HubError:
+    del exc
+    known: list[str] = []
+    with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError):
+        refs = HfApi().list_repo_refs(model.repo)
+        known = [ref.name for ref in (*refs.branches, *refs.tags)]
+    near = get_close_matches(model.revision or "", known, n=1)
+    remedy = f"known are {', '.join(known[:8])}" if known else f"see {page_of(model.repo)}/commits"
+    remedy = f"did you mean {model.repo}@{near[0]}?" if near else remedy
+    return _error(model, "revision", f"has no revision {model.revision!r}", remedy)
+
+
+def _disabled(exc: Exception, model: HubId) -> HubError:
+    del exc
+    problem = "was disabled by the Hub"
+    return _error(model, "disabled", problem, f"see {page_of(model.repo)}")
+
+
+def _offline(exc: Exception, model: HubId) -> HubError:
+    del exc
+    return not_cached(model)
+
+
+def not_cached(model: HubId, name: str = "") -> HubError:
+    """What to raise where a file is needed, is not in the cache, and nothing may be fetched.
+
+    Args:
+        model: the model.
+        name: the file that is missing, if it is known.
+    """
+    lacks = f"lacks {name} of it" if name else "does not have it"
+    where = f"the cache {constants.HF_HUB_CACHE} {lacks}"
+    problem = f"cannot be fetched, since HF_HUB_OFFLINE is set, and {where}"
+    return _error(model, "offline", problem, "unset HF_HUB_OFFLINE once to download it")
+
+
+def _http(exc: Exception, model: HubId) -> HubError:
+    assert isinstance(exc, HfHubHTTPError)
+    status = exc.response.status_code
+    if status == 401:
+        problem = "cannot be asked for: the Hub does not know your token"
+        remedy = "mend or unset HF_TOKEN, or run: hf auth login"
+        return _error(model, "token", problem, remedy)
+    if status == 429:
+        asked = exc.response.headers.get("Retry-After", "")
+        wait = f"wait {asked} s" if asked.isdigit() and int(asked) else "wait some minutes"
+        problem = "cannot be fetched now: the Hub has had too many requests from here"
+        more = "" if get_token() else ", or log in for a higher limit (hf auth login)"
+        return _error(model, "rate limit", problem, f"{wait}{more}, and {_ONCE_MORE}")
+    if status >= 500:
+        problem = f"cannot be fetched now: {constants.ENDPOINT} fails (status {status})"
+        return _error(model, "server", problem, f"wait a while, and {_ONCE_MORE}")
+    said = exc.server_message or ""
+    said = f": {said.splitlines()[0]}" if said else ""
+    problem = f"cannot be fetched: {constants.ENDPOINT} refuses it (status {status}{said})"
+    return _error(model, "refused", problem, f"see {page_of(model.repo)}")
+
+
+def _connection(exc: Exception, model: HubId) -> HubError:
+    why = next(iter(str(exc).splitlines()), "") or type(exc).__name__
+    problem = f"cannot be fetched: no connection to {constants.ENDPOINT} ({why})"
+    return _error(model, "connection", problem, f"check the network, and {_ONCE_MORE}")
+
+
+def _false(exc: Exception, model: HubId) -> HubError:
+    problem = f"cannot be fetched: {constants.ENDPOINT}, or what is between here and there, {exc}"
+    remedy = "if it stays so, set HF_ENDPOINT and your proxy right, or tell its owner"
+    return _error(model, "content", problem, remedy)
+
+
+def _no_id(exc: Exception, model: HubId) -> HubError:
+    problem = f"is no id of a model on the Hub ({next(iter(str(exc).splitlines()), '')})"
+    return _error(model, "name", problem, "give a folder, or org/name[@revision]")
+
+
+_TELL: tuple[tuple[type[Exception], Callable[[Exception, HubId], HubError]], ...] = (
+    (GatedRepoError, _gated),
+    (RepositoryNotFoundError, _missing),
+    (RevisionNotFoundError, _no_revision),
+    (DisabledRepoError, _disabled),
+    (OfflineModeIsEnabled, _offline),
+    (LocalEntryNotFoundError, _offline),
+    (RevisionResolutionError, _offline),
+    (HfHubHTTPError, _http),
+    (httpx2.TransportError, _connection),
+    (HFValidationError, _no_id),
+    (FalseAnswerError, _false),
+)
+"""In this order: the first are special cases of the later ones."""

@@ -1,0 +1,344 @@
+"""Reading files on the Hub by range, without storing them.
+
+What reads a checkpoint asks for half a MiB at a time, several threads at once and mostly in the
+file's order, which is little for HTTP. So the parts of a file that are fetched grow while it is
+read in order, up to `MAX_PART`, and the next ones are fetched ahead; all of them together take at
+most `BUDGET` bytes of memory.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx2
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+from diffxfer.checkpoints.header import MAX_HEADER_BYTES
+from diffxfer.checkpoints.hub.failures import (
+    PATIENCE_S,
+    FalseAnswerError,
+    explain,
+    pause_before_retry,
+)
+from diffxfer.checkpoints.hub.names import HubId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffxfer.checkpoints.hub.names import HubFile
+
+MIN_PART = 1 << 20
+MAX_PART = 8 << 20
+"""The least and the most bytes that are fetched ahead by one request."""
+
+BUDGET = 128 << 20
+"""How many bytes of parts are held, of all files together."""
+
+_AT_A_TIME = 8
+_AHEAD = 2
+_FIRST_OF_HEADER = 1 << 16
+_EXPIRED = (400, 401, 403, 404, 410)
+"""How a CDN may refuse a link that was good before."""
+
+
+class _Location:
+    """Where a file's bytes are to be had: a link that the Hub gives and that expires."""
+
+    def __init__(self, file: HubFile) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._found: tuple[str, dict[str, str]] | None = None
+
+    def get(self) -> tuple[str, dict[str, str]]:
+        """The link, and the headers to send there."""
+        with self._lock:
+            if self._found is None:
+                self._found = self._ask()
+            return self._found
+
+    def forget(self) -> None:
+        """Ask for a new link next time."""
+        self._found = None
+
+    def _ask(self) -> tuple[str, dict[str, str]]:
+        file = self._file
+        url = hf_hub_url(file.repo, file.name, revision=file.commit)
+        found = get_hf_file_metadata(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        _refuse_another(file, found.size, found.etag)
+        headers = build_hf_headers(library_name="diffxfer")
+        headers["Accept-Encoding"] = "identity"
+        if httpx2.URL(found.location).netloc != httpx2.URL(url).netloc:
+            headers.pop("authorization", None)  # the token is the Hub's business alone
+        return found.location, headers
+
+
+class RemoteFile:
+    """One file on the Hub, open for reading by several threads.
+
+    Args:
+        file: which; its bytes are asked for as they are needed.
+    """
+
+    def __init__(self, file: HubFile) -> None:
+        self.file = file
+        self._location = _Location(file)
+        self._parts = _parts
+        self._parts.enter()
+        self._open = True
+
+    def close(self) -> None:
+        """Drop what was fetched ahead."""
+        if self._open:
+            self._open = False
+            self._parts.leave(self)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from the file.
+
+        Args:
+            buffer: bytes to overwrite, all of them.
+            offset: the first byte in the file.
+
+        Raises:
+            HubError: if they cannot be had.
+        """
+        done = 0
+        while done < len(buffer):
+            start, data = self._parts.get(self, offset + done, len(buffer) - done)
+            skip = offset + done - start
+            count = min(len(buffer) - done, len(data) - skip)
+            buffer[done : done + count] = memoryview(data)[skip : skip + count]
+            done += count
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """The bytes from one place to another, by as many requests as it takes.
+
+        Raises:
+            HubError: if they cannot be had.
+        """
+        data = bytearray()
+        failures = 0
+        while len(data) < stop - start:
+            before = len(data)
+            try:
+                self._request(start, stop, data)
+                failed: Exception | None = None
+            except (
+                httpx2.TransportError,
+                httpx2.HTTPStatusError,
+                FalseAnswerError,
+                OSError,
+            ) as exc:
+                failed = exc
+            if len(data) > before:
+                failures = 0
+                continue
+            # Nothing came: wait, unless it is of no use.
+            model = HubId(self.file.repo)
+            failed = failed or OSError("nothing came")
+            pause = pause_before_retry(failed, PATIENCE_S[min(failures, len(PATIENCE_S) - 1)])
+            failures += 1
+            if pause is None or failures > len(PATIENCE_S) or not self._open:
+                raise explain(failed, model) from failed
+            time.sleep(pause)
+        return bytes(data)
+
+    def _request(self, start: int, stop: int, data: bytearray) -> None:
+        """Append what one request brings; it may be less than was asked for."""
+        url, headers = self._location.get()
+        first = start + len(data)
+        headers = {**headers, "Range": f"bytes={first}-{stop - 1}"}
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as answer:
+            if answer.status_code in _EXPIRED:
+                # Once more with a new link: if it is the Hub that refuses, it will say so itself.
+                self._location.forget()
+                self._location.get()
+                raise httpx2.ReadError("its link expired")
+            hf_raise_for_status(answer)
+            if answer.status_code == 200:  # whoever is between here and there knows no ranges
+                _refuse_another(self.file, _stated(answer.headers.get("Content-Length")), None)
+                _skip(answer, first, stop, data)
+                return
+            _refuse_other_range(answer, first, self.file.size)
+            # As it comes: blocks of one size would lose what had come of the last before a cut.
+            for block in answer.iter_bytes():
+                data += block[: stop - start - len(data)]
+
+
+def _stated(length: str | None) -> int | None:
+    return int(length) if length is not None and length.isdigit() else None
+
+
+def _refuse_another(file: HubFile, size: int | None, etag: str | None) -> None:
+    """Refuse what is not the file that the list of files named."""
+    if size is not None and size != file.size:
+        raise FalseAnswerError(f"has {size} bytes for {file.name}, where {file.size} are listed")
+    if etag is not None and len(etag) == len(file.etag) and etag != file.etag:
+        raise FalseAnswerError(f"has another file for {file.name} than the one that is listed")
+
+
+def _refuse_other_range(answer: httpx2.Response, first: int, size: int) -> None:
+    """Refuse bytes that are not from the place that was asked for."""
+    stated = answer.headers.get("Content-Range", "")
+    if not stated.startswith(f"bytes {first}-") or not stated.endswith((f"/{size}", "/*")):
+        raise FalseAnswerError(f"sends {stated[:80] or 'bytes from no stated place'!r} for a range")
+
+
+def _skip(answer: httpx2.Response, first: int, stop: int, data: bytearray) -> None:
+    """Take a range from a whole file."""
+    at = 0
+    for block in answer.iter_bytes():
+        data += block[max(0, first - at) : max(0, stop - at)]
+        at += len(block)
+        if at >= stop:
+            return
+
+
+class _Part:
+    """A stretch of a file that was fetched, or is on its way."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+        self.data: Future[bytes] = Future()
+
+
+class _Parts:
+    """The parts of all open files, and the threads that fetch them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[int, int], _Part] = OrderedDict()
+        self._bytes = 0
+        self._files = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def enter(self) -> None:
+        """Another file is open."""
+        with self._lock:
+            self._files += 1
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="hub")
+
+    def leave(self, file: RemoteFile) -> None:
+        """A file is closed: drop its parts, and with the last one the threads."""
+        with self._lock:
+            for key in [key for key in self._held if key[0] == id(file)]:
+                self._drop(key)
+            self._files -= 1
+            if self._files == 0 and self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._pool = None
+
+    def get(self, file: RemoteFile, offset: int, wanted: int) -> tuple[int, bytes]:
+        """The part that has a byte: where it begins, and its bytes."""
+        with self._lock:
+            part = self._find(file, offset)
+            before = self._find(file, offset - 1)  # none where the reader has come from elsewhere
+            if part is None:
+                part = self._begin(file, offset, max(min(wanted, MAX_PART), _following(before)))
+            self._held.move_to_end((id(file), part.start))
+            if before is not None:
+                self._fetch_ahead(file, part)
+        try:
+            return part.start, part.data.result()
+        except BaseException:
+            with self._lock:
+                self._drop((id(file), part.start))  # a later read may have more luck
+            raise
+
+    def _find(self, file: RemoteFile, offset: int) -> _Part | None:
+        return next(
+            (
+                part
+                for (owner, _), part in reversed(self._held.items())
+                if owner == id(file) and part.start <= offset < part.stop
+            ),
+            None,
+        )
+
+    def _fetch_ahead(self, file: RemoteFile, part: _Part) -> None:
+        """It is read in order: have the next parts ready, each twice as large up to a limit."""
+        for _ in range(_AHEAD):
+            if part.stop >= file.file.size:
+                return
+            following = self._find(file, part.stop)
+            if following is None:
+                following = self._begin(file, part.stop, _following(part))
+            part = following
+
+    def _begin(self, file: RemoteFile, start: int, size: int) -> _Part:
+        part = _Part(start, min(file.file.size, start + size))
+        self._held[id(file), start] = part
+        self._bytes += part.stop - part.start
+        for key in [*self._held]:
+            if self._bytes <= BUDGET or key == (id(file), start):
+                break
+            if self._held[key].data.done():
+                self._drop(key)
+        assert self._pool is not None, "a file is open"
+        self._pool.submit(_fill, part, file)
+        return part
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        part = self._held.pop(key, None)
+        if part is not None:
+            self._bytes -= part.stop - part.start
+            part.data.cancel()
+
+
+def _following(part: _Part | None) -> int:
+    """How many bytes to fetch after a part that was read: more and more, since it goes on."""
+    return 0 if part is None else max(MIN_PART, min(MAX_PART, 2 * (part.stop - part.start)))
+
+
+def _fill(part: _Part, file: RemoteFile) -> None:
+    if not part.data.set_running_or_notify_cancel():
+        return
+    try:
+        part.data.set_result(file.fetch(part.start, part.stop))
+    except BaseException as exc:
+        part.data.set_exception(exc)
+
+
+_parts = _Parts()
+
+
+def fetch_headers(files: Sequence[HubFile]) -> dict[str, bytes]:
+    """The beginning of safetensors files, header included, fetched at the same time.
+
+    Args:
+        files: which.
+
+    Returns:
+        The first bytes of each by its name: the length and as much as it states, if the file is
+        that long.
+
+    Raises:
+        HubError: if they cannot be had.
+    """
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return dict(zip((file.name for file in files), pool.map(_fetch_header, files), strict=True))
+
+
+def _fetch_header(file: HubFile) -> bytes:
+    opened = RemoteFile(file)
+    try:
+        first = opened.fetch(0, min(file.size, _FIRST_OF_HEADER))
+        if len(first) < 8:
+            return first
+        (length,) = struct.unpack("<Q", first[:8])
+        if length > MAX_HEADER_BYTES:  # it is refused by whoever reads it
+            return first
+        stop = min(file.size, 8 + length)
+        return first[:stop] + (opened.fetch(len(first), stop) if stop > len(first) else b"")
+    finally:
+        opened.close()

@@ -1,0 +1,115 @@
+"""What can go wrong when writing to the Hub: one line for each, with what to do about it."""
+
+from __future__ import annotations
+
+import httpx2
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from diffxfer.errors import HubError
+
+_ONCE_MORE = "run the same command again: what was uploaded is not uploaded again"
+_LOGIN = "run hf auth login with a token that may write, or set HF_TOKEN"
+
+
+def root_of(exc: BaseException) -> BaseException:
+    """What a failure comes from: huggingface_hub wraps those of its threads.
+
+    Args:
+        exc: what it raised.
+    """
+    kinds = (HfHubHTTPError, httpx2.TransportError)
+    # A ValueError has what the Hub says of a card, which its cause does not.
+    found: BaseException | None = None if type(exc) is ValueError else exc
+    while found is not None and not isinstance(found, kinds):
+        found = found.__cause__
+    return exc if found is None else found
+
+
+def no_token(repo: str) -> HubError:
+    """What to raise where nobody is logged in.
+
+    Args:
+        repo: where something was to be written.
+    """
+    return _error(repo, "token", "cannot be written to without a token, and none is set", _LOGIN)
+
+
+def refuse_offline(repo: str) -> None:
+    """Refuse to write where nothing may be sent.
+
+    Args:
+        repo: where something was to be written.
+
+    Raises:
+        HubError: if `HF_HUB_OFFLINE` is set.
+    """
+    if constants.is_offline_mode():
+        raise _offline(repo)
+
+
+def explain_refusal(exc: BaseException, repo: str) -> BaseException:
+    """One line for a failure to write.
+
+    Args:
+        exc: what `root_of` gave.
+        repo: where something was to be written.
+
+    Returns:
+        A `HubError`, or the same for what is nothing known.
+    """
+    if isinstance(exc, HfHubHTTPError):
+        return _http(exc, repo)
+    if isinstance(exc, OfflineModeIsEnabled):
+        return _offline(repo)
+    if isinstance(exc, httpx2.TransportError):
+        why = _first_line(exc) or type(exc).__name__
+        problem = f"cannot be written to: no connection to {constants.ENDPOINT} ({why})"
+        return _error(repo, "connection", problem, f"check the network, and {_ONCE_MORE}")
+    if isinstance(exc, HFValidationError):
+        problem = f"is no id of a model on the Hub ({_first_line(exc)})"
+        return _error(repo, "name", problem, "give another one, such as org/name")
+    if type(exc) is ValueError:  # huggingface_hub's, for what the Hub says of a card or a file
+        said = " ".join(str(exc).split())
+        remedy = "if it is the licence, give the right one with --license"
+        return _error(repo, "refused", f"does not take it: {said}", remedy)
+    if type(exc).__module__.startswith("hf_xet") or type(exc) is RuntimeError:
+        return _error(repo, "connection", f"was not written: {_first_line(exc)}", _ONCE_MORE)
+    return exc
+
+
+def _http(exc: HfHubHTTPError, repo: str) -> HubError:
+    status = exc.response.status_code
+    said = next(iter((exc.server_message or "").splitlines()), "")
+    said = f" ({said})" if said else ""
+    if status == 401:
+        problem = f"cannot be written to: the Hub does not take your token{said}"
+        return _error(repo, "token", problem, _LOGIN)
+    if status in (403, 404):
+        problem = f"cannot be written to with your token{said}"
+        remedy = f"push to a name of your own (hf auth whoami), or {_LOGIN}"
+        return _error(repo, "refused", problem, remedy)
+    if status == 412:
+        problem = "was changed by somebody else meanwhile"
+        return _error(repo, "changed", problem, f"look at it, and {_ONCE_MORE}")
+    if status == 429:
+        problem = "cannot be written to now: the Hub has had too many requests from here"
+        return _error(repo, "rate limit", problem, f"wait some minutes, and {_ONCE_MORE}")
+    if status >= 500:
+        problem = f"cannot be written to now: {constants.ENDPOINT} fails (status {status})"
+        return _error(repo, "server", problem, f"wait a while, and {_ONCE_MORE}")
+    problem = f"does not take it: {constants.ENDPOINT} answers with status {status}{said}"
+    return _error(repo, "refused", problem, f"see {constants.ENDPOINT}/{repo}")
+
+
+def _offline(repo: str) -> HubError:
+    problem = "cannot be written to, since HF_HUB_OFFLINE is set"
+    return _error(repo, "offline", problem, "unset it to push")
+
+
+def _error(repo: str, reason: str, problem: str, remedy: str) -> HubError:
+    return HubError(repo, None, reason, problem, remedy)
+
+
+def _first_line(exc: BaseException) -> str:
+    return next(iter(str(exc).splitlines()), "")

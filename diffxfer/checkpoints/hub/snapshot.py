@@ -1,0 +1,143 @@
+"""What a model on the Hub has, with the small files brought here and the weights left there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
+
+from diffxfer.checkpoints.companions import (
+    MAX_COMPANION_BYTES,
+    companion_path,
+    is_companion,
+    read_object,
+)
+from diffxfer.checkpoints.hub.download import download
+from diffxfer.checkpoints.hub.failures import AT_FIRST_S, not_cached, page_of, persistently
+from diffxfer.checkpoints.hub.names import HubFile, HubId, is_inside
+from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD, read_index
+from diffxfer.errors import CompanionError, HubError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_README = "README.md"
+"""It states the licence."""
+
+_MARKS = ("config.json", MANIFEST_NAME)
+"""One of these is in every model and diff vector."""
+
+
+def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
+    """Find a model on the Hub, and bring everything but its weights into the Hub's cache.
+
+    Args:
+        model: which, at any revision.
+
+    Returns:
+        Its folder in the cache, named after the commit; and what the Hub has of it by name, None
+        where nothing may or can be fetched and the folder is all there is.
+
+    Raises:
+        HubError: if it cannot be had, or is neither a model nor a diff vector.
+        CompanionError: if what should be a small file is none.
+    """
+    api = HfApi(library_name="diffxfer")
+    offline = constants.is_offline_mode()
+    found = persistently(
+        lambda: api.resolve_revision(model.repo, revision=model.revision, local_files_only=offline),
+        model,
+        AT_FIRST_S,
+    )
+    commit: str = found.resolved
+    if offline:
+        return _cached(model, commit), None
+    try:
+        files = _list(api, model, commit)
+    except HubError as exc:
+        if exc.reason not in ("connection", "server"):
+            raise
+        try:
+            return _cached(model, commit), None
+        except HubError:
+            raise exc from None
+    if not any(name in files for name in _MARKS):
+        problem = f"has no config.json at {commit[:8]}: it is no model"
+        remedy = f"see {page_of(model.repo)}"
+        raise HubError(model.repo, model.revision, "content", problem, remedy)
+    folder = _folder(model.repo, commit)
+    _bring(files, [MANIFEST_NAME])
+    _bring(files, _companions(folder, files))
+    return folder, files
+
+
+def _folder(repo: str, commit: str) -> Path:
+    """Where the cache has a commit."""
+    home = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    return home / repo_folder_name(repo_id=repo, repo_type="model") / "snapshots" / commit
+
+
+def _list(api: HfApi, model: HubId, commit: str) -> dict[str, HubFile]:
+    """Every file of a commit by its name."""
+    folder = _folder(model.repo, commit)
+    entries = persistently(
+        lambda: list(api.list_repo_tree(model.repo, recursive=True, revision=commit)), model, ()
+    )
+    return {
+        entry.path: HubFile(
+            repo=model.repo,
+            commit=commit,
+            name=entry.path,
+            size=entry.size,
+            etag=entry.blob_id if entry.lfs is None else entry.lfs.sha256,
+            path=folder / entry.path,
+        )
+        for entry in entries
+        if isinstance(entry, RepoFile) and is_inside(entry.path)
+    }
+
+
+def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
+    """Download those of some files that are there and not yet here."""
+    wanted = [files[name] for name in names if name in files and not files[name].here]
+    for file in wanted:
+        if file.size > MAX_COMPANION_BYTES:
+            raise CompanionError(
+                file.path,
+                f"is {file.size} bytes on the Hub, where a companion has at most"
+                f" {MAX_COMPANION_BYTES}",
+                "it is no file of a model: tell its owner",
+            )
+    download(wanted)
+
+
+def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
+    """What is needed beside the shards: of a diff vector, what its manifest names."""
+    names = [name for name in files if is_companion(name) or name in (INDEX_NAME, _README)]
+    manifest = companion_path(folder, MANIFEST_NAME)
+    described = {} if manifest is None else read_object(manifest)
+    beside = described.get("files")
+    if described.get("kind") == "diff" and isinstance(beside, dict):
+        names += beside
+    return list(dict.fromkeys(names))
+
+
+def _cached(model: HubId, commit: str) -> Path:
+    """A commit in the cache, if all that is needed of it is there."""
+    marks = (try_to_load_from_cache(model.repo, name, revision=commit) for name in _MARKS)
+    mark = next((path for path in marks if isinstance(path, str)), None)
+    if mark is None:
+        raise not_cached(model)
+    folder = Path(mark).parent
+    names: Iterable[str] = [SINGLE_SHARD]
+    index = companion_path(folder, INDEX_NAME)
+    if index is not None:
+        names = sorted(read_index(index))
+    for name in names:
+        if not (folder / name).exists():
+            raise not_cached(model, name)
+    return folder

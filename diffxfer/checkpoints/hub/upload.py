@@ -1,0 +1,307 @@
+"""Writing to a repository of the Hub: what it has, what is missing there, and one commit of that.
+
+A commit is the last thing that is done, so a repository never looks whole when it is not. What was
+uploaded before an interruption is known to the Hub by its content, and not uploaded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+)
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from diffxfer.checkpoints.hub.failures import AT_FIRST_S, pause_before_retry
+from diffxfer.checkpoints.hub.refusals import explain_refusal, no_token, refuse_offline, root_of
+from diffxfer.errors import HubError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_T = TypeVar("_T")
+_BLOCK = 1 << 20
+
+Files: TypeAlias = "Mapping[str, bytes | Path]"
+"""What is to be there, by name: bytes, or a file that has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of a repository.
+
+    Attributes:
+        size: in bytes.
+        hash: SHA-256 if it is large, else git's id of it.
+        large: whether it is kept outside of git.
+    """
+
+    size: int
+    hash: str
+    large: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository of a model, at its latest commit.
+
+    Attributes:
+        repo: ``org/name``.
+        commit: that commit.
+        private: whether only who may read it learns that it exists.
+        files: what it has, by name.
+    """
+
+    repo: str
+    commit: str
+    private: bool
+    files: Mapping[str, Stored]
+
+
+def may_ask() -> bool:
+    """Whether somebody is logged in, and the Hub may be asked."""
+    return get_token() is not None and not constants.is_offline_mode()
+
+
+def require_login(repo: str) -> None:
+    """Refuse to go on where nothing may be written.
+
+    Args:
+        repo: where something is to be written.
+
+    Raises:
+        HubError: if nobody is logged in, or nothing may be sent.
+    """
+    refuse_offline(repo)
+    if get_token() is None:
+        raise no_token(repo)
+
+
+def open_repository(repo: str) -> Repository | None:
+    """What the Hub has of that name, None if it has nothing.
+
+    Args:
+        repo: ``org/name``.
+
+    Raises:
+        HubError: if it does not say.
+    """
+
+    def look() -> Repository | None:
+        api = _api()
+        try:
+            info = api.model_info(repo)
+        except RepositoryNotFoundError as exc:
+            if exc.response.status_code == 401 and get_token() is not None:
+                raise  # a token that is no good, not a repository that is not there
+            return None
+        assert info.sha is not None, "the Hub states it where it is not told what to state"
+        entries = api.list_repo_tree(repo, recursive=True, revision=info.sha)
+        files = {
+            entry.path: Stored(
+                size=entry.size,
+                hash=entry.blob_id if entry.lfs is None else entry.lfs.sha256,
+                large=entry.lfs is not None,
+            )
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        }
+        return Repository(repo, info.sha, bool(info.private), files)
+
+    return _persistently(look, repo)
+
+
+def read_stored(repository: Repository, name: str) -> Path:
+    """A file of a repository, brought into the Hub's cache.
+
+    Args:
+        repository: where it is.
+        name: which.
+
+    Raises:
+        HubError: if it cannot be had.
+    """
+    repo, commit = repository.repo, repository.commit
+    return Path(_persistently(lambda: hf_hub_download(repo, name, revision=commit), repo))
+
+
+def changed_files(files: Files, repository: Repository | None) -> list[str]:
+    """The names of files that a repository does not have as they are here.
+
+    Only what has the same size there is read.
+
+    Args:
+        files: what is to be there.
+        repository: what is there.
+    """
+    stored = {} if repository is None else repository.files
+    return [
+        name
+        for name, content in files.items()
+        if name not in stored or not _is_same(content, stored[name])
+    ]
+
+
+def _is_same(content: bytes | Path, stored: Stored) -> bool:
+    if size_of(content) != stored.size:
+        return False
+    digest = hashlib.sha256() if stored.large else hashlib.sha1(b"blob %d\0" % stored.size)
+    if isinstance(content, bytes):
+        digest.update(content)
+    else:
+        with content.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest() == stored.hash
+
+
+def size_of(content: bytes | Path) -> int:
+    """How many bytes a file has.
+
+    Args:
+        content: its bytes, or the file.
+    """
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def create_repository(repo: str, *, private: bool) -> Repository:
+    """Make a repository.
+
+    Args:
+        repo: ``org/name``.
+        private: whether only who may read it is to learn that it exists; if not, it is as the
+            owner's settings have it.
+
+    Raises:
+        HubError: if it cannot be made.
+    """
+    _persistently(lambda: _api().create_repo(repo, private=private or None, exist_ok=True), repo)
+    made = open_repository(repo)
+    if made is None:
+        raise HubError(repo, None, "refused", "was made and is not there", "look at its page")
+    return made
+
+
+def commit_files(
+    repository: Repository,
+    files: Files,
+    removed: Sequence[str],
+    message: str,
+    *,
+    bars: bool,
+) -> tuple[Repository, list[str]]:
+    """Upload files, and make one commit of them.
+
+    Args:
+        repository: where; a commit that somebody else made since is not built upon.
+        files: new contents by name.
+        removed: names of files that go.
+        message: what the commit says.
+        bars: show huggingface_hub's progress bars on stderr.
+
+    Returns:
+        The repository with that commit, and what the Hub finds fault with.
+
+    Raises:
+        HubError: if it was not made.
+    """
+    repo = repository.repo
+
+    def commit() -> None:
+        # Asked again after a failure: the commit may have been made, and only the answer lost.
+        now = open_repository(repo)
+        done = now is not None and not changed_files(files, now)
+        if now is not None and done and not set(removed) & now.files.keys():
+            return
+        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+        deletions = [CommitOperationDelete(name, is_folder=False) for name in removed]
+        _api().create_commit(
+            repo,
+            operations=[*additions, *deletions],
+            commit_message=message,
+            parent_commit=repository.commit,
+        )
+
+    with _hushed(bars=bars), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _persistently(commit, repo)
+    # The Hub's remarks on a card, on several lines; others are about what this program does.
+    remarks = [
+        " ".join(str(each.message).split()) for each in caught if each.category is UserWarning
+    ]
+    return _after(repo, files), list(dict.fromkeys(remarks))
+
+
+def _after(repo: str, files: Files) -> Repository:
+    """What is there after a commit, if it is all that was sent: a `.gitignore` leaves files out."""
+    now = open_repository(repo)
+    stored = {} if now is None else now.files
+    for name, content in files.items():
+        if name not in stored or stored[name].size != size_of(content):
+            problem = f"was given {name} and did not take it"
+            remedy = "see whether a .gitignore there names it, and run the same command again"
+            raise HubError(repo, None, "refused", problem, remedy)
+    assert now is not None, "something was sent"
+    return now
+
+
+def _api() -> HfApi:
+    return HfApi(library_name="diffxfer")
+
+
+def _persistently(call: Callable[[], _T], repo: str) -> _T:
+    """Ask the Hub, again after a while where that may help."""
+    for wait in (*AT_FIRST_S, None):
+        try:
+            return call()
+        except Exception as exc:
+            cause = root_of(exc)
+            pause = None
+            if wait is not None and isinstance(cause, Exception):
+                pause = pause_before_retry(cause, wait)
+            if pause is None:
+                told = explain_refusal(cause, repo)
+                if told is exc:
+                    raise
+                raise told from exc
+        time.sleep(pause)
+    raise AssertionError("the last failure is raised")
+
+
+@contextmanager
+def _hushed(*, bars: bool) -> Iterator[None]:
+    """Let huggingface_hub show its progress bars or not, and say nothing else.
+
+    What it says of a request that it sends again has the whole link, with its signature.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    hide = not bars and not are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if hide:
+            enable_progress_bars()

@@ -1,0 +1,52 @@
+"""What a person is told of models on the Hub; and sizes in words."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.hub.names import read_hub_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def tell_of_hub(say: Callable[[str], None], *named: Path | str | None) -> None:
+    """Say of every model that is no folder here that it is looked for on the Hub.
+
+    Args:
+        say: called with each line.
+        named: models, as they were named; None for one that was not.
+    """
+    for name in dict.fromkeys(str(name) for name in named if name is not None):
+        if read_hub_id(name) is None or Path(name).exists():
+            continue
+        from huggingface_hub import constants
+        from huggingface_hub.utils.logging import set_verbosity
+
+        if not {"DIFFXFER_DEBUG", "HF_HUB_VERBOSITY"} & os.environ.keys():
+            # It tells of every further try; what comes of them is told in one line.
+            set_verbosity(logging.ERROR)
+        say(f"{name}: no such folder, so it is taken from the Hub, {constants.ENDPOINT}")
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for a person; a GB is 10⁹."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if round(count / size, 2) >= 1:
+            return f"{count / size:.2f} {unit}"
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
+def downloads(count: int, *, done: bool) -> list[str]:
+    """A line on what is downloaded, none where nothing is.
+
+    Args:
+        count: how many bytes.
+        done: whether they are here now.
+    """
+    if not count:
+        return []
+    return [f"{'downloaded' if done else 'would download'} {gigabytes(count)} into the Hub's cache"]

@@ -1,0 +1,65 @@
+"""`diffxfer push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffxfer.cli import options as opt
+
+
+def push(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A folder that diffxfer wrote: diff vector, graft or tuned model."
+        ),
+    ],
+    repo_id: Annotated[
+        str,
+        typer.Argument(metavar="org/name", help="Where to on the Hub; it is made if need be."),
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    message: Annotated[
+        str | None, typer.Option("-m", "--message", metavar="TEXT", help="What the commit says.")
+    ] = None,
+    eval: Annotated[  # noqa: A002 the command's own word
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder that eval --output left: this model's scores go into the card.",
+        ),
+    ] = None,
+    license: Annotated[  # noqa: A002 as the Hub calls it
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="The licence in the card, such as apache-2.0; by default what the target's card"
+            " states.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the files and the card; upload nothing."),
+    ] = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Publish what diffxfer wrote on the Hub, with its card."""
+    from diffxfer import push as publish
+    from diffxfer.cli.push_console import PushConsole
+
+    with PushConsole(json=json, quiet=quiet) as console:
+        report = publish(
+            path,
+            repo_id,
+            private=private,
+            message=message,
+            eval=eval,
+            license=license,
+            dry_run=dry_run,
+            progress=console.watched,
+        )
+        console.show_pushed(report)

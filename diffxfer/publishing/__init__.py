@@ -1,0 +1,1 @@
+"""Publishing: folders that we wrote, on the Hub, with a complete card."""

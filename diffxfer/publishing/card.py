@@ -1,0 +1,177 @@
+"""The card of a folder that is published: where it came from, how to use it, what it scored.
+
+It holds no paths of this machine and no clock times: the same folder gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.hub.names import read_hub_id
+from diffxfer.diffs.artifact.card import HUB, KINDS, details, formula, license_fields, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from diffxfer.diffs.artifact.manifest import Manifest, SourceEntry
+    from diffxfer.publishing.results import Result
+
+_ORDER = ("target", "model", "diff vector", "finetuned", "base", "teacher")
+_NO_WEIGHTS = "teacher"
+"""A source that a folder has nothing of."""
+
+
+def write_full_card(
+    repo: str,
+    manifest: Manifest,
+    config: Mapping[str, Any],
+    results: Sequence[Result],
+    *,
+    license: str | None = None,  # noqa: A002 as the Hub calls it
+) -> bytes:
+    """The card of a published folder.
+
+    Args:
+        repo: where it is published, ``org/name``.
+        manifest: what it is.
+        config: its ``config.json``; of a diff vector, finetuned's.
+        results: what the model scored, if that is known.
+        license: the licence's id, None for what the sources' cards state.
+
+    Returns:
+        The README's bytes: YAML front matter and Markdown.
+    """
+    name = repo.split("/")[1]
+    licensed = {"license": license} if license else license_fields(manifest)
+    text = KINDS[manifest.kind][3].format(title=plain(name), formula=formula(manifest), diff=repo)
+    parts = [
+        f"---\n{_front_matter(name, manifest, licensed, results)}\n---\n{text}",
+        "" if manifest.kind == "diff" else _how_to_load(repo, config),
+        _made_of(manifest),
+        _scores(results),
+        _license_line(manifest, licensed, given=license is not None),
+        f"## Details\n{details(manifest)}",
+    ]
+    return "\n".join(part for part in parts if part).encode()
+
+
+def _front_matter(
+    name: str, manifest: Manifest, licensed: Mapping[str, Any], results: Sequence[Result]
+) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    library, relation, tags, _ = KINDS[manifest.kind]
+    bases = base_models(manifest)
+    more: dict[str, Any] = {"base_model_relation": relation} if relation and bases else {}
+    scored = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=result.task,
+            dataset_name=result.task,
+            metric_type=result.metric,
+            metric_name=result.label,
+            metric_value=result.value,
+        )
+        for result in results
+        if math.isfinite(result.value)
+    ]
+    data = ModelCardData(
+        library_name=library,
+        tags=["diffxfer", *tags],
+        base_model=bases or None,
+        # It needs a name where there are results, and there alone.
+        model_name=name if scored else None,
+        eval_results=scored or None,
+        **more,
+        **licensed,
+    )
+    return data.to_yaml()
+
+
+def base_models(manifest: Manifest) -> list[str]:
+    """The models on the Hub that a folder was made of, the target first; each once.
+
+    Args:
+        manifest: what it is. For a diff vector in it, the models that that was made of stand here.
+    """
+    found = [
+        source.name
+        for role, source in _sources(manifest)
+        if role != _NO_WEIGHTS and not source.made_from and _on_hub(source)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _sources(manifest: Manifest) -> Iterator[tuple[str, SourceEntry]]:
+    """Every source by its role, those of a diff vector after it."""
+
+    def place(item: tuple[str, SourceEntry]) -> int:
+        return _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)
+
+    for role, source in sorted(manifest.sources.items(), key=place):
+        yield role, source
+        yield from sorted(source.made_from.items(), key=place)
+
+
+def _on_hub(source: SourceEntry) -> bool:
+    # A manifest may be anyone's: its names are not ids because it says so.
+    return bool(source.revision) and read_hub_id(source.name) is not None
+
+
+def _made_of(manifest: Manifest) -> str:
+    rows = "".join(f"| {role} | {_linked(source)} |\n" for role, source in _sources(manifest))
+    return f"## What it was made of\n\n| | |\n|---|---|\n{rows}"
+
+
+def _linked(source: SourceEntry) -> str:
+    if not _on_hub(source):
+        return plain(source.name)
+    commit = plain(source.revision or "")
+    link = f"[{plain(source.name)}]({HUB}/{source.name})"
+    return f"{link} at {commit}" if commit else link
+
+
+def _how_to_load(repo: str, config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    known = isinstance(named, str) and named.isidentifier() and not keyword.iskeyword(named)
+    remote = "auto_map" in config
+    if known and not remote and not named.endswith("ForCausalLM"):
+        loader, processor = named, "AutoProcessor"
+    else:
+        loader, processor = "AutoModelForCausalLM", "AutoTokenizer"
+    trust = ", trust_remote_code=True" if remote else ""
+    variable = "tokenizer" if processor == "AutoTokenizer" else "processor"
+    return (
+        "## How to load it\n\n```python\n"
+        f"from transformers import {', '.join(sorted((loader, processor)))}\n\n"
+        f'model = {loader}.from_pretrained("{repo}", dtype="auto"{trust})\n'
+        f'{variable} = {processor}.from_pretrained("{repo}"{trust})\n```\n'
+    )
+
+
+def _scores(results: Sequence[Result]) -> str:
+    if not results:
+        return ""
+    rows = "".join(
+        f"| {plain(result.task)} | {plain(result.label)} | {result.value:.4f}"
+        + (f" ± {result.stderr:.4f}" if result.stderr is not None else "")
+        + f" | {result.n} |\n"
+        for result in results
+    )
+    return (
+        "## Evaluation\n\nBy [lm-evaluation-harness](https://github.com/EleutherAI/"
+        "lm-evaluation-harness); value ± standard error, and n questions.\n\n"
+        f"| task | metric | value | n |\n|---|---|---|---|\n{rows}"
+    )
+
+
+def _license_line(manifest: Manifest, licensed: Mapping[str, str], *, given: bool) -> str:
+    if not licensed:
+        return ""
+    called = plain(licensed.get("license_name") or licensed["license"])
+    of = {"graft": "the target's", "tuned": "the model's", "diff": "the fine-tuned model's"}
+    whose = "" if given else f", as {of[manifest.kind]} card states it"
+    return f"## Licence\n\n{called}{whose}.\n"

@@ -1,0 +1,225 @@
+"""Publishing a folder that we wrote."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from diffxfer.checkpoints.hub.names import read_hub_id
+from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.diffs.artifact.card import license_fields
+from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, manifest_bytes
+from diffxfer.errors import ArtifactError, OptionError
+from diffxfer.publishing.card import write_full_card
+from diffxfer.publishing.folder import README, OurFolder, open_folder
+from diffxfer.publishing.replacing import KINDS, refuse_replacing, stale_files
+from diffxfer.publishing.report import PushedFile, PushReport
+from diffxfer.publishing.results import read_results
+
+if TYPE_CHECKING:
+    from diffxfer.checkpoints.hub.upload import Files, Repository
+    from diffxfer.publishing.results import Result
+
+
+def push(
+    path: Path | str,
+    repo_id: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    eval: Path | str | None = None,  # noqa: A002 the command's own word
+    license: str | None = None,  # noqa: A002 as the Hub calls it
+    dry_run: bool = False,
+    progress: bool = False,
+) -> PushReport:
+    """Publish a diff vector, a graft or a tuned model on the Hub, with a complete card.
+
+    Only what the manifest lists is uploaded, in one commit, and only what the repository does not
+    have already. The folder is not changed.
+
+    Args:
+        path: a folder that diffxfer wrote.
+        repo_id: ``org/name``; it is made if there is none.
+        private: make a private repository.
+        message: what the commit says.
+        eval: a folder that `evaluate` left, with scores of this very model for the card.
+        license: the licence's id for the card; None for what the target's card states.
+        dry_run: check, and write nothing.
+        progress: show progress bars on stderr.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DiffxferError: for every known failure; no commit was made then.
+
+    Example:
+        >>> push("sft-diff", "me/sft-diff", private=True)  # doctest: +SKIP
+    """
+    began = time.perf_counter()
+    repo, found = _require_id(repo_id), open_folder(Path(path))
+    warnings: list[str] = []
+    card = _make_card(found, repo, Path(path), eval, license, warnings)
+    repository = _look(repo, found.manifest, warnings, private=private, dry_run=dry_run)
+    todo = _compare(_with_card(found, card), repository)
+    after = repository
+    if not dry_run:
+        said = message or f"Upload {KINDS[found.manifest.kind]} with diffxfer"
+        after = _commit(todo, repository or repo, said, warnings, private, progress)
+    return PushReport(
+        repo=repo,
+        url=_page(repo),
+        kind=found.manifest.kind,
+        dry_run=dry_run,
+        pushed=todo.anything and not dry_run,
+        created=repository is None,
+        private=private if after is None else after.private,
+        commit=None if after is None else after.commit,
+        files=todo.fates,
+        card=card.decode(),
+        use=_use(found.manifest, repo),
+        elapsed_s=round(time.perf_counter() - began, 3),
+        warnings=tuple(warnings),
+    )
+
+
+def _look(
+    repo: str, manifest: Manifest, warnings: list[str], *, private: bool, dry_run: bool
+) -> Repository | None:
+    """What is there already, if it may be replaced; a dry run may do without."""
+    from diffxfer.checkpoints.hub import upload
+
+    if dry_run and not upload.may_ask():
+        warnings.append("the Hub was not asked: nobody is logged in, or HF_HUB_OFFLINE is set")
+        return None
+    upload.require_login(repo)
+    repository = upload.open_repository(repo)
+    refuse_replacing(repository, manifest, private=private)
+    return repository
+
+
+@dataclass(frozen=True, slots=True)
+class _ToDo:
+    """What a repository lacks.
+
+    Attributes:
+        changed: what it does not have as it is here.
+        removed: what it has of an earlier push, and should not.
+        fates: what becomes of every file.
+    """
+
+    changed: Files
+    removed: list[str]
+    fates: tuple[PushedFile, ...]
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self.changed or self.removed)
+
+
+def _compare(files: Files, repository: Repository | None) -> _ToDo:
+    from diffxfer.checkpoints.hub.upload import changed_files, size_of
+
+    there = {} if repository is None else repository.files
+    changed = {name: files[name] for name in changed_files(files, repository)}
+    removed = stale_files(repository, files)
+    fates = {name: "changed" if name in there else "new" for name in changed}
+    kept = [
+        PushedFile(name, size_of(content), fates.get(name, "unchanged"))
+        for name, content in files.items()
+    ]
+    gone = [PushedFile(name, 0, "removed") for name in removed]
+    return _ToDo(changed, removed, (*kept, *gone))
+
+
+def _commit(
+    todo: _ToDo,
+    where: Repository | str,
+    message: str,
+    warnings: list[str],
+    private: bool,
+    progress: bool,
+) -> Repository:
+    """Make a commit if there is anything to commit, and the repository if there is only a name.
+
+    Returns:
+        The repository as it is now.
+    """
+    from diffxfer.checkpoints.hub import upload
+
+    if isinstance(where, str):
+        where = upload.create_repository(where, private=private)
+    if not todo.anything:
+        return where
+    after, remarks = upload.commit_files(where, todo.changed, todo.removed, message, bars=progress)
+    warnings += remarks
+    return after
+
+
+def _page(repo: str) -> str:
+    from diffxfer.checkpoints.hub.failures import page_of
+
+    return page_of(repo)
+
+
+def _require_id(repo_id: str) -> str:
+    found = read_hub_id(repo_id)
+    if found is None or found.revision is not None:
+        problem = "is no id of a model on the Hub" if found is None else "names a revision"
+        raise OptionError(repo_id, problem, "give a name such as org/name")
+    return found.repo
+
+
+def _make_card(
+    found: OurFolder,
+    repo: str,
+    folder: Path,
+    scores: Path | str | None,
+    license_id: str | None,
+    warnings: list[str],
+) -> bytes:
+    """The README to publish; what should be known of it is added to the warnings."""
+    manifest = found.manifest
+    if scores is not None and manifest.kind == "diff":
+        problem = "names scores, and a diff vector by itself has none"
+        raise OptionError("--eval", problem, "give it when you push a graft")
+    if found.own_card is not None:
+        if scores is not None or license_id is not None:
+            problem = "was edited, so --eval and --license do not write into it"
+            raise ArtifactError(folder / README, problem, "write them into it yourself")
+        try:
+            found.own_card.decode()
+        except UnicodeDecodeError as exc:
+            raise ArtifactError(folder / README, "is not UTF-8", "save it as such") from exc
+        warnings.append(f"{README} was edited, and is published as it is")
+        return found.own_card
+    if license_id is None and not license_fields(manifest):
+        whose = {"graft": "the target", "tuned": "the model", "diff": "finetuned or base"}
+        told = f"the card names no licence, since no card of {whose[manifest.kind]} does"
+        warnings.append(f"{told}; see --license")
+    results: tuple[Result, ...] = ()
+    if scores is not None:
+        from diffxfer.evaluation.identity import content_key
+
+        results = read_results(Path(scores), content_key(folder))
+    return write_full_card(repo, manifest, found.config, results, license=license_id)
+
+
+def _with_card(found: OurFolder, card: bytes) -> dict[str, bytes | Path]:
+    """All that is published: the manifest names the card that is published with it."""
+    entry = FileEntry(size=len(card), xxh3=xxhash.xxh3_128_hexdigest(card))
+    entries = dict(sorted({**found.manifest.files, README: entry}.items()))
+    manifest = found.manifest.model_copy(update={"files": entries, "tensors": {}})
+    described = manifest_bytes(manifest, found.manifest.tensors.items())
+    return {**found.files, README: card, MANIFEST_NAME: described}
+
+
+def _use(manifest: Manifest, repo: str) -> str:
+    if manifest.kind == "diff":
+        return f"diffxfer apply {repo} TARGET -o OUT"
+    return f'AutoModelForCausalLM.from_pretrained("{repo}")'

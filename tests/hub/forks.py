@@ -1,0 +1,123 @@
+"""Running the command line many times, each in a process of its own with its own environment.
+
+huggingface_hub reads `HF_ENDPOINT`, `HF_HOME` and the like once, when it is imported, so a command
+that meets a Hub needs a new process; and importing torch takes a second. So one process imports
+what is slow, but nothing of the Hub, and forks for every command.
+
+As a script it is that process: it reads one JSON object a line, runs the command and answers one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OURS = ("HF_", "HUGGING", "XDG_CACHE_HOME", "TRANSFORMERS_", "FORCE_COLOR", "DIFFXFER_")
+"""Variables of whoever runs the tests, which are none of a command's business."""
+
+
+class Forks:
+    """The process that forks."""
+
+    def __init__(self) -> None:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(_OURS)
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.hub.forks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def run(
+        self, *argv: str | Path, cwd: Path, env: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end.
+
+        Args:
+            argv: what follows ``diffxfer``.
+            cwd: where.
+            env: more variables.
+        """
+        order = {"argv": [str(word) for word in argv], "cwd": str(cwd), "env": dict(env)}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        done = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(order["argv"], done["status"], done["out"], done["err"])
+
+    def close(self) -> None:
+        """End it."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.wait(10)
+
+
+def _serve() -> None:
+    # Imported once, here; nothing may import huggingface_hub before the environment is set.
+    import diffxfer.cli.main
+    import diffxfer.diffs.extract
+    import diffxfer.diffs.graft
+    import diffxfer.streaming.engine  # noqa: F401 torch with it
+
+    assert "huggingface_hub" not in sys.modules
+    for line in sys.stdin:
+        order = json.loads(line)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = os.fork()
+            if child == 0:
+                _be(order, out.fileno(), err.fileno())
+            _, state = os.waitpid(child, 0)
+            status = os.waitstatus_to_exitcode(state)
+            texts = [_text(file) for file in (out, err)]
+        print(json.dumps({"status": status, "out": texts[0], "err": texts[1]}), flush=True)
+
+
+def _text(file: Any) -> str:
+    file.seek(0)
+    data: bytes = file.read()
+    return data.decode()
+
+
+def _be(order: dict[str, Any], out: int, err: int) -> None:
+    """Become the command."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.chdir(order["cwd"])
+    os.environ.update(order["env"])
+    sys.argv = ["diffxfer", *order["argv"]]
+    status: object = 1
+    with contextlib.suppress(BaseException):
+        try:
+            from diffxfer.cli.main import main
+
+            main()
+            status = 0
+        except SystemExit as exc:
+            status = exc.code or 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,126 @@
+"""A server, or what stands between, that answers with success and other bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.hub.faults import Fault
+from tests.hub.models import IDS, contents, publish, transfer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.hub.conftest import User
+    from tests.hub.server import Hub
+
+SHARD = "model-00001-of-00002.safetensors"
+CDN = f"^/cdn/{IDS['base']}/.*{SHARD}"
+
+
+def refused(user: User, *options: str) -> str:
+    done = user.run(*transfer("out", *options, "-q"))
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {IDS['base']}: cannot be fetched: ")
+    assert not (user.home / "out").exists()
+    return line
+
+
+def test_a_range_that_is_answered_with_the_whole_file(
+    hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    fault = hub.faults.on(Fault("^/cdn/", whole=True))
+    done = user.run(*transfer("out", "--stream"))
+    assert done.returncode == 0, done.stderr
+    assert contents(user.home / "out") == contents(grafted)
+    assert fault.met > 6
+
+
+def test_another_range_than_the_one_asked_for(
+    hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    hub.faults.on(Fault(CDN, beyond=1, shifted=2))
+    line = refused(user, "--stream")
+    assert "sends 'bytes " in line
+    assert line.endswith(
+        "for a range; if it stays so, set HF_ENDPOINT and your proxy right, or tell its owner"
+    )
+    hub.faults.off()
+    hub.faults.on(Fault(CDN, beyond=1, shifted=2, times=1))
+    done = user.run(*transfer("out", "--stream"))
+    assert done.returncode == 0, done.stderr
+    assert contents(user.home / "out") == contents(grafted)
+
+
+@pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded", "streamed"])
+def test_a_file_of_another_size(
+    hub: Hub, user: User, family: dict[str, Path], options: tuple[str, ...]
+) -> None:
+    publish(hub, family)
+    other = family["base"] / "model-00002-of-00002.safetensors"
+    hub.faults.on(Fault(CDN, instead=other))
+    assert refused(user, *options)
+
+
+def test_another_file_of_that_size_is_not_kept(
+    hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    fault = hub.faults.on(Fault(CDN, least=1_000_000, instead=family["target"] / SHARD))
+    assert f"sent another content for {SHARD} than the one it lists" in refused(user)
+    assert fault.met >= 3
+    hub.faults.off()
+    done = user.run(*transfer("out", "--json"))
+    assert done.returncode == 0, done.stderr
+    assert contents(user.home / "out") == contents(grafted)
+    fetched = {file.stat().st_size for file in user.cache.rglob(SHARD)}
+    assert fetched == {(family["base"] / SHARD).stat().st_size}
+
+
+def test_a_list_that_names_files_elsewhere(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    """A diff vector names all that it needs, and the list has it where it should not be."""
+    two = IDS["finetuned"], IDS["base"]
+    publish(hub, family)
+    assert user.run("extract", *two, "-o", "diff", "--stream", "-q").returncode == 0
+    manifest = user.home / "diff" / "diffxfer.json"
+    described = json.loads(manifest.read_text())
+    names = "../../../evil.json", "/evil.json", "a/../../evil.json", "a//evil.json"
+    described["files"] |= {name: {"size": 4, "xxh3": "0" * 32} for name in names}
+    manifest.write_text(json.dumps(described))
+    hub.add("me/diff", user.home / "diff")
+    hub.state["listed"] = dict.fromkeys(names, 4)
+    done = user.run("apply", "me/diff", IDS["target"], "-o", "out", "-q")
+    assert done.returncode == 0, done.stderr
+    assert not hub.asked("evil")
+    assert not list(user.home.rglob("evil.json"))
+
+
+def test_names_with_escapes_reach_no_terminal(
+    hub: Hub, user: User, family: dict[str, Path]
+) -> None:
+    publish(hub, family)
+    names = "\x1b]0;x\x07.safetensors", "\x1b[31mtokenizer.json", "\x1b[1mpytorch_model.bin"
+    hub.state["listed"] = dict.fromkeys(names, 4)
+    base = hub.repos[IDS["base"]]
+    index = base.at() / "model.safetensors.index.json"
+    index.unlink()
+    done = user.run(*transfer("out"))
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr + done.stdout
+    assert "pickled weights only" in done.stderr
+
+
+def test_a_companion_that_is_none_for_its_size(
+    hub: Hub, user: User, family: dict[str, Path]
+) -> None:
+    publish(hub, family)
+    hub.state["listed"] = {"tokenizer.model": 300 << 20}
+    done = user.run(*transfer("out"))
+    assert done.returncode == 1
+    assert "tokenizer.model: is 314572800 bytes on the Hub" in done.stderr
+    assert not hub.asked("resolve.*tokenizer.model")

@@ -1,0 +1,219 @@
+"""Everything that can go wrong with the Hub is survived, or told in one line with the remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.hub import faults
+from tests.hub.models import IDS, contents, publish, transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.hub.conftest import User
+    from tests.hub.faults import Fault
+    from tests.hub.server import Hub
+
+SHARD = "model-00001-of"
+BASE = IDS["base"]
+
+
+def says(user: User, *texts: str, options: tuple[str, ...] = (), **env: str) -> str:
+    """The one line that a transfer of the family comes to."""
+    done = user.run(*transfer("out", *options, "--quiet"), **env)
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for text in texts:
+        assert text in done.stderr, (text, done.stderr)
+    assert not (user.home / "out").exists()
+    return done.stderr
+
+
+def test_a_gated_model_tells_a_newcomer_what_to_do(
+    hub: Hub, user: User, family: dict[str, Path]
+) -> None:
+    publish(hub, family)
+    hub.repos[BASE].gated = True
+    page = f"{hub.url}/{BASE}"
+    says(
+        user,
+        f"error: {BASE}: is gated: its licence must be accepted first; ",
+        f"log in at {page}, accept the licence there, then run: hf auth login",
+    )
+    hub.tokens["hf_new"] = set()
+    says(user, f"open {page} with the account that your token is of", HF_TOKEN="hf_new")
+    hub.tokens["hf_new"] = {BASE}
+    assert user.run(*transfer("out", "--dry-run"), HF_TOKEN="hf_new").returncode == 0
+    assert all(request.token is None for request in hub.asked("^/cdn/"))
+
+
+def test_what_is_not_there(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    publish(hub, family)
+    target = hub.repos.pop(IDS["target"])
+    target.id = "org/llama-3.1-base"
+    hub.repos[target.id] = target
+    near = "org/llama-3.1-base?"
+    no_token = says(user, f"{IDS['target']}: is no folder here, and no public model at", near)
+    assert "if it is private, run: hf auth login" in no_token
+    hub.tokens["hf_x"] = set()
+    says(user, "that your token may read", near, HF_TOKEN="hf_x")
+    says(user, "does not know your token", "hf auth login", HF_TOKEN="hf_wrong")
+    hub.add("org/secret", family["base"], private=True)
+    done = user.run("extract", IDS["finetuned"], "org/secret", "-o", "out", "-q")
+    assert "org/secret: is no folder here" in done.stderr
+    done = user.run("extract", IDS["finetuned"], f"{BASE}@v1.O", "-o", "out", "-q")
+    assert f"{BASE}@v1.O: has no revision 'v1.O'; known are main" in done.stderr
+    hub.repos[BASE].refs["v1.0"] = hub.repos[BASE].refs["main"]
+    done = user.run("extract", IDS["finetuned"], f"{BASE}@v1.O", "-o", "out", "-q")
+    assert f"did you mean {BASE}@v1.0?" in done.stderr
+    done = user.run("extract", IDS["finetuned"], f"{BASE}@v1.0", "-o", "out", "-q")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_no_model(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    publish(hub, family)
+
+    def becomes(**files: bytes | None) -> None:
+        hub.add(BASE).commit({name.replace("__", "."): data for name, data in files.items()})
+
+    becomes(README__md=b"# Hello")
+    says(user, f"{BASE}: has no config.json", "it is no model", f"see {hub.url}/{BASE}")
+    becomes(config__json=b"{}", pytorch_model__bin=b"pickle")
+    says(user, f"{BASE}@", "has pickled weights only (pytorch_model.bin)")
+    becomes(config__json=b"{}", adapter_config__json=b"{}", adapter_model__safetensors=b"x")
+    says(user, f"{BASE}@", "is a LoRA adapter", "merge it into its base first")
+    becomes(config__json=b'{"quantization_config": {"quant_method": "gptq"}}')
+    hub.repos[BASE].commit(
+        {"model.safetensors": (family["base"] / "model-00001-of-00002.safetensors").read_bytes()}
+    )
+    hub.forget()
+    says(user, "gptq")
+    assert hub.sent(r"^/cdn/") < 500_000
+
+
+SURVIVED: dict[str, list[Callable[[], Fault]]] = {
+    "500 once": [
+        lambda: faults.failing("^/api/models/org/llama-3.0$", times=1),
+        lambda: faults.failing(f"^/org/llama-3.0/resolve/.*{SHARD}", times=1),
+        lambda: faults.failing(f"^/cdn/org/llama-3.1/.*{SHARD}", times=1),
+    ],
+    "429 with Retry-After": [
+        lambda: faults.limited("/api/models/me/llama-sft", times=1),
+        lambda: faults.limited(f"^/cdn/org/llama-3.1/.*{SHARD}", times=1),
+    ],
+    "cut and truncated": [
+        lambda: faults.cut(f"^/cdn/org/llama-3.1/.*{SHARD}", 300_000, times=1),
+        lambda: faults.truncated(f"^/cdn/me/llama-sft/.*{SHARD}", 200_000, times=1),
+    ],
+    "slow": [lambda: faults.slow(f"^/cdn/org/llama-3.0/.*{SHARD}", 0.01)],
+}
+
+
+@pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded", "streamed"])
+@pytest.mark.parametrize("name", SURVIVED)
+@pytest.mark.slow
+def test_what_is_survived(
+    name: str,
+    options: tuple[str, ...],
+    hub: Hub,
+    user: User,
+    family: dict[str, Path],
+    grafted: Path,
+) -> None:
+    publish(hub, family)
+    on = [hub.faults.on(make()) for make in SURVIVED[name]]
+    done = user.run(*transfer("out", *options))
+    assert done.returncode == 0, done.stderr
+    assert contents(user.home / "out") == contents(grafted)
+    assert all(fault.met for fault in on), [fault.met for fault in on]
+
+
+def test_links_expire_while_it_streams(
+    hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    # The first link to a large file of each model is of no use any more.
+    fault = hub.faults.on(faults.Fault(f"^/cdn/.*{SHARD}", times=2, status=403))
+    done = user.run(*transfer("out", "--stream"))
+    assert done.returncode == 0, done.stderr
+    assert fault.met == 2
+    assert contents(user.home / "out") == contents(grafted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded", "streamed"])
+def test_what_does_not_end_is_named(
+    options: tuple[str, ...], hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    # Headers come, then nothing more: requests that begin after the first 64 KiB, or whole files.
+    hub.faults.on(faults.limited(f"^/cdn/{BASE}/", retry_after_s=3600))
+    says(user, f"{BASE}: ", "too many requests", "wait 3600 s", options=options)
+    hub.faults.off()
+    hub.faults.on(faults.failing(f"^/cdn/{BASE}/"))
+    says(user, f"{BASE}: ", "fails (status 500)", options=options)
+    hub.faults.off()
+    assert user.run(*transfer("out", *options)).returncode == 0
+    assert contents(user.home / "out") == contents(grafted)
+
+
+def test_offline_from_the_cache(
+    hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    commits = publish(hub, family)
+    assert user.run(*transfer("out", "--dry-run")).returncode == 0
+    says(user, "since HF_HUB_OFFLINE is set", "lacks model-00001-of", HF_HUB_OFFLINE="1")
+    assert user.run(*transfer("online")).returncode == 0
+    hub.forget()
+    done = user.run(*transfer("offline"), HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert not hub.requests
+    assert contents(user.home / "offline") == contents(grafted)
+    manifest = json.loads((user.home / "offline" / "diffxfer.json").read_text())
+    assert manifest["sources"]["base"]["revision"] == commits["base"]
+    says(user, "does not have it", HF_HUB_OFFLINE="1", HF_HOME=str(user.home / "elsewhere"))
+
+
+def test_no_network(user: User, hub: Hub, family: dict[str, Path]) -> None:
+    publish(hub, family)
+    hub.stop()
+    says(user, f"no connection to {hub.url}", "check the network, and run the same command again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded", "streamed"])
+def test_an_interruption_ends_it_soon_and_whole_files_stay(
+    options: tuple[str, ...], hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    hub.faults.on(faults.slow(f"^/cdn/{BASE}/.*{SHARD}", 0.3))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffxfer", *transfer("out", *options)],
+        cwd=user.home,
+        env={**os.environ, **user.env, "HF_HUB_OFFLINE": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(hub.asked(r"^/cdn/.*-00002-of")) < 6 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted: " in said
+    assert "Traceback" not in said
+    assert not (user.home / "out").exists()
+    hub.faults.off()
+    hub.forget()
+    assert user.run(*transfer("out", *options)).returncode == 0
+    assert contents(user.home / "out") == contents(grafted)

@@ -1,0 +1,89 @@
+"""What is taken for a model on the Hub, where its files may lie, and what is too large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffxfer.checkpoints.companions import companion_path
+from diffxfer.checkpoints.hub.download import refuse_small_cache
+from diffxfer.checkpoints.hub.names import HubFile, HubId, cached_id, read_hub_id, shown_name
+from diffxfer.checkpoints.source import Place, find
+from diffxfer.errors import CheckpointError, CompanionError, DiskSpaceError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("org/name", HubId("org/name")),
+        ("org/name@v1.0", HubId("org/name", "v1.0")),
+        (Path("org/na.me-2@refs/pr/3"), HubId("org/na.me-2", "refs/pr/3")),
+        ("name", None),
+        ("./org/name", None),
+        ("/org/name", None),
+        ("../name", None),
+        ("a/b/c", None),
+        ("org/name@", None),
+        ("org/name@a b", None),
+        ("org/name@../../etc", None),
+        ("org/name@-f", None),
+        ("org/name@/main", None),
+        ("org/name@main/", None),
+        ("org/name@a^", None),
+        ("org/name@a.lock", None),
+        ("org/name@\x1b[31m", None),
+        (".hidden/name", None),
+    ],
+)
+def test_ids(named: str | Path, found: HubId | None) -> None:
+    assert read_hub_id(named) == found
+    assert found is None or str(found) == str(named)
+
+
+def test_a_folder_is_never_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("org/a-name").mkdir(parents=True)
+    assert find("org/a-name", "a model") == Place(Path("org/a-name"))
+    Path("org/file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        find("org/file", "a model")
+    with pytest.raises(CheckpointError, match=r"did you mean org/a-name\?"):
+        find("org/a-nmae", "a model")
+
+
+def test_a_snapshot_is_known_by_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--na-me" / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    assert cached_id(folder) == HubId("org/na-me", COMMIT)
+    assert shown_name(folder) == "org/na-me"
+    assert cached_id(folder.parent) is None
+    assert shown_name(tmp_path / "mine") == "mine"
+
+
+def test_companions_may_lie_in_the_blobs_that_all_repositories_share(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--name" / "snapshots" / COMMIT
+    shared = tmp_path / "blobs" / "ab" / "abcd"
+    own = tmp_path / "models--org--name" / "blobs" / "etag"
+    for path in (folder, shared.parent, own.parent):
+        path.mkdir(parents=True)
+    shared.write_bytes(b"{}")
+    own.symlink_to(shared)
+    (folder / "tokenizer.json").symlink_to(own)
+    assert companion_path(folder, "tokenizer.json") == folder / "tokenizer.json"
+    (tmp_path / "key").write_text("secret")
+    (folder / "LICENSE").symlink_to(tmp_path / "key")
+    with pytest.raises(CompanionError, match="is a link out of the checkpoint"):
+        companion_path(folder, "LICENSE")
+
+
+def test_downloads_that_have_no_room_are_refused(tmp_path: Path) -> None:
+    large = HubFile("org/name", COMMIT, "a.safetensors", 1 << 60, "ab" * 20, tmp_path / "a")
+    with pytest.raises(DiskSpaceError, match=r"the downloads.* need .* set HF_HOME.* --stream"):
+        refuse_small_cache([large], tmp_path / "out", 1)
+    with pytest.raises(DiskSpaceError, match=r"set HF_HOME to a larger one$"):
+        refuse_small_cache([large], None, 0)
