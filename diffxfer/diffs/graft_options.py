@@ -94,15 +94,9 @@ def check_options(
     }
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device)
+    memory = parse_size(device_memory, "--device-memory")
     run = RunOptions(
-        threads=threads,
-        device=device,
-        device_memory=parse_size(device_memory, "--device-memory"),
-        allow_nonfinite=allow_nonfinite,
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-        restart=restart,
-        dry_run=dry_run,
+        *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
         progress=progress,
         stream=stream,
     )
