@@ -15,6 +15,7 @@
     ├── ArtifactError             a manifest or diff vector that cannot be used
     │   └── DamageError           a folder that is not as it was written
     ├── NonFiniteError            NaN, infinity or overflow in a tensor
+    ├── DeviceError               a GPU that fails, or has too little memory
     ├── EvaluationError           a model or a task that cannot be scored
     ├── DataError                 rows to train on that cannot be used
     ├── TrainingError             a training run that cannot go on
@@ -241,6 +242,10 @@ class NonFiniteError(DiffxferError):
         self.tensor = tensor
         self.role = role
         self.index = index
+
+
+class DeviceError(DiffxferError):
+    """A GPU that fails, or has too little memory."""
 
 
 class EvaluationError(DiffxferError):

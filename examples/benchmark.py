@@ -6,7 +6,8 @@ Every verb is timed as a whole process, as a user meets it, and as a loop: the t
 process of its own. The floor reads and writes the same bytes with as many threads and computes
 nothing. All of them take turns, so that a noisy neighbour meets them alike: trust ratios and
 medians of five runs or more, not single seconds. `--cold` drops the files from the page cache
-before each; that means something on a disk only.
+before each; that means something on a disk only. With `--device cuda`, the bus is measured in the
+same run: the same bytes to the GPU and back. The bound is the larger of bus and floor.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Row:
         loop_cpu: seconds of processors in it.
         floor: seconds of the same bytes read and written.
         floor_cpu: seconds of processors in it.
+        bus: seconds of the same bytes to a GPU and back.
         moved: how many bytes those are.
     """
 
@@ -70,6 +72,7 @@ class Row:
     loop_cpu: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     floor_cpu: list[float] = field(default_factory=list)
+    bus: list[float] = field(default_factory=list)
     moved: int = 0
 
     def summary(self, tensors: int) -> dict[str, Any]:
@@ -87,6 +90,10 @@ class Row:
             # Run by run: what slows down one run slows down the loop and the floor of it.
             pairs = zip(self.loop, self.floor, strict=True)
             found["loop_to_floor"] = round(median(one / other for one, other in pairs), 2)
+            if self.bus:
+                bounds = map(max, self.floor, self.bus)
+                ratios = [one / bound for one, bound in zip(self.loop, bounds, strict=True)]
+                found["loop_to_bound"] = round(median(ratios), 2)
             found["cpu_to_floor"] = round(found["loop_cpu"] / found["floor_cpu"], 2)
             found["gb_per_s"] = round(self.moved / 1e9 / median(self.loop), 2)
             found["s_per_gb"] = round(median(self.loop) / (self.moved / 1e9), 4)
@@ -136,17 +143,21 @@ class Bench:
         self._whole(verb, self._command(verb))
         row = self.rows[verb]
         threads = ["--threads", str(self._given.threads), "--out", str(self.family / "out")]
-        found = self._fresh(lambda: self._child(verb, inputs, threads))
+        device = ["--device", self._given.device]
+        found = self._fresh(lambda: self._child(verb, inputs, [*threads, *device]))
         row.loop.append(found["loop_s"])
         row.loop_cpu.append(found["cpu_s"])
         row.moved = int(found["moved"])
         found = self._fresh(lambda: self._child("floor", inputs, threads))
         row.floor.append(found["loop_s"])
         row.floor_cpu.append(found["cpu_s"])
+        if self._given.device != "cpu":
+            row.bus.append(self._child("bus", inputs, device)["loop_s"])
 
     def _command(self, verb: str, out: str = "out") -> list[str]:
         inputs = [str(self.family / role) for role in ROLES[verb]]
         threads = ["--threads", str(self._given.threads), "--quiet"]
+        threads += ["--device", self._given.device]
         out = str(self.family / out)
         return [sys.executable, "-m", "diffxfer", verb, *inputs, "-o", out, *threads]
 
@@ -221,8 +232,10 @@ def machine(folder: Path) -> dict[str, Any]:
 
 def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The figures as lines of Markdown."""
-    yield "| family | command | seconds | peak memory | loop, s | GB/s | floor, s | loop ÷ floor |"
-    yield "|---|---|---|---|---|---|---|---|"
+    head = "| family | command | seconds | peak memory | loop, s | GB/s | floor, s | loop ÷ floor |"
+    gpu = any("bus" in row for rows in results.values() for row in rows.values())
+    yield f"{head} bus, s | loop ÷ larger |" if gpu else head
+    yield "|---|---|---|---|---|---|---|---|" + ("---|---|" if gpu else "")
     for shape, rows in results.items():
         for name, row in rows.items():
             walls = row["runs"]["wall"]
@@ -231,8 +244,32 @@ def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
                 f"{row['peak']:.0f} MiB",
                 *(f"{row[key]}" if key in row else "" for key in ("loop", "gb_per_s")),
                 *(f"{row[key]}" if key in row else "" for key in ("floor", "loop_to_floor")),
+                *(f"{row.get(key, '')}" for key in (("bus", "loop_to_bound") if gpu else ())),
             ]
             yield f"| {shape} | {name} | {' | '.join(cells)} |"
+
+
+def notes(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What the figures are held against, a line each."""
+    for shape, rows in results.items():
+        for name, row in rows.items():
+            whole = f"{shape} {name}: {row['wall'] / row['tensors'] * 1e6:.0f} µs a tensor in all"
+            if "loop" in row:
+                by_cpu = f"loop ÷ floor by processor time {row['cpu_to_floor']}"
+                yield f"{whole}, {row['us_per_tensor']} in the loop; {by_cpu}"
+        if "mergekit" in rows:
+            pairs = zip(
+                rows["mergekit"]["runs"]["wall"], rows["transfer"]["runs"]["wall"], strict=True
+            )
+            times = median(theirs / ours for theirs, ours in pairs)
+            yield f"{shape}: mergekit takes {times:.1f} times as long as transfer"
+    for verb in VERBS:
+        paces = [
+            rows[verb]["s_per_gb"] for rows in results.values() if "loop" in rows.get(verb, {})
+        ]
+        if len(paces) > 1:
+            apart = max(paces) / min(paces) - 1
+            yield f"{verb}: {min(paces)} to {max(paces)} s a GB, {apart:.0%} apart"
 
 
 def options() -> argparse.Namespace:
@@ -245,6 +282,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--what", action="append", choices=(*VERBS, "dry-run"), help="default all")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu", help="cuda or cuda:N; the bus is timed then")
     parser.add_argument("--mergekit", help="mergekit-yaml, if not on PATH; none to leave it out")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before each")
     parser.add_argument("--sparse", action="store_true", help="headers alone, data are holes")
@@ -281,7 +319,8 @@ def main() -> None:
         )
     else:
         print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
-        print("\n".join(table(results)))
+        print("\n".join(table(results)), end="\n\n")
+        print("\n".join(f"- {note}" for note in notes(results)))
 
 
 if __name__ == "__main__":

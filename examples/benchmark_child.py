@@ -2,7 +2,8 @@
 
 Each prints one JSON object. `floor` reads and writes as many bytes as a verb does, with as many
 threads, from and to files that are allocated alike, and computes nothing. `loop` is the verb
-itself, with the seconds that its threads took, once the files are allocated.
+itself, with the seconds that its threads took, once the files are allocated. `bus` moves the same
+bytes to a GPU and back from pinned memory, both ways at once, and reads no file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmark_family import SHAPES, make_family
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1 << 19
 """As the engine reads bfloat16; larger ones were no faster, as they leave the caches."""
+_BUS_BYTES = 1 << 24
 
 
 def floor(inputs: list[Path], out: Path, threads: int) -> dict[str, float]:
@@ -85,7 +88,34 @@ def _copy(
         os.pwrite(writes[name], buffers[-1][:count], at)
 
 
-def loop(verb: str, inputs: list[Path], out: Path, threads: int) -> dict[str, float]:
+def bus(inputs: list[Path], device: str) -> dict[str, float]:
+    """Copy as many bytes to a GPU as some folders' shards have, and back as the last one's have.
+
+    Args:
+        inputs: folders with shards of the same names and sizes.
+        device: the GPU, such as ``"cuda:0"``.
+    """
+    from diffxfer.streaming.cuda import Cuda
+
+    gpu = Cuda(device)
+    size = sum(path.stat().st_size for path in inputs[-1].glob("*.safetensors"))
+    counts = _BUS_BYTES * len(inputs), _BUS_BYTES
+    slots = deque(
+        ([gpu.pinned(n) for n in counts], [gpu.memory(n) for n in counts]) for _ in range(4)
+    )
+    flights = deque[Any]()
+    began = time.perf_counter()
+    for _ in range(-(-size // _BUS_BYTES)):
+        if len(flights) == len(slots):
+            gpu.wait(flights.popleft())
+        here, there = slots[0]
+        slots.rotate()
+        flights.append(gpu.submit((there[0], here[0]), lambda: None, (here[1], there[1])))
+    gpu.close()
+    return {"loop_s": time.perf_counter() - began}
+
+
+def loop(verb: str, inputs: list[Path], out: Path, threads: int, device: str) -> dict[str, float]:
     """Run a verb and time its threads.
 
     Args:
@@ -93,6 +123,7 @@ def loop(verb: str, inputs: list[Path], out: Path, threads: int) -> dict[str, fl
         inputs: the folders that it takes, in its order.
         out: the folder to write.
         threads: how many share the work.
+        device: where the arithmetic runs.
     """
     import diffxfer
     from diffxfer.streaming import engine
@@ -117,17 +148,18 @@ def loop(verb: str, inputs: list[Path], out: Path, threads: int) -> dict[str, fl
         "apply": diffxfer.apply_diff,
         "transfer": diffxfer.transfer,
     }
-    report = run[verb](*inputs, out, threads=threads)
+    report = run[verb](*inputs, out, threads=threads, device=device)
     return {**found, "moved": report.bytes_to_read + report.bytes_to_write}
 
 
 def main() -> None:
     """Do what the arguments say and print what was found."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("make", "floor", "extract", "apply", "transfer"))
+    parser.add_argument("what", choices=("make", "floor", "bus", "extract", "apply", "transfer"))
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape")
     parser.add_argument("--sparse", action="store_true")
     given = parser.parse_args()
@@ -137,8 +169,10 @@ def main() -> None:
         found["tensors"] = sum(1 for _ in SHAPES[given.shape].tensors())
     elif given.what == "floor":
         found = floor(given.folders, given.out, given.threads)
+    elif given.what == "bus":
+        found = bus(given.folders, given.device)
     else:
-        found = loop(given.what, given.folders, given.out, given.threads)
+        found = loop(given.what, given.folders, given.out, given.threads, given.device)
     print(json.dumps(found))
 
 

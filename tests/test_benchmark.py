@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.streaming import cuda
+from tests.streaming.host_device import HostDevice
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,9 +38,59 @@ def test_a_verb_beside_its_floor(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_bus_carries_what_the_floor_reads_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import benchmark_child
+
+    devices: list[HostDevice] = []
+
+    def make(name: str) -> HostDevice:
+        devices.append(HostDevice(name))
+        return devices[-1]
+
+    monkeypatch.setattr(cuda, "Cuda", make)
+    monkeypatch.setattr(benchmark_child, "_BUS_BYTES", 1000)
+    for role in ("a", "b"):
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "model.safetensors").write_bytes(bytes(9_500))
+    assert benchmark_child.bus([tmp_path / "a", tmp_path / "b"], "cuda:0")["loop_s"] > 0
+    assert devices[0].submitted == 10
+    assert devices[0].allocated == 4 * 3 * 1000
+    assert devices[0].closed
+
+
 def test_headers_alone_are_enough_for_a_plan(tmp_path: Path) -> None:
     row = measure(tmp_path, ["--what", "dry-run", "--sparse", "--keep"])["dry-run"]
     assert "loop" not in row
     model = tmp_path / "diffxfer-tiny-sparse" / "base" / "model.safetensors"
     assert model.stat().st_blocks * 512 < model.stat().st_size
     assert not (tmp_path / "diffxfer-tiny-sparse" / "out").exists()
+
+
+def test_figures_are_held_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    benchmark = importlib.import_module("benchmark")
+    rows = {
+        "transfer": benchmark.Row(wall=[2.0, 3.0], cpu=[2.0, 2.0], peak=[250.0, 250.0]),
+        "mergekit": benchmark.Row(wall=[20.0, 36.0], cpu=[9.0, 9.0], peak=[9000.0, 9000.0]),
+    }
+    slow = {"transfer": benchmark.Row(loop=[1.5], loop_cpu=[3.0], floor=[1.0], floor_cpu=[2.0])}
+    for row, moved in ((rows["transfer"], 10**9), (slow["transfer"], 10**9)):
+        row.moved = moved
+    rows["transfer"].loop, rows["transfer"].loop_cpu = [1.0, 1.0], [2.0, 2.0]
+    rows["transfer"].floor, rows["transfer"].floor_cpu = [0.8, 0.8], [1.0, 1.0]
+    slow["transfer"].wall = [4.0]
+    found = {
+        shape: {name: row.summary(1000) for name, row in group.items()}
+        for shape, group in (("a", rows), ("b", slow))
+    }
+    assert list(benchmark.notes(found)) == [
+        "a transfer: 2500 µs a tensor in all, 1000.0 in the loop;"
+        " loop ÷ floor by processor time 2.0",
+        "a: mergekit takes 11.0 times as long as transfer",
+        "b transfer: 4000 µs a tensor in all, 1500.0 in the loop;"
+        " loop ÷ floor by processor time 1.5",
+        "transfer: 1.0 to 1.5 s a GB, 50% apart",
+    ]

@@ -315,6 +315,9 @@ def _remarks(report: Report) -> list[str]:
         f" ({relation.samples:,} sampled weights)"
         for relation in report.relations
     ]
+    if report.device_why or report.device != "cpu":
+        why = f", as {report.device_why}" if report.device_why else ""
+        lines.append(f"device: {report.device}{why}")
     if report.vocabulary in _PAIRING:
         lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")
     if report.added_tokens:

@@ -118,6 +118,18 @@ Threads = Annotated[
         metavar="N", min=1, max=256, help="Threads; by default one a processor, 8 at most."
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="cpu|cuda|cuda:N|auto",
+        help="Where the arithmetic runs, to the same bits; auto takes a GPU only where it could"
+        " save more than it takes to start, and says why.",
+    ),
+]
+DeviceMemory = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="The most that is allocated on a GPU, whatever the model."),
+]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace OUT if it exists and diffxfer made it."),

@@ -53,6 +53,7 @@ def extract_diff(
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
     stream: bool = False,
@@ -77,7 +78,9 @@ def extract_diff(
         allow_unrelated: subtract even where the two have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as finetuned's are.
         threads: how many workers; None for one a processor.
-        device: where the arithmetic runs, as torch names it.
+        device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
+            decide.
+        device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
         stream: read models on the Hub there, instead of downloading them into its cache.
@@ -146,7 +149,15 @@ def extract_diff(
         relations=kinship.relations,
     )
     options = RunOptions(
-        *(threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress),
+        threads=threads,
+        device=device,
+        device_memory=parse_size(device_memory, "--device-memory"),
+        allow_nonfinite=allow_nonfinite,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        restart=restart,
+        dry_run=dry_run,
+        progress=progress,
         stream=stream,
     )
     return do(job, options)

@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 
 def fingerprint(
-    plan: Plan, device: str, files: Mapping[str, bytes | Path], described: tuple[object, ...]
+    plan: Plan, files: Mapping[str, bytes | Path], described: tuple[object, ...]
 ) -> str:
     """What stands for all that has a part in a byte of a result: 32 hexadecimal digits.
 
-    Versions and inputs are in it too; how many threads there are has no part.
+    Versions and inputs are in it too; the device and how many threads there are have no part.
 
     Args:
         plan: what is done.
-        device: where.
         files: companions by name, new bytes or a file to copy.
         described: the verb, its options and its sources, as values with a `repr`.
     """
@@ -35,7 +34,7 @@ def fingerprint(
     def take(*values: object) -> None:
         digest.update(repr(values).encode("utf-8", "backslashreplace"))
 
-    take(version("diffxfer"), version("torch"), BLOCK_ELEMENTS, device)
+    take(version("diffxfer"), version("torch"), BLOCK_ELEMENTS)
     take(*described)
     # A file is known by inode, size and time: after a reboot its disk may have another number.
     inputs = {shard.path: number for number, shard in enumerate(plan.inputs)}

@@ -57,6 +57,7 @@ def apply_diff(
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
     stream: bool = False,
@@ -81,7 +82,9 @@ def apply_diff(
         allow_unrelated: graft even where base and target have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
         threads: how many workers; None for one a processor.
-        device: where the arithmetic runs, as torch names it.
+        device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
+            decide.
+        device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
         stream: read models on the Hub there, instead of downloading them into its cache.
@@ -100,8 +103,8 @@ def apply_diff(
     """
     options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, allow_unrelated, overwrite, restart, stream),
-        *(dry_run, progress),
+        *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
+        *(overwrite, restart, stream, dry_run, progress),
     )
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
@@ -132,6 +135,7 @@ def transfer(
     max_shard_size: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    device_memory: str = "512MB",
     overwrite: bool = False,
     restart: bool = False,
     stream: bool = False,
@@ -157,7 +161,9 @@ def transfer(
         allow_unrelated: graft even where base and target have nothing to do with each other.
         max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
         threads: how many workers; None for one a processor.
-        device: where the arithmetic runs, as torch names it.
+        device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
+            decide.
+        device_memory: the most that is allocated on a GPU.
         overwrite: replace a folder of ours at `out`.
         restart: discard what unfinished runs to `out` left, instead of going on from there.
         stream: read models on the Hub there, instead of downloading them into its cache.
@@ -176,8 +182,8 @@ def transfer(
     """
     options = check_options(
         *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, allow_nonfinite, allow_unrelated, overwrite, restart, stream),
-        *(dry_run, progress),
+        *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
+        *(overwrite, restart, stream, dry_run, progress),
     )
     out = Path(out)
     opened = open_roles({"finetuned": finetuned, "base": base, "target": target})

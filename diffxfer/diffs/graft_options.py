@@ -57,6 +57,7 @@ def check_options(
     max_shard_size: str | None,
     threads: int | None,
     device: str,
+    device_memory: str,
     allow_nonfinite: bool,
     allow_unrelated: bool,
     overwrite: bool,
@@ -94,7 +95,15 @@ def check_options(
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device)
     run = RunOptions(
-        *(threads, device, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run, progress),
+        threads=threads,
+        device=device,
+        device_memory=parse_size(device_memory, "--device-memory"),
+        allow_nonfinite=allow_nonfinite,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        restart=restart,
+        dry_run=dry_run,
+        progress=progress,
         stream=stream,
     )
     return GraftOptions(selection, vocab, out_dtype, allow_unrelated, command, run, began)

@@ -33,8 +33,9 @@ from diffxfer.diffs.report import Report, count_fates, group_fates, losses
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
+from diffxfer.streaming.device import MEMORY_BYTES, Choice, choose_device
 from diffxfer.streaming.plan import Plan, TensorTask, make_plan
-from diffxfer.streaming.run import run_plan
+from diffxfer.streaming.run import default_threads, run_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,7 +68,8 @@ class RunOptions:
 
     Attributes:
         threads: how many workers, None for one a processor.
-        device: where the arithmetic runs.
+        device: where the arithmetic runs, or ``"auto"``.
+        device_memory: the most bytes that are allocated on a GPU.
         allow_nonfinite: let NaN, infinity and overflow through.
         max_shard_bytes: the size at which shards are cut, None to cut as the input is.
         overwrite: replace a folder of ours at the output.
@@ -79,6 +81,7 @@ class RunOptions:
 
     threads: int | None = None
     device: str = "cpu"
+    device_memory: int = MEMORY_BYTES
     allow_nonfinite: bool = False
     max_shard_bytes: int | None = None
     overwrite: bool = False
@@ -171,13 +174,14 @@ def do(job: Job, options: RunOptions) -> Report:
         raise refusal(refused)
     plan = make_plan(cut_shards(job.tasks, options.max_shard_bytes), job.inputs)
     job.tasks.clear()  # the plan has them, each with its place
+    choice = choose_device(options.device, plan, options.threads or default_threads())
     free = free_bytes(job.out)
     read = [] if options.stream else [spec.shard for task in plan.tasks for spec in task.inputs]
     to_fetch = sum(file.size for file in missing_files(read))
     if options.dry_run:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
-        return _report(job, plan, free, to_fetch, refused=refused)
+        return _report(job, plan, free, choice, to_fetch, refused=refused)
     with _output(job, plan, options) as folder:
         needed, held = _needed(job, plan), folder.held_bytes()
         refuse_small_disk(job.out, needed, held)
@@ -186,7 +190,8 @@ def do(job: Job, options: RunOptions) -> Report:
             plan,
             folder,
             threads=options.threads,
-            device=options.device,
+            device=choice.device,
+            device_memory=options.device_memory,
             allow_nonfinite=options.allow_nonfinite,
             progress=options.progress,
         )
@@ -197,7 +202,7 @@ def do(job: Job, options: RunOptions) -> Report:
         }
         _write_rest(job, plan, folder, by_name, _silent(plan, results))
         folder.publish()
-    return _report(job, plan, free, to_fetch, results=by_name, resumed=resumed)
+    return _report(job, plan, free, choice, to_fetch, results=by_name, resumed=resumed)
 
 
 def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
@@ -205,7 +210,6 @@ def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
         job.out,
         fingerprint(
             plan,
-            options.device,
             job.files,
             (job.verb, sorted(job.command.items()), sorted(job.sources.items())),
         ),
@@ -299,6 +303,7 @@ def _report(
     job: Job,
     plan: Plan,
     free: int,
+    choice: Choice,
     to_fetch: int,
     *,
     resumed: int = 0,
@@ -324,6 +329,8 @@ def _report(
         resumed_bytes=resumed,
         free_bytes=free,
         elapsed_s=round(time.perf_counter() - job.began, 3),
+        device=choice.device,
+        device_why=choice.why,
         vocabulary=job.vocabulary,
         added_tokens=job.added_tokens,
         dropped_tokens=job.dropped_tokens,

@@ -60,6 +60,8 @@ class Report:
         resumed_bytes: of both, what an earlier run had done and this one did not do again.
         free_bytes: on the output's disk, before.
         elapsed_s: seconds from the call to the result.
+        device: where the arithmetic ran, or would.
+        device_why: the reason, where that was left to be decided.
         vocabulary: how rows of tokens were paired: ``"ids"``, ``"tokens"`` or ``"rows"``.
         added_tokens: tokens that finetuned added and the output has now.
         dropped_tokens: tokens whose difference was dropped.
@@ -82,6 +84,8 @@ class Report:
     resumed_bytes: int
     free_bytes: int
     elapsed_s: float
+    device: str
+    device_why: str
     vocabulary: str
     added_tokens: tuple[str, ...]
     dropped_tokens: tuple[str, ...]

@@ -45,8 +45,12 @@ def cut_shards(tasks: Sequence[TensorTask], max_shard_bytes: int | None) -> list
     return [*(task for task in tasks if task.shard is None), *renamed]
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--max-shard-size") -> int:
     """A number of bytes such as ``5GB`` or ``500MB``; a GB is 10⁹, as on the Hub.
+
+    Args:
+        text: what was given.
+        option: for what.
 
     Raises:
         OptionError: if it is none.
@@ -55,5 +59,5 @@ def parse_size(text: str) -> int:
     size = int(float(found[1]) * _UNITS[(found[2] or "B").upper()]) if found else 0
     if size <= 0:
         problem = f"{text!r} is no size"
-        raise OptionError("--max-shard-size", problem, "give one such as 5GB or 500MB")
+        raise OptionError(option, problem, "give one such as 5GB or 500MB")
     return size

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from diffxfer.streaming.plan import Chunk, Plan, TensorTask
 
 _SMALL = BLOCK_ELEMENTS // 4
-_COMPUTED = (Operation.TRANSFER, Operation.APPLY, Operation.SUBTRACT)
+COMPUTED = (Operation.TRANSFER, Operation.APPLY, Operation.SUBTRACT)
+"""What is arithmetic."""
 
 
 def batches(chunks: Iterable[Chunk], plan: Plan) -> Iterator[tuple[Chunk, ...]]:
@@ -59,7 +60,7 @@ def _kind(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
         chunk.count > _SMALL
         or len(task.runs) != 1
         or chunk.pieces[0].kind is not RunKind.GRAFT
-        or task.operation not in _COMPUTED
+        or task.operation not in COMPUTED
         or chunk.count != task.elements
     ):
         return None

@@ -19,7 +19,9 @@ import torch
 from diffxfer.checkpoints.header import BITS
 from diffxfer.checkpoints.reader import OpenShard
 from diffxfer.streaming.batch import batches
-from diffxfer.streaming.plan import Chunk, Piece, Plan, TensorTask, chunks, inputs_used
+from diffxfer.streaming.lane import Lane
+from diffxfer.streaming.plan import Chunk, Plan, TensorTask, chunks, inputs_used
+from diffxfer.streaming.slab import slabs
 from diffxfer.streaming.worker import Worker
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.shard_writer import ShardWriter
     from diffxfer.streaming.keeper import Keeper
+    from diffxfer.streaming.lane import Accelerator
     from diffxfer.streaming.ledger import Ledger
     from diffxfer.streaming.tally import ChunkResult, TensorResult
 
@@ -48,8 +51,8 @@ class Engine:
         created: done when that shard is allocated.
         ledger: what is done already, and where the rest is taken down.
         chunk_elements: the most elements of a chunk, a multiple of `plan.BLOCK_ELEMENTS`.
-        device: where the arithmetic runs.
         allow_nonfinite: let NaN, infinity and overflow through.
+        accelerator: computes instead of the workers, if there is one.
     """
 
     def __init__(
@@ -60,18 +63,22 @@ class Engine:
         ledger: Ledger,
         *,
         chunk_elements: int,
-        device: str,
         allow_nonfinite: bool,
+        accelerator: Accelerator | None = None,
     ) -> None:
+        assert accelerator is None or chunk_elements <= accelerator.elements
         self._plan = plan
         self._writers = writers
         self._created = created
         self._chunk_elements = chunk_elements
-        self._device = torch.device(device)
+        self._accelerator = accelerator
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.Lock()
         self._ledger = ledger
-        self._source = batches(chunks(plan, chunk_elements, ledger), plan)
+        rest = chunks(plan, chunk_elements, ledger)
+        self._source = (
+            slabs(rest, plan, accelerator.elements) if accelerator else batches(rest, plan)
+        )
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._failures: list[tuple[int, BaseException]] = []
         self._done_bytes = ledger.resumed_bytes
@@ -131,14 +138,23 @@ class Engine:
                     progress(self._done_bytes, self._total_bytes)
 
     def _work(self) -> None:
-        number = -1
+        number, lane = -1, None
         try:
             worker = Worker(
                 self._chunk_elements,
-                self._device,
                 allow_nonfinite=self._allow_nonfinite,
                 open_shard=self._input,
             )
+            if self._accelerator is not None:
+                lane = Lane(
+                    self._accelerator,
+                    worker,
+                    open_shard=self._input,
+                    allow_nonfinite=self._allow_nonfinite,
+                )
+                for found, data in lane.run(iter(self._next, ())):
+                    self._put(found, data)
+                return
             while batch := self._next():
                 number = batch[0].number
                 if len(batch) == 1 or not self._many(worker, batch):
@@ -146,7 +162,7 @@ class Engine:
                         self._one(worker, chunk)
         except BaseException as exc:
             with self._lock:
-                self._failures.append((number, exc))
+                self._failures.append((lane.number if lane else number, exc))
                 self._stop = True
 
     def _next(self) -> tuple[Chunk, ...]:
@@ -156,11 +172,22 @@ class Engine:
     def _one(self, worker: Worker, chunk: Chunk) -> None:
         task = self._plan.tasks[chunk.task]
         data, result = worker.process(chunk, task)
+        self._put([(chunk, result)], data)
+
+    def _put(self, found: Sequence[tuple[Chunk, ChunkResult]], data: memoryview) -> None:
+        """Write the bytes of chunks that lie side by side, and take them down."""
+        first = found[0][0]
+        task = self._plan.tasks[first.task]
         if task.shard is not None:
             self._created[task.shard].result()
-            self._writers[task.shard].write(data, task.start + chunk.start * task.itemsize)
-        moved = len(data) + sum(_read_by(piece, task) for piece in chunk.pieces)
-        self._take_down([(chunk, moved, result)])
+            start = task.start + first.start * task.itemsize
+            self._writers[task.shard].write(data, start, parts=len(found))
+        self._take_down(
+            [
+                (chunk, _moved_by(chunk, self._plan.tasks[chunk.task]), result)
+                for chunk, result in found
+            ]
+        )
 
     def _many(self, worker: Worker, batch: Sequence[Chunk]) -> bool:
         """Do a batch at once, unless one of its tensors must be found that is not finite."""
@@ -202,9 +229,14 @@ class Engine:
             return shard
 
 
-def _read_by(piece: Piece, task: TensorTask) -> int:
-    used = inputs_used(piece.kind, len(task.inputs))
-    return sum(piece.count * BITS[task.inputs[slot].dtype] // 8 for slot in used)
+def _moved_by(chunk: Chunk, task: TensorTask) -> int:
+    """How many bytes are read and written for a chunk."""
+    read = sum(
+        piece.count * BITS[task.inputs[slot].dtype] // 8
+        for piece in chunk.pieces
+        for slot in inputs_used(piece.kind, len(task.inputs))
+    )
+    return read + (0 if task.shard is None else chunk.count * task.itemsize)
 
 
 class _TorchThreads:

@@ -43,7 +43,6 @@ def inspect_inputs(
         {},
         Ledger(plan, BLOCK_ELEMENTS, None),
         chunk_elements=BLOCK_ELEMENTS,
-        device="cpu",
         allow_nonfinite=True,
     )
     results = engine.run(threads or default_threads(), None, progress)

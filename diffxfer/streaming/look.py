@@ -29,7 +29,6 @@ class Looker:
 
     Args:
         chunk_elements: the most elements of a chunk.
-        device: where the arithmetic runs.
         allow_nonfinite: let NaN, infinity and overflow through.
         open_shard: gives an input file, open.
     """
@@ -37,12 +36,10 @@ class Looker:
     def __init__(
         self,
         chunk_elements: int,
-        device: torch.device,
         *,
         allow_nonfinite: bool,
         open_shard: Callable[[TensorSpec], OpenShard],
     ) -> None:
-        self._device = device
         self._allow_nonfinite = allow_nonfinite
         self._open_shard = open_shard
         # Bytes for the widest dtype; pages that a run does not touch are never resident.
@@ -50,8 +47,8 @@ class Looker:
             torch.empty(chunk_elements * 8, dtype=torch.uint8) for _ in range(_MAX_INPUTS + 2)
         ]
         self._views = [buffer.numpy().data for buffer in self._bytes]
-        self._delta = torch.empty(chunk_elements, dtype=torch.float64, device=device)
-        self._total = torch.empty(chunk_elements, dtype=torch.float64, device=device)
+        self._delta = torch.empty(chunk_elements, dtype=torch.float64)
+        self._total = torch.empty(chunk_elements, dtype=torch.float64)
         self._result, self._whole = _MAX_INPUTS, _MAX_INPUTS + 1
 
     def look(self, chunk: Chunk, task: TensorTask) -> ChunkResult:

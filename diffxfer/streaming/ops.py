@@ -18,7 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffxfer.streaming.plan import Operation
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 TORCH_DTYPES = {
@@ -58,6 +62,36 @@ def add_scaled(target: Tensor, delta: Tensor, alpha: float, total: Tensor) -> No
         delta.mul_(alpha)
     total.copy_(target)
     total.add_(delta)
+
+
+def compute(
+    operation: Operation,
+    inputs: Sequence[Tensor],
+    alpha: float,
+    delta: Tensor,
+    total: Tensor,
+    out: Tensor,
+) -> None:
+    """An operation's arithmetic, from its inputs to the output, on any device.
+
+    Args:
+        operation: TRANSFER, APPLY or SUBTRACT.
+        inputs: as the operation names them, any float dtypes.
+        alpha: the scale of Δ.
+        delta: float64, left as D where the operation is SUBTRACT, otherwise overwritten.
+        total: float64, left as base where the operation is SUBTRACT, otherwise overwritten.
+        out: receives the result, any float dtype.
+    """
+    if operation is Operation.SUBTRACT:
+        subtract(inputs[0], inputs[1], delta, total)
+        out.copy_(delta)
+        return
+    if operation is Operation.TRANSFER:
+        subtract(inputs[0], inputs[1], delta, total)
+    else:
+        delta.copy_(inputs[0])
+    add_scaled(inputs[-1], delta, alpha, total)
+    out.copy_(total)
 
 
 def all_finite(values: Tensor) -> bool:
@@ -107,6 +141,10 @@ def count_same(left: Tensor, right: Tensor, difference: Tensor) -> int:
 def different_bits(left: Tensor, right: Tensor) -> NDArray[np.bool_]:
     """Which elements of two tensors of one dtype differ in any bit, like 0.0 and −0.0."""
     # numpy compares and counts in a third of torch's time.
-    integer = _INTEGERS[left.element_size()]
-    different: NDArray[np.bool_] = left.view(integer).numpy() != right.view(integer).numpy()
+    different: NDArray[np.bool_] = bits(left).numpy() != bits(right).numpy()
     return different
+
+
+def bits(values: Tensor) -> Tensor:
+    """The same elements as integers, which differ wherever a bit does."""
+    return values.view(_INTEGERS[values.element_size()])

@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.reader import check_unchanged
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OptionError
+from diffxfer.streaming.device import MEMORY_BYTES, check_device
 from diffxfer.streaming.keeper import SYNC_INTERVAL_S, Keeper
 from diffxfer.streaming.ledger import Ledger
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, chunks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from diffxfer.checkpoints.writer import OutputFolder
+    from diffxfer.streaming.lane import Accelerator
     from diffxfer.streaming.tally import TensorResult
-
-_REASON = 200
 
 
 def default_threads() -> int:
@@ -34,28 +34,18 @@ def default_threads() -> int:
 
 
 def check_run_options(threads: int | None, device: str) -> None:
-    """Refuse threads and devices that cannot run a plan; torch is imported for a device alone.
+    """Refuse threads and devices that cannot run a plan; torch is imported for a GPU alone.
 
     Args:
         threads: how many workers; None for one a processor.
-        device: where the arithmetic runs, as torch names it.
+        device: where the arithmetic runs.
 
     Raises:
-        OptionError: if there is less than one thread, or torch cannot compute on the device.
+        OptionError: if there is less than one thread, or no such device.
     """
     if threads is not None and threads < 1:
         raise OptionError("--threads", f"{threads} is less than one", "give 1 or more")
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        # Reading it back tells a device that computes from one that only pretends to, as meta.
-        torch.zeros(1, dtype=torch.float64, device=torch.device(device)).item()
-    except (AssertionError, ImportError, RuntimeError, TypeError) as exc:
-        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-        problem = f"torch cannot compute on {short(device)} ({reason[:_REASON]})"
-        raise OptionError("--device", problem, "give cpu, or a GPU that torch finds") from exc
+    check_device(device)
 
 
 def run_plan(
@@ -64,6 +54,7 @@ def run_plan(
     *,
     threads: int | None = None,
     device: str = "cpu",
+    device_memory: int = MEMORY_BYTES,
     chunk_elements: int = BLOCK_ELEMENTS,
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -74,7 +65,8 @@ def run_plan(
         plan: what to do.
         folder: where, inside its `with` block.
         threads: how many workers; None for one a processor.
-        device: where the arithmetic runs, as torch names it.
+        device: where the arithmetic runs: ``"cpu"``, or a GPU such as ``"cuda:0"``.
+        device_memory: the most bytes that are allocated on a GPU.
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         progress: called with the bytes done and the bytes in all.
@@ -83,7 +75,7 @@ def run_plan(
         One result a task of the plan, and how many of its bytes an earlier run has moved.
 
     Raises:
-        OptionError: if `threads` or `device` cannot be.
+        OptionError: if `threads`, `device` or `device_memory` cannot be.
         DiffxferError: the earliest failure; what was written is the folder's to keep or remove.
     """
     check_run_options(threads, device)
@@ -95,16 +87,15 @@ def run_plan(
             # On tmpfs, allocation takes a quarter of a second a GB; importing torch covers it.
             from diffxfer.streaming.engine import Engine
 
-            engine = Engine(
-                plan,
-                writers,
-                created,
-                ledger,
-                chunk_elements=chunk_elements,
-                device=device,
-                allow_nonfinite=allow_nonfinite,
-            )
-            results = engine.run(threads or default_threads(), keeper, progress)
+            lanes = threads or default_threads()
+            with _accelerator(device, plan, lanes, device_memory) as accelerator:
+                engine = Engine(
+                    *(plan, writers, created, ledger),
+                    chunk_elements=chunk_elements,
+                    allow_nonfinite=allow_nonfinite,
+                    accelerator=accelerator,
+                )
+                results = engine.run(lanes, keeper, progress)
             for future in created.values():
                 future.result()
         except BaseException as exc:
@@ -115,6 +106,24 @@ def run_plan(
     for shard in plan.inputs:
         check_unchanged(shard)
     return results, ledger.resumed_bytes
+
+
+@contextmanager
+def _accelerator(
+    device: str, plan: Plan, threads: int, memory_bytes: int
+) -> Iterator[Accelerator | None]:
+    """What computes instead of the CPU, until nothing of it is under way."""
+    if device == "cpu":
+        yield None
+        return
+    from diffxfer.streaming import cuda
+    from diffxfer.streaming.lane import Accelerator
+
+    gpu = cuda.Cuda(device)
+    try:
+        yield Accelerator(gpu, plan, threads, memory_bytes)
+    finally:
+        gpu.close()
 
 
 def _take_up(

@@ -66,12 +66,32 @@ class Worker(Looker):
     def _assemble(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
         """A chunk whose rows are treated differently: compute the grafts together, then place."""
         grafts = [piece for piece in chunk.pieces if piece.kind is RunKind.GRAFT]
+        computed = self._graft(grafts, chunk, task, result) if grafts else memoryview(b"")
+        return self.place(computed, chunk, task, result)
+
+    def place(
+        self, computed: memoryview, chunk: Chunk, task: TensorTask, result: ChunkResult
+    ) -> memoryview:
+        """Put what was computed where it belongs in a chunk, and the other pieces beside it.
+
+        Args:
+            computed: the bytes of its grafted pieces, one after the other.
+            chunk: which elements.
+            task: what it is a part of.
+            result: what is known of it so far.
+
+        Returns:
+            The chunk's bytes, valid until the next call.
+
+        Raises:
+            NonFiniteError: at NaN, infinity or overflow in another piece, unless they are allowed.
+            CheckpointError: if an input cannot be read as it was.
+        """
         size = task.itemsize
         whole = self._views[self._whole][: chunk.count * size]
-        if grafts:
-            computed = self._graft(grafts, chunk, task, result)
-            done = 0
-            for piece in grafts:
+        done = 0
+        for piece in chunk.pieces:
+            if piece.kind is RunKind.GRAFT:
                 part = computed[done : done + piece.count * size]
                 whole[piece.at * size : (piece.at + piece.count) * size] = part
                 done += len(part)
@@ -158,19 +178,18 @@ class Worker(Looker):
 
     def _compute_read(self, task: TensorTask, count: int) -> tuple[Tensor, list[Tensor]]:
         """Compute what was read; the inputs come back unless the result is known to be finite."""
-        inputs = [
-            self._values(slot, spec.dtype, count).to(self._device)
-            for slot, spec in enumerate(task.inputs)
-        ]
+        inputs = [self._values(slot, spec.dtype, count) for slot, spec in enumerate(task.inputs)]
         out = self._values(self._result, task.dtype, count)
         if self._compute_narrow(inputs, task, out):
             return out, []
-        self._compute(inputs, task, out)
+        # `_measure` finds Δ and base in their buffers.
+        delta, total = self._delta[:count], self._total[:count]
+        ops.compute(task.operation, inputs, task.alpha, delta, total, out)
         return out, inputs
 
     def _compute_narrow(self, inputs: list[Tensor], task: TensorTask, out: Tensor) -> bool:
-        """The same as `_compute` where that takes fewer passes and is finite; otherwise False."""
-        if task.alpha != 1.0 or self._device.type != "cpu":
+        """As `ops.compute`, where that takes fewer passes and is finite; otherwise False."""
+        if task.alpha != 1.0:
             return False
         if task.operation is Operation.APPLY:
             return narrow.add(inputs[0], inputs[1], out)
@@ -178,20 +197,6 @@ class Worker(Looker):
             return False
         buffers = self._delta[: len(out)], self._total[: len(out)]
         return narrow.transfer(inputs[0], inputs[1], inputs[2], out, *buffers)
-
-    def _compute(self, inputs: list[Tensor], task: TensorTask, out: Tensor) -> None:
-        """The arithmetic of a task in float64; `_measure` finds Δ and base in their buffers."""
-        delta, total = self._delta[: len(out)], self._total[: len(out)]
-        if task.operation is Operation.SUBTRACT:
-            ops.subtract(inputs[0], inputs[1], delta, total)
-            out.copy_(delta)
-            return
-        if task.operation is Operation.TRANSFER:
-            ops.subtract(inputs[0], inputs[1], delta, total)
-        else:
-            delta.copy_(inputs[0])
-        ops.add_scaled(inputs[-1], delta, task.alpha, total)
-        out.copy_(total)
 
     def _plain(
         self, piece: Piece, chunk: Chunk, task: TensorTask, result: ChunkResult
@@ -234,7 +239,7 @@ class Worker(Looker):
         blocks = [slice(start, start + BLOCK_ELEMENTS) for start in range(0, count, BLOCK_ELEMENTS)]
         result.delta_squares = tuple([ops.squared_norm(delta[block]) for block in blocks])
         result.base_squares = tuple([ops.squared_norm(base64[block]) for block in blocks])
-        result.samples = _sample(base64, pieces, chunk, task)
+        result.samples = sample(base64, pieces, chunk, task)
         result.unchanged = count - int(np.count_nonzero(changed[at : at + count]))
         if len(task.runs) == 1:
             size = BITS[task.inputs[1].dtype] // 8
@@ -248,16 +253,14 @@ class Worker(Looker):
 
     def _changed(self, task: TensorTask, count: int) -> NDArray[np.bool_]:
         """Which elements fine-tuning changed; of many tensors at once, as each call takes time."""
-        return ops.different(*self._pair(task, count), self._delta[:count].cpu())
+        return ops.different(*self._pair(task, count), self._delta[:count])
 
     def _not_given_back(self, out: Tensor, task: TensorTask) -> NDArray[np.bool_]:
         """Which elements of finetuned base + Δ does not give back; overwrites Δ in float64."""
         count = len(out)
         ours, theirs = self._pair(task, count)
         back = self._values(self._whole, task.inputs[0].dtype, count)
-        if self._device.type != "cpu" or not narrow.add(
-            theirs, out, back, finite=not self._allow_nonfinite
-        ):
+        if not narrow.add(theirs, out, back, finite=not self._allow_nonfinite):
             delta = self._delta[:count]
             delta.copy_(out)
             delta.add_(self._total[:count])
@@ -265,10 +268,17 @@ class Worker(Looker):
         return ops.different_bits(back, ours)
 
 
-def _sample(
-    base64: Tensor, pieces: list[Piece], chunk: Chunk, task: TensorTask
+def sample(
+    base: Tensor, pieces: Sequence[Piece], chunk: Chunk, task: TensorTask
 ) -> tuple[tuple[int, float], ...]:
-    """The elements of base that the task asks for, where they lie in these pieces."""
+    """The elements of base that a task asks for, where they lie in some pieces.
+
+    Args:
+        base: its elements, one piece's after the other's, on the CPU.
+        pieces: of the chunk.
+        chunk: which elements.
+        task: what it is a part of.
+    """
     found: list[tuple[int, float]] = []
     done = 0
     for piece in pieces:
@@ -278,6 +288,6 @@ def _sample(
         wanted = task.sample[low:high]
         if wanted:
             places = [done + index - first for index in wanted]
-            found.extend(zip(wanted, base64.cpu().numpy()[places].tolist(), strict=True))
+            found.extend(zip(wanted, base[places].double().tolist(), strict=True))
         done += piece.count
     return tuple(found)

@@ -27,7 +27,8 @@ EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate", "pus
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
     *("--allow-nonfinite", "--allow-unrelated", "--max-shard-size", "--threads", "--overwrite"),
-    *("--restart", "--stream", "--dry-run", "--json", "--quiet", "-q", "--help", "-h"),
+    *("--device", "--device-memory", "--restart", "--stream", "--dry-run"),
+    *("--json", "--quiet", "-q", "--help", "-h"),
 }
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
 OPTIONS = {

@@ -37,10 +37,10 @@ def job(folder: Path, **changes: Any) -> str:
     own = {name: changes.pop(name) for name in list(changes) if name not in GIVEN}
     plan = make_plan([replace(task, **own)], [spec.shard for spec in specs])
     given = GIVEN | changes
-    return fingerprint(plan, given["device"], given["files"], given["described"])
+    return fingerprint(plan, given["files"], given["described"])
 
 
-GIVEN: dict[str, Any] = {"device": "cpu", "files": {"config.json": b"{}"}, "described": ("apply",)}
+GIVEN: dict[str, Any] = {"files": {"config.json": b"{}"}, "described": ("apply",)}
 
 
 def test_the_same_job_is_the_same(tmp_path: Path) -> None:
@@ -50,7 +50,6 @@ def test_the_same_job_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"device": "cuda"},
         {"files": {"config.json": b"[]"}},
         {"files": {"config.jso": b"{}"}},
         {"described": ("apply", "alpha")},

@@ -292,8 +292,8 @@ def reseal(folder, change):
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
     manifest = Manifest.model_validate(document)
-    head = manifest.model_copy(update={"tensors": {}})
-    (folder / MANIFEST).write_bytes(manifest_bytes(head, manifest.tensors.items()))
+    rest = manifest.model_copy(update={"tensors": {}})
+    (folder / MANIFEST).write_bytes(manifest_bytes(rest, manifest.tensors.items()))
 
 
 def odd_roles(root, rows=(33, 32), order=-1):

@@ -1,0 +1,108 @@
+"""Where the arithmetic runs: what may be asked for, and what that comes to.
+
+Importing this does not import torch, which is asked only where a GPU is wanted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.header import short
+from diffxfer.errors import OptionError
+from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffxfer.streaming.plan import Plan
+
+MEMORY_BYTES = 512_000_000
+"""What a run allocates on a GPU at most, unless it is told otherwise."""
+
+_FORM = re.compile(r"cpu|auto|cuda(?::(\d{1,4}))?")
+_BLOCK_US: Mapping[Operation, int] = {
+    Operation.SUBTRACT: 490,
+    Operation.TRANSFER: 290,
+    Operation.APPLY: 200,
+}
+"""What a block of bfloat16 takes one core of an AMD EPYC that others share, in microseconds."""
+_GPU_START_S = 5
+"""Roughly what CUDA takes to start and to pin memory. Not measured: no GPU was at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a plan is computed.
+
+    Attributes:
+        device: ``"cpu"`` or a GPU such as ``"cuda:0"``.
+        why: the reason, where it was to be chosen; otherwise empty.
+    """
+
+    device: str
+    why: str = ""
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that cannot be; torch is imported for a GPU alone.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
+
+    Raises:
+        OptionError: if it is another word, or no such GPU is there.
+    """
+    form = _FORM.fullmatch(device)
+    if form is None:
+        problem = f"{short(device)} is unknown"
+        raise OptionError("--device", problem, "give cpu, cuda, cuda:N or auto")
+    if device in ("cpu", "auto"):
+        return
+    found = _gpus()
+    if not found:
+        import torch
+
+        problem = (
+            f"{device} needs a GPU that PyTorch can use; PyTorch {torch.__version__} finds none"
+        )
+        remedy = "give cpu or auto; or check nvidia-smi, and that PyTorch is a build with CUDA"
+        raise OptionError("--device", problem, remedy)
+    if int(form[1] or 0) >= found:
+        there = "1 GPU, cuda:0" if found == 1 else f"{found} GPUs, cuda:0 to cuda:{found - 1}"
+        problem = f"{device} is not there: PyTorch finds {there}"
+        raise OptionError("--device", problem, "give one that is, cpu or auto")
+
+
+def choose_device(device: str, plan: Plan, threads: int) -> Choice:
+    """Decide where a plan is computed.
+
+    A GPU can save no more than the arithmetic: files are read and written by the same threads,
+    and every byte crosses a bus besides. So where the arithmetic takes the threads less than a GPU
+    takes to start, the CPU is as fast. From a disk it is as fast for larger models too, since
+    reading, computing and writing overlap; whether files are in memory cannot be known.
+
+    Args:
+        device: what was asked for, checked.
+        plan: what is to be done.
+        threads: how many workers.
+    """
+    if device != "auto":
+        return Choice("cuda:0" if device == "cuda" else device)
+    if not _gpus():
+        return Choice("cpu", "PyTorch finds no GPU")
+    work_us = sum(
+        task.elements * _BLOCK_US.get(task.operation, 0) / BLOCK_ELEMENTS for task in plan.tasks
+    )
+    seconds = work_us / threads / 1e6
+    takes = f"the arithmetic takes about {seconds:.1f} s at --threads {threads}"
+    if seconds < _GPU_START_S:
+        return Choice("cpu", f"{takes}, a GPU about {_GPU_START_S} s to start")
+    return Choice("cuda:0", f"{takes}, more than a GPU's start")
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

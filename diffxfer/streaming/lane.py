@@ -1,0 +1,255 @@
+"""A run whose arithmetic is a device's: read, copy in, compute, copy out, check, write.
+
+Every thread has a lane of slots. It reads a slab into one of them and lets the device go on with
+it, reads the next into another, and then finishes the oldest. What the device does not do stays
+with the thread's `Worker`: copies, comparisons, the rows of a chunk that take no arithmetic, and
+all of a slab in which something is wrong, chunk by chunk, so that it fails, or does not, exactly as
+on the CPU. Digests are taken here, since xxh3 runs on no device and the bytes come by anyway, and
+so are samples, which are few; norms and counts come back with the output, 32 bytes a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.header import BITS
+from diffxfer.errors import DiffxferError, OptionError
+from diffxfer.streaming.checksum import block_digests
+from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, RunKind
+from diffxfer.streaming.slab import WORK_BYTES, Slab, buffer_bytes, compute, slab_of
+from diffxfer.streaming.tally import ChunkResult
+from diffxfer.streaming.worker import sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import torch
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.reader import OpenShard
+    from diffxfer.streaming.cuda import Cuda
+    from diffxfer.streaming.plan import Chunk, Plan
+    from diffxfer.streaming.worker import Worker
+
+    Found = list[tuple[Chunk, ChunkResult]]
+
+SLOTS = 2
+"""A lane's slabs: one is read or written while the device has the other."""
+_MOST_ELEMENTS = 1 << 23
+
+
+class Accelerator:
+    """What all lanes of a run share.
+
+    Args:
+        device: which computes.
+        plan: what is done.
+        threads: how many lanes there will be.
+        memory_bytes: the most that is allocated on the device.
+
+    Attributes:
+        elements: the most of a slab.
+
+    Raises:
+        OptionError: if that memory does not hold a block for each slot.
+        DeviceError: if the device does not have it.
+    """
+
+    def __init__(self, device: Cuda, plan: Plan, threads: int, memory_bytes: int) -> None:
+        def takes(elements: int) -> int:
+            return threads * SLOTS * sum(buffer_bytes(plan, elements)) + elements * WORK_BYTES
+
+        self.elements = BLOCK_ELEMENTS
+        if takes(self.elements) > memory_bytes:
+            problem = f"{memory_bytes:,} bytes are too few for --threads {threads}, which takes"
+            remedy = "give more, or fewer --threads"
+            raise OptionError("--device-memory", f"{problem} {takes(self.elements):,}", remedy)
+        largest = min(_MOST_ELEMENTS, sum(task.elements for task in plan.tasks))
+        while self.elements < largest and takes(2 * self.elements) <= memory_bytes:
+            self.elements *= 2
+        self.device = device
+        self.plan = plan
+        self._work = device.memory(self.elements * WORK_BYTES)
+
+    def submit(self, slab: Slab, slot: Slot) -> torch.cuda.Event:
+        """Let the device go on with what was read.
+
+        Args:
+            slab: what it is.
+            slot: where it is.
+        """
+        arrive, leave = slab.starts[-1], slab.out_end
+        return self.device.submit(
+            (slot.device_in[:arrive], slot.host_in[:arrive]),
+            lambda: compute(slab, slot.device_in, slot.device_out, self._work),
+            (slot.host_out[:leave], slot.device_out[:leave]),
+        )
+
+
+class Slot:
+    """Buffers for a slab, here and on the device.
+
+    Args:
+        device: which computes.
+        sizes: how many bytes arrive at most, and how many leave.
+    """
+
+    def __init__(self, device: Cuda, sizes: tuple[int, int]) -> None:
+        self.host_in, self.host_out = (device.pinned(size) for size in sizes)
+        self.device_in, self.device_out = (device.memory(size) for size in sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Chunks on their way; no `slot` if the device has no part, no `done` if reading failed."""
+
+    chunks: tuple[Chunk, ...]
+    slab: Slab | None = None
+    slot: Slot | None = None
+    done: torch.cuda.Event | None = None
+
+
+class Lane:
+    """One thread's share of a run with a device.
+
+    Args:
+        shared: what all lanes share.
+        worker: does what the device does not.
+        open_shard: gives an input file, open.
+        allow_nonfinite: let NaN, infinity and overflow through.
+
+    Attributes:
+        number: of the chunk that is being finished.
+    """
+
+    def __init__(
+        self,
+        shared: Accelerator,
+        worker: Worker,
+        *,
+        open_shard: Callable[[TensorSpec], OpenShard],
+        allow_nonfinite: bool,
+    ) -> None:
+        self.number = -1
+        self._shared = shared
+        self._tasks = shared.plan.tasks
+        self._worker = worker
+        self._open_shard = open_shard
+        self._allow_nonfinite = allow_nonfinite
+        sizes = buffer_bytes(shared.plan, shared.elements)
+        self._free = [Slot(shared.device, sizes) for _ in range(SLOTS)]
+
+    def run(self, source: Iterable[tuple[Chunk, ...]]) -> Iterator[tuple[Found, memoryview]]:
+        """Compute slabs, several of them under way at a time.
+
+        Args:
+            source: the slabs, taken one by one as slots are free.
+
+        Yields:
+            Chunks with what is known of them, in order, and their bytes, which lie side by side in
+            the output; valid until the next step.
+
+        Raises:
+            DiffxferError: the failure of the chunk that `number` tells.
+        """
+        flights: deque[_Flight] = deque()
+        for chunks in source:
+            flights.append(self._begin(chunks))
+            if len(flights) == SLOTS:
+                yield from self._finish(flights.popleft())
+        while flights:
+            yield from self._finish(flights.popleft())
+
+    def _begin(self, chunks: tuple[Chunk, ...]) -> _Flight:
+        slab = slab_of(chunks, self._tasks)
+        if slab is None:
+            return _Flight(chunks)
+        slot = self._free.pop()
+        try:
+            self._read(chunks, slab, slot)
+        except DiffxferError:
+            # It fails again, and is told of, when its turn comes: chunks before it come first.
+            return _Flight(chunks, slab, slot)
+        return _Flight(chunks, slab, slot, self._shared.submit(slab, slot))
+
+    def _read(self, chunks: Sequence[Chunk], slab: Slab, slot: Slot) -> None:
+        """Read what is computed, each input's elements one after the other."""
+        view = slot.host_in.numpy().data
+        for place, dtype in enumerate(slab.dtypes):
+            filled = slab.starts[place]
+            for spec, begin, end in self._spans(chunks, place, BITS[dtype] // 8):
+                self._open_shard(spec).read_into(view[filled : filled + end - begin], begin)
+                filled += end - begin
+
+    def _spans(
+        self, chunks: Sequence[Chunk], place: int, size: int
+    ) -> Iterator[tuple[TensorSpec, int, int]]:
+        """Where an input lies in its files; neighbours on disk are read at once."""
+        shard, begin, end = self._tasks[chunks[0].task].inputs[place], 0, 0
+        for chunk in chunks:
+            spec = self._tasks[chunk.task].inputs[place]
+            for piece in chunk.pieces:
+                if piece.kind is RunKind.GRAFT:
+                    start = spec.start + piece.sources[place] * size
+                    if start != end or spec.shard is not shard.shard:
+                        if end > begin:
+                            yield shard, begin, end
+                        shard, begin = spec, start
+                    end = start + piece.count * size
+        yield shard, begin, end
+
+    def _finish(self, flight: _Flight) -> Iterator[tuple[Found, memoryview]]:
+        if flight.slab and flight.slot and flight.done:
+            self._shared.device.wait(flight.done)
+            total = flight.slab.total(flight.slot.host_out).item()
+            if self._allow_nonfinite or math.isfinite(total):
+                yield self._computed(flight.chunks, flight.slab, flight.slot)
+                self._free.append(flight.slot)
+                return
+        # Here comes also a sum that overflows by itself, and passes.
+        for chunk in flight.chunks:
+            self.number = chunk.number
+            data, result = self._worker.process(chunk, self._tasks[chunk.task])
+            yield [(chunk, result)], data
+        if flight.slot:
+            self._free.append(flight.slot)
+
+    def _computed(
+        self, chunks: Sequence[Chunk], slab: Slab, slot: Slot
+    ) -> tuple[Found, memoryview]:
+        """What came back, and what is known of it."""
+        size = BITS[slab.dtype] // 8
+        data = slot.host_out.numpy().data[slab.out_start : slab.out_end]
+        found: Found = []
+        at = 0
+        for place, (chunk, count) in enumerate(zip(chunks, slab.counts, strict=True)):
+            self.number = chunk.number
+            result = ChunkResult()
+            if slab.operation is Operation.SUBTRACT:
+                self._tell(result, chunk, slab, slot, place, at)
+            part = data[at * size : (at + count) * size]
+            if len(chunk.pieces) > 1:  # it came alone
+                part = data = self._worker.place(part, chunk, self._tasks[chunk.task], result)
+            result.digests = block_digests(part, size)
+            found.append((chunk, result))
+            at += count
+        return found, data
+
+    def _tell(
+        self, result: ChunkResult, chunk: Chunk, slab: Slab, slot: Slot, place: int, at: int
+    ) -> None:
+        """What was measured of a chunk whose elements begin at `at`, and what base's are."""
+        task, count = self._tasks[chunk.task], slab.counts[place]
+        delta, base, changed, inexact = slab.measured(slot.host_out)[:, place].tolist()
+        result.delta_squares, result.base_squares = (delta,), (base,)
+        result.unchanged, result.inexact = count - int(changed), int(inexact)
+        grafts = [piece for piece in chunk.pieces if piece.kind is RunKind.GRAFT]
+        theirs = slab.input(slot.host_in, 1)[at : at + count]
+        result.samples = sample(theirs, grafts, chunk, task)
+        if len(task.runs) == 1:
+            size = BITS[slab.dtypes[1]] // 8
+            read = slot.host_in.numpy().data[slab.starts[1] :]
+            result.base_digests = block_digests(read[at * size : (at + count) * size], size)
