@@ -45,7 +45,8 @@ def make_family(root: Path) -> dict[str, Path]:
         tiny.write_json(folder / "generation_config.json", {"temperature": 0.5})
         (folder / "LICENSE").write_text("yours")
         (folder / "original").mkdir()
-        for name in ("original/consolidated.00.pth", "pytorch_model.bin", "model-Q4.gguf"):
+        others = "pytorch_model.bin", "model-Q4.gguf", "consolidated.safetensors"
+        for name in ("original/consolidated.00.pth", *others):
             (folder / name).write_bytes(b"not this one" * 100_000)
         folders[role] = folder
     return folders

@@ -39,11 +39,12 @@ def test_the_same_bytes_as_from_folders(
     }
     card = (user.home / "out" / "README.md").read_text()
     assert all(f"- {IDS[role]}\n" in card for role in ROLES)
-    assert not hub.asked(r"original|pytorch_model|gguf")
+    assert not hub.asked(r"original|consolidated|pytorch_model|gguf")
     kept = [path for path in user.cache.rglob("model-*.safetensors") if path.is_file()]
     assert len(kept) == (0 if options else 6)
 
 
+@pytest.mark.slow
 def test_two_steps_by_way_of_a_diff_vector_on_the_hub(
     hub: Hub, user: User, family: dict[str, Path]
 ) -> None:
@@ -65,7 +66,8 @@ def test_a_dry_run_fetches_no_weights(hub: Hub, user: User, family: dict[str, Pa
     publish(hub, family)
     done = user.run(*transfer("out", "--dry-run", "--json"))
     assert done.returncode == 0, done.stderr
-    size = sum(path.stat().st_size for f in family.values() for path in f.glob("*.safetensors"))
+    shards = [path for folder in family.values() for path in folder.glob("model-*.safetensors")]
+    size = sum(path.stat().st_size for path in shards)
     assert json.loads(done.stdout)["bytes_to_fetch"] == size
     assert hub.sent(WEIGHTS) < size / 10
     assert not list(user.cache.rglob("model-*.safetensors"))
@@ -98,4 +100,5 @@ def test_what_other_commands_take_from_the_hub(hub: Hub, user: User) -> None:
     assert found == ["tiny/base", "tiny/target"]
     assert sources(user.home / "run" / "round-02" / "graft")["target"]["name"] == "tiny/target"
     weights = len((family / "target" / "model.safetensors").read_bytes())
-    assert hub.sent(r"^/cdn/tiny/target/") < 1.2 * weights
+    # Beside the weights, once: headers, samples, and head with embedding, of every command.
+    assert hub.sent(r"^/cdn/tiny/target/") < 1.3 * weights

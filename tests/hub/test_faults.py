@@ -138,6 +138,7 @@ def test_what_is_survived(
     assert all(fault.met for fault in on), [fault.met for fault in on]
 
 
+@pytest.mark.slow
 def test_links_expire_while_it_streams(
     hub: Hub, user: User, family: dict[str, Path], grafted: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_what_the_manifest_lists_arrives(
     ) + hub.received(r"/upload/me/model/[0-9a-f]{64}$") * bool(part_size)
 
 
+@pytest.mark.slow
 def test_a_pushed_diff_vector_is_applied_from_the_hub(hub: Hub, writer: User, made: Made) -> None:
     target = made.roles["target"]
     assert writer.run("push", made.diff, "me/diff").returncode == 0
