@@ -104,6 +104,7 @@ def extract_diff(
         raise OptionError("--diff-dtype", f"{diff_dtype!r} is unknown", f"use one of {known}")
     check_mode(vocab)
     check_run_options(threads, device)
+    memory = parse_size(device_memory, "--device-memory")
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
     opened = tuple(open_roles({"finetuned": finetuned, "base": base}).values())
@@ -148,7 +149,6 @@ def extract_diff(
         began=began,
         relations=kinship.relations,
     )
-    memory = parse_size(device_memory, "--device-memory")
     options = RunOptions(
         *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
         progress=progress,
