@@ -148,15 +148,9 @@ def extract_diff(
         began=began,
         relations=kinship.relations,
     )
+    memory = parse_size(device_memory, "--device-memory")
     options = RunOptions(
-        threads=threads,
-        device=device,
-        device_memory=parse_size(device_memory, "--device-memory"),
-        allow_nonfinite=allow_nonfinite,
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-        restart=restart,
-        dry_run=dry_run,
+        *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
         progress=progress,
         stream=stream,
     )

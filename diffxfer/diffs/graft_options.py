@@ -72,7 +72,9 @@ def check_options(
         OptionError: for one that cannot mean anything.
     """
     began = time.perf_counter()
-    _check_dtype(out_dtype)
+    if out_dtype is not None and out_dtype not in DTYPES:
+        problem = f"{out_dtype!r} is unknown"
+        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
     check_mode(vocab)
     selection = make_selection(
         alpha=alpha,
@@ -90,23 +92,12 @@ def check_options(
         "max_shard_size": max_shard_size or "target",
         "allow_nonfinite": str(allow_nonfinite).lower(),
     }
+    max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device)
+    memory = parse_size(device_memory, "--device-memory")
     run = RunOptions(
-        threads=threads,
-        device=device,
-        device_memory=parse_size(device_memory, "--device-memory"),
-        allow_nonfinite=allow_nonfinite,
-        max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
-        overwrite=overwrite,
-        restart=restart,
-        dry_run=dry_run,
+        *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
         progress=progress,
         stream=stream,
     )
     return GraftOptions(selection, vocab, out_dtype, allow_unrelated, command, run, began)
-
-
-def _check_dtype(out_dtype: str | None) -> None:
-    if out_dtype is not None and out_dtype not in DTYPES:
-        problem = f"{out_dtype!r} is unknown"
-        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")

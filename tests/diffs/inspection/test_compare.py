@@ -174,7 +174,6 @@ def test_threads_and_chunks_change_no_bit(
     engine = Engine(
         *(plan, {}, {}, Ledger(plan, chunk, None)),
         chunk_elements=chunk,
-        device="cpu",
         allow_nonfinite=True,
     )
     results = engine.run(threads, None, None)
