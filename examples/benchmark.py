@@ -101,6 +101,19 @@ class Row:
         return {**found, "moved": self.moved, "tensors": tensors, "runs": vars(self)}
 
 
+class RunError(Exception):
+    """A command that is timed ended with an error; the text has its last line.
+
+    Args:
+        command: it.
+        log: what it printed.
+    """
+
+    def __init__(self, command: list[str], log: str) -> None:
+        last = next(reversed(log.strip().splitlines()), "it printed nothing")
+        super().__init__(f"{' '.join(command)} failed: {last}")
+
+
 class Bench:
     """One family and what is done with it.
 
@@ -115,6 +128,7 @@ class Bench:
         self.rows: defaultdict[str, Row] = defaultdict(Row)
         self._given = given
         self._shape = shape
+        self._neighbour_fails = False
 
     def make(self) -> int:
         """Write the family, unless an earlier run left it; returns how many tensors a model has."""
@@ -135,8 +149,18 @@ class Bench:
             shutil.rmtree(self.family / "diff", ignore_errors=True)  # it takes much memory
             config = self.family / "merge.yaml"
             config.write_text(MERGE.format(**{r: self.family / r for r in ROLES["transfer"]}))
-            out = str(self.family / "out")
-            self._whole("mergekit", [self._given.mergekit, str(config), out])
+            self._neighbour(config)
+
+    def _neighbour(self, config: Path) -> None:
+        """Time mergekit; where it fails, such as at an unknown architecture, go on without it."""
+        if self._neighbour_fails:
+            return
+        try:
+            self._whole("mergekit", [self._given.mergekit, str(config), str(self.family / "out")])
+        except RunError as failed:
+            print(f"{self._shape}: without mergekit: {failed}", file=sys.stderr)
+            self._neighbour_fails = True
+            self.rows.pop("mergekit", None)
 
     def _verb(self, verb: str) -> None:
         inputs = [self.family / role for role in ROLES[verb]]
@@ -178,7 +202,7 @@ class Bench:
             wall = time.perf_counter() - began
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            sys.exit(f"{' '.join(command)} failed:\n{(self.family / 'log').read_text()}")
+            raise RunError(command, (self.family / "log").read_text(errors="replace"))
         return wall, usage
 
     def _child(self, what: str, inputs: list[Path], options: list[str]) -> dict[str, float]:
@@ -302,6 +326,7 @@ def main() -> None:
     given = options()
     results: dict[str, dict[str, Any]] = {}
     about = machine(given.path)
+    failure = None
     for shape in given.shape:
         bench = Bench(given.path, shape, given)
         try:
@@ -309,6 +334,9 @@ def main() -> None:
             for number in range(given.runs):
                 print(f"{shape}: run {number + 1} of {given.runs}", file=sys.stderr)
                 bench.run()
+        except RunError as failed:
+            failure = str(failed)  # what was measured before it is printed all the same
+            break
         finally:
             if not given.keep:
                 shutil.rmtree(bench.family, ignore_errors=True)
@@ -321,6 +349,7 @@ def main() -> None:
         print(", ".join(f"{key} {value}" for key, value in about.items()), end="\n\n")
         print("\n".join(table(results)), end="\n\n")
         print("\n".join(f"- {note}" for note in notes(results)))
+    sys.exit(failure)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def measure(folder: Path, options: Sequence[str]) -> dict[str, Any]:
     program = [sys.executable, str(ROOT / "examples" / "benchmark.py"), str(folder)]
     common = ["--shape", "tiny", "--runs", "1", "--mergekit", "none", "--json"]
     done = subprocess.run([*program, *common, *options], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)["results"]["tiny"]
+    found: dict[str, Any] = {"stderr": done.stderr, **json.loads(done.stdout)["results"]["tiny"]}
     return found
 
 
@@ -59,6 +59,18 @@ def test_the_bus_carries_what_the_floor_reads_and_writes(
     assert devices[0].submitted == 10
     assert devices[0].allocated == 4 * 3 * 1000
     assert devices[0].closed
+
+
+def test_a_neighbour_that_fails_is_told_of_and_left_out(tmp_path: Path) -> None:
+    neighbour = tmp_path / "neighbour"
+    neighbour.write_text("#!/bin/sh\necho first\necho knows no such model\nexit 3\n")
+    neighbour.chmod(0o755)
+    found = measure(tmp_path, ["--what", "transfer", "--mergekit", str(neighbour), "--runs", "2"])
+    assert len(found["transfer"]["runs"]["loop"]) == 2
+    assert "mergekit" not in found
+    (line,) = [each for each in found["stderr"].splitlines() if "mergekit" in each]
+    assert line.startswith("tiny: without mergekit: ")
+    assert line.endswith(" failed: knows no such model")
 
 
 def test_headers_alone_are_enough_for_a_plan(tmp_path: Path) -> None:

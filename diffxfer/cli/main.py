@@ -100,3 +100,6 @@ def main() -> None:
             raise
         print_error(known)
         sys.exit(2 if isinstance(known, OptionError) else 1)
+    finally:
+        # Python ends by looking for garbage among all that torch is made of: half a second.
+        gc.freeze()
