@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
@@ -169,7 +169,7 @@ class Manifest(_Model):
     diffxfer_format: int
     kind: Literal["diff", "graft", "tuned"]
     diffxfer_version: str
-    command: dict[str, str | int | float | list[str] | dict[str, float]]
+    command: dict[str, str | int | FiniteFloat | list[str] | dict[str, FiniteFloat]]
     checksum: str
     sources: dict[str, SourceEntry]
     dtype: str | None = None

@@ -142,6 +142,17 @@ class TestADiffVector:
         with pytest.raises(ArtifactError, match=rf"is not a manifest that we can read .*{key}"):
             inspect_checkpoint(bad)
 
+    @pytest.mark.parametrize("value", [float("nan"), {"norm": float("inf")}])
+    def test_so_are_options_that_nobody_can_give(
+        self, folders: dict[str, Path], tmp_path: Path, value: object
+    ) -> None:
+        bad = shutil.copytree(folders["graft"], tmp_path / "bad")
+        manifest = json.loads((bad / "diffxfer.json").read_text("utf-8"))
+        manifest["command"]["alpha"] = value
+        (bad / "diffxfer.json").write_text(json.dumps(manifest))
+        with pytest.raises(ArtifactError, match=r"is not a manifest that we can read .*alpha"):
+            inspect_checkpoint(bad)
+
     def test_weights_are_not_read(self, folders: dict[str, Path], tmp_path: Path) -> None:
         copy = shutil.copytree(folders["diff"], tmp_path / "copy")
         for shard in copy.glob("model*.safetensors"):
