@@ -11,14 +11,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from diffxfer.diffs.inspection.measures import Cell, Measure, total
+from diffxfer.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.table import Table
     from rich.text import Text
-
-from diffxfer.diffs.inspection.measures import Cell, Measure
-from diffxfer.errors import printable
 
 _Sides: TypeAlias = list[tuple[str, int]]
 
@@ -158,8 +158,6 @@ def _kinds(cells: Sequence[Cell], room: int) -> dict[str, str]:
 
 def _most(rows: Sequence[_Row], kinds: dict[str, str]) -> float:
     """The largest ratio of a table, which gets the longest bar."""
-    from diffxfer.diffs.inspection.measures import total
-
     ratios = [total(part).ratio for row in rows for part in _parts(row, kinds).values()]
     return max((ratio for ratio in ratios if ratio < math.inf), default=0.0)
 
@@ -177,8 +175,6 @@ def _line(
     row: _Row, kinds: dict[str, str], most: float, sides: _Sides, *, whole: bool = False
 ) -> list[Text]:
     from rich.text import Text
-
-    from diffxfer.diffs.inspection.measures import total
 
     parts = _parts(row, kinds)
     line = [Text(row.label, "bold" if whole else "", overflow="fold")]
