@@ -1,8 +1,9 @@
 """All that is CUDA's: streams, events, memory, and what it says when it fails.
 
 Buffers live until `close` has waited for all streams, so no stream finds the memory of another
-freed (`Tensor.record_stream` is for tensors that do not). Torch may have freed theirs a moment ago,
-as somebody else's, whose stream is still to read it: every stream waits for that one.
+freed (`Tensor.record_stream` is for tensors that do not). What torch allocates may be memory that
+was freed a moment ago, with kernels still to run on it, on the allocating thread's stream: all of
+ours wait for that one first.
 """
 
 from __future__ import annotations
