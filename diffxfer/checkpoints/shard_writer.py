@@ -113,9 +113,10 @@ class ShardWriter:
             with self._lock:
                 if self._fd < 0:
                     self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-                self._dirty = True
             _pwrite_all(self._fd, data, offset)
             with self._lock:
+                # Only now: a sync that came before would have taken the mark, and not the bytes.
+                self._dirty = True
                 self._pending -= parts
                 complete = self._pending == 0
             if complete:

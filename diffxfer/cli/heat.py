@@ -6,9 +6,13 @@ A cell is a number in percent and a bar that stands for it, so that it can be re
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+
+from diffxfer.diffs.inspection.measures import Cell, Measure, total
+from diffxfer.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,13 +20,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-from diffxfer.diffs.inspection.measures import Cell, Measure
-from diffxfer.errors import printable
-
 _Sides: TypeAlias = list[tuple[str, int]]
 
 _ROWS = 24
 """The most rows of layers: with all that stands around them, they fit on a screen of 40 lines."""
+_OUTSIDE = 12
+"""The most rows of what is outside of any layer; the smallest share one."""
 
 _FIRST = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
 _LAST = ("experts", "norms")
@@ -86,23 +89,35 @@ def heat_table(cells: Sequence[Cell], width: int) -> Table:
 
 def _rows(cells: Sequence[Cell]) -> Iterator[_Row]:
     """Layers in groups of as many as it takes, then what stands outside of any."""
-    layers: dict[str, list[int]] = {}
+    layers: dict[str, dict[int, list[Cell]]] = {}
     for cell in cells:
-        place = cell.place
-        if place.stack and place.layer not in layers.setdefault(place.stack, []):
-            layers[place.stack].append(place.layer)
-    size = 1
-    while sum(-(-len(own) // size) for own in layers.values()) > max(_ROWS, len(layers)):
-        size += 1
+        if cell.place.stack:
+            layers.setdefault(cell.place.stack, {}).setdefault(cell.place.layer, []).append(cell)
+
+    def fits(size: int) -> bool:
+        rows = sum(-(-len(own) // size) for own in layers.values())
+        return rows <= max(_ROWS, len(layers))
+
+    sizes = range(1, max(map(len, layers.values()), default=1))
+    size = 1 + bisect_left(sizes, True, key=fits)
     for stack, own in layers.items():
-        for start in range(0, len(own), size):
-            group = sorted(own)[start : start + size]
+        numbers = sorted(own)
+        for start in range(0, len(numbers), size):
+            group = numbers[start : start + size]
             label = str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}"
-            chosen = [c for c in cells if c.place.stack == stack and c.place.layer in group]
-            yield _Row(stack, label, tuple(chosen))
+            yield _Row(stack, label, tuple(cell for layer in group for cell in own[layer]))
+    yield from _outside([cell for cell in cells if not cell.place.stack])
+
+
+def _outside(cells: Sequence[Cell]) -> Iterator[_Row]:
+    smallest = sorted(cells, key=lambda cell: cell.measure.parameters)
+    shared = smallest[: 1 - _OUTSIDE] if len(cells) > _OUTSIDE else []
+    kinds = {cell.place.kind for cell in shared}
     for cell in cells:
-        if not cell.place.stack:
+        if cell.place.kind not in kinds:
             yield _Row("", printable(cell.place.kind), (cell,))
+    if shared:
+        yield _Row("", _OTHER, tuple(shared))
 
 
 def _sides(cells: Sequence[Cell]) -> _Sides:
@@ -130,19 +145,19 @@ def _kinds(cells: Sequence[Cell], room: int) -> dict[str, str]:
         known = [*_FIRST, None, *_LAST]
         return known.index(kind if kind in known else None), kind
 
+    shared: set[str] = set()
+    left = room - sum(_width(kind) + 1 for kind in parameters)
+    for kind in sorted(parameters, key=lambda kind: (parameters[kind], kind)):
+        if left >= 0:
+            break
+        left += _width(kind) + 1 - (0 if shared else _width(_OTHER) + 1)
+        shared.add(kind)
     named = sorted(parameters, key=order)
-    shared: list[str] = []
-    while named and sum(_width(k) + 1 for k in [*named, *[_OTHER][: len(shared)]]) > room:
-        least = min(named, key=lambda kind: (parameters[kind], kind))
-        named.remove(least)
-        shared.append(least)
-    return {kind: kind for kind in named} | dict.fromkeys(shared, _OTHER)
+    return {kind: kind for kind in named if kind not in shared} | dict.fromkeys(shared, _OTHER)
 
 
 def _most(rows: Sequence[_Row], kinds: dict[str, str]) -> float:
     """The largest ratio of a table, which gets the longest bar."""
-    from diffxfer.diffs.inspection.measures import total
-
     ratios = [total(part).ratio for row in rows for part in _parts(row, kinds).values()]
     return max((ratio for ratio in ratios if ratio < math.inf), default=0.0)
 
@@ -160,8 +175,6 @@ def _line(
     row: _Row, kinds: dict[str, str], most: float, sides: _Sides, *, whole: bool = False
 ) -> list[Text]:
     from rich.text import Text
-
-    from diffxfer.diffs.inspection.measures import total
 
     parts = _parts(row, kinds)
     line = [Text(row.label, "bold" if whole else "", overflow="fold")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -237,10 +238,12 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
 
 
 def _entry(result: TensorResult, base_checksum: str | None) -> TensorEntry:
+    norms = result.delta_norm, result.base_norm
+    delta_norm, base_norm = (norm if math.isfinite(norm) else None for norm in norms)
     return TensorEntry(
         checksum=result.checksum,
-        delta_norm=result.delta_norm,
-        base_norm=result.base_norm,
+        delta_norm=delta_norm,
+        base_norm=base_norm,
         base_checksum=base_checksum or result.base_checksum,
         inexact=result.inexact,
         samples=len(result.samples),

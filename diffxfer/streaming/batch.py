@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.header import BITS
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, RunKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.streaming.plan import Chunk, Plan, TensorTask
 
 _SMALL = BLOCK_ELEMENTS // 4
@@ -55,14 +57,47 @@ def batches(chunks: Iterable[Chunk], plan: Plan) -> Iterator[tuple[Chunk, ...]]:
 
 
 def _kind(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
-    """What must be equal where tensors come together, None for a chunk that stays alone."""
-    if (
-        chunk.count > _SMALL
-        or len(task.runs) != 1
-        or chunk.pieces[0].kind is not RunKind.GRAFT
-        or task.operation not in COMPUTED
-        or chunk.count != task.elements
-    ):
+    if chunk.count > _SMALL or len(task.runs) != 1 or chunk.count != task.elements:
+        return None
+    return alike(chunk, task)
+
+
+def alike(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
+    """What must be equal where chunks come together, None for one that is not all arithmetic.
+
+    Args:
+        chunk: which elements.
+        task: what it is a part of.
+    """
+    if task.operation not in COMPUTED or [p.kind for p in chunk.pieces] != [RunKind.GRAFT]:
         return None
     dtypes = tuple([spec.dtype for spec in task.inputs])
     return task.operation, task.alpha, task.shard, task.dtype, dtypes
+
+
+def spans(
+    chunks: Sequence[Chunk], tasks: Sequence[TensorTask], place: int
+) -> Iterator[tuple[TensorSpec, int, int]]:
+    """Where what is computed of some chunks lies on disk, neighbours as one.
+
+    Args:
+        chunks: they.
+        tasks: what each is a part of.
+        place: which of their inputs.
+
+    Yields:
+        A tensor of the file, the first byte in it, and the one after the last.
+    """
+    found, begin, end = tasks[0].inputs[place], 0, 0
+    size = BITS[found.dtype] // 8
+    for chunk, task in zip(chunks, tasks, strict=True):
+        spec = task.inputs[place]
+        for piece in chunk.pieces:
+            if piece.kind is RunKind.GRAFT:
+                start = spec.start + piece.sources[place] * size
+                if start != end or spec.shard is not found.shard:
+                    if end > begin:
+                        yield found, begin, end
+                    found, begin = spec, start
+                end = start + piece.count * size
+    yield found, begin, end

@@ -1,7 +1,9 @@
 """All that is CUDA's: streams, events, memory, and what it says when it fails.
 
-Buffers are allocated before anything is queued and live until `close` has waited for all streams,
-so no stream finds the memory of another freed (`Tensor.record_stream` is for tensors that do not).
+Buffers live until `close` has waited for all streams, so no stream finds the memory of another
+freed (`Tensor.record_stream` is for tensors that do not). What torch allocates may be memory that
+was freed a moment ago, with kernels still to run on it, on the allocating thread's stream: all of
+ours wait for that one first.
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ class Cuda:
     def memory(self, count: int) -> Tensor:
         """Memory of the GPU: uint8, shape `(count,)`."""
         with self._explained():
-            return torch.empty(count, dtype=torch.uint8, device=self._device)
+            memory = torch.empty(count, dtype=torch.uint8, device=self._device)
+            allocating = torch.cuda.current_stream(self._device)
+            for stream in (self._in, self._compute, self._out):
+                stream.wait_stream(allocating)
+            return memory
 
     def submit(
         self,

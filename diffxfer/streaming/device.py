@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 512_000_000
 """What a run allocates on a GPU at most, unless it is told otherwise."""
 
-_FORM = re.compile(r"cpu|auto|cuda(?::(\d{1,4}))?")
+_FORM = re.compile(r"cpu|auto|cuda(?::([0-9]{1,4}))?")
 _BLOCK_US: Mapping[Operation, int] = {
     Operation.SUBTRACT: 490,
     Operation.TRANSFER: 290,
@@ -89,7 +89,9 @@ def choose_device(device: str, plan: Plan, threads: int) -> Choice:
         threads: how many workers.
     """
     if device != "auto":
-        return Choice("cuda:0" if device == "cuda" else device)
+        form = _FORM.fullmatch(device)
+        assert form is not None
+        return Choice(device if device == "cpu" else f"cuda:{int(form[1] or 0)}")
     if not _gpus():
         return Choice("cpu", "PyTorch finds no GPU")
     work_us = sum(

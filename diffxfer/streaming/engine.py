@@ -140,6 +140,8 @@ class Engine:
     def _work(self) -> None:
         number, lane = -1, None
         try:
+            # A processor's setting that a new thread takes over from the one that starts it.
+            torch.set_flush_denormal(False)
             worker = Worker(
                 self._chunk_elements,
                 allow_nonfinite=self._allow_nonfinite,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import BITS
 from diffxfer.errors import DiffxferError, OptionError
+from diffxfer.streaming.batch import spans
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, RunKind
 from diffxfer.streaming.slab import WORK_BYTES, Slab, buffer_bytes, compute, slab_of
@@ -178,28 +179,12 @@ class Lane:
     def _read(self, chunks: Sequence[Chunk], slab: Slab, slot: Slot) -> None:
         """Read what is computed, each input's elements one after the other."""
         view = slot.host_in.numpy().data
-        for place, dtype in enumerate(slab.dtypes):
+        tasks = [self._tasks[chunk.task] for chunk in chunks]
+        for place in range(len(slab.dtypes)):
             filled = slab.starts[place]
-            for spec, begin, end in self._spans(chunks, place, BITS[dtype] // 8):
+            for spec, begin, end in spans(chunks, tasks, place):
                 self._open_shard(spec).read_into(view[filled : filled + end - begin], begin)
                 filled += end - begin
-
-    def _spans(
-        self, chunks: Sequence[Chunk], place: int, size: int
-    ) -> Iterator[tuple[TensorSpec, int, int]]:
-        """Where an input lies in its files; neighbours on disk are read at once."""
-        shard, begin, end = self._tasks[chunks[0].task].inputs[place], 0, 0
-        for chunk in chunks:
-            spec = self._tasks[chunk.task].inputs[place]
-            for piece in chunk.pieces:
-                if piece.kind is RunKind.GRAFT:
-                    start = spec.start + piece.sources[place] * size
-                    if start != end or spec.shard is not shard.shard:
-                        if end > begin:
-                            yield shard, begin, end
-                        shard, begin = spec, start
-                    end = start + piece.count * size
-        yield shard, begin, end
 
     def _finish(self, flight: _Flight) -> Iterator[tuple[Found, memoryview]]:
         if flight.slab and flight.slot and flight.done:

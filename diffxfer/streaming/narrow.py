@@ -12,9 +12,9 @@ The proofs rest on two facts.
   float64 (53), bfloat16 (8) and float16 (11) within float32. Sums in the range of subnormals are
   exact. So with alpha 1, `R.to(dtype)` of t + D with one dtype for all three is that dtype's own
   sum.
-- bfloat16's f and b with at most 16 between their exponents are whole multiples, below 2⁸ and 2²⁴,
-  of one power of two. f − b is one below 2²⁴ too: float32 holds it, as float64 does. t + D is then
-  a sum of two float32 numbers, to which the first fact applies.
+- bfloat16's f and b with at most 16 between their exponents are whole multiples, of at most
+  255 and 255·2¹⁶, of one power of two. f − b is one of at most 255 + 255·2¹⁶ < 2²⁴: float32 holds
+  it, as float64 does. t + D is then a sum of two float32 numbers, to which the first fact applies.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from torch import Tensor
 
 from diffxfer.streaming import ops
 
-_ONE_SUM = frozenset({torch.float32, torch.bfloat16, torch.float16})
-_IN_FLOAT32 = _ONE_SUM
+_IN_FLOAT32 = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _EXPONENTS_APART = 16
 _FRACTION_BITS = 7
 
@@ -44,7 +43,7 @@ def add(left: Tensor, right: Tensor, out: Tensor, *, finite: bool = False) -> bo
         False where that is not proved, or `out` is not finite though `finite` did not tell of its
         parts: compute it in float64 then.
     """
-    if not left.dtype == right.dtype == out.dtype or out.dtype not in _ONE_SUM:
+    if not left.dtype == right.dtype == out.dtype or out.dtype not in _IN_FLOAT32:
         return False
     torch.add(left, right, out=out)
     return finite or ops.all_finite(out)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffxfer.checkpoints.header import BITS
 from diffxfer.streaming import ops
-from diffxfer.streaming.batch import COMPUTED
+from diffxfer.streaming.batch import COMPUTED, alike
 from diffxfer.streaming.plan import Operation, RunKind
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def slabs(chunks: Iterable[Chunk], plan: Plan, elements: int) -> Iterator[tuple[
     size, kind, end = 0, None, -1
     for chunk in chunks:
         task = plan.tasks[chunk.task]
-        found, start = _kind(chunk, task), task.start + chunk.start * task.itemsize
+        found, start = alike(chunk, task), task.start + chunk.start * task.itemsize
         full = size + chunk.count > elements or len(slab) == MOST_CHUNKS
         if slab and (found is None or found != kind or start != end or full):
             yield tuple(slab)
@@ -127,13 +127,6 @@ def slabs(chunks: Iterable[Chunk], plan: Plan, elements: int) -> Iterator[tuple[
         size, kind, end = size + chunk.count, found, start + chunk.count * task.itemsize
     if slab:
         yield tuple(slab)
-
-
-def _kind(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
-    if task.operation not in COMPUTED or [p.kind for p in chunk.pieces] != [RunKind.GRAFT]:
-        return None
-    dtypes = tuple([spec.dtype for spec in task.inputs])
-    return task.operation, task.alpha, task.shard, task.dtype, dtypes
 
 
 def buffer_bytes(plan: Plan, elements: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffxfer.checkpoints.header import BITS, FLOATS
 from diffxfer.streaming import narrow, ops
+from diffxfer.streaming.batch import spans
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.finite import check_finite
 from diffxfer.streaming.look import Looker
@@ -143,21 +144,11 @@ class Worker(Looker):
 
     def _read_side_by_side(self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]) -> None:
         """Read whole tensors into the buffers, one after the other; neighbours on disk at once."""
-        for slot, like in enumerate(tasks[0].inputs):
-            size, view, filled = BITS[like.dtype] // 8, self._views[slot], 0
-            shard, begin, end = like, -1, -1
-            for chunk, task in zip(batch, tasks, strict=True):
-                spec = task.inputs[slot]
-                start = spec.start + chunk.pieces[0].sources[slot] * size
-                if start != end or spec.shard is not shard.shard:
-                    if end > begin:
-                        self._open_shard(shard).read_into(
-                            view[filled : filled + end - begin], begin
-                        )
-                        filled += end - begin
-                    shard, begin = spec, start
-                end = start + chunk.count * size
-            self._open_shard(shard).read_into(view[filled : filled + end - begin], begin)
+        for slot in range(len(tasks[0].inputs)):
+            view, filled = self._views[slot], 0
+            for spec, begin, end in spans(batch, tasks, slot):
+                self._open_shard(spec).read_into(view[filled : filled + end - begin], begin)
+                filled += end - begin
 
     def _graft(
         self, pieces: list[Piece], chunk: Chunk, task: TensorTask, result: ChunkResult

@@ -611,6 +611,35 @@ def test_a_shard_that_cannot_be_made_durable_is_an_error(
     assert open_files() == before
 
 
+def test_a_sync_in_the_middle_of_a_write_does_not_stand_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, fsync = os.pwrite, os.fsync
+    order: list[str] = []
+
+    def write_late(fd: int, data: bytes, offset: int) -> int:
+        order.append("begun")
+        made.sync()
+        count = pwrite(fd, data, offset)
+        order.append("written")
+        return count
+
+    def tell(fd: int) -> None:
+        order.append("synced")
+        fsync(fd)
+
+    with OutputFolder(tmp_path / "out", JOB) as folder:
+        made = shard(folder, 6, 2)
+        made.create()
+        start = made.layout.starts["w"]
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", tell)
+            made.write(memoryview(b"abc"), start)
+            patch.setattr(os, "pwrite", write_late)
+            made.write(memoryview(b"def"), start + 3)
+    assert order == ["begun", "synced", "written", "synced"]
+
+
 def test_a_limit_on_the_size_of_files_is_an_error(tmp_path: Path) -> None:
     code = f"""
 import pathlib, resource

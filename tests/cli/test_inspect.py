@@ -213,6 +213,25 @@ class TestTheHeatTable:
         ends = [(int(row.split("–")[0]), int(row.split("–")[-1])) for row in rows]
         assert [n for low, high in ends for n in range(low, high + 1)] == list(range(layers))
 
+    def test_all_that_is_outside_of_layers_fits_too(self) -> None:
+        for count in (12, 13, 20_000):
+            cells = [
+                Cell(Place("", -1, f"k{number}"), Measure(1, number + 1, 3.0, 4.0))
+                for number in range(count)
+            ]
+            rows = [line.split() for line in lines_of(cells, 80)[1:]]
+            assert len(rows) == 13
+            shared = [] if count == 12 else ["other"]
+            largest = [f"k{number}" for number in range(count)][len(shared) - 12 :]
+            assert [row[0] for row in rows] == [*largest, *shared, "all"]
+            assert rows[-1][1] == "75.0█"
+
+    def test_names_of_any_kind_are_put_in_order_at_once(self) -> None:
+        layers = [Cell(Place("h", n, "q"), Measure(1, 1, 1.0, 4.0)) for n in range(60_000)]
+        assert lines_of(layers, 80)[-2].split() == ["57500–59999", "25.0█", "25.0█"]
+        kinds = [Cell(Place("h", 0, f"q{n}"), Measure(1, n, 1.0, 4.0)) for n in range(20_000)]
+        assert "other" in lines_of(kinds, 80)[0] + lines_of(kinds, 80)[1]
+
     def test_kinds_that_do_not_fit_share_a_column(self) -> None:
         cells = model(2, [f"module{number:02}" for number in range(30)])
         lines = lines_of(cells, 80)

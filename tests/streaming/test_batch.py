@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from diffxfer.errors import NonFiniteError
+from diffxfer.checkpoints.shard_writer import ShardWriter
+from diffxfer.errors import NonFiniteError, OutputError
+from diffxfer.streaming import engine
 from diffxfer.streaming.batch import batches
 from diffxfer.streaming.plan import (
     BLOCK_ELEMENTS,
@@ -21,7 +24,7 @@ from diffxfer.streaming.plan import (
     whole,
 )
 from tests.helpers import block_checksum, same_bits, save_shard, to_bits, values
-from tests.streaming.test_engine import execute, load, oracle
+from tests.streaming.test_engine import contents, execute, load, oracle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +110,39 @@ def test_the_first_that_is_not_finite_is_named(tmp_path: Path) -> None:
         assert caught.value.tensor == NAMES[50]
     written = execute(tmp_path, plan, allow_nonfinite=True)
     assert len(written) == len(NAMES)
+
+
+@pytest.mark.parametrize("operation", INPUTS)
+def test_what_a_cut_off_run_did_one_by_one_is_no_part_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: Operation
+) -> None:
+    plan = plan_of(tmp_path / "in", small(("BF16",) * INPUTS[operation]), operation)
+    expected = execute(tmp_path / "whole", plan, threads=1)
+    write, begun, done = ShardWriter.write, itertools.count(), []
+
+    def fail_late(writer: ShardWriter, data: memoryview, offset: int, parts: int = 1) -> None:
+        if next(begun) >= 57:
+            raise OutputError(tmp_path, "cannot be written", "check the disk")
+        write(writer, data, offset, parts)
+        done.append(parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "write", fail_late)
+        patch.setattr(engine, "batches", lambda chunks, _: ((chunk,) for chunk in chunks))
+        with pytest.raises(OutputError, match="cannot be written"):
+            execute(tmp_path, plan, threads=3)
+    assert done == [1] * 57
+    written: list[int] = []
+
+    def tell(writer: ShardWriter, data: memoryview, offset: int, parts: int = 1) -> None:
+        written.append(parts)
+        write(writer, data, offset, parts)
+
+    monkeypatch.setattr(ShardWriter, "write", tell)
+    assert execute(tmp_path, plan, threads=3) == expected
+    assert contents(tmp_path) == contents(tmp_path / "whole")
+    assert max(written) > 20
+    assert sum(written) + sum(done) == sum(1 for _ in chunks(plan))
 
 
 def test_what_comes_together() -> None:

@@ -78,6 +78,26 @@ def test_a_gpu_that_is_full_is_told_of_in_a_line(tmp_path: Path) -> None:
     assert "\n" not in str(e.value)
 
 
+def test_memory_that_another_s_kernels_still_read_is_not_written_before_they_have() -> None:
+    gpu = Cuda("cuda:0")
+    count = 1 << 24
+    zeros = gpu.pinned(count).zero_()
+    for _ in range(3):
+        theirs = torch.ones(count, dtype=torch.uint8, device="cuda:0")
+        place = theirs.data_ptr()
+        torch.cuda.synchronize()
+        torch.cuda._sleep(1 << 28)  # type: ignore[no-untyped-call]  # torch's
+        kept = theirs.clone()
+        del theirs
+        ours = gpu.memory(count)
+        assert ours.data_ptr() == place, "torch gave other memory: this shows nothing"
+        gpu.wait(gpu.submit((ours, zeros), lambda: None, (zeros, ours)))
+        assert bool((kept == 1).all())
+        torch.cuda.synchronize()
+        del ours, kept
+    gpu.close()
+
+
 def test_copies_and_arithmetic_come_in_order() -> None:
     gpu = Cuda("cuda:0")
     count = 1 << 24

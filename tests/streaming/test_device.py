@@ -20,7 +20,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(device, "_gpus", lambda: count)
 
 
-@pytest.mark.parametrize("word", ["gpu", "", "meta", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cpu:0"])
+@pytest.mark.parametrize(
+    "word", ["gpu", "", "meta", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:\u0661", "cpu:0"]
+)
 def test_another_word_is_refused(word: str) -> None:
     with pytest.raises(OptionError) as caught:
         check_device(word)
@@ -93,6 +95,8 @@ def test_what_is_asked_for_is_taken() -> None:
     assert choose_device("cpu", plan, 1) == Choice("cpu")
     assert choose_device("cuda", plan, 1) == Choice("cuda:0")
     assert choose_device("cuda:1", plan, 1) == Choice("cuda:1")
+    # As torch writes it, which refuses this one.
+    assert choose_device("cuda:01", plan, 1) == Choice("cuda:1")
 
 
 @pytest.mark.parametrize(

@@ -863,7 +863,28 @@ def test_many_shards_need_few_descriptors(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-# Torch's threads, and progress.
+# Torch's settings, and progress.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_subnormals_are_computed_where_the_caller_s_thread_flushes_them(
+    tmp_path: Path, operation: Operation, dtype: str
+) -> None:
+    integers = to_bits(torch.empty(0, dtype=DTYPES[dtype])).dtype
+    tensors = [
+        torch.arange(start, start + 40).to(integers).view(DTYPES[dtype]) for start in (9, 0, 5)
+    ]
+    case = make_case(tmp_path / "in", "t", operation, tensors[: OPERATIONS[operation]], dtype)
+    expected = case.expected
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor always computes with subnormals")
+    try:
+        results = execute(tmp_path, plan_of(case.task), threads=2)
+    finally:
+        torch.set_flush_denormal(False)
+    assert same_bits(load(tmp_path)["t"], expected)
+    assert results["t"].inexact == 0
 
 
 @pytest.mark.usefixtures("_leaves_nothing_running")

@@ -65,9 +65,7 @@ def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> lis
 
     if request.param == "host":
         monkeypatch.setattr(device, "_gpus", lambda: 1)
-        monkeypatch.setattr(
-            cuda, "Cuda", lambda name: devices.append(HostDevice(name)) or devices[-1]
-        )
+        monkeypatch.setattr(cuda, "Cuda", make)
     return devices
 
 

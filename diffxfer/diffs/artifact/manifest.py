@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
-from typing import TYPE_CHECKING, Literal
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+_Norm: TypeAlias = Annotated[float, Field(ge=0, le=math.sqrt(sys.float_info.max))]
+"""The root of a sum that is finite."""
 _SEALED = re.compile(rb'(.*),\n "seal": "([0-9a-f]{32})"\n\}\n', re.DOTALL)
 
 
@@ -102,8 +106,8 @@ class TensorEntry:
 
     Attributes:
         checksum: see `streaming.checksum`.
-        delta_norm: ‖Δ‖₂, for a diff vector.
-        base_norm: ‖base‖₂, for a diff vector.
+        delta_norm: ‖Δ‖₂, for a diff vector; None where it is not finite.
+        base_norm: ‖base‖₂, likewise.
         base_checksum: of base's tensor, for a diff vector.
         inexact: elements of finetuned that base and the stored Δ do not give back.
         samples: how many entries of the samples file are this tensor's.
@@ -112,12 +116,12 @@ class TensorEntry:
     """
 
     checksum: str
-    delta_norm: float | None = None
-    base_norm: float | None = None
+    delta_norm: _Norm | None = None
+    base_norm: _Norm | None = None
     base_checksum: str | None = None
-    inexact: int | None = None
+    inexact: int | None = Field(default=None, ge=0)
     samples: int | None = Field(default=None, ge=0)
-    unchanged: int | None = None
+    unchanged: int | None = Field(default=None, ge=0)
 
 
 _TENSOR_ENTRY = TypeAdapter(TensorEntry)
@@ -165,7 +169,7 @@ class Manifest(_Model):
     diffxfer_format: int
     kind: Literal["diff", "graft", "tuned"]
     diffxfer_version: str
-    command: dict[str, str | int | float | list[str] | dict[str, float]]
+    command: dict[str, str | int | FiniteFloat | list[str] | dict[str, FiniteFloat]]
     checksum: str
     sources: dict[str, SourceEntry]
     dtype: str | None = None

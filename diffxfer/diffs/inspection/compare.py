@@ -235,7 +235,8 @@ def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
 
 
 def _warnings(ours: Weights, theirs: Weights) -> Iterator[str]:
-    if [shard.identity for shard in ours.shards] == [shard.identity for shard in theirs.shards]:
+    identities = [[shard.identity for shard in role.shards] for role in (ours, theirs)]
+    if identities[0] and identities[0] == identities[1]:
         yield "both are the same files"
     manifests = read_manifest(ours.folder), read_manifest(theirs.folder)
     diffs = [manifest is not None and manifest.kind == "diff" for manifest in manifests]

@@ -22,6 +22,8 @@ _EMBEDDING = re.compile(r"embed|^w[tp]e$|^shared$")
 _HEAD = re.compile(r"(?:^|_)head(?:_|$)|^embed_out$")
 _SUFFIX = re.compile(r"_proj(?:ection)?$")
 _PARAMETERS = frozenset({"weight", "bias"})
+_DEEPEST = 16
+"""So many parts of a name are tried to tell it from the others; beyond, it is called by all."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,8 +63,7 @@ def _split(parts: list[str]) -> tuple[str, int, tuple[str, ...]]:
     """A name as stack, layer and module, without numbers and without the parameter's own name."""
     module = parts[:-1] if parts[-1] in _PARAMETERS and len(parts) > 1 else parts
     for at, part in enumerate(module[:-1]):
-        stack = ".".join(parts[:at])
-        if stack and part.isdecimal():
+        if part.isdecimal() and (stack := ".".join(parts[:at])):
             # A longer number is no layer's, and int() would take its time over it.
             return stack, int(part[-9:]), _named(module[at + 1 :])
     return "", -1, _named(module)
@@ -78,10 +79,10 @@ def _kinds(modules: set[tuple[str, ...]], *, in_layer: bool) -> dict[tuple[str, 
     rest = [module for module, kind in kinds.items() if not kind]
     ends: defaultdict[tuple[str, ...], int] = defaultdict(int)
     for module in rest:
-        for count in range(1, len(module) + 1):
+        for count in range(1, min(len(module), _DEEPEST) + 1):
             ends[module[-count:]] += 1
     for module in rest:
-        lengths = range(1, len(module) + 1)
+        lengths = range(1, min(len(module), _DEEPEST) + 1)
         count = next((count for count in lengths if ends[module[-count:]] == 1), len(module))
         kinds[module] = ".".join(module[-count:])
     short = {module: _SUFFIX.sub("", kinds[module]) for module in rest if "." not in kinds[module]}

@@ -231,6 +231,10 @@ class TestWhatCannotBeCompared:
         assert (found.norms.tensors, found.norms.delta, found.norms.base) == (1, 1.0, 5.0)
         assert '"finite": false' in json.dumps(found.as_json(), allow_nan=False)
 
+    def test_nothing_is_not_the_same_file_as_nothing(self, tmp_path: Path) -> None:
+        found = self.compare(tmp_path, {}, {})
+        assert (found.tensors, found.warnings) == ((), ())
+
     def test_prefixes_are_seen_through(self, tmp_path: Path) -> None:
         ours = {"model.layers.0.x.weight": torch.ones(2), "lm_head.weight": torch.ones(2)}
         theirs = {"layers.0.x.weight": torch.ones(2), "lm_head.weight": torch.ones(2)}

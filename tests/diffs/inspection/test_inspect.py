@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from diffxfer import apply_diff, extract_diff, inspect_checkpoint
 from diffxfer.diffs.inspection.measures import Measure, total
-from diffxfer.errors import CheckpointError, HeaderError
+from diffxfer.errors import ArtifactError, CheckpointError, HeaderError
 from tests import families, tiny
 
 if TYPE_CHECKING:
@@ -123,6 +124,34 @@ class TestADiffVector:
         assert (found.norms.unchanged, found.norms.unchanged_share) == (None, None)
         assert found.norms.delta == inspect_checkpoint(folders["diff"]).norms.delta  # type: ignore[union-attr]
         apply_diff(old, folders["target"], tmp_path / "graft", alpha=0.5)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            *product(("delta_norm", "base_norm"), (float("nan"), float("inf"), -1, 1.4e154)),
+            *product(("unchanged", "inexact"), (-1,)),
+        ],
+    )
+    def test_numbers_that_no_tensor_has_are_refused(
+        self, folders: dict[str, Path], tmp_path: Path, key: str, value: float
+    ) -> None:
+        bad = shutil.copytree(folders["diff"], tmp_path / "bad")
+        manifest = json.loads((bad / "diffxfer.json").read_text("utf-8"))
+        next(iter(manifest["tensors"].values()))[key] = value
+        (bad / "diffxfer.json").write_text(json.dumps(manifest))
+        with pytest.raises(ArtifactError, match=rf"is not a manifest that we can read .*{key}"):
+            inspect_checkpoint(bad)
+
+    @pytest.mark.parametrize("value", [float("nan"), {"norm": float("inf")}])
+    def test_so_are_options_that_nobody_can_give(
+        self, folders: dict[str, Path], tmp_path: Path, value: object
+    ) -> None:
+        bad = shutil.copytree(folders["graft"], tmp_path / "bad")
+        manifest = json.loads((bad / "diffxfer.json").read_text("utf-8"))
+        manifest["command"]["alpha"] = value
+        (bad / "diffxfer.json").write_text(json.dumps(manifest))
+        with pytest.raises(ArtifactError, match=r"is not a manifest that we can read .*alpha"):
+            inspect_checkpoint(bad)
 
     def test_weights_are_not_read(self, folders: dict[str, Path], tmp_path: Path) -> None:
         copy = shutil.copytree(folders["diff"], tmp_path / "copy")

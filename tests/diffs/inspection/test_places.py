@@ -82,6 +82,15 @@ def test_names_say_it(expected: dict[str, Place]) -> None:
     assert places(expected) == expected
 
 
+def test_a_name_of_very_many_parts_takes_no_longer_than_reading_it() -> None:
+    deep = ".".join(["a"] * 100_000)
+    found = places(["b." + deep, "c." + deep, "layers." + deep, "layers.0." + deep])
+    assert [(place.stack, place.layer) for place in found.values()] == [("", -1)] * 3 + [
+        ("layers", 0)
+    ]
+    assert len(set(found.values())) == 4
+
+
 PARTS = st.sampled_from(
     ["layers", "0", "12", "mlp", "up", "up_proj", "norm", "weight", "_proj", ""]
 )
