@@ -226,11 +226,10 @@ class OpenShard:
     """A shard that is open for reading; closed when the last reference to it goes.
 
     Args:
-        shard: the file; it must still be the one whose header was read. One on the Hub that was
-            not downloaded is read there.
+        shard: the file whose header was read; it is read on the Hub if it is not here.
 
     Raises:
-        InputChangedError: if it is not.
+        InputChangedError: if it is another one now.
     """
 
     def __init__(self, shard: ShardFile) -> None:
@@ -251,6 +250,11 @@ class OpenShard:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+    def abandon(self) -> None:
+        """End what is being fetched of it, if it is on the Hub: whoever waits for that fails."""
+        if not isinstance(self._file, _LocalFile):  # whose number another file could get
+            self.close()
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the file.

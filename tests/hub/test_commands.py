@@ -73,6 +73,34 @@ def test_a_dry_run_fetches_no_weights(hub: Hub, user: User, family: dict[str, Pa
     assert not list(user.cache.rglob("model-*.safetensors"))
 
 
+def test_a_slip_in_a_folders_name_is_not_looked_for_on_the_hub(
+    hub: Hub, user: User, family: dict[str, Path]
+) -> None:
+    publish(hub, family)
+    (user.home / "org" / "llama-3.2").mkdir(parents=True)
+    done = user.run("inspect", IDS["base"])
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"mean org/llama-3.2? The one on the Hub is {IDS['base']}@main")
+    assert not hub.requests
+    assert user.run("inspect", f"{IDS['base']}@main").returncode == 0
+
+
+def test_a_file_without_its_link_is_not_downloaded_again(
+    hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    assert user.run(*transfer("out")).returncode == 0
+    shard = next(user.cache.glob("models--org--llama-3.0/snapshots/*/model-00001-of-*"))
+    size = shard.stat().st_size
+    shard.unlink()
+    hub.forget()
+    assert user.run(*transfer("again")).returncode == 0
+    assert shard.is_file()
+    assert hub.sent("^/cdn/org/llama-3.0") < size / 5
+    assert contents(user.home / "again") == contents(grafted)
+
+
 @pytest.mark.slow
 def test_what_other_commands_take_from_the_hub(hub: Hub, user: User) -> None:
     """Each in the order of its own: headers, then weights; named by the id, not by a folder."""

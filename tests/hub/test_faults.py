@@ -101,6 +101,13 @@ def test_what_is_no_model(hub: Hub, user: User, family: dict[str, Path]) -> None
     assert hub.sent(r"^/cdn/") < 500_000
 
 
+def test_what_the_hub_has_disabled(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    publish(hub, family)
+    told = {"X-Error-Message": "Access to this resource is disabled."}
+    hub.faults.on(faults.Fault(f"/{BASE}$", status=403, headers=told))
+    says(user, f"{BASE}: was disabled by the Hub; see {hub.url}/{BASE}")
+
+
 SURVIVED: dict[str, list[Callable[[], Fault]]] = {
     "500 once": [
         lambda: faults.failing("^/api/models/org/llama-3.0$", times=1),
@@ -214,6 +221,9 @@ def test_an_interruption_ends_it_soon_and_whole_files_stay(
     assert "interrupted: " in said
     assert "Traceback" not in said
     assert not (user.home / "out").exists()
+    # It waits for nothing that is still on its way.
+    coming = next(family["base"].glob(f"{SHARD}*")).stat().st_size
+    assert hub.sent(f"^/cdn/{BASE}/.*{SHARD}") < coming
     hub.faults.off()
     hub.forget()
     assert user.run(*transfer("out", *options)).returncode == 0

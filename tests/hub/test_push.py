@@ -282,6 +282,15 @@ class TestFaults:
         said = "was given model-00002-of-00002.safetensors and did not take it"
         refused(writer.run("push", made.graft, "me/graft"), said)
 
+    def test_a_web_page_instead_of_an_answer(
+        self, hub: Hub, writer: User, made: Made, tmp_path: Path
+    ) -> None:
+        page = tmp_path / "login.html"
+        page.write_text("<html>Welcome to our hotel</html>")
+        hub.faults.on(faults.Fault("^/api/", page=page))
+        done = writer.run("push", made.diff, "me/diff")
+        refused(done, f"what answers at {hub.url} is not the Hub; open it in a browser")
+
     @pytest.mark.slow
     def test_the_hub_is_down(self, writer: User, made: Made) -> None:
         writer.env["HF_ENDPOINT"] = "http://127.0.0.1:9"

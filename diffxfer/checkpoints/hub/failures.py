@@ -6,7 +6,8 @@ import contextlib
 import errno
 import time
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, TypeVar
+from json import JSONDecodeError
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
@@ -41,6 +42,9 @@ _MAX_WAIT_S = 300
 _FALSE_S = PATIENCE_S[1]
 """After this, what answers is taken to mean it: each try may be a download."""
 _BUSY = (408, 429, 500, 502, 503, 504)
+NO_HUB = "open it in a browser: the network may want a login; or mend HF_ENDPOINT and your proxy"
+"""What to do where a web page comes instead of an answer."""
+
 _ONCE_MORE = "run the same command again: whole files that were downloaded stay in the Hub's cache"
 
 
@@ -69,12 +73,19 @@ def persistently(call: Callable[[], _T], model: HubId, waits: tuple[float, ...] 
         except Exception as exc:
             pause = pause_before_retry(exc, wait)
             if pause is None:
-                raise explain(exc, model) from exc
+                _refuse(exc, model)
         time.sleep(pause)
     try:
         return call()
     except Exception as exc:
-        raise explain(exc, model) from exc
+        _refuse(exc, model)
+
+
+def _refuse(exc: Exception, model: HubId) -> NoReturn:
+    told = explain(exc, model)
+    if told is exc:
+        raise exc
+    raise told from exc
 
 
 def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
@@ -119,10 +130,8 @@ def explain(exc: Exception, model: HubId) -> Exception:
         if isinstance(cause, kind):
             return tell(cause, model)
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = constants.HF_HUB_CACHE
-        return DiskSpaceError(
-            place, "the disk of the Hub's cache is full", "free some, set HF_HOME"
-        )
+        remedy = f"free some disk, or set HF_HOME to a larger one, and {_ONCE_MORE}"
+        return DiskSpaceError(constants.HF_HUB_CACHE, "the disk is full", remedy)
     if type(cause) is OSError and cause.errno is None:
         return _error(model, "connection", "came shorter than it is on the Hub", _ONCE_MORE)
     return exc
@@ -180,7 +189,7 @@ def _near_models(repo: str) -> list[str]:
 def _no_revision(exc: Exception, model: HubId) -> HubError:
     del exc
     known: list[str] = []
-    with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError):
+    with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError, ValueError):
         refs = HfApi().list_repo_refs(model.repo)
         known = [ref.name for ref in (*refs.branches, *refs.tags)]
     near = get_close_matches(model.revision or "", known, n=1)
@@ -247,6 +256,12 @@ def _false(exc: Exception, model: HubId) -> HubError:
     return _error(model, "content", problem, remedy)
 
 
+def _no_json(exc: Exception, model: HubId) -> HubError:
+    del exc
+    problem = f"cannot be fetched: what answers at {constants.ENDPOINT} is not the Hub"
+    return _error(model, "content", problem, NO_HUB)
+
+
 def _no_id(exc: Exception, model: HubId) -> HubError:
     problem = f"is no id of a model on the Hub ({next(iter(str(exc).splitlines()), '')})"
     return _error(model, "name", problem, "give a folder, or org/name[@revision]")
@@ -264,5 +279,6 @@ _TELL: tuple[tuple[type[Exception], Callable[[Exception, HubId], HubError]], ...
     (httpx2.TransportError, _connection),
     (HFValidationError, _no_id),
     (FalseAnswerError, _false),
+    (JSONDecodeError, _no_json),
 )
 """In this order: the first are special cases of the later ones."""
