@@ -62,9 +62,9 @@ def test_what_is_not_there(hub: Hub, user: User, family: dict[str, Path]) -> Non
     target = hub.repos.pop(IDS["target"])
     target.id = "org/llama-3.1-base"
     hub.repos[target.id] = target
-    near = "org/llama-3.1-base?"
+    near = "org/llama-3.1-base? Or, if it is private, "
     no_token = says(user, f"{IDS['target']}: is no folder here, and no public model at", near)
-    assert "if it is private, run: hf auth login" in no_token
+    assert no_token.endswith("run: hf auth login\n")
     hub.tokens["hf_x"] = set()
     says(user, "that your token may read", near, HF_TOKEN="hf_x")
     says(user, "does not know your token", "hf auth login", HF_TOKEN="hf_wrong")
@@ -196,6 +196,20 @@ def test_no_network(user: User, hub: Hub, family: dict[str, Path]) -> None:
     publish(hub, family)
     hub.stop()
     says(user, f"no connection to {hub.url}", "check the network, and run the same command again")
+
+
+@pytest.mark.slow
+def test_no_network_and_all_of_it_in_the_cache(
+    hub: Hub, user: User, family: dict[str, Path]
+) -> None:
+    commit = publish(hub, family)["base"]
+    assert user.run("extract", IDS["finetuned"], BASE, "-o", "diff", "-q").returncode == 0
+    here = user.run("inspect", BASE, "--json")
+    hub.stop()
+    for named in (BASE, f"{BASE}@{commit}"):
+        done = user.run("inspect", named, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) | {"path": BASE} == json.loads(here.stdout)
 
 
 @pytest.mark.slow

@@ -163,15 +163,15 @@ def _gated(exc: Exception, model: HubId) -> HubError:
 def _missing(exc: Exception, model: HubId) -> HubError:
     del exc
     near = _near_models(model.repo)
-    hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling"
+    hint = f"did you mean {' or '.join(near)}? Or," if near else "check the spelling;"
     if get_token() is None:
         problem = f"is no folder here, and no public model at {constants.ENDPOINT}"
-        remedy = f"{hint}; if it is private, run: hf auth login"
+        remedy = f"{hint} if it is private, run: hf auth login"
     else:
         problem = (
             f"is no folder here, and no model at {constants.ENDPOINT} that your token may read"
         )
-        remedy = f"{hint}; if it is private, give a token that may read it: hf auth login"
+        remedy = f"{hint} if it is private, give a token that may read it: hf auth login"
     return _error(model, "missing", problem, remedy)
 
 
