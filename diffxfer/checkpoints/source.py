@@ -114,7 +114,7 @@ def require_folder(folder: Path, what: str, *, or_id: bool = False) -> None:
     if _exists(folder, what):
         if folder.is_dir():
             return
-        problem = f"is a file, where the folder of {what} is due"
+        problem = f"is a file, where {what} is due"
         raise CheckpointError(folder, problem, "give the folder that holds it")
     problem = f"no such folder, where {what} is due"
     near = _near_name(folder)

@@ -198,6 +198,12 @@ def test_no_network(user: User, hub: Hub, family: dict[str, Path]) -> None:
     says(user, f"no connection to {hub.url}", "check the network, and run the same command again")
 
 
+def test_an_endpoint_that_is_none(user: User) -> None:
+    done = user.run("inspect", BASE, "-q", HF_ENDPOINT="hub.example")
+    assert f"{BASE}: cannot be fetched: no connection to hub.example (" in done.stderr
+    assert "mend HF_ENDPOINT and your proxy" in done.stderr
+
+
 @pytest.mark.slow
 def test_no_network_and_all_of_it_in_the_cache(
     hub: Hub, user: User, family: dict[str, Path]

@@ -332,11 +332,13 @@ class TestRefused:
         done = writer.run("push", made.diff, "me/diff", HF_TOKEN="hf_old")
         refused(done, "does not take your token", "hf auth login")
 
-    def test_a_licence_that_the_hub_does_not_know(self, writer: User, made: Made) -> None:
-        done = writer.run("push", made.diff, "me/diff", "--license", "mine")
-        refused(
-            done, '- "license" must be one of [apache-2.0, mit, …]', "give the right one with --li"
-        )
+    def test_a_licence_that_the_hub_does_not_know(self, hub: Hub, writer: User, made: Made) -> None:
+        push = "push", made.diff, "me/diff"
+        said = '"license" must be one of [apache-2.0, mit, …]', "give the right one with --license"
+        refused(writer.run(*push, "--license", "mine"), "me/diff: does not take it: ", *said)
+        assert not hub.repos
+        assert writer.run(*push).returncode == 0
+        refused(writer.run(*push, "--license", "mine"), *said)
 
     @pytest.mark.parametrize("name", ["diff", "me/you/diff", "me/diff@main", "me/", "../diff"])
     def test_names_that_are_none(self, user: User, made: Made, name: str) -> None:

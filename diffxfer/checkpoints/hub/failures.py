@@ -41,6 +41,7 @@ AT_FIRST_S = PATIENCE_S[:3]
 _MAX_WAIT_S = 300
 _FALSE_S = PATIENCE_S[1]
 """After this, what answers is taken to mean it: each try may be a download."""
+_SET_WRONG = (httpx2.ProxyError, httpx2.UnsupportedProtocol)
 _BUSY = (408, 429, 500, 502, 503, 504)
 NO_HUB = "open it in a browser: the network may want a login; or mend HF_ENDPOINT and your proxy"
 """What to do where a web page comes instead of an answer."""
@@ -102,7 +103,7 @@ def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
             return None
         asked = exc.response.headers.get("Retry-After", "")
         return None if asked.isdigit() and int(asked) > _MAX_WAIT_S else _seconds(asked, wait_s)
-    lost = isinstance(exc, httpx2.TransportError) and not isinstance(exc, httpx2.ProxyError)
+    lost = isinstance(exc, httpx2.TransportError) and not isinstance(exc, _SET_WRONG)
     if isinstance(exc, FalseAnswerError):
         return wait_s if wait_s <= _FALSE_S else None
     # What huggingface_hub says of a file that is shorter than it should be.
@@ -247,7 +248,13 @@ def _http(exc: Exception, model: HubId) -> HubError:
 def _connection(exc: Exception, model: HubId) -> HubError:
     why = next(iter(str(exc).splitlines()), "") or type(exc).__name__
     problem = f"cannot be fetched: no connection to {constants.ENDPOINT} ({why})"
-    return _error(model, "connection", problem, f"check the network, and {_ONCE_MORE}")
+    if isinstance(exc, _SET_WRONG):
+        remedy = (
+            "mend HF_ENDPOINT and your proxy (HTTPS_PROXY), which are addresses such as https://…"
+        )
+    else:
+        remedy = f"check the network, and {_ONCE_MORE}"
+    return _error(model, "connection", problem, remedy)
 
 
 def _false(exc: Exception, model: HubId) -> HubError:
