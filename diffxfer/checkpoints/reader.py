@@ -172,9 +172,9 @@ def _read_headers(place: Place, names: Iterable[str]) -> dict[str, dict[str, Ten
     from diffxfer.checkpoints.hub.ranges import fetch_headers
 
     files = place.files
-    for name in names:
-        if name not in files:
-            raise ShardIndexError(place.folder / name, "is missing on the Hub", "tell its owner")
+    lost = next((name for name in names if name not in files), None)
+    if lost is not None:
+        raise ShardIndexError(f"{place.label}/{lost}", "is missing on the Hub", "tell its owner")
     beginnings = fetch_headers([files[name] for name in names])
     return {name: parse_header(beginnings[name], files[name]) for name in names}
 

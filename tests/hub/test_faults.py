@@ -101,6 +101,19 @@ def test_what_is_no_model(hub: Hub, user: User, family: dict[str, Path]) -> None
     assert hub.sent(r"^/cdn/") < 500_000
 
 
+def test_shards_that_are_none(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    publish(hub, family)
+    shard = "model-00001-of-00002.safetensors"
+
+    def becomes(data: bytes | None) -> str:
+        return f"error: {BASE}@{hub.repos[BASE].commit({shard: data})[:8]}/{shard}: "
+
+    where = becomes(b"\xff" * 5000)
+    says(user, f"{where}states a header of ", "; it is so on the Hub: tell its owner")
+    says(user, f"{becomes(b'')}is empty, where a safetensors file is due", options=("--stream",))
+    says(user, f"{becomes(None)}is missing on the Hub; tell its owner")
+
+
 def test_what_the_hub_has_disabled(hub: Hub, user: User, family: dict[str, Path]) -> None:
     publish(hub, family)
     told = {"X-Error-Message": "Access to this resource is disabled."}
