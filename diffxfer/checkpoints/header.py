@@ -151,9 +151,13 @@ def parse_header(beginning: bytes, remote: HubFile, *, whole: bool = True) -> di
         HeaderError: if anything in it is not as the format has it.
     """
     path, size = remote.path, remote.size
-    raw = _read_raw_header(lambda count, at: beginning[at : at + count], path, size)
-    digest = xxhash.xxh3_128_hexdigest(raw)
-    return _parse(raw, ShardFile(path, size, remote.identity, digest, remote), whole=whole)
+    try:
+        raw = _read_raw_header(lambda count, at: beginning[at : at + count], path, size)
+        digest = xxhash.xxh3_128_hexdigest(raw)
+        return _parse(raw, ShardFile(path, size, remote.identity, digest, remote), whole=whole)
+    except HeaderError as exc:  # the cache does not have it yet
+        where = f"{remote.repo}@{remote.commit[:8]}/{remote.name}"
+        raise HeaderError(where, exc.problem, "it is so on the Hub: tell its owner") from exc
 
 
 def _parse(raw: bytes, shard: ShardFile, *, whole: bool) -> dict[str, TensorSpec]:

@@ -172,9 +172,9 @@ def _read_headers(place: Place, names: Iterable[str]) -> dict[str, dict[str, Ten
     from diffxfer.checkpoints.hub.ranges import fetch_headers
 
     files = place.files
-    for name in names:
-        if name not in files:
-            raise ShardIndexError(place.folder / name, "is missing on the Hub", "tell its owner")
+    lost = next((name for name in names if name not in files), None)
+    if lost is not None:
+        raise ShardIndexError(f"{place.label}/{lost}", "is missing on the Hub", "tell its owner")
     beginnings = fetch_headers([files[name] for name in names])
     return {name: parse_header(beginnings[name], files[name]) for name in names}
 
@@ -226,11 +226,10 @@ class OpenShard:
     """A shard that is open for reading; closed when the last reference to it goes.
 
     Args:
-        shard: the file; it must still be the one whose header was read. One on the Hub that was
-            not downloaded is read there.
+        shard: the file whose header was read; it is read on the Hub if it is not here.
 
     Raises:
-        InputChangedError: if it is not.
+        InputChangedError: if it is another one now.
     """
 
     def __init__(self, shard: ShardFile) -> None:
@@ -251,6 +250,11 @@ class OpenShard:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+    def abandon(self) -> None:
+        """End what is being fetched of it, if it is on the Hub: whoever waits for that fails."""
+        if not isinstance(self._file, _LocalFile):  # whose number another file could get
+            self.close()
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the file.

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.hub.names import read_hub_id
+from diffxfer.checkpoints.hub.names import HubId, read_hub_id
 from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.errors import CheckpointError
 
@@ -66,14 +66,30 @@ def find(named: Path | str, what: str) -> Place:
         CheckpointError: if it is neither.
         HubError: if it reads as a model on the Hub, and cannot be had.
     """
-    folder = Path(named)
-    model = read_hub_id(named)
-    if model is None or _exists(folder, what) or _near_name(folder) is not None:
-        require_folder(folder, what)
-        return Place(folder)
+    model = find_id(named, what)
+    if model is None:
+        require_folder(Path(named), what, or_id=True)
+        return Place(Path(named))
     from diffxfer.checkpoints.hub.snapshot import open_snapshot
 
     return Place(*open_snapshot(model))
+
+
+def find_id(named: Path | str, what: str) -> HubId | None:
+    """The model on the Hub that was named; None where a folder was, with a slip perhaps.
+
+    Args:
+        named: as for `find`.
+        what: as for `find`.
+
+    Raises:
+        CheckpointError: if it cannot be told whether there is such a folder.
+    """
+    folder, model = Path(named), read_hub_id(named)
+    if model is None or _exists(folder, what):
+        return None
+    slip = model.revision is None and _near_name(folder) is not None
+    return None if slip else model
 
 
 def _exists(folder: Path, what: str) -> bool:
@@ -84,12 +100,13 @@ def _exists(folder: Path, what: str) -> bool:
         raise CheckpointError(folder, problem, "check the path") from exc
 
 
-def require_folder(folder: Path, what: str) -> None:
+def require_folder(folder: Path, what: str, *, or_id: bool = False) -> None:
     """Make sure that what was named is a folder.
 
     Args:
         folder: what the user named.
         what: what is due there, such as ``"the base checkpoint"``.
+        or_id: whether a model on the Hub would have done too.
 
     Raises:
         CheckpointError: if it is none.
@@ -97,12 +114,16 @@ def require_folder(folder: Path, what: str) -> None:
     if _exists(folder, what):
         if folder.is_dir():
             return
-        problem = f"is a file, where the folder of {what} is due"
+        problem = f"is a file, where {what} is due"
         raise CheckpointError(folder, problem, "give the folder that holds it")
     problem = f"no such folder, where {what} is due"
     near = _near_name(folder)
-    remedy = "check the path; a model on the Hub is named org/name, or org/name@revision"
-    raise CheckpointError(folder, problem, remedy if near is None else f"did you mean {near}?")
+    remedy = "check the path" if near is None else f"did you mean {near}?"
+    if or_id and near is None:
+        remedy += "; a model on the Hub is named org/name, or org/name@revision"
+    elif or_id and read_hub_id(folder) is not None:
+        remedy += f" The one on the Hub is {folder}@main"
+    raise CheckpointError(folder, problem, remedy)
 
 
 def _near_name(folder: Path) -> Path | None:

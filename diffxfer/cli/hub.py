@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.hub.names import read_hub_id
+from diffxfer.checkpoints.source import find_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 def tell_of_hub(say: Callable[[str], None], *named: Path | str | None) -> None:
@@ -21,7 +21,7 @@ def tell_of_hub(say: Callable[[str], None], *named: Path | str | None) -> None:
         named: models, as they were named; None for one that was not.
     """
     for name in dict.fromkeys(str(name) for name in named if name is not None):
-        if read_hub_id(name) is None or Path(name).exists():
+        if find_id(name, "a model") is None:
             continue
         from huggingface_hub import constants
         from huggingface_hub.utils.logging import set_verbosity

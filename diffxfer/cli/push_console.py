@@ -74,5 +74,5 @@ def _outcome(report: PushReport) -> str:
         for fate in ("new", "changed", "unchanged", "removed")
     }
     told = ", ".join(f"{count:,} {fate}" for fate, count in counts.items() if count)
-    sent = f"; {gigabytes(report.bytes_to_upload)} to upload" if report.pushed else ""
+    sent = f"; {gigabytes(report.bytes_to_upload)} were not there yet" if report.pushed else ""
     return f"files: {told}{sent}, in {report.elapsed_s:.1f} s"

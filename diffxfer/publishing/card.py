@@ -9,18 +9,31 @@ import keyword
 import math
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.hub.names import read_hub_id
-from diffxfer.diffs.artifact.card import HUB, KINDS, details, formula, license_fields, plain
+from diffxfer.diffs.artifact.card import (
+    HUB,
+    KINDS,
+    base_models,
+    details,
+    formula,
+    license_fields,
+    licensed_by,
+    on_hub,
+    plain,
+    sources_in_order,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from diffxfer.diffs.artifact.manifest import Manifest, SourceEntry
     from diffxfer.publishing.results import Result
 
-_ORDER = ("target", "model", "diff vector", "finetuned", "base", "teacher")
-_NO_WEIGHTS = "teacher"
-"""A source that a folder has nothing of."""
+_WHOSE = {
+    "target": "the target's",
+    "model": "the model's",
+    "finetuned": "the fine-tuned model's",
+    "base": "the base's",
+}
 
 
 def write_full_card(
@@ -90,43 +103,14 @@ def _front_matter(
     return data.to_yaml()
 
 
-def base_models(manifest: Manifest) -> list[str]:
-    """The models on the Hub that a folder was made of, the target first; each once.
-
-    Args:
-        manifest: what it is. For a diff vector in it, the models that that was made of stand here.
-    """
-    found = [
-        source.name
-        for role, source in _sources(manifest)
-        if role != _NO_WEIGHTS and not source.made_from and _on_hub(source)
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _sources(manifest: Manifest) -> Iterator[tuple[str, SourceEntry]]:
-    """Every source by its role, those of a diff vector after it."""
-
-    def place(item: tuple[str, SourceEntry]) -> int:
-        return _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)
-
-    for role, source in sorted(manifest.sources.items(), key=place):
-        yield role, source
-        yield from sorted(source.made_from.items(), key=place)
-
-
-def _on_hub(source: SourceEntry) -> bool:
-    # A manifest may be anyone's: its names are not ids because it says so.
-    return bool(source.revision) and read_hub_id(source.name) is not None
-
-
 def _made_of(manifest: Manifest) -> str:
-    rows = "".join(f"| {role} | {_linked(source)} |\n" for role, source in _sources(manifest))
+    sources = sources_in_order(manifest)
+    rows = "".join(f"| {role} | {_linked(source)} |\n" for role, source in sources)
     return f"## What it was made of\n\n| | |\n|---|---|\n{rows}"
 
 
 def _linked(source: SourceEntry) -> str:
-    if not _on_hub(source):
+    if not on_hub(source):
         return plain(source.name)
     commit = plain(source.revision or "")
     link = f"[{plain(source.name)}]({HUB}/{source.name})"
@@ -172,6 +156,6 @@ def _license_line(manifest: Manifest, licensed: Mapping[str, str], *, given: boo
     if not licensed:
         return ""
     called = plain(licensed.get("license_name") or licensed["license"])
-    of = {"graft": "the target's", "tuned": "the model's", "diff": "the fine-tuned model's"}
-    whose = "" if given else f", as {of[manifest.kind]} card states it"
+    role = None if given else licensed_by(manifest)
+    whose = "" if role is None else f", as {_WHOSE[role]} card states it"
     return f"## Licence\n\n{called}{whose}.\n"

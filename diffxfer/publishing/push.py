@@ -64,7 +64,7 @@ def push(
     repo, found = _require_id(repo_id), open_folder(Path(path))
     warnings: list[str] = []
     card = _make_card(found, repo, Path(path), eval, license, warnings)
-    repository = _look(repo, found.manifest, warnings, private=private, dry_run=dry_run)
+    repository = _look(repo, found.manifest, card, warnings, private=private, dry_run=dry_run)
     todo = _compare(_with_card(found, card), repository)
     after = repository
     if not dry_run:
@@ -88,7 +88,13 @@ def push(
 
 
 def _look(
-    repo: str, manifest: Manifest, warnings: list[str], *, private: bool, dry_run: bool
+    repo: str,
+    manifest: Manifest,
+    card: bytes,
+    warnings: list[str],
+    *,
+    private: bool,
+    dry_run: bool,
 ) -> Repository | None:
     """What is there already, if it may be replaced; a dry run may do without."""
     from diffxfer.checkpoints.hub import upload
@@ -99,6 +105,8 @@ def _look(
     upload.require_login(repo)
     repository = upload.open_repository(repo)
     refuse_replacing(repository, manifest, private=private)
+    if repository is None and not dry_run:
+        upload.check_card(repo, card)
     return repository
 
 

@@ -114,7 +114,7 @@ class Engine:
             finally:
                 self._stop = True
                 for worker in workers:
-                    worker.join()
+                    self._end(worker)
                 self._open.clear()
                 for writer in self._writers.values():
                     writer.close()
@@ -125,6 +125,15 @@ class Engine:
         if progress is not None:
             progress(self._total_bytes, self._total_bytes)
         return self._ledger.tally.results()
+
+    def _end(self, worker: threading.Thread) -> None:
+        """Wait for a worker, but not for the Hub: it is alive where the run is interrupted."""
+        while worker.is_alive():
+            with self._lock:
+                opened = [*self._open.values()]
+            for shard in opened:
+                shard.abandon()
+            worker.join(_PROGRESS_INTERVAL_S)
 
     def _wait(
         self, workers: Sequence[threading.Thread], keeper: Keeper | None, progress: Progress | None

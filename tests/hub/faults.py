@@ -31,6 +31,7 @@ class Fault:
         whole: send the whole file where a part of it was asked for.
         shifted: send a part so many bytes further on, and say so.
         instead: send the bytes of this file, as if they were those of the one asked for.
+        page: answer with this web page instead, as if all were well.
         pause_s: wait so long before every block of the body.
         met: how many requests it has befallen.
     """
@@ -48,6 +49,7 @@ class Fault:
     whole: bool = False
     shifted: int = 0
     instead: Path | None = None
+    page: Path | None = None
     pause_s: float = 0.0
     met: int = 0
 

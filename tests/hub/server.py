@@ -225,6 +225,8 @@ class Handler(BaseHTTPRequestHandler):
             if fault is not None and fault.status is not None:
                 fault.wait()
                 reply = Reply(fault.status, fault.headers, b"{}")
+            elif fault is not None and fault.page is not None:
+                reply = Reply(200, {"Content-Type": "text/html"}, fault.page)
             else:
                 reply = answer(self, **groups)
         except RefusedError as exc:

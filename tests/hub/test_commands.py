@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,11 +15,10 @@ from diffxfer.family import family_folder
 from tests.hub.models import IDS, ROLES, contents, publish, transfer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.hub.conftest import User
     from tests.hub.server import Hub
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = r"model-0000\d-of"
 
 
@@ -71,6 +74,58 @@ def test_a_dry_run_fetches_no_weights(hub: Hub, user: User, family: dict[str, Pa
     assert json.loads(done.stdout)["bytes_to_fetch"] == size
     assert hub.sent(WEIGHTS) < size / 10
     assert not list(user.cache.rglob("model-*.safetensors"))
+
+
+def test_a_slip_in_a_folders_name_is_not_looked_for_on_the_hub(
+    hub: Hub, user: User, family: dict[str, Path]
+) -> None:
+    publish(hub, family)
+    (user.home / "org" / "llama-3.2").mkdir(parents=True)
+    done = user.run("inspect", IDS["base"])
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"mean org/llama-3.2? The one on the Hub is {IDS['base']}@main")
+    assert not hub.requests
+    assert user.run("inspect", f"{IDS['base']}@main").returncode == 0
+
+
+def test_a_file_without_its_link_is_not_downloaded_again(
+    hub: Hub, user: User, family: dict[str, Path], grafted: Path
+) -> None:
+    publish(hub, family)
+    assert user.run(*transfer("out")).returncode == 0
+    shard = next(user.cache.glob("models--org--llama-3.0/snapshots/*/model-00001-of-*"))
+    size = shard.stat().st_size
+    shard.unlink()
+    hub.forget()
+    assert user.run(*transfer("again")).returncode == 0
+    assert shard.is_file()
+    assert hub.sent("^/cdn/org/llama-3.0") < size / 5
+    assert contents(user.home / "again") == contents(grafted)
+
+
+@pytest.mark.slow
+def test_one_progress_of_all_downloads(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    publish(hub, family)
+    code = (
+        "import diffxfer, json, sys; seen = [];"
+        "diffxfer.transfer(*sys.argv[1:], 'out', progress=lambda *now: seen.append(now));"
+        "print(json.dumps(seen))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(IDS[role] for role in ROLES)],
+        cwd=user.home,
+        env={**os.environ, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT), **user.env},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    seen = json.loads(done.stdout)
+    shards = [path for folder in family.values() for path in folder.glob("model-*.safetensors")]
+    size = sum(path.stat().st_size for path in shards)
+    fetched = [now for now, total in seen if total == size]
+    assert fetched == sorted(fetched)
+    assert fetched[-1] == size
+    assert seen[len(fetched) - 1][1] == size, "the downloads come first"
 
 
 @pytest.mark.slow

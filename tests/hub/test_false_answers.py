@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from diffxfer.checkpoints.hub.download import _Meter, _StoppedError
+from diffxfer.checkpoints.hub.names import HubFile
 from tests.hub.faults import Fault
 from tests.hub.models import IDS, contents, publish, transfer
 
@@ -80,6 +82,32 @@ def test_another_file_of_that_size_is_not_kept(
     assert contents(user.home / "out") == contents(grafted)
     fetched = {file.stat().st_size for file in user.cache.rglob(SHARD)}
     assert fetched == {(family["base"] / SHARD).stat().st_size}
+
+
+def test_what_was_not_checked_to_its_end_is_checked_again(tmp_path: Path) -> None:
+    content, link = tmp_path / "blob", tmp_path / "a.safetensors"
+    content.write_bytes(b"abc")
+    link.symlink_to(content)
+    file = HubFile("org/name", "c" * 40, link.name, 3, "ab" * 32, link)
+    meter = _Meter([file])
+    meter.stop = True
+    with pytest.raises(_StoppedError):
+        meter._check(file, link)
+    assert not file.here
+    assert content.exists()
+
+
+@pytest.mark.parametrize("path", [f"^/api/models/{IDS['base']}$", f"{IDS['base']}/tree/"])
+def test_a_web_page_instead_of_an_answer(
+    hub: Hub, user: User, family: dict[str, Path], tmp_path: Path, path: str
+) -> None:
+    publish(hub, family)
+    page = tmp_path / "login.html"
+    page.write_text("<html>Welcome to our hotel</html>")
+    hub.faults.on(Fault(path, page=page))
+    line = refused(user)
+    assert "what answers at" in line
+    assert "open it in a browser: the network may want a login" in line
 
 
 def test_a_list_that_names_files_elsewhere(hub: Hub, user: User, family: dict[str, Path]) -> None:

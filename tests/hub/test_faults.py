@@ -62,9 +62,9 @@ def test_what_is_not_there(hub: Hub, user: User, family: dict[str, Path]) -> Non
     target = hub.repos.pop(IDS["target"])
     target.id = "org/llama-3.1-base"
     hub.repos[target.id] = target
-    near = "org/llama-3.1-base?"
+    near = "org/llama-3.1-base? Or, if it is private, "
     no_token = says(user, f"{IDS['target']}: is no folder here, and no public model at", near)
-    assert "if it is private, run: hf auth login" in no_token
+    assert no_token.endswith("run: hf auth login\n")
     hub.tokens["hf_x"] = set()
     says(user, "that your token may read", near, HF_TOKEN="hf_x")
     says(user, "does not know your token", "hf auth login", HF_TOKEN="hf_wrong")
@@ -99,6 +99,26 @@ def test_what_is_no_model(hub: Hub, user: User, family: dict[str, Path]) -> None
     hub.forget()
     says(user, "gptq")
     assert hub.sent(r"^/cdn/") < 500_000
+
+
+def test_shards_that_are_none(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    publish(hub, family)
+    shard = "model-00001-of-00002.safetensors"
+
+    def becomes(data: bytes | None) -> str:
+        return f"error: {BASE}@{hub.repos[BASE].commit({shard: data})[:8]}/{shard}: "
+
+    where = becomes(b"\xff" * 5000)
+    says(user, f"{where}states a header of ", "; it is so on the Hub: tell its owner")
+    says(user, f"{becomes(b'')}is empty, where a safetensors file is due", options=("--stream",))
+    says(user, f"{becomes(None)}is missing on the Hub; tell its owner")
+
+
+def test_what_the_hub_has_disabled(hub: Hub, user: User, family: dict[str, Path]) -> None:
+    publish(hub, family)
+    told = {"X-Error-Message": "Access to this resource is disabled."}
+    hub.faults.on(faults.Fault(f"/{BASE}$", status=403, headers=told))
+    says(user, f"{BASE}: was disabled by the Hub; see {hub.url}/{BASE}")
 
 
 SURVIVED: dict[str, list[Callable[[], Fault]]] = {
@@ -191,6 +211,26 @@ def test_no_network(user: User, hub: Hub, family: dict[str, Path]) -> None:
     says(user, f"no connection to {hub.url}", "check the network, and run the same command again")
 
 
+def test_an_endpoint_that_is_none(user: User) -> None:
+    done = user.run("inspect", BASE, "-q", HF_ENDPOINT="hub.example")
+    assert f"{BASE}: cannot be fetched: no connection to hub.example (" in done.stderr
+    assert "mend HF_ENDPOINT and your proxy" in done.stderr
+
+
+@pytest.mark.slow
+def test_no_network_and_all_of_it_in_the_cache(
+    hub: Hub, user: User, family: dict[str, Path]
+) -> None:
+    commit = publish(hub, family)["base"]
+    assert user.run("extract", IDS["finetuned"], BASE, "-o", "diff", "-q").returncode == 0
+    here = user.run("inspect", BASE, "--json")
+    hub.stop()
+    for named in (BASE, f"{BASE}@{commit}"):
+        done = user.run("inspect", named, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) | {"path": BASE} == json.loads(here.stdout)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded", "streamed"])
 def test_an_interruption_ends_it_soon_and_whole_files_stay(
@@ -214,6 +254,9 @@ def test_an_interruption_ends_it_soon_and_whole_files_stay(
     assert "interrupted: " in said
     assert "Traceback" not in said
     assert not (user.home / "out").exists()
+    # It waits for nothing that is still on its way.
+    coming = next(family["base"].glob(f"{SHARD}*")).stat().st_size
+    assert hub.sent(f"^/cdn/{BASE}/.*{SHARD}") < coming
     hub.faults.off()
     hub.forget()
     assert user.run(*transfer("out", *options)).returncode == 0

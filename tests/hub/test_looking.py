@@ -109,6 +109,17 @@ def test_verify(
     assert f"{broken.name}: is missing" in done.stdout.splitlines()
 
 
+def test_what_is_due_elsewhere_is_called_by_its_id(
+    hub: Hub, user: User, family: dict[str, Path], diff: Path
+) -> None:
+    commits = {name: repo.refs["main"][:8] for name, repo in hub.repos.items()}
+    base, target = IDS["base"], IDS["target"]
+    done = user.run("apply", base, target, "-o", "out", "-q")
+    assert done.stderr.startswith(f"error: {base}@{commits[base]}: is a model, where a diff vector")
+    done = user.run("apply", "me/diff", "me/diff", "-o", "out", "-q")
+    assert done.stderr.startswith(f"error: me/diff@{commits['me/diff']}: is a diff vector, where ")
+
+
 def test_inspect(hub: Hub, user: User, family: dict[str, Path], diff: Path) -> None:
     hub.forget()
     assert result(user.run("inspect", "me/diff", "--json")) == result(

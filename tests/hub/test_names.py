@@ -9,7 +9,7 @@ import pytest
 from diffxfer.checkpoints.companions import companion_path
 from diffxfer.checkpoints.hub.download import refuse_small_cache
 from diffxfer.checkpoints.hub.names import HubFile, HubId, cached_id, read_hub_id, shown_name
-from diffxfer.checkpoints.source import Place, find
+from diffxfer.checkpoints.source import Place, find, find_id
 from diffxfer.errors import CheckpointError, CompanionError, DiskSpaceError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -52,8 +52,14 @@ def test_a_folder_is_never_looked_for_on_the_hub(
     Path("org/file").touch()
     with pytest.raises(CheckpointError, match="is a file"):
         find("org/file", "a model")
-    with pytest.raises(CheckpointError, match=r"did you mean org/a-name\?"):
+    said = r"did you mean org/a-name\? The one on the Hub is org/a-nmae@main$"
+    with pytest.raises(CheckpointError, match=said):
         find("org/a-nmae", "a model")
+    assert find_id("org/a-nmae", "a model") is None
+    assert find_id("org/a-nmae@main", "a model") == HubId("org/a-nmae", "main")
+    assert find_id("org/another", "a model") == HubId("org/another")
+    with pytest.raises(CheckpointError, match=r"cannot be opened \(File name too long\)"):
+        find_id(f"org/{'a' * 300}", "a model")
 
 
 def test_a_snapshot_is_known_by_its_place(tmp_path: Path) -> None:

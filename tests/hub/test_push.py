@@ -282,6 +282,15 @@ class TestFaults:
         said = "was given model-00002-of-00002.safetensors and did not take it"
         refused(writer.run("push", made.graft, "me/graft"), said)
 
+    def test_a_web_page_instead_of_an_answer(
+        self, hub: Hub, writer: User, made: Made, tmp_path: Path
+    ) -> None:
+        page = tmp_path / "login.html"
+        page.write_text("<html>Welcome to our hotel</html>")
+        hub.faults.on(faults.Fault("^/api/", page=page))
+        done = writer.run("push", made.diff, "me/diff")
+        refused(done, f"what answers at {hub.url} is not the Hub; open it in a browser")
+
     @pytest.mark.slow
     def test_the_hub_is_down(self, writer: User, made: Made) -> None:
         writer.env["HF_ENDPOINT"] = "http://127.0.0.1:9"
@@ -323,11 +332,13 @@ class TestRefused:
         done = writer.run("push", made.diff, "me/diff", HF_TOKEN="hf_old")
         refused(done, "does not take your token", "hf auth login")
 
-    def test_a_licence_that_the_hub_does_not_know(self, writer: User, made: Made) -> None:
-        done = writer.run("push", made.diff, "me/diff", "--license", "mine")
-        refused(
-            done, '- "license" must be one of [apache-2.0, mit, …]', "give the right one with --li"
-        )
+    def test_a_licence_that_the_hub_does_not_know(self, hub: Hub, writer: User, made: Made) -> None:
+        push = "push", made.diff, "me/diff"
+        said = '"license" must be one of [apache-2.0, mit, …]', "give the right one with --license"
+        refused(writer.run(*push, "--license", "mine"), "me/diff: does not take it: ", *said)
+        assert not hub.repos
+        assert writer.run(*push).returncode == 0
+        refused(writer.run(*push, "--license", "mine"), *said)
 
     @pytest.mark.parametrize("name", ["diff", "me/you/diff", "me/diff@main", "me/", "../diff"])
     def test_names_that_are_none(self, user: User, made: Made, name: str) -> None:

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffxfer.diffs.artifact.card import base_models, write_card
 from diffxfer.diffs.artifact.manifest import LicenseEntry, Manifest, SourceEntry
-from diffxfer.publishing.card import base_models, write_full_card
+from diffxfer.publishing.card import write_full_card
 from diffxfer.publishing.results import Result
 
 COMMIT = "c" * 40
@@ -96,6 +97,8 @@ def test_a_graft_by_way_of_a_diff_vector_is_of_the_same_models() -> None:
     inner = {role: ROLES[role] for role in ("finetuned", "base")}
     roles = {"diff vector": source("me/diff", made_from=inner), "target": ROLES["target"]}
     assert base_models(manifest("graft", roles)) == base_models(manifest("graft", ROLES))
+    front, _ = split(write_card("graft", manifest("graft", roles)))
+    assert front["base_model"] == ["org/target", "me/sft", "org/base"]
 
 
 def test_folders_are_no_models_of_the_hub() -> None:
@@ -104,6 +107,15 @@ def test_folders_are_no_models_of_the_hub() -> None:
     assert front["base_model"] == ["me/sft"]
     assert "license" not in front
     assert "| target | my-folder |" in body
+
+
+@pytest.mark.parametrize(("role", "whose"), [("finetuned", "fine-tuned model"), ("base", "base")])
+def test_whose_card_states_the_licence_of_a_diff_vector(role: str, whose: str) -> None:
+    roles = {name: ROLES[name] for name in ("finetuned", "base")}
+    roles[role] = roles[role].model_copy(update={"license": LLAMA})
+    front, body = split(write_full_card("me/diff", manifest("diff", roles), {}, []))
+    assert front["license"] == "llama3.1"
+    assert f"llama3.1, as the {whose}'s card states it." in body
 
 
 def test_a_licence_of_the_user() -> None:

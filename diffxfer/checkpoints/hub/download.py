@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +79,10 @@ def download(files: Sequence[HubFile], progress: Callable[[int, int], None] | No
                     progress(meter.done(), meter.total)
     finally:
         meter.stop = True
+        end = time.monotonic() + _PATIENCE_AT_THE_END_S
         for worker in workers:
             # A thread that hangs in the network ends with the process.
-            worker.join(_PATIENCE_AT_THE_END_S)
+            worker.join(max(0.0, end - time.monotonic()))
     if meter.failure is not None:
         raise meter.failure
 
@@ -145,6 +147,9 @@ class _Meter:
         with came.open("rb") as content:
             while block := content.read(_BLOCK):
                 if self.stop:
+                    # Without its link it is not taken for one that was checked. What it links to
+                    # stays, and the next run checks that instead of downloading it again.
+                    came.unlink()
                     raise _StoppedError
                 digest.update(block)
         if digest.hexdigest() != file.etag:

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import time
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, TypeVar
+from json import JSONDecodeError
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
@@ -40,7 +41,11 @@ AT_FIRST_S = PATIENCE_S[:3]
 _MAX_WAIT_S = 300
 _FALSE_S = PATIENCE_S[1]
 """After this, what answers is taken to mean it: each try may be a download."""
+_SET_WRONG = (httpx2.ProxyError, httpx2.UnsupportedProtocol)
 _BUSY = (408, 429, 500, 502, 503, 504)
+NO_HUB = "open it in a browser: the network may want a login; or mend HF_ENDPOINT and your proxy"
+"""What to do where a web page comes instead of an answer."""
+
 _ONCE_MORE = "run the same command again: whole files that were downloaded stay in the Hub's cache"
 
 
@@ -69,12 +74,19 @@ def persistently(call: Callable[[], _T], model: HubId, waits: tuple[float, ...] 
         except Exception as exc:
             pause = pause_before_retry(exc, wait)
             if pause is None:
-                raise explain(exc, model) from exc
+                _refuse(exc, model)
         time.sleep(pause)
     try:
         return call()
     except Exception as exc:
-        raise explain(exc, model) from exc
+        _refuse(exc, model)
+
+
+def _refuse(exc: Exception, model: HubId) -> NoReturn:
+    told = explain(exc, model)
+    if told is exc:
+        raise exc
+    raise told from exc
 
 
 def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
@@ -91,7 +103,7 @@ def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
             return None
         asked = exc.response.headers.get("Retry-After", "")
         return None if asked.isdigit() and int(asked) > _MAX_WAIT_S else _seconds(asked, wait_s)
-    lost = isinstance(exc, httpx2.TransportError) and not isinstance(exc, httpx2.ProxyError)
+    lost = isinstance(exc, httpx2.TransportError) and not isinstance(exc, _SET_WRONG)
     if isinstance(exc, FalseAnswerError):
         return wait_s if wait_s <= _FALSE_S else None
     # What huggingface_hub says of a file that is shorter than it should be.
@@ -119,10 +131,8 @@ def explain(exc: Exception, model: HubId) -> Exception:
         if isinstance(cause, kind):
             return tell(cause, model)
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = constants.HF_HUB_CACHE
-        return DiskSpaceError(
-            place, "the disk of the Hub's cache is full", "free some, set HF_HOME"
-        )
+        remedy = f"free some disk, or set HF_HOME to a larger one, and {_ONCE_MORE}"
+        return DiskSpaceError(constants.HF_HUB_CACHE, "the disk is full", remedy)
     if type(cause) is OSError and cause.errno is None:
         return _error(model, "connection", "came shorter than it is on the Hub", _ONCE_MORE)
     return exc
@@ -154,15 +164,15 @@ def _gated(exc: Exception, model: HubId) -> HubError:
 def _missing(exc: Exception, model: HubId) -> HubError:
     del exc
     near = _near_models(model.repo)
-    hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling"
+    hint = f"did you mean {' or '.join(near)}? Or," if near else "check the spelling;"
     if get_token() is None:
         problem = f"is no folder here, and no public model at {constants.ENDPOINT}"
-        remedy = f"{hint}; if it is private, run: hf auth login"
+        remedy = f"{hint} if it is private, run: hf auth login"
     else:
         problem = (
             f"is no folder here, and no model at {constants.ENDPOINT} that your token may read"
         )
-        remedy = f"{hint}; if it is private, give a token that may read it: hf auth login"
+        remedy = f"{hint} if it is private, give a token that may read it: hf auth login"
     return _error(model, "missing", problem, remedy)
 
 
@@ -180,7 +190,7 @@ def _near_models(repo: str) -> list[str]:
 def _no_revision(exc: Exception, model: HubId) -> HubError:
     del exc
     known: list[str] = []
-    with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError):
+    with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError, ValueError):
         refs = HfApi().list_repo_refs(model.repo)
         known = [ref.name for ref in (*refs.branches, *refs.tags)]
     near = get_close_matches(model.revision or "", known, n=1)
@@ -238,13 +248,25 @@ def _http(exc: Exception, model: HubId) -> HubError:
 def _connection(exc: Exception, model: HubId) -> HubError:
     why = next(iter(str(exc).splitlines()), "") or type(exc).__name__
     problem = f"cannot be fetched: no connection to {constants.ENDPOINT} ({why})"
-    return _error(model, "connection", problem, f"check the network, and {_ONCE_MORE}")
+    if isinstance(exc, _SET_WRONG):
+        remedy = (
+            "mend HF_ENDPOINT and your proxy (HTTPS_PROXY), which are addresses such as https://…"
+        )
+    else:
+        remedy = f"check the network, and {_ONCE_MORE}"
+    return _error(model, "connection", problem, remedy)
 
 
 def _false(exc: Exception, model: HubId) -> HubError:
     problem = f"cannot be fetched: {constants.ENDPOINT}, or what is between here and there, {exc}"
     remedy = "if it stays so, set HF_ENDPOINT and your proxy right, or tell its owner"
     return _error(model, "content", problem, remedy)
+
+
+def _no_json(exc: Exception, model: HubId) -> HubError:
+    del exc
+    problem = f"cannot be fetched: what answers at {constants.ENDPOINT} is not the Hub"
+    return _error(model, "content", problem, NO_HUB)
 
 
 def _no_id(exc: Exception, model: HubId) -> HubError:
@@ -264,5 +286,6 @@ _TELL: tuple[tuple[type[Exception], Callable[[Exception, HubId], HubError]], ...
     (httpx2.TransportError, _connection),
     (HFValidationError, _no_id),
     (FalseAnswerError, _false),
+    (JSONDecodeError, _no_json),
 )
 """In this order: the first are special cases of the later ones."""

@@ -68,6 +68,16 @@ def shown_name(folder: Path) -> str:
     return folder.name if model is None else model.repo
 
 
+def place_name(folder: Path) -> Path | str:
+    """What a message calls a model: its id and commit for a snapshot in the Hub's cache.
+
+    Args:
+        folder: any folder.
+    """
+    model = cached_id(folder)
+    return folder if model is None else f"{model.repo}@{(model.revision or '')[:8]}"
+
+
 def is_inside(name: str) -> bool:
     """Whether a name that a list of files has leads nowhere but into their own folder.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from diffxfer.checkpoints.hub.failures import (
 from diffxfer.checkpoints.hub.names import HubId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from diffxfer.checkpoints.hub.names import HubFile
 
@@ -90,13 +89,11 @@ class RemoteFile:
         self._location = _Location(file)
         self._parts = _parts
         self._parts.enter()
-        self._open = True
+        self.closed = threading.Event()
 
     def close(self) -> None:
-        """Drop what was fetched ahead."""
-        if self._open:
-            self._open = False
-            self._parts.leave(self)
+        """Drop what was fetched ahead, and end what is being fetched: who waits for it fails."""
+        self._parts.leave(self)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the file.
@@ -129,14 +126,9 @@ class RemoteFile:
             try:
                 self._request(start, stop, data)
                 failed: Exception | None = None
-            except (
-                httpx2.TransportError,
-                httpx2.HTTPStatusError,
-                FalseAnswerError,
-                OSError,
-            ) as exc:
+            except (httpx2.TransportError, FalseAnswerError, OSError) as exc:
                 failed = exc
-            if len(data) > before:
+            if len(data) > before and not self.closed.is_set():
                 failures = 0
                 continue
             # Nothing came: wait, unless it is of no use.
@@ -144,9 +136,8 @@ class RemoteFile:
             failed = failed or OSError("nothing came")
             pause = pause_before_retry(failed, PATIENCE_S[min(failures, len(PATIENCE_S) - 1)])
             failures += 1
-            if pause is None or failures > len(PATIENCE_S) or not self._open:
+            if pause is None or failures > len(PATIENCE_S) or self.closed.wait(pause):
                 raise explain(failed, model) from failed
-            time.sleep(pause)
         return bytes(data)
 
     def _request(self, start: int, stop: int, data: bytearray) -> None:
@@ -165,12 +156,18 @@ class RemoteFile:
             hf_raise_for_status(answer)
             if answer.status_code == 200:  # whoever is between here and there knows no ranges
                 _refuse_another(self.file, _stated(answer.headers.get("Content-Length")), None)
-                _skip(answer, first, stop, data)
+                _skip(self._blocks(answer), first, stop, data)
                 return
             _refuse_other_range(answer, first, self.file.size)
-            # As it comes: blocks of one size would lose what had come of the last before a cut.
-            for block in answer.iter_bytes():
+            for block in self._blocks(answer):
                 data += block[: stop - start - len(data)]
+
+    def _blocks(self, answer: httpx2.Response) -> Iterator[bytes]:
+        # As it comes: blocks of one size would lose what had come of the last before a cut.
+        for block in answer.iter_bytes():
+            if self.closed.is_set():
+                raise httpx2.ReadError("nobody waits for it any more")
+            yield block
 
 
 def _stated(length: str | None) -> int | None:
@@ -192,10 +189,10 @@ def _refuse_other_range(answer: httpx2.Response, first: int, size: int) -> None:
         raise FalseAnswerError(f"sends {stated[:80] or 'bytes from no stated place'!r} for a range")
 
 
-def _skip(answer: httpx2.Response, first: int, stop: int, data: bytearray) -> None:
+def _skip(blocks: Iterable[bytes], first: int, stop: int, data: bytearray) -> None:
     """Take a range from a whole file."""
     at = 0
-    for block in answer.iter_bytes():
+    for block in blocks:
         data += block[max(0, first - at) : max(0, stop - at)]
         at += len(block)
         if at >= stop:
@@ -231,6 +228,9 @@ class _Parts:
     def leave(self, file: RemoteFile) -> None:
         """A file is closed: drop its parts, and with the last one the threads."""
         with self._lock:
+            if file.closed.is_set():
+                return
+            file.closed.set()
             for key in [key for key in self._held if key[0] == id(file)]:
                 self._drop(key)
             self._files -= 1
@@ -241,6 +241,8 @@ class _Parts:
     def get(self, file: RemoteFile, offset: int, wanted: int) -> tuple[int, bytes]:
         """The part that has a byte: where it begins, and its bytes."""
         with self._lock:
+            if file.closed.is_set():
+                raise httpx2.ReadError("nobody waits for it any more")
             part = self._find(file, offset)
             before = self._find(file, offset - 1)  # none where the reader has come from elsewhere
             if part is None:
@@ -325,20 +327,23 @@ def fetch_headers(files: Sequence[HubFile]) -> dict[str, bytes]:
     Raises:
         HubError: if they cannot be had.
     """
+    opened = [RemoteFile(file) for file in files]
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        return dict(zip((file.name for file in files), pool.map(_fetch_header, files), strict=True))
+        try:
+            found = pool.map(_fetch_header, opened)
+            return dict(zip((file.name for file in files), found, strict=True))
+        finally:  # before the pool waits for those that are still at it
+            for file in opened:
+                file.close()
 
 
-def _fetch_header(file: HubFile) -> bytes:
-    opened = RemoteFile(file)
-    try:
-        first = opened.fetch(0, min(file.size, _FIRST_OF_HEADER))
-        if len(first) < 8:
-            return first
-        (length,) = struct.unpack("<Q", first[:8])
-        if length > MAX_HEADER_BYTES:  # it is refused by whoever reads it
-            return first
-        stop = min(file.size, 8 + length)
-        return first[:stop] + (opened.fetch(len(first), stop) if stop > len(first) else b"")
-    finally:
-        opened.close()
+def _fetch_header(opened: RemoteFile) -> bytes:
+    size = opened.file.size
+    first = opened.fetch(0, min(size, _FIRST_OF_HEADER))
+    if len(first) < 8:
+        return first
+    (length,) = struct.unpack("<Q", first[:8])
+    if length > MAX_HEADER_BYTES:  # it is refused by whoever reads it
+        return first
+    stop = min(size, 8 + length)
+    return first[:stop] + (opened.fetch(len(first), stop) if stop > len(first) else b"")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from json import JSONDecodeError
+
 import httpx2
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+from diffxfer.checkpoints.hub.failures import NO_HUB
 from diffxfer.errors import HubError
 
 _ONCE_MORE = "run the same command again: what was uploaded is not uploaded again"
@@ -73,6 +76,9 @@ def explain_refusal(exc: BaseException, repo: str) -> BaseException:
         said = " ".join(str(exc).split())
         remedy = "if it is the licence, give the right one with --license"
         return _error(repo, "refused", f"does not take it: {said}", remedy)
+    if isinstance(exc, JSONDecodeError):
+        problem = f"cannot be written to: what answers at {constants.ENDPOINT} is not the Hub"
+        return _error(repo, "refused", problem, NO_HUB)
     if type(exc).__module__.startswith("hf_xet") or type(exc) is RuntimeError:
         return _error(repo, "connection", f"was not written: {_first_line(exc)}", _ONCE_MORE)
     return exc

@@ -47,22 +47,18 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
         CompanionError: if what should be a small file is none.
     """
     api = HfApi(library_name="diffxfer")
-    offline = constants.is_offline_mode()
-    found = persistently(
-        lambda: api.resolve_revision(model.repo, revision=model.revision, local_files_only=offline),
-        model,
-        AT_FIRST_S,
-    )
-    commit: str = found.resolved
-    if offline:
-        return _cached(model, commit), None
+    if constants.is_offline_mode():
+        return _cached(model, _resolve(api, model, here=True)), None
     try:
+        # By itself: what lists files waits for half a minute where there is no network.
+        persistently(lambda: api.model_info(model.repo, revision=model.revision), model, AT_FIRST_S)
+        commit = _resolve(api, model)
         files = _list(api, model, commit)
     except HubError as exc:
         if exc.reason not in ("connection", "server"):
             raise
         try:
-            return _cached(model, commit), None
+            return _cached(model, _resolve(api, model, here=True)), None
         except HubError:
             raise exc from None
     if not any(name in files for name in _MARKS):
@@ -73,6 +69,18 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
     _bring(files, [MANIFEST_NAME])
     _bring(files, _companions(folder, files))
     return folder, files
+
+
+def _resolve(api: HfApi, model: HubId, *, here: bool = False) -> str:
+    """The commit of a revision; by what the cache knows of it, if that is all that is asked."""
+    repo, revision = model.repo, model.revision
+    found = persistently(
+        lambda: api.resolve_revision(repo, revision=revision, local_files_only=here),
+        model,
+        AT_FIRST_S,
+    )
+    commit: str = found.resolved
+    return commit
 
 
 def _folder(repo: str, commit: str) -> Path:

@@ -27,8 +27,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
+    build_hf_headers,
     disable_progress_bars,
     enable_progress_bars,
+    get_session,
+    hf_raise_for_status,
 )
 
 from diffxfer.checkpoints.hub.failures import AT_FIRST_S, pause_before_retry
@@ -181,6 +184,31 @@ def size_of(content: bytes | Path) -> int:
         content: its bytes, or the file.
     """
     return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def check_card(repo: str, card: bytes) -> None:
+    """Refuse a card that the Hub does not take, before a repository is made for it.
+
+    Args:
+        repo: where it is to be.
+        card: the README.
+
+    Raises:
+        HubError: if it is not taken.
+    """
+
+    def ask() -> None:
+        answer = get_session().post(
+            f"{constants.ENDPOINT}/api/validate-yaml",
+            json={"repoType": "model", "content": card.decode()},
+            headers=build_hf_headers(library_name="diffxfer"),
+        )
+        if answer.status_code == 400:
+            found = [str(error.get("message")) for error in answer.json().get("errors", ())]
+            raise ValueError(f"its README.md states what is not known there: {'; '.join(found)}")
+        hf_raise_for_status(answer)
+
+    _persistently(ask, repo)
 
 
 def create_repository(repo: str, *, private: bool) -> Repository:

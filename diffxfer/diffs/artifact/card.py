@@ -6,8 +6,10 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.hub.names import read_hub_id
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from diffxfer.diffs.artifact.manifest import Manifest, SourceEntry
 
@@ -46,6 +48,10 @@ KINDS = {
 }
 """The library that opens a folder, what it is to its base model, tags and text."""
 
+_ORDER = ("target", "model", "diff vector", "finetuned", "base", "teacher")
+_NO_WEIGHTS = "teacher"
+"""A source that a folder has nothing of."""
+
 _LICENSED_AS = {"graft": ("target",), "tuned": ("model",), "diff": ("finetuned", "base")}
 _URL = re.compile(r"https?://[^\s<>\"]+")
 
@@ -63,13 +69,9 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     library, relation, tags, text = KINDS[manifest.kind]
     lines = ["---", f"library_name: {library}", "tags:"]
     lines += [f"- {tag}" for tag in ("diffxfer", *tags)]
-    hub = [
-        source.name
-        for role, source in manifest.sources.items()
-        if source.revision is not None and role != "teacher"  # it gave no weights
-    ]
-    if hub:
-        lines += ["base_model:", *(f"- {name}" for name in hub)]
+    bases = base_models(manifest)
+    if bases:
+        lines += ["base_model:", *(f"- {name}" for name in bases)]
         lines += [f"base_model_relation: {relation}"] if relation else []
     # JSON's strings are YAML's, whatever is in them.
     for key, value in license_fields(manifest).items():
@@ -77,6 +79,44 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     lines += ["---", ""]
     body = text.format(title=plain(title), formula=formula(manifest), diff="DIFF")
     return ("\n".join(lines) + body + details(manifest)).encode()
+
+
+def base_models(manifest: Manifest) -> list[str]:
+    """The models on the Hub that a folder was made of, the target first; each once.
+
+    Args:
+        manifest: what it is. For a diff vector in it, the models that that was made of stand here.
+    """
+    found = [
+        source.name
+        for role, source in sources_in_order(manifest)
+        if role != _NO_WEIGHTS and not source.made_from and on_hub(source)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def sources_in_order(manifest: Manifest) -> Iterator[tuple[str, SourceEntry]]:
+    """Every source by its role, those of a diff vector after it.
+
+    Args:
+        manifest: what the folder is.
+    """
+
+    def place(item: tuple[str, SourceEntry]) -> int:
+        return _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)
+
+    for role, source in sorted(manifest.sources.items(), key=place):
+        yield role, source
+        yield from sorted(source.made_from.items(), key=place)
+
+
+def on_hub(source: SourceEntry) -> bool:
+    """Whether a source is a model on the Hub.
+
+    Args:
+        source: of a manifest that may be anyone's: names are not ids because it says so.
+    """
+    return bool(source.revision) and read_hub_id(source.name) is not None
 
 
 def formula(manifest: Manifest) -> str:
@@ -98,19 +138,30 @@ def license_fields(manifest: Manifest) -> dict[str, str]:
     Returns:
         ``license``, ``license_name`` and ``license_link``, those of them that are known.
     """
+    role = licensed_by(manifest)
+    source = None if role is None else manifest.sources[role]
+    if source is None or source.license is None:
+        return {}
+    stated = source.license
+    fields = {
+        "license": stated.license,
+        "license_name": stated.license_name,
+        "license_link": _link(stated.license_link, source, manifest),
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def licensed_by(manifest: Manifest) -> str | None:
+    """The role whose card states the licence of a folder, None if none does.
+
+    Args:
+        manifest: what the folder is.
+    """
     for role in _LICENSED_AS[manifest.kind]:
         source = manifest.sources.get(role)
-        if source is None or source.license is None:
-            continue
-        stated = source.license
-        link = _link(stated.license_link, source, manifest)
-        fields = {
-            "license": stated.license,
-            "license_name": stated.license_name,
-            "license_link": link,
-        }
-        return {key: value for key, value in fields.items() if value}
-    return {}
+        if source is not None and source.license is not None:
+            return role
+    return None
 
 
 def _link(link: str | None, source: SourceEntry, manifest: Manifest) -> str | None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
+from diffxfer.checkpoints.hub.names import place_name
 from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.source import require_folder
 from diffxfer.errors import ArtifactError
@@ -269,14 +270,14 @@ def require_diff(folder: Path) -> Manifest:
             else f"a folder without {MANIFEST_NAME}"
         )
         raise ArtifactError(
-            folder,
+            place_name(folder),
             f"is {found}, where a diff vector is due",
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     if manifest.kind != "diff":
         what = "graft" if manifest.kind == "graft" else f"{manifest.kind} model"
         raise ArtifactError(
-            folder,
+            place_name(folder),
             f"is a {what}, a whole model, where a diff vector is due",
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
@@ -294,7 +295,7 @@ def refuse_diff(folder: Path, role: str) -> None:
     manifest = read_manifest(folder)
     if manifest is not None and manifest.kind == "diff":
         raise ArtifactError(
-            folder,
+            place_name(folder),
             f"is a diff vector, where the {role} model is due",
             "give a model here; a diff vector is the first argument of diffxfer apply",
         )
