@@ -34,15 +34,15 @@ PAGE = 1000
 _BLOCK = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """A request that was answered.
+    """A request that is answered, taken down before whoever asks has the answer.
 
     Attributes:
         method: such as ``"GET"``.
         path: with the query, unquoted; the CDN's begin with ``/cdn/``.
         status: the answer's.
-        sent: the bytes of its body that were sent.
+        sent: the bytes of its body that were sent, or are being sent.
         token: who asked, by the token.
         wanted: the range that was asked for, as the header has it.
         received: the bytes of its own body that came.
@@ -244,32 +244,25 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         for name, value in reply.headers.items():
             self.send_header(name, value)
+        path, wanted = unquote(self.path), self.headers.get("Range")
+        told = Request(self.command, path, reply.status, 0, self.token, wanted, len(self.data))
+        self.hub.record(told)
         self.end_headers()
-        sent, cut_at = 0, fault.after if fault is not None else None
+        cut_at = fault.after if fault is not None else None
         try:
             for block in self._blocks(reply, stop):
                 if fault is not None:
                     fault.wait()
-                part = block if cut_at is None else block[: cut_at - sent]
+                part = block if cut_at is None else block[: cut_at - told.sent]
+                told.sent += len(part)
                 self.wfile.write(part)
-                sent += len(part)
                 if len(part) < len(block):
                     break
         except (BrokenPipeError, ConnectionResetError):
+            told.sent -= len(part)
             self.close_connection = True  # whoever asked has gone
-        if cut_at is not None and sent < length:
+        if cut_at is not None and told.sent < length:
             self.close_connection = True
-        self.hub.record(
-            Request(
-                self.command,
-                unquote(self.path),
-                reply.status,
-                sent,
-                self.token,
-                self.headers.get("Range"),
-                len(self.data),
-            )
-        )
 
     def _blocks(self, reply: Reply, stop: int) -> Iterator[bytes]:
         if self.command == "HEAD":
