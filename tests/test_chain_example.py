@@ -22,6 +22,7 @@ def example() -> Any:
         return import_module("run_chain")
 
 
+@pytest.mark.slow
 def test_two_bases_and_one_step(
     example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

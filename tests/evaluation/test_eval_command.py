@@ -126,6 +126,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith(f"interrupted: what was scored is kept in {output}")
 
 
+@pytest.mark.slow  # .ci/run gives the demo itself
 def test_the_demo_tells_the_whole_story_and_keeps_it(tmp_path: Path) -> None:
     kept = tmp_path / "demo"
     done = run("demo", "--keep", kept, COLUMNS="100")
