@@ -240,6 +240,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.at_most is not None:
             stop = min(stop, reply.start + fault.at_most)
         length = stop - reply.start
+        if fault is not None and not length:
+            fault.wait()  # an answer without a body is whole with its headers
         self.send_response(reply.status)
         self.send_header("Content-Length", str(length))
         for name, value in reply.headers.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -71,7 +72,9 @@ def _create(handler: Handler) -> Reply:
     hub = handler.hub
     token = _require_writer(handler, asked["organization"])
     if repo_id in hub.repos:
-        raise RefusedError(refused(409, "", "You already created this model repo"))
+        said = "You already created this model repo"
+        known = json.dumps({"error": said, "url": f"{hub.url}/{repo_id}"}).encode()
+        raise RefusedError(replace(refused(409, "", said), body=known))
     repo = hub.add(repo_id, private=asked.get("visibility") == "private")
     repo.commit({".gitattributes": ATTRIBUTES}, message="initial commit")
     hub.tokens[token].add(repo_id)
