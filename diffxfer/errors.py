@@ -139,6 +139,8 @@ class Culprits:
         found: what that role has, such as ``"(128264, 4096)"`` or ``"nothing"``.
         expected: what the other roles have.
         reason: why that is refused, in a few words.
+        holders: the roles that have them, where another role has none.
+        addable: whether they may be what fine-tuning added, which can be carried over whole.
     """
 
     role: str
@@ -147,6 +149,8 @@ class Culprits:
     found: str
     expected: str
     reason: str
+    holders: tuple[str, ...] = ()
+    addable: bool = False
 
 
 class MatchError(DiffxferError):

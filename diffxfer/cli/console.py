@@ -315,6 +315,7 @@ def _remarks(report: Report) -> list[str]:
         f" ({relation.samples:,} sampled weights)"
         for relation in report.relations
     ]
+    lines += report.notes
     if report.device_why or report.device != "cpu":
         why = f", as {report.device_why}" if report.device_why else ""
         lines.append(f"device: {report.device}{why}")

@@ -14,13 +14,17 @@ from diffxfer.diffs.companions.inherit import diff_companions
 from diffxfer.diffs.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.job import Job, RunOptions, do
 from diffxfer.diffs.kinship import kinship_of_diff
-from diffxfer.diffs.matching.match import Fate
+from diffxfer.diffs.matching.added import check_added
+from diffxfer.diffs.matching.match import ADDED, BUFFER, Fate
+from diffxfer.diffs.matching.rename import names_command, parse_renames
+from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.diffs.shards import parse_size
-from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, open_roles
+from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, read_roles
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import MatchError, OptionError
+from diffxfer.streaming.plan import Operation
 from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
@@ -48,6 +52,8 @@ def extract_diff(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
+    added: str = "refuse",
+    rename: Sequence[str] = (),
     vocab: str = "auto",
     allow_nonfinite: bool = False,
     allow_unrelated: bool = False,
@@ -74,6 +80,10 @@ def extract_diff(
         include: only tensors whose names one of these patterns matches.
         exclude: no tensors whose names one of these patterns matches.
         allow_missing: tensors that finetuned or base may lack; they are dropped.
+        added: what becomes of a head that fine-tuning added: ``"bring"`` stores it whole,
+            ``"drop"`` leaves it out, ``"refuse"`` refuses.
+        rename: ``"ROLE:REGEX=TEXT"``, other names for a role's tensors, to pair them by; the diff
+            vector has finetuned's new ones.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         allow_nonfinite: let NaN, infinity and overflow through.
         allow_unrelated: subtract even where the two have nothing to do with each other.
@@ -107,11 +117,14 @@ def extract_diff(
     check_run_options(threads, device)
     memory = parse_size(device_memory, "--device-memory")
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
+    check_added(added)
+    renames = parse_renames(rename, ("finetuned", "base"))
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
-    opened = tuple(open_roles({"finetuned": finetuned, "base": base}).values())
+    roles = tuple(read_roles({"finetuned": finetuned, "base": base}, renames).values())
+    opened = tuple(role.checkpoint for role in roles)
     refuse_unsafe_output(out, every_input(*opened), overwrite=overwrite)
-    selection.refuse_unused(opened[0].tensors.keys() | opened[1].tensors.keys())
-    source = from_checkpoints(opened[0], opened[1], selection, lambda name: name, vocab)
+    selection.refuse_unused({name for r in roles for name in (*r.checkpoint.tensors, *r.buffers)})
+    source = from_checkpoints(roles[0], roles[1], selection, lambda name: name, vocab, added)
     if not source.match.differences and not source.match.problems:
         raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
     kinship = kinship_of_diff(
@@ -130,6 +143,7 @@ def extract_diff(
         command={
             "diff_dtype": diff_dtype,
             **selection.command(),
+            **names_command(added, renames),
             "vocab": vocab,
             "max_shard_size": max_shard_size or "finetuned",
             "allow_nonfinite": str(allow_nonfinite).lower(),
@@ -147,6 +161,7 @@ def extract_diff(
             *source.vocabulary.warnings,
             *companions.warnings,
         ],
+        notes=notes_of_names(roles),
         began=began,
         relations=kinship.relations,
     )
@@ -205,12 +220,18 @@ def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
     match = source.match
     written = [task for task in tasks if task.shard is not None]
     return [
-        *(Fate("extracted", task.name, task.elements) for task in written),
+        *(
+            Fate("brought", task.name, task.elements, ADDED)
+            if task.operation is Operation.BRING
+            else Fate("extracted", task.name, task.elements)
+            for task in written
+        ),
         *(
             Fate("kept", ours.name, ours.elements, f"{ours.dtype} is no part of a diff vector")
             for ours, _ in match.integers
         ),
         *(Fate("left out", name, elements) for name, elements in match.left_out.items()),
+        *(Fate("dropped", name, elements, BUFFER) for name, elements in source.buffers.items()),
         *match.fates,
     ]
 
@@ -221,8 +242,15 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
     def finish(
         manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
     ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
+        whole = frozenset(spec.name for spec in source.match.added)
         tensors = (
-            (name, _entry(result, silent.get(BASE_ONLY + name))) for name, result in results.items()
+            (
+                name,
+                TensorEntry(result.checksum)
+                if name in whole
+                else _entry(result, silent.get(BASE_ONLY + name)),
+            )
+            for name, result in results.items()
         )
         added = {
             "dtype": diff_dtype,
@@ -230,6 +258,7 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
             "tokens": _tokens(source),
             "kept": sorted(source.match.kept),
             "left_out": sorted(source.match.left_out),
+            "added_tensors": sorted(whole),
         }
         samples = samples_file(result.packed_samples for result in results.values())
         return manifest.model_copy(update=added), tensors, {SAMPLES_NAME: samples}

@@ -33,8 +33,27 @@ def extract_tasks(source: Source, dtype: str | None, last_shard: str) -> list[Te
         task = _task(source, difference, dtype, last_shard, count)
         tasks.append(task)
         tasks += digest_base(task)
+    tasks += [bring_task(spec, spec.shard.path.name) for spec in source.match.added]
     tasks += [compare(*pair) for pair in source.match.integers]
     return tasks
+
+
+def bring_task(spec: TensorSpec, shard: str) -> TensorTask:
+    """The task that carries over a tensor that only finetuned has, whole and unscaled.
+
+    Args:
+        spec: the tensor, as finetuned or a diff vector has it.
+        shard: where it goes.
+    """
+    return TensorTask(
+        name=spec.name,
+        operation=Operation.BRING,
+        inputs=(spec,),
+        dtype=spec.dtype,
+        shape=spec.shape,
+        runs=whole(RunKind.COPY, 1),
+        shard=shard,
+    )
 
 
 def _task(

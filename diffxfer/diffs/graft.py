@@ -13,18 +13,22 @@ from diffxfer.diffs.companions.inherit import inherit_companions
 from diffxfer.diffs.extract import every_input, warn_of_one_model
 from diffxfer.diffs.extract_tasks import compare
 from diffxfer.diffs.graft_match import (
+    choose_added,
     count_tied_head,
+    head_of_target,
+    label_source,
     match_roles,
     names_to_choose,
+    other_fates,
     target_side,
 )
 from diffxfer.diffs.graft_options import check_options
-from diffxfer.diffs.graft_tasks import graft_tasks, with_tied_head
+from diffxfer.diffs.graft_tasks import Output, graft_tasks, whole_model
 from diffxfer.diffs.job import Job, do
 from diffxfer.diffs.kinship import finish_of, kinship_of_graft
-from diffxfer.diffs.matching.names import pair_names
-from diffxfer.diffs.matching.ties import find_head
-from diffxfer.diffs.source import Source, from_checkpoints, from_diff, open_roles, source_entry
+from diffxfer.diffs.matching.parts import pair_tensors
+from diffxfer.diffs.matching.role import notes_of_names, read_role, shapes_of
+from diffxfer.diffs.source import Source, from_checkpoints, from_diff, read_roles, source_entry
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.companions.inherit import Inheritance
     from diffxfer.diffs.graft_options import GraftOptions
+    from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.report import Report
     from diffxfer.diffs.vocab.pair_target import TargetPairing
     from diffxfer.streaming.plan import TensorTask
@@ -50,6 +55,8 @@ def apply_diff(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
+    added: str = "refuse",
+    rename: Sequence[str] = (),
     vocab: str = "auto",
     out_dtype: str | None = None,
     allow_nonfinite: bool = False,
@@ -76,6 +83,9 @@ def apply_diff(
         include: graft only tensors whose names one of these patterns matches; copy the others.
         exclude: copy tensors whose names one of these patterns matches.
         allow_missing: tensors that a role may lack: the target's are copied, others dropped.
+        added: what becomes of a head that fine-tuning added: ``"bring"`` it whole, ``"drop"`` it,
+            or ``"refuse"``.
+        rename: ``"ROLE:REGEX=TEXT"``, other names for a role's tensors, to pair them by.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
         allow_nonfinite: let NaN, infinity and overflow through.
@@ -102,19 +112,21 @@ def apply_diff(
         >>> apply_diff("sft-diff", "llama-3.1", "llama-3.1-grafted")  # doctest: +SKIP
     """
     options = check_options(
-        *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
-        *(overwrite, restart, stream, dry_run, progress),
+        *(alpha, alpha_for, include, exclude, allow_missing, added, rename, vocab, out_dtype),
+        *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
+        *(overwrite, restart, stream, dry_run, progress, ("target",)),
     )
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
     refuse_diff(places[1].folder, "target")
     manifest = require_diff(places[0].folder)
     opened = open_checkpoint(places[1], "target")
+    role = read_role(opened, options.renames)
     source = from_diff(places[0], manifest)
     inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
     refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
-    return _graft(source, opened, out, options, (places[0].folder, manifest))
+    labels = label_source(source, role.checkpoint)
+    return _graft(source, role, out, options, labels, (places[0].folder, manifest))
 
 
 def transfer(
@@ -128,6 +140,8 @@ def transfer(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
+    added: str = "refuse",
+    rename: Sequence[str] = (),
     vocab: str = "auto",
     out_dtype: str | None = None,
     allow_nonfinite: bool = False,
@@ -155,6 +169,9 @@ def transfer(
         include: graft only tensors whose names one of these patterns matches; copy the others.
         exclude: copy tensors whose names one of these patterns matches.
         allow_missing: tensors that a role may lack: the target's are copied, others dropped.
+        added: what becomes of a head that fine-tuning added: ``"bring"`` it whole, ``"drop"`` it,
+            or ``"refuse"``.
+        rename: ``"ROLE:REGEX=TEXT"``, other names for a role's tensors, to pair them by.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
         allow_nonfinite: let NaN, infinity and overflow through.
@@ -181,48 +198,56 @@ def transfer(
         >>> transfer("llama-3.0-sft", "llama-3.0", "llama-3.1", "grafted")  # doctest: +SKIP
     """
     options = check_options(
-        *(alpha, alpha_for, include, exclude, allow_missing, vocab, out_dtype, max_shard_size),
-        *(threads, device, device_memory, allow_nonfinite, allow_unrelated),
-        *(overwrite, restart, stream, dry_run, progress),
+        *(alpha, alpha_for, include, exclude, allow_missing, added, rename, vocab, out_dtype),
+        *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
+        *(overwrite, restart, stream, dry_run, progress, ("finetuned", "base", "target")),
     )
     out = Path(out)
-    opened = open_roles({"finetuned": finetuned, "base": base, "target": target})
-    refuse_unsafe_output(out, every_input(*opened.values()), overwrite=overwrite)
-    warnings = warn_of_one_model(opened["finetuned"], opened["base"], opened["target"])
-    labels = _labels(opened)
+    roles = read_roles({"finetuned": finetuned, "base": base, "target": target}, options.renames)
+    opened = [role.checkpoint for role in roles.values()]
+    refuse_unsafe_output(out, every_input(*opened), overwrite=overwrite)
+    labels = _labels(roles)
     source = from_checkpoints(
-        opened["finetuned"],
-        opened["base"],
+        roles["finetuned"],
+        roles["base"],
         options.selection,
         lambda name: labels.get(name, name),
         vocab,
+        added,
     )
-    return _graft(source, opened["target"], out, options, None, warnings)
+    notes = notes_of_names(list(roles.values()))
+    warnings = warn_of_one_model(*opened)
+    return _graft(source, roles["target"], out, options, labels, None, warnings, notes)
 
 
-def _labels(opened: Mapping[str, Checkpoint]) -> dict[str, str]:
+def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
     """The target's name of every tensor of finetuned and base that has one."""
     labels: dict[str, str] = {}
-    target = opened["target"].tensors.keys()
+    target = shapes_of(roles["target"])
     for role in ("base", "finetuned"):
-        pairs = pair_names(target, opened[role].tensors.keys(), ("the target", role))
+        pairs = pair_tensors(target, shapes_of(roles[role]), ("the target", role))
         labels |= {theirs: ours for ours, theirs in pairs.items()}
     return labels
 
 
 def _graft(
     source: Source,
-    target: Checkpoint,
+    role: Role,
     out: Path,
     options: GraftOptions,
+    labels: Mapping[str, str],
     diff: tuple[Path, Manifest] | None,
     warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Report:
     """What `apply_diff` and `transfer` have in common."""
-    selection = options.selection
-    selection.refuse_unused(names_to_choose(source, target))
-    head = find_head(target.tensors, target.config)
-    match = match_roles(source, side := target_side(target, head), head, selection)
+    selection, target = options.selection, role.checkpoint
+    selection.refuse_unused(names_to_choose(source, role, labels))
+    if diff is not None:
+        choose_added(source, options.added)
+    head = head_of_target(source, target)
+    side = target_side(target, head)
+    match = match_roles(source, side, head, selection, options.added)
     warnings = [*warnings, *count_tied_head(match, head, selection)]
     pairing, more = relate_to_target(
         source.vocabulary,
@@ -239,7 +264,8 @@ def _graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]
-    tasks = [*compared, *kinship.tasks, *with_tied_head(tasks, target, head)]
+    output = Output(role, head, match, source.match.added)
+    tasks = [*compared, *kinship.tasks, *whole_model(tasks, output)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     job = Job(
         verb=source.operation.value,
@@ -250,7 +276,7 @@ def _graft(
         files=dict(companions.files),
         command=options.command,
         sources={**source.entries, "target": source_entry(target.weights)},
-        fates=[*match.fates, *source.match.fates],
+        fates=[*match.fates, *source.match.fates, *other_fates(source, role)],
         problems=problems,
         finish=finish_of(kinship, said),
         vocabulary=pairing.mode if pairing else "rows",
@@ -258,6 +284,7 @@ def _graft(
         dropped_tokens=pairing.dropped if pairing else (),
         left_out=companions.left_out,
         warnings=said,
+        notes=list(notes),
         began=options.began,
         relations=kinship.relations,
     )
@@ -280,4 +307,5 @@ def _companions(
         renamed=pairing.renamed if pairing else {},
         vocab_size=vocab_size,
         dtype=options.out_dtype,
+        head=bool(source.match.added),
     )

@@ -5,27 +5,111 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.matching.match import Side, match_target
-from diffxfer.diffs.matching.names import is_head, pair_names
-from diffxfer.diffs.matching.ties import HeadState, refuse_own_head, without_tied_head
+from diffxfer.diffs.matching.match import ADDED, BUFFER, Fate, Problem, Side, described
+from diffxfer.diffs.matching.names import canonical, is_head
+from diffxfer.diffs.matching.parts import pair_tensors
+from diffxfer.diffs.matching.ties import (
+    Head,
+    HeadState,
+    find_head,
+    refuse_own_head,
+    without_tied_head,
+)
+from diffxfer.diffs.matching.with_target import Given, match_target
 from diffxfer.diffs.source import HEAD
 from diffxfer.diffs.vocab.tensors import sort_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.matching.match import TargetMatch
+    from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.matching.selection import Selection
-    from diffxfer.diffs.matching.ties import Head
     from diffxfer.diffs.source import Source
 
 
-def names_to_choose(source: Source, target: Checkpoint) -> set[str]:
-    """What an option may speak of: the target's names, and those that it has no tensor for."""
+def names_to_choose(source: Source, target: Role, labels: Mapping[str, str]) -> set[str]:
+    """What an option may speak of: the target's names, and those that it has no tensor for.
+
+    Args:
+        source: where Δ comes from.
+        target: what it is grafted on.
+        labels: the target's names of tensors of other roles.
+    """
     match = source.match
     known = {*(d.name for d in match.differences), *match.kept, *match.left_out}
     known |= {fate.name for fate in match.fates} | {problem.name for problem in match.problems}
-    paired = pair_names(target.tensors.keys(), known, ("the target", "finetuned"))
-    return {*target.tensors, *(known - set(paired.values()))}
+    known |= {spec.name for spec in match.added} | source.buffers.keys()
+    known -= labels.keys()
+    return {*target.checkpoint.tensors, *target.buffers, *known}
+
+
+def label_source(source: Source, target: Checkpoint) -> dict[str, str]:
+    """The target's name of every tensor of a diff vector that has one.
+
+    Args:
+        source: the diff vector.
+        target: what it is to be grafted on.
+    """
+    match = source.match
+    known = {d.name: d.shape for d in match.differences}
+    shapes = {name: spec.shape for name, spec in target.tensors.items()}
+    known_or_not = {**known, **dict.fromkeys((*match.kept, *match.left_out))}
+    pairs = pair_tensors(shapes, known_or_not, ("target", "finetuned"))
+    return {theirs: ours for ours, theirs in pairs.items()}
+
+
+def choose_added(source: Source, added: str) -> None:
+    """Bring, drop or refuse the tensors that a diff vector has whole.
+
+    Args:
+        source: the diff vector; what is not brought is taken from it.
+        added: what the user chose.
+    """
+    match = source.match
+    if added == "bring":
+        return
+    for spec in match.added:
+        if added == "drop":
+            match.fates.append(Fate("dropped", spec.name, spec.elements, ADDED))
+        else:
+            holders = tuple(source.entries)
+            reason = f"in {' and '.join(holders)} only"
+            expected = described(spec)
+            problem = Problem("target", spec.name, "nothing", expected, reason, holders, True)
+            match.problems.append(problem)
+    match.added.clear()
+
+
+def head_of_target(source: Source, target: Checkpoint) -> Head:
+    """What the target has for an output head, as far as a brought head leaves it.
+
+    Args:
+        source: where Δ and a head come from.
+        target: what it is grafted on.
+    """
+    head = find_head(target.tensors, target.config)
+    brings = bool(source.match.added) and source.heads.get("finetuned") is HeadState.ABSENT
+    if brings and head.state is HeadState.TIED:
+        return Head(HeadState.ABSENT, None, head.embedding)
+    return head
+
+
+def other_fates(source: Source, role: Role) -> list[Fate]:
+    """What becomes of buffers, and of what finetuned brings.
+
+    Args:
+        source: where Δ comes from.
+        role: the target.
+    """
+    own = {canonical(name) for name in role.buffers}
+    lost = {n: count for n, count in source.buffers.items() if canonical(n) not in own}
+    return [
+        *(Fate("copied", name, spec.elements, BUFFER) for name, spec in role.buffers.items()),
+        *(Fate("dropped", name, count, BUFFER) for name, count in lost.items()),
+        *(Fate("brought", spec.name, spec.elements, ADDED) for spec in source.match.added),
+    ]
 
 
 def target_side(target: Checkpoint, head: Head) -> Side:
@@ -34,7 +118,9 @@ def target_side(target: Checkpoint, head: Head) -> Side:
     return Side("target", tensors, *sort_tensors(tensors, target.config))
 
 
-def match_roles(source: Source, side: Side, head: Head, selection: Selection) -> TargetMatch:
+def match_roles(
+    source: Source, side: Side, head: Head, selection: Selection, added: str
+) -> TargetMatch:
     """Pair the differences with the target's tensors; see `ties` for the head.
 
     Args:
@@ -42,6 +128,7 @@ def match_roles(source: Source, side: Side, head: Head, selection: Selection) ->
         side: the target's tensors.
         head: what the target has for an output head.
         selection: what the user chose, by the target's names.
+        added: what becomes of what only finetuned has.
 
     Raises:
         MatchError: if names can be paired in two ways, or the target ties its head and finetuned
@@ -57,11 +144,27 @@ def match_roles(source: Source, side: Side, head: Head, selection: Selection) ->
         heads = {d.name: d.sources[0].elements for d in differences if is_head(d.name)}
         differences = [d for d in differences if d.name not in heads]
         left_out = left_out | heads
-    match = match_target(differences, side, selection, kept=source.match.kept, left_out=left_out)
+    given = Given(
+        source.match.kept,
+        left_out,
+        source.match.added,
+        excuses_heads=source.match.excuses_heads or added == "drop",
+        holders=tuple(source.entries),
+    )
+    match = match_target(differences, side, selection, given)
     # What does not fit base has no difference: that it has none for the target is no news.
     told = {problem.name for problem in source.match.problems}
     match.problems = [problem for problem in match.problems if problem.name not in told]
+    source.match.problems[:] = [_with_target(p, side) for p in source.match.problems]
     return match
+
+
+def _with_target(problem: Problem, side: Side) -> Problem:
+    """A problem of finetuned and base, with the target among those that have the tensor."""
+    if not problem.holders or problem.name not in side.tensors:
+        return problem
+    holders = (*problem.holders, "target")
+    return replace(problem, holders=holders, reason=f"in {' and '.join(holders)} only")
 
 
 def _refuse_own_heads(source: Source, head: Head, selection: Selection) -> None:

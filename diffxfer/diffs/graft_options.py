@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from diffxfer.diffs.extract import DTYPES
 from diffxfer.diffs.job import RunOptions
+from diffxfer.diffs.matching.added import check_added
+from diffxfer.diffs.matching.rename import Rename, names_command, parse_renames
 from diffxfer.diffs.matching.selection import Selection, make_selection
 from diffxfer.diffs.shards import parse_size
 from diffxfer.diffs.vocab.pair_base import check_mode
@@ -24,6 +26,8 @@ class GraftOptions:
 
     Attributes:
         selection: which tensors take part, and their scales.
+        added: what becomes of a head that fine-tuning added.
+        renames: other names for a role's tensors.
         vocab: how rows of tokens pair.
         out_dtype: of the output, None for the target's.
         allow_unrelated: graft whatever base and target have to do with each other.
@@ -33,6 +37,8 @@ class GraftOptions:
     """
 
     selection: Selection
+    added: str
+    renames: tuple[Rename, ...]
     vocab: str
     out_dtype: str | None
     allow_unrelated: bool
@@ -52,6 +58,8 @@ def check_options(
     include: Sequence[str],
     exclude: Sequence[str],
     allow_missing: Sequence[str],
+    added: str,
+    rename: Sequence[str],
     vocab: str,
     out_dtype: str | None,
     max_shard_size: str | None,
@@ -65,8 +73,11 @@ def check_options(
     stream: bool,
     dry_run: bool,
     progress: Callable[[int, int], None] | None,
+    roles: Sequence[str],
 ) -> GraftOptions:
     """Check what `apply_diff` was given, or `transfer`, whose arguments these are in their order.
+
+    `roles` are those whose tensors the command can rename.
 
     Raises:
         OptionError: for one that cannot mean anything.
@@ -76,6 +87,8 @@ def check_options(
         problem = f"{out_dtype!r} is unknown"
         raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
     check_mode(vocab)
+    check_added(added)
+    renames = parse_renames(rename, roles)
     selection = make_selection(
         alpha=alpha,
         alpha_for=alpha_for,
@@ -87,6 +100,7 @@ def check_options(
         "alpha": float(alpha),
         "alpha_for": {regex: float(scale) for regex, scale in (alpha_for or {}).items()},
         **selection.command(),
+        **names_command(added, renames),
         "vocab": vocab,
         "out_dtype": out_dtype or "target",
         "max_shard_size": max_shard_size or "target",
@@ -100,4 +114,6 @@ def check_options(
         progress=progress,
         stream=stream,
     )
-    return GraftOptions(selection, vocab, out_dtype, allow_unrelated, command, run, began)
+    return GraftOptions(
+        *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began)
+    )

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
+from diffxfer.diffs.extract_tasks import bring_task
 from diffxfer.diffs.matching.names import is_embedding, is_layer_embedding
 from diffxfer.diffs.matching.ties import HeadState
+from diffxfer.diffs.matching.wrappers import without_modules
 from diffxfer.diffs.vocab.rows import graft_runs
 from diffxfer.diffs.vocab.tensors import refuse_ambiguous
-from diffxfer.errors import VocabularyError
+from diffxfer.errors import MatchError, VocabularyError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.matching.match import Difference, Side, TargetMatch
+    from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.matching.selection import Selection
     from diffxfer.diffs.matching.ties import Head
     from diffxfer.diffs.source import Source
@@ -123,21 +126,78 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
     )
 
 
-def with_tied_head(tasks: Sequence[TensorTask], target: Checkpoint, head: Head) -> list[TensorTask]:
-    """The tasks as the target has its tensors; a head that copies its embedding goes on to do so.
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a graft has beside the tensors that Δ is added to.
+
+    Attributes:
+        role: the target.
+        head: what it has for an output head.
+        match: which of its tensors are copies of others.
+        added: finetuned's tensors that are carried over.
+    """
+
+    role: Role
+    head: Head
+    match: TargetMatch
+    added: Sequence[TensorSpec]
+
+
+def whole_model(tasks: Sequence[TensorTask], output: Output) -> list[TensorTask]:
+    """The tasks of a whole model: the target's tensors as it stores them, and what is brought.
 
     Args:
-        tasks: one for every other tensor, or none.
-        target: whose they are.
-        head: what it has for one.
+        tasks: one for every tensor that is grafted or copied, or none.
+        output: what there is beside them.
+
+    Raises:
+        MatchError: if what is brought has the name of another tensor.
     """
-    tasks = list(tasks)
-    if tasks and head.state is HeadState.TIED and head.name is not None:
-        embedding = next(task for task in tasks if task.name == head.embedding)
-        shard = target.tensors[head.name].shard.path.name
-        tasks.append(replace(embedding, name=head.name, shard=shard))
-    order = {name: number for number, name in enumerate(target.tensors)}
-    return sorted(tasks, key=lambda task: order[task.name])
+    if not tasks:
+        return []
+    role, target = output.role, output.role.checkpoint
+    by_name = {task.name: task for task in tasks}
+    copies = dict(output.match.shared)
+    if output.head.state is HeadState.TIED and output.head.name is not None:
+        copies[output.head.name] = output.head.embedding or ""
+    for name, same in copies.items():
+        shard = target.tensors[name].shard.path.name
+        by_name[name] = replace(by_name[same], name=name, shard=shard)
+    for name, spec in role.buffers.items():
+        by_name[name] = replace(copy_task(spec, None), operation=Operation.KEEP)
+    names = _stored_names(output)
+    order = {name: number for number, name in enumerate((*target.tensors, *role.buffers))}
+    placed = sorted(by_name.values(), key=lambda task: order[task.name])
+    placed = [
+        replace(task, name=new) if (new := names(task.name)) != task.name else task
+        for task in placed
+    ]
+    taken = {task.name for task in placed}
+    for spec in output.added:
+        if spec.name in taken:
+            problem = f"{spec.name}, which finetuned brings, is another tensor of the target"
+            raise MatchError((), problem, f"leave it out with --exclude '{re.escape(spec.name)}'")
+        placed.append(bring_task(spec, target.weights.shards[-1].path.name))
+    return placed
+
+
+def _stored_names(output: Output) -> Callable[[str], str]:
+    """How the output calls a tensor: as the target does, without wrappers.
+
+    Where the target has ``module.`` within a name and finetuned has not, it is a wrapper.
+    """
+    wrapped = any(
+        "module." in spec.name and difference.name == without_modules(spec.name)
+        for difference, spec in output.match.grafts
+        if difference.name != spec.name
+    )
+    stored = output.role.stored
+
+    def name_of(name: str) -> str:
+        found = stored.get(name, name)
+        return without_modules(found) if wrapped else found
+
+    return name_of
 
 
 def _graft_task(

@@ -29,7 +29,7 @@ from diffxfer.diffs.artifact.manifest import (
 )
 from diffxfer.diffs.fingerprint import fingerprint
 from diffxfer.diffs.matching.refusal import group_problems, refusal
-from diffxfer.diffs.report import Report, count_fates, group_fates, losses
+from diffxfer.diffs.report import Report, count_fates, group_fates, losses, remarks
 from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
@@ -122,6 +122,7 @@ class Job:
         dropped_tokens: tokens whose difference is dropped.
         left_out: files that are not carried.
         warnings: what a user should know.
+        notes: what a user may want to know, a line each.
         began: when the verb was called, by `time.perf_counter`.
         relations: how the models relate that were compared.
         identities: of the files to copy, as they were when the job was planned.
@@ -143,6 +144,7 @@ class Job:
     dropped_tokens: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     relations: tuple[Relation, ...] = ()
     identities: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
@@ -338,4 +340,5 @@ def _report(
         left_out=job.left_out,
         relations=job.relations,
         warnings=tuple(job.warnings),
+        notes=(*job.notes, *remarks(job.fates)),
     )

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.matching.match import LEFT_OUT
+from diffxfer.diffs.matching.match import ADDED, BUFFER, COPY, NO_LOSS, OUTSIDE, REPLACED
 from diffxfer.diffs.matching.names import pattern
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class FateGroup:
     """Tensors of one fate whose names differ only in numbers.
 
     Attributes:
-        kind: ``"grafted"``, ``"copied"``, ``"dropped"``, ``"extracted"``, ``"kept"`` or
-            ``"left out"``.
+        kind: ``"grafted"``, ``"brought"``, ``"copied"``, ``"dropped"``, ``"extracted"``,
+            ``"kept"`` or ``"left out"``.
         pattern: their names with every number replaced by ``*``.
         tensors: how many.
         parameters: how many elements they have in all.
@@ -49,8 +49,8 @@ class Report:
         command: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
         output: the folder.
         written: whether it is there now.
-        tensors: how many tensors had each fate: grafted, copied, dropped, extracted, kept,
-            left out, refused.
+        tensors: how many tensors had each fate: grafted, brought, copied, dropped, extracted,
+            kept, left out, refused.
         parameters: how many elements those have.
         plan: the fates, grouped.
         refused: tensors that fit nowhere; only a dry run gets this far with any.
@@ -69,6 +69,7 @@ class Report:
         left_out: files of the inputs that the output does not have.
         relations: how the models relate that were compared, by sampled elements.
         warnings: one line each.
+        notes: what became of tensors that are no ordinary ones, and of names; one line each.
     """
 
     command: str
@@ -93,6 +94,7 @@ class Report:
     left_out: tuple[str, ...]
     relations: tuple[Relation, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
@@ -109,7 +111,7 @@ def group_fates(fates: Iterable[Fate]) -> tuple[FateGroup, ...]:
         key = fate.kind, pattern(fate.name), fate.why
         tensors[key] += 1
         parameters[key] += fate.elements
-    order = ("tuned", "grafted", "extracted", "copied", "kept", "dropped", "left out")
+    order = ("tuned", "grafted", "extracted", "brought", "copied", "kept", "dropped", "left out")
     return tuple(
         FateGroup(kind, name, tensors[kind, name, why], parameters[kind, name, why], why)
         for kind, name, why in sorted(tensors, key=lambda key: (order.index(key[0]), key[1:]))
@@ -142,7 +144,41 @@ def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:
     lost = {
         "tokens without a place in the target, whose difference is dropped": dropped_tokens,
         "tensors dropped, as --allow-missing has it": [
-            fate.name for fate in fates if fate.kind == "dropped" and fate.why != LEFT_OUT
+            fate.name
+            for fate in fates
+            if fate.kind == "dropped" and fate.why not in NO_LOSS and not fate.why.startswith(COPY)
         ],
     }
     return [f"{what}: {listed(names)}" for what, names in lost.items() if names]
+
+
+def remarks(fates: Sequence[Fate]) -> list[str]:
+    """What became of tensors that are no ordinary weights, a line for each kind.
+
+    Args:
+        fates: what becomes of every tensor.
+    """
+    found = {
+        (kind, why): [fate.name for fate in fates if (fate.kind, fate.why) == (kind, why)]
+        for kind, why in _TOLD
+    }
+    lines = [f"{_TOLD[key]}: {_counted(names)}" for key, names in found.items() if names]
+    copies = [fate.name for fate in fates if fate.why.startswith(COPY)]
+    if copies:
+        lines.append(f"one tensor stored under several names: {_counted(copies)}")
+    return lines
+
+
+_TOLD = {
+    ("copied", BUFFER): "buffers kept as the target has them, since they are no weights",
+    ("dropped", BUFFER): "buffers that the target does not have, and that are left out",
+    ("copied", OUTSIDE): "copied from the target, since finetuned is a part of it without them",
+    ("brought", ADDED): "brought from finetuned, whole and unscaled",
+    ("dropped", ADDED): "added by fine-tuning and dropped, as --added drop says",
+    ("dropped", REPLACED): "replaced by what finetuned brings",
+}
+
+
+def _counted(names: Sequence[str]) -> str:
+    count = f"{len(names):,} tensors" if len(names) > 1 else "1 tensor"
+    return f"{count} ({listed(names)})"

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.header import ShardFile, TensorSpec
-    from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
+    from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.source import Source
     from diffxfer.streaming.tally import TensorResult
 
@@ -41,8 +41,8 @@ def restore_tasks(
     manifest: Manifest,
     tensors: Mapping[str, TensorSpec],
     *,
-    finetuned: Checkpoint,
-    base: Checkpoint,
+    finetuned: Role,
+    base: Role,
 ) -> tuple[list[TensorTask], tuple[ShardFile, ...]]:
     """What is to be read to compare base + Δ with finetuned.
 
@@ -61,18 +61,21 @@ def restore_tasks(
         MatchError: if finetuned and base have other tensors than Δ.
         DiffxferError: if their names or tokens cannot be paired.
     """
-    refuse_integers(tensors)
+    whole = frozenset(manifest.added_tensors)
+    refuse_integers({name: spec for name, spec in tensors.items() if name not in whole})
     source = from_checkpoints(
         finetuned,
         base,
         _AsExtracted.by(manifest),
         lambda name: name,
         str(manifest.command.get("vocab", "auto")),
+        str(manifest.command.get("added", "refuse")),
     )
     if source.match.problems:
         raise refusal(group_problems(source.match.problems))
     _refuse_others(source, manifest, tensors)
     tasks = [compare(*pair) for pair in source.match.integers]
+    tasks += [compare(tensors[spec.name], spec) for spec in source.match.added]
     for difference in source.match.differences:
         spec = tensors[difference.name]
         task = TensorTask(
@@ -118,6 +121,7 @@ class _AsExtracted(Selection):
 
 def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
     shapes = {difference.name: difference.shape for difference in source.match.differences}
+    shapes |= {spec.name: spec.shape for spec in source.match.added}
     odd = sorted(shapes.keys() ^ manifest.tensors.keys())
     odd += [name for name, spec in tensors.items() if shapes.get(name) != spec.shape]
     if odd:

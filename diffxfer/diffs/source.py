@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -15,10 +15,15 @@ from diffxfer.checkpoints.source import Place, find
 from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import Manifest, ShardEntry, SourceEntry, refuse_diff
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME
-from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_base
-from diffxfer.diffs.matching.names import is_embedding
+from diffxfer.diffs.matching.added import find_added
+from diffxfer.diffs.matching.buffers import is_buffer
+from diffxfer.diffs.matching.match import BaseMatch, Difference, Side
+from diffxfer.diffs.matching.names import is_embedding, is_known_vocabulary
+from diffxfer.diffs.matching.parts import pair_tensors
+from diffxfer.diffs.matching.role import Role, read_role
 from diffxfer.diffs.matching.selection import Selection
-from diffxfer.diffs.matching.ties import HeadState, find_head, with_head, without_tied_head
+from diffxfer.diffs.matching.ties import Head, HeadState, find_head, with_head, without_tied_head
+from diffxfer.diffs.matching.with_base import match_base
 from diffxfer.diffs.vocab.relate import Vocabulary, relate_to_base
 from diffxfer.diffs.vocab.tensors import refuse_ambiguous, sort_tensors, vocabulary_tensors
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -26,12 +31,12 @@ from diffxfer.errors import ArtifactError
 from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile, TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint, Weights
-    from diffxfer.diffs.matching.ties import Head
+    from diffxfer.diffs.matching.rename import Rename
 
 COMPANIONS = "companions"
 """The folder of a diff vector that holds finetuned's companions."""
@@ -53,6 +58,7 @@ class Source:
         behaviour: the folder of finetuned's companions.
         shards: every file of it.
         entries: the inputs by role, for the manifest.
+        buffers: finetuned's and base's tensors that are no weights, by name, and their elements.
     """
 
     operation: Operation
@@ -63,6 +69,7 @@ class Source:
     behaviour: Path
     shards: tuple[ShardFile, ...]
     entries: Mapping[str, SourceEntry]
+    buffers: Mapping[str, int] = field(default_factory=dict)
 
     def left_out(self, head: HeadState) -> dict[str, int]:
         """What the user left out of finetuned, with the head that only its embedding gives.
@@ -92,12 +99,27 @@ def open_roles(named: Mapping[str, Path | str]) -> dict[str, Checkpoint]:
     return {role: open_checkpoint(place, role) for role, place in places.items()}
 
 
+def read_roles(named: Mapping[str, Path | str], renames: Sequence[Rename] = ()) -> dict[str, Role]:
+    """Open the models of each role and name their tensors as matching compares them.
+
+    Args:
+        named: what the user named, by role.
+        renames: what the user renames, of any role.
+
+    Raises:
+        DiffxferError: if one is no sound checkpoint, or a diff vector, or two of its tensors get
+            one name.
+    """
+    return {role: read_role(found, renames) for role, found in open_roles(named).items()}
+
+
 def from_checkpoints(
-    finetuned: Checkpoint,
-    base: Checkpoint,
+    finetuned: Role,
+    base: Role,
     selection: Selection,
     label: Callable[[str], str],
     vocab: str,
+    added: str = "refuse",
 ) -> Source:
     """Δ as finetuned − base.
 
@@ -107,27 +129,18 @@ def from_checkpoints(
         selection: what the user chose.
         label: the name that the selection knows a tensor by.
         vocab: how rows of tokens pair: ``"auto"``, ``"ids"`` or ``"tokens"``.
+        added: what becomes of what only finetuned has: ``"bring"``, ``"drop"`` or ``"refuse"``.
 
     Raises:
         DiffxferError: if their names or tokens cannot be paired.
     """
-    heads = {c.role: find_head(c.tensors, c.config) for c in (finetuned, base)}
-    own = any(head.state is HeadState.OWN for head in heads.values())
-    head_name = heads["finetuned"].name or heads["base"].name or HEAD
-
-    def side(checkpoint: Checkpoint) -> Side:
-        head = heads[checkpoint.role]
-        if own:
-            tensors = with_head(checkpoint.tensors, head, head_name)
-        else:
-            tensors = without_tied_head(checkpoint.tensors, head)
-        return Side(checkpoint.role, tensors, *sort_tensors(tensors, checkpoint.config))
-
-    sides = side(finetuned), side(base)
-    match = match_base(*sides, selection, label)
+    roles = finetuned.checkpoint, base.checkpoint
+    heads = _heads(*roles, added)
+    sides = _sides(*roles, heads)
+    match = match_base(*sides, selection, label, added)
     vocabulary = relate_to_base(
-        read_tokenizer(finetuned.folder),
-        read_tokenizer(base.folder),
+        read_tokenizer(roles[0].folder),
+        read_tokenizer(roles[1].folder),
         vocab,
         same_rows=all(d.sources[0].shape == d.sources[1].shape for d in match.differences),
         rows=_rows_gained(match),
@@ -141,12 +154,51 @@ def from_checkpoints(
         Operation.TRANSFER,
         match,
         {role: head.state for role, head in heads.items()},
-        _shared_head(finetuned, base, heads),
+        _shared_head(*roles, heads),
         vocabulary,
-        finetuned.folder,
-        (*finetuned.weights.shards, *base.weights.shards),
-        {c.role: source_entry(c.weights) for c in (finetuned, base)},
+        roles[0].folder,
+        (*roles[0].weights.shards, *roles[1].weights.shards),
+        {c.role: source_entry(c.weights) for c in roles},
+        {name: spec.elements for role in (base, finetuned) for name, spec in role.buffers.items()},
     )
+
+
+def _heads(finetuned: Checkpoint, base: Checkpoint, added: str) -> dict[str, Head]:
+    """What the two have for an output head.
+
+    Where fine-tuning put a task head in its place, finetuned has none, tied or not.
+    """
+    heads = {c.role: find_head(c.tensors, c.config) for c in (finetuned, base)}
+    head = heads["finetuned"]
+    if added == "refuse" or head.name is not None:
+        return heads
+    ours, theirs = (
+        {
+            name: None if is_known_vocabulary(name) else spec.shape
+            for name, spec in c.tensors.items()
+        }
+        for c in (finetuned, base)
+    )
+    pairs = pair_tensors(ours, theirs, ("finetuned", "base"))
+    lonely = [name for name in finetuned.tensors if name not in pairs]
+    if find_added(lonely, {*pairs, *(base.tensors.keys() - set(pairs.values()))}):
+        heads["finetuned"] = Head(HeadState.ABSENT, None, head.embedding)
+    return heads
+
+
+def _sides(finetuned: Checkpoint, base: Checkpoint, heads: Mapping[str, Head]) -> tuple[Side, Side]:
+    own = any(head.state is HeadState.OWN for head in heads.values())
+    head_name = heads["finetuned"].name or heads["base"].name or HEAD
+
+    def side(checkpoint: Checkpoint) -> Side:
+        head = heads[checkpoint.role]
+        if own:
+            tensors = with_head(checkpoint.tensors, head, head_name)
+        else:
+            tensors = without_tied_head(checkpoint.tensors, head)
+        return Side(checkpoint.role, tensors, *sort_tensors(tensors, checkpoint.config))
+
+    return side(finetuned), side(base)
 
 
 def _rows_gained(match: BaseMatch) -> tuple[int, int] | None:
@@ -192,12 +244,15 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
     weights = open_weights(place)
     refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_read(n)])
     behaviour = folder / COMPANIONS
-    refuse_integers(weights.tensors)
-    names = vocabulary_tensors(weights.tensors, read_config(behaviour))
+    tensors, buffers = _differences(weights, manifest)
+    names = vocabulary_tensors(tensors, read_config(behaviour))
+    added = [weights.tensors[name] for name in manifest.added_tensors]
     match = BaseMatch(
-        [Difference(name, (spec,), name in names) for name, spec in weights.tensors.items()],
+        [Difference(name, (spec,), name in names) for name, spec in tensors.items()],
         kept=list(manifest.kept),
         left_out=dict.fromkeys(manifest.left_out, 0),
+        added=added,
+        excuses_heads=bool(added) or manifest.command.get("added") == "drop",
     )
     heads = {role: HeadState(state) for role, state in (manifest.tied or {}).items()}
     embedding = next((d for d in match.differences if is_embedding(d.name)), None)
@@ -211,7 +266,22 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
         behaviour,
         weights.shards,
         {"diff vector": source_entry(weights, manifest.sources)},
+        buffers,
     )
+
+
+def _differences(
+    weights: Weights, manifest: Manifest
+) -> tuple[dict[str, TensorSpec], dict[str, int]]:
+    """The tensors of a diff vector that are differences of weights, and the elements of others.
+
+    Older versions stored differences of buffers too.
+    """
+    added = frozenset(manifest.added_tensors)
+    found = {name: spec for name, spec in weights.tensors.items() if name not in added}
+    refuse_integers(found)
+    buffers = {name: spec.elements for name, spec in found.items() if is_buffer(name, spec)}
+    return {name: spec for name, spec in found.items() if name not in buffers}, buffers
 
 
 def _is_read(name: str) -> bool:
@@ -250,6 +320,10 @@ def refuse_incomplete(
         CompanionError: if a file must not be followed.
     """
     described, found = manifest.tensors.keys(), weights.tensors.keys()
+    unknown = next((name for name in manifest.added_tensors if name not in described), None)
+    if unknown is not None:
+        problem = f"is damaged: its manifest has no entry for {short(unknown)}"
+        raise ArtifactError(folder, problem, "make or download it again")
     if described != found:
         odd = min(described ^ found)
         where = "its shards do not have" if odd in described else "its manifest does not name"

@@ -13,8 +13,9 @@ from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.damage import Survey, digest, survey_folder
 from diffxfer.diffs.extract_tasks import BASE_ONLY
+from diffxfer.diffs.matching.rename import parse_renames
 from diffxfer.diffs.restore import Restored, how_restored, restore_tasks, sum_up
-from diffxfer.diffs.source import open_roles
+from diffxfer.diffs.source import read_roles
 from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.inspect import inspect_inputs
@@ -72,6 +73,7 @@ def verify(
     *,
     base: Path | str | None = None,
     finetuned: Path | str | None = None,
+    rename: Sequence[str] = (),
     threads: int | None = None,
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -83,6 +85,7 @@ def verify(
             ``"org/name@revision"``.
         base: for a diff vector, its base, likewise: prove that base + Δ gives `finetuned` back.
         finetuned: the fine-tuned model that it was extracted from, likewise.
+        rename: ``"ROLE:REGEX=TEXT"``, what `extract` was given, for finetuned's and base's names.
         threads: how many workers; None for one a processor.
         stream: read what is on the Hub there, instead of downloading it into its cache.
         progress: called with the bytes done and the bytes in all.
@@ -108,7 +111,9 @@ def verify(
     # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
     restoring = not survey.damage and base is not None
     if base is not None and finetuned is not None and restoring:
-        opened = open_roles({"finetuned": finetuned, "base": base})
+        renames = parse_renames(rename, ("finetuned", "base"))
+        _refuse_forgotten(manifest, rename)
+        opened = read_roles({"finetuned": finetuned, "base": base}, renames)
         tasks, more = restore_tasks(manifest, survey.tensors, **opened)
         inputs += more
     if not stream:
@@ -134,6 +139,15 @@ def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
         given, lacking = lacking, given
     if (base is None) != (finetuned is None):
         raise OptionError(given, f"proves nothing without {lacking}", f"give {lacking} too")
+
+
+def _refuse_forgotten(manifest: Manifest, rename: Sequence[str]) -> None:
+    """Refuse to pair names without what paired them: a manifest's patterns may be anyone's."""
+    given = manifest.command.get("rename")
+    if isinstance(given, list) and not rename:
+        options = " ".join(f"--rename {option!r}" for option in given)
+        problem = f"is needed, since this diff vector was extracted with {options}"
+        raise OptionError("--rename", problem, "give the same, if you trust who extracted it")
 
 
 def _our_manifest(folder: Path, *, restoring: bool) -> Manifest:

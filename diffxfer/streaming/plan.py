@@ -69,6 +69,10 @@ class Operation(Enum):
     """finetuned − base"""
     COPY = "copy"
     """The target's bytes, or its values in another dtype."""
+    KEEP = "keep"
+    """The target's bytes, whatever they are: a buffer may well hold infinity."""
+    BRING = "bring"
+    """Finetuned's bytes: a tensor that no other role has."""
     COMPARE = "compare"
     """Writes nothing: both inputs must hold the same bytes."""
     DIGEST = "digest"
@@ -84,6 +88,8 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.APPLY: ("diff vector", "target"),
     Operation.SUBTRACT: ("finetuned", "base"),
     Operation.COPY: ("target",),
+    Operation.KEEP: ("target",),
+    Operation.BRING: ("finetuned",),
     Operation.COMPARE: ("finetuned", "base"),
     Operation.DIGEST: ("base",),
     Operation.CONTRAST: ("A", "B"),

@@ -200,7 +200,7 @@ class Worker(Looker):
         source = 0 if piece.kind is RunKind.ADD else len(task.inputs) - 1
         spec = task.inputs[source]
         read = self._read(source, task, piece, 0)
-        if spec.dtype not in FLOATS:
+        if spec.dtype not in FLOATS or task.operation is Operation.KEEP:
             return read
         values = out = self._values(source, spec.dtype, piece.count)
         if spec.dtype != task.dtype:

@@ -161,6 +161,7 @@ class Manifest(_Model):
         tokens: for a diff vector; None where the roles had no tokenizer.
         kept: finetuned's tensors that have no difference, being integers.
         left_out: finetuned's tensors that the user left out.
+        added_tensors: finetuned's tensors that base lacks: stored whole, and no difference.
         vocabulary: what became of tokens.
         shards: every safetensors file.
         files: every file beside the weights.
@@ -178,6 +179,7 @@ class Manifest(_Model):
     tokens: TokensEntry | None = None
     kept: list[str] = []
     left_out: list[str] = []
+    added_tensors: list[str] = []
     vocabulary: VocabularyEntry | None = None
     shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]

@@ -25,6 +25,7 @@ from diffxfer.diffs.companions.config_edit import (
     model_token_ids,
     paths_to,
 )
+from diffxfer.diffs.companions.head_config import head_changes
 from diffxfer.diffs.companions.special_tokens import (
     Translation,
     Vocabulary,
@@ -136,6 +137,7 @@ def inherit_companions(
     renamed: Mapping[int, str],
     vocab_size: int | None,
     dtype: str | None,
+    head: bool = False,
 ) -> Inheritance:
     """The companions of a graft.
 
@@ -148,6 +150,7 @@ def inherit_companions(
         renamed: output id to its new token, for reserved tokens that finetuned renamed.
         vocab_size: the new size of the vocabulary if the embedding grew.
         dtype: the new dtype's name, such as ``"float32"``, if it is not the target's.
+        head: whether finetuned brings a task head, which the config then describes.
 
     Returns:
         What each companion is made of; no file outside the two folders is read.
@@ -166,15 +169,19 @@ def inherit_companions(
     translation = Translation(read_vocabulary(behaviour), output, translate)
     if edits:
         files.update(edited_tokenizer(target, edits))
+    configs = read_config(target), read_config(behaviour)
     config = config_changes(
-        read_config(target),
-        read_config(behaviour),
+        *configs,
         translation,
         behaviour / _CONFIG,
         vocab_size=vocab_size,
         dtype=dtype,
     )
-    draft.edit(_CONFIG, config)
+    removals: list[str | KeyPath] = []
+    if head:
+        described, removals = head_changes(*configs, behaviour / _CONFIG)
+        config |= described
+    draft.edit(_CONFIG, config, removals)
     _inherit_generation(draft, translation)
     _inherit_specials(draft, translation, edits)
     _inherit_templates(draft)

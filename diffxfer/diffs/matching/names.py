@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.matching.wrappers import without_modules
 from diffxfer.errors import MatchError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ _VOCABULARY = re.compile(
 
 
 def canonical(name: str) -> str:
-    """A name without the prefixes under which one model may be stored."""
-    return _CONTAINERS.sub("", name)
+    """A name without the prefixes and wrappers under which one model may be stored."""
+    return _CONTAINERS.sub("", without_modules(name))
 
 
 def is_in_block(name: str) -> bool:

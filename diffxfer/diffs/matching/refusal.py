@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.matching.names import pattern
+from diffxfer.diffs.matching.suggest import suggest_renames
 from diffxfer.errors import Culprits, MatchError
 
 if TYPE_CHECKING:
@@ -18,14 +20,15 @@ _NAMED_IN_MESSAGE = 3
 
 def group_problems(problems: Iterable[Problem]) -> tuple[Culprits, ...]:
     """Put together what differs only in numbers: a layer's index, an expert's."""
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    groups: dict[Culprits, list[str]] = defaultdict(list)
     for problem in problems:
-        key = (problem.role, pattern(problem.name), problem.found, problem.expected, problem.reason)
+        key = Culprits(
+            *(problem.role, pattern(problem.name), (), problem.found, problem.expected),
+            *(problem.reason, problem.holders, problem.addable),
+        )
         groups[key].append(problem.name)
-    return tuple(
-        Culprits(role, shape_of_name, tuple(sorted(names)), found, expected, reason)
-        for (role, shape_of_name, found, expected, reason), names in sorted(groups.items())
-    )
+    ordered = sorted(groups.items(), key=lambda item: (item[0].role, item[0].pattern, repr(item)))
+    return tuple(replace(group, names=tuple(sorted(names))) for group, names in ordered)
 
 
 def refusal(groups: tuple[Culprits, ...]) -> MatchError:
@@ -47,7 +50,7 @@ def _told(group: Culprits) -> str:
     first = group.names[0]
     count = f" ({len(group.names)} such, as {group.pattern})" if len(group.names) > 1 else ""
     if group.found == "nothing":
-        return f"{first}{count} {group.expected} is missing in {group.role}"
+        return f"{first}{count} {group.expected} is in {' and '.join(group.holders)} only"
     return f"{first}{count} is {group.found} in {group.role} and {group.expected}"
 
 
@@ -59,6 +62,15 @@ def _remedy(groups: tuple[Culprits, ...]) -> str:
         return (
             "one role stores its experts fused and another one by one:"
             " save all roles with the same version of transformers"
+        )
+    suggested = suggest_renames(groups)
+    if suggested is not None:
+        return suggested
+    if any(group.addable for group in groups):
+        added = next(group.names[0] for group in groups if group.addable)
+        return (
+            f"carry over what fine-tuning added, such as {added}, with --added bring,"
+            " or leave it out with --added drop"
         )
     if all(group.found == "nothing" for group in groups):
         return "check that these belong together, or name them in --allow-missing 'REGEX'"

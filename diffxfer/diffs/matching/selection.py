@@ -117,7 +117,7 @@ def make_selection(
     return Selection(
         float(alpha),
         tuple(
-            (_compile("--alpha-for", text), float(scale))
+            (compile_pattern("--alpha-for", text), float(scale))
             for text, scale in (alpha_for or {}).items()
         ),
         _compile_all("--include", include),
@@ -128,10 +128,21 @@ def make_selection(
 
 def _compile_all(option: str, texts: Sequence[str]) -> tuple[re.Pattern[str], ...]:
     # A string is a sequence of its letters, each of which would be a pattern that matches much.
-    return tuple(_compile(option, text) for text in ([texts] if isinstance(texts, str) else texts))
+    return tuple(
+        compile_pattern(option, text) for text in ([texts] if isinstance(texts, str) else texts)
+    )
 
 
-def _compile(option: str, text: str) -> re.Pattern[str]:
+def compile_pattern(option: str, text: str) -> re.Pattern[str]:
+    """Compile a regular expression that a user gave.
+
+    Args:
+        option: the option that it was given for.
+        text: the expression.
+
+    Raises:
+        OptionError: if it is none.
+    """
     try:
         return re.compile(text)
     except (re.error, RecursionError, OverflowError) as exc:

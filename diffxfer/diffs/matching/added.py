@@ -1,0 +1,80 @@
+"""What fine-tuning added to a model: a task head, which has no counterpart in base.
+
+It has no difference either: it is carried over whole, or not at all, as the user says. Where it is
+carried over, it takes the place of the head that only base and target have.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
+from diffxfer.diffs.matching.parts import body_of, is_under, stack_of
+from diffxfer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+CHOICES = ("refuse", "bring", "drop")
+"""What can be done with what only finetuned has; the first is the default."""
+
+# Heads that stand inside the body's own module, or beside the layers of a model without one.
+_HEAD_SEGMENT = re.compile(
+    r"(?:^|\.)(?:lm_head|cls|pooler|classifier|score|qa_outputs|v_head|embed_out|lm_loss|predictions"
+    r"|\w+_predictions|vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier"
+    r"|classification_head|seq_relationship|final_logits_bias)(?:\.|$)"
+)
+
+
+def check_added(choice: str) -> None:
+    """Refuse what `--added` cannot be.
+
+    Raises:
+        OptionError: for anything but one of `CHOICES`.
+    """
+    if choice not in CHOICES:
+        raise OptionError("--added", f"{choice!r} is unknown", f"use one of {', '.join(CHOICES)}")
+
+
+def find_added(lonely: Collection[str], base: Collection[str]) -> frozenset[str]:
+    """Which of the tensors that only finetuned has may be a head: modules that base has not.
+
+    A tensor in one of base's layers, or in a module that base has with other tensors, is none:
+    there, finetuned and base are different architectures.
+
+    Args:
+        lonely: names that only finetuned has.
+        base: every name that base has, under finetuned's names where it has a counterpart.
+    """
+    if not lonely:
+        return frozenset()
+    stacks = {stack_of(name) for name in base if is_in_block(name)}
+    modules = {name.rpartition(".")[0] for name in base}
+    return frozenset(
+        name
+        for name in lonely
+        if name.rpartition(".")[0] not in modules - {""}
+        and not (is_in_block(name) and stack_of(name) in stacks)
+    )
+
+
+def find_replaced(lonely: Collection[str], paired: Collection[str]) -> frozenset[str]:
+    """Which tensors without a counterpart are the head whose place an added one takes.
+
+    Args:
+        lonely: names of base, or of the target, that finetuned has no counterpart for.
+        paired: its other names.
+    """
+    stacks = {stack_of(name) for name in paired if is_in_block(name)}
+    body = body_of(paired)
+    return frozenset(
+        name
+        for name in lonely
+        if not (is_in_block(name) and stack_of(name) in stacks)
+        and (_HEAD_SEGMENT.search(name) or (body and _is_beside(name, body)))
+    )
+
+
+def _is_beside(name: str, body: str) -> bool:
+    return not is_under(name, body) and not is_known_vocabulary(name)

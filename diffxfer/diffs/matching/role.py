@@ -1,0 +1,108 @@
+"""A role's tensors under the names that matching compares: no wrappers, no buffers, renamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from diffxfer.diffs.matching.buffers import is_buffer
+from diffxfer.diffs.matching.names import is_known_vocabulary
+from diffxfer.diffs.matching.rename import renamed
+from diffxfer.diffs.matching.wrappers import unwrapped
+from diffxfer.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.diffs.matching.rename import Rename
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A checkpoint as matching sees it.
+
+    Attributes:
+        checkpoint: its tensors under the names that are compared, without buffers.
+        buffers: its buffers by the same kind of name.
+        stored: the name that a tensor keeps in an output, where it is not the one that is compared.
+        unwrapped: how many names had wrappers.
+        renamed: how many names `--rename` changed.
+    """
+
+    checkpoint: Checkpoint
+    buffers: Mapping[str, TensorSpec]
+    stored: Mapping[str, str]
+    unwrapped: int
+    renamed: int
+
+    @property
+    def name(self) -> str:
+        """What it is: ``"base"``, ``"finetuned"`` or ``"target"``."""
+        return self.checkpoint.role
+
+
+def read_role(checkpoint: Checkpoint, renames: Sequence[Rename] = ()) -> Role:
+    """Name a role's tensors as matching compares them.
+
+    Args:
+        checkpoint: the role.
+        renames: what the user renames, of any role.
+
+    Returns:
+        The role.
+
+    Raises:
+        MatchError: if two tensors get one name.
+        OptionError: if a rename matches nothing.
+        CheckpointError: if the checkpoint has nothing but buffers.
+    """
+    disk = checkpoint.tensors
+    besides = [name for name, spec in disk.items() if is_buffer(name, spec)]
+    clean = unwrapped(disk.keys(), besides, checkpoint.role)
+    final = renamed(list(clean.values()), renames, checkpoint.role)
+    tensors: dict[str, TensorSpec] = {}
+    buffers: dict[str, TensorSpec] = {}
+    for name, found in disk.items():
+        compared = final[clean[name]]
+        spec = found if compared == name else replace(found, name=compared)
+        (buffers if is_buffer(compared, spec) else tensors)[compared] = spec
+    if not tensors:
+        raise CheckpointError(
+            checkpoint.folder,
+            f"has no weights, only buffers such as {next(iter(buffers))}",
+            "download or save it again",
+        )
+    return Role(
+        replace(checkpoint, weights=replace(checkpoint.weights, tensors=tensors)),
+        buffers,
+        {new: old for old, new in final.items() if new != old},
+        sum(new != name for name, new in clean.items()),
+        sum(new != old for old, new in final.items()),
+    )
+
+
+def notes_of_names(roles: Sequence[Role]) -> list[str]:
+    """What became of names, one line for each kind.
+
+    Args:
+        roles: those of a command.
+    """
+    counted = {
+        "names without the wrappers that training added": [(r.name, r.unwrapped) for r in roles],
+        "names changed by --rename": [(r.name, r.renamed) for r in roles],
+    }
+    return [
+        f"{what}: " + ", ".join(f"{count:,} of {role}" for role, count in found if count)
+        for what, found in counted.items()
+        if any(count for _, count in found)
+    ]
+
+
+def shapes_of(role: Role) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of a role's tensors, which pairing compares; None where rows may be of tokens."""
+    return {
+        name: None if is_known_vocabulary(name) else spec.shape
+        for name, spec in role.checkpoint.tensors.items()
+    }

@@ -1,0 +1,104 @@
+"""One tensor that a role stores several times, and another role once.
+
+T5 and BART share one embedding between encoder, decoder and head. Some files have it under every
+name, others under one. Equal bytes under several names are one tensor; unequal bytes are an error,
+since a role that has one tensor for all of them cannot hold them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.reader import same_bytes
+from diffxfer.diffs.matching.names import canonical
+from diffxfer.errors import MatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from typing import TypeAlias
+
+    from diffxfer.checkpoints.header import TensorSpec
+
+    Stored: TypeAlias = Mapping[str, tuple[TensorSpec, ...]]
+    """Tensors by name; of a difference, finetuned's and base's."""
+    Shares: TypeAlias = tuple[dict[str, str], dict[str, str]]
+
+_ONE_EMBEDDING = (
+    "shared.weight",
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+)
+"""The names of one embedding in an encoder with a decoder, without the model's prefix."""
+
+
+def share(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: tuple[str, str]) -> Shares:
+    """Pair what one role stores several times with what the other one stores once.
+
+    Only tensors whose rows belong to tokens are looked at: they are what models share, and two of
+    them are equal for no other reason, as two norms may be.
+
+    Args:
+        ours: tensors of the one role whose rows belong to tokens.
+        theirs: likewise, of the other.
+        pairs: a name of the other role for each name of the one that has a counterpart; it gains
+            those that are found here.
+        roles: what the two are, for messages.
+
+    Returns:
+        For either role, the name of each copy and that of the tensor it is a copy of.
+
+    Raises:
+        MatchError: if one that must be a copy holds other values.
+    """
+    taken = set(pairs.values())
+    lonely = [name for name in ours if name not in pairs], [n for n in theirs if n not in taken]
+    if not any(lonely):
+        return {}, {}
+    _pair_one_embedding((ours, theirs), lonely, pairs)
+    taken = set(pairs.values())
+    return (
+        _copies(roles, ours, [name for name in ours if name in pairs]),
+        _copies(roles[::-1], theirs, [name for name in theirs if name in taken]),
+    )
+
+
+def _pair_one_embedding(
+    stored: tuple[Stored, Stored], lonely: tuple[list[str], list[str]], pairs: dict[str, str]
+) -> None:
+    """Pair the embedding of encoder and decoder where the roles have other names of it."""
+    known = [[name for name in names if canonical(name) in _ONE_EMBEDDING] for names in lonely]
+    firsts = [
+        names[0]
+        for names, tensors in zip(known, stored, strict=True)
+        if names and all(_equal(tensors[names[0]], tensors[name]) for name in names)
+    ]
+    if len(firsts) == 2:
+        pairs[firsts[0]] = firsts[1]
+
+
+def _copies(roles: tuple[str, str], tensors: Stored, paired: Collection[str]) -> dict[str, str]:
+    copies: dict[str, str] = {}
+    for name in sorted(tensors.keys() - set(paired)):
+        shape = tensors[name][0].shape
+        alike = [known for known in paired if tensors[known][0].shape == shape]
+        equal = next((known for known in alike if _equal(tensors[name], tensors[known])), None)
+        if equal is not None:
+            copies[name] = equal
+        elif known := _one_embedding(name, alike):
+            raise MatchError(
+                (),
+                f"{name} and {known} hold other values in {roles[0]}, and {roles[1]} has one"
+                " tensor for both",
+                "use models that all share it, or that all store it several times",
+            )
+    return copies
+
+
+def _equal(ours: Iterable[TensorSpec], theirs: Iterable[TensorSpec]) -> bool:
+    return all(same_bytes(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def _one_embedding(name: str, others: Iterable[str]) -> str | None:
+    if canonical(name) not in _ONE_EMBEDDING:
+        return None
+    return next((other for other in others if canonical(other) in _ONE_EMBEDDING), None)

@@ -1,0 +1,227 @@
+"""Pairing differences with the target's tensors: what is grafted, and what is copied or dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.header import FLOATS
+from diffxfer.diffs.matching.added import find_replaced
+from diffxfer.diffs.matching.match import (
+    COPY,
+    LEFT_OUT,
+    OUTSIDE,
+    REPLACED,
+    Difference,
+    Fate,
+    Problem,
+    Side,
+    TargetMatch,
+    described,
+    shapes_fit,
+)
+from diffxfer.diffs.matching.names import pair_names
+from diffxfer.diffs.matching.parts import outside_part, pair_tensors
+from diffxfer.diffs.matching.shared import share
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.matching.selection import Selection
+
+_ROLES = ("target", "finetuned")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What finetuned gives beside differences.
+
+    Attributes:
+        kept: finetuned's names of integers, which have no Δ.
+        left_out: what the user left out of finetuned, and how many elements it has; 0 where a
+            diff vector does not tell.
+        added: finetuned's tensors that are carried over whole.
+        excuses_heads: whether the target may have a head that finetuned has not, since finetuned
+            has another one.
+        holders: the roles that have a difference's tensor, for messages.
+    """
+
+    kept: Collection[str] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    added: Collection[TensorSpec] = ()
+    excuses_heads: bool = False
+    holders: tuple[str, ...] = ("finetuned", "base")
+
+
+def match_target(
+    differences: Iterable[Difference], target: Side, selection: Selection, given: Given
+) -> TargetMatch:
+    """Pair differences with the target's tensors.
+
+    Args:
+        differences: Δ, tensor by tensor.
+        target: what it is to be grafted on.
+        selection: what the user chose, by the target's names.
+        given: what there is beside the differences.
+
+    Returns:
+        Every tensor's place.
+
+    Raises:
+        MatchError: if names can be paired in two ways, or one tensor holds two contents.
+    """
+    return _TargetMatcher(differences, target, selection, given).run()
+
+
+class _TargetMatcher:
+    """One call of `match_target`."""
+
+    def __init__(
+        self,
+        differences: Iterable[Difference],
+        target: Side,
+        selection: Selection,
+        given: Given,
+    ) -> None:
+        self._match = TargetMatch(ambiguous=target.ambiguous)
+        self._by_name = {difference.name: difference for difference in differences}
+        self._target = target
+        self._selection = selection
+        self._given = given
+        self._known: dict[str, tuple[int, ...] | None] = {
+            name: None if d.vocabulary or name in target.vocabulary else d.shape
+            for name, d in self._by_name.items()
+        }
+        self._known |= dict.fromkeys((*given.kept, *given.left_out))
+        shapes = {
+            name: None if name in target.vocabulary else spec.shape
+            for name, spec in target.tensors.items()
+        }
+        self._pairs = pair_tensors(shapes, self._known, _ROLES)
+        self._copies = share(self._target_vocabulary(), self._vocabulary(), self._pairs, _ROLES)
+
+    def _target_vocabulary(self) -> dict[str, tuple[TensorSpec, ...]]:
+        tensors = self._target.tensors
+        return {name: (tensors[name],) for name in sorted(self._target.vocabulary)}
+
+    def _vocabulary(self) -> dict[str, tuple[TensorSpec, ...]]:
+        return {name: d.sources for name, d in self._by_name.items() if d.vocabulary}
+
+    def run(self) -> TargetMatch:
+        """Find the place of every tensor."""
+        match = self._match
+        match.shared.update(self._copies[0])
+        alone = [
+            name
+            for name in self._target.tensors
+            if name not in self._pairs and name not in match.shared
+        ]
+        added = [spec.name for spec in self._given.added]
+        replaced = set(pair_names(alone, added, _ROLES))
+        if self._given.excuses_heads:
+            replaced |= find_replaced(alone, self._pairs.keys())
+        outside = outside_part(self._pairs.keys(), alone)
+        for name, spec in self._target.tensors.items():
+            if name in match.shared:
+                continue
+            if name in replaced:
+                self._replace(spec)
+            elif name in outside and self._selection.selects(name):
+                self._copy(spec, OUTSIDE)
+            else:
+                self._place(name, spec)
+        for name, same in match.shared.items():
+            spec = self._target.tensors[name]
+            fate = next(f for f in match.fates if f.name == same)
+            match.fates.append(Fate(fate.kind, name, spec.elements, COPY + same))
+        self._drop_rest()
+        return match
+
+    def _replace(self, spec: TensorSpec) -> None:
+        """A head that only the target has: it goes where finetuned brings another one."""
+        if self._given.added:
+            self._match.replaced.append(spec.name)
+            self._match.fates.append(Fate("dropped", spec.name, spec.elements, REPLACED))
+        else:
+            self._copy(spec, "only the target has it")
+
+    def _place(self, name: str, spec: TensorSpec) -> None:
+        pair = self._pairs.get(name)
+        source = self._by_name.get(pair or "")
+        if not self._selection.selects(name):
+            self._copy(spec, LEFT_OUT)
+        elif spec.dtype not in FLOATS:
+            self._copy_integer(spec, source, known=pair is not None)
+        elif source is not None:
+            self._graft(source, spec)
+        elif pair in self._given.kept:
+            self._refuse(spec, "an integer tensor in finetuned", "another kind of dtype")
+        elif pair is not None:
+            self._copy(spec, "no part of the diff vector")
+        elif self._selection.may_be_missing(name):
+            self._copy(spec, "only the target has it")
+        else:
+            self._refuse_alone(spec)
+
+    def _copy(self, spec: TensorSpec, why: str) -> None:
+        self._match.copies.append(spec)
+        self._match.fates.append(Fate("copied", spec.name, spec.elements, why))
+
+    def _copy_integer(self, spec: TensorSpec, source: Difference | None, *, known: bool) -> None:
+        if source is not None:
+            expected = f"{described(source.sources[0])} in finetuned"
+            self._refuse(spec, expected, "another kind of dtype")
+        elif known or self._selection.may_be_missing(spec.name):
+            self._copy(spec, f"{spec.dtype} is no part of a diff vector")
+        else:
+            self._refuse_alone(spec)
+
+    def _refuse(self, spec: TensorSpec, expected: str, reason: str) -> None:
+        problem = Problem("target", spec.name, described(spec), expected, reason)
+        self._match.problems.append(problem)
+
+    def _refuse_alone(self, spec: TensorSpec) -> None:
+        self._match.problems.append(
+            Problem(
+                *("finetuned", spec.name, "nothing", described(spec), "in target only"),
+                ("target",),
+            )
+        )
+
+    def _graft(self, source: Difference, spec: TensorSpec) -> None:
+        vocabulary = source.vocabulary or spec.name in self._target.vocabulary
+        ours = source.sources[0]
+        if not shapes_fit(ours, spec, vocabulary=vocabulary):
+            self._refuse(spec, f"{described(ours)} in finetuned", "another shape")
+            return
+        if vocabulary != source.vocabulary:
+            source = Difference(source.name, source.sources, vocabulary)
+        self._match.grafts.append((source, spec))
+        alpha = self._selection.alpha_of(spec.name)
+        kind, why = ("grafted", "") if alpha != 0 else ("copied", "alpha is 0")
+        if alpha not in (0, self._selection.alpha):
+            why = f"alpha is {alpha:g}"
+        self._match.fates.append(Fate(kind, spec.name, spec.elements, why))
+
+    def _drop_rest(self) -> None:
+        """What finetuned has and the target has no place for."""
+        for name in self._known.keys() - set(self._pairs.values()):
+            difference = self._by_name.get(name)
+            elements = difference.sources[0].elements if difference else 0
+            if name in self._given.left_out or not self._selection.selects(name):
+                elements = elements or self._given.left_out.get(name, 0)
+                why = LEFT_OUT
+            elif name in self._copies[1]:
+                why = COPY + self._copies[1][name]
+            elif self._selection.may_be_missing(name):
+                why = "target has none"
+            else:
+                spec = difference.sources[0] if difference else None
+                expected = described(spec) if spec else "an integer tensor"
+                holders = self._given.holders
+                reason = f"in {' and '.join(holders)} only"
+                problem = Problem("target", name, "nothing", expected, reason, holders)
+                self._match.problems.append(problem)
+                continue
+            self._match.fates.append(Fate("dropped", name, elements, why))
