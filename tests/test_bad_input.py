@@ -647,8 +647,8 @@ def to_integers(weights: dict[str, torch.Tensor]) -> None:
 
 
 MISFITS = {
-    "missing": (drop, (UP, "BF16 (3, 4)", "missing in ", "--allow-missing 'REGEX'")),
-    "extra": (add, ("model.extra.weight", "F32 (2,)", "missing in ", "--allow-missing 'REGEX'")),
+    "missing": (drop, (UP, "BF16 (3, 4)", " is in ", " only; ", "--allow-missing 'REGEX'")),
+    "extra": (add, ("model.extra.weight", "F32 (2,)", " is in ", " only; ")),
     "shape": (reshape, (UP, "F32 (3, 5)", "BF16 (3, 4)", "--exclude 'REGEX'")),
     "dtype": (to_integers, ("model.norm.weight", "I64 (4,)", "BF16 (4,)", "--exclude 'REGEX'")),
 }
@@ -663,7 +663,7 @@ def test_tensors_that_do_not_fit(misfit: str, verb: str, role: str, world: World
     change, says = MISFITS[misfit]
     reweigh(world.folders[role], change)
     err = refused(world, world.argv(verb), "1 tensor does not fit", *says)
-    assert any(f" {name}" in err for name in ("finetuned", "base", "target")), err
+    assert any(f" {name}" in err for name in (*OPERANDS["transfer"], "the diff")), err
 
 
 def test_a_shape_that_differs_names_both_roles(world: World) -> None:
@@ -676,9 +676,9 @@ def test_a_shape_that_differs_names_both_roles(world: World) -> None:
 @pytest.mark.parametrize("verb", ["transfer", "extract"])
 def test_integers_that_differ(verb: str, world: World) -> None:
     for value, role in enumerate(("base", "finetuned", "target")):
-        name, count = "model.position_ids", torch.full((3,), value)
+        name, count = "model.steps", torch.full((3,), value)
         reweigh(world.folders[role], lambda weights, n=name, c=count: weights.update({n: c}))
-    says = ("model.position_ids", "I64", "finetuned", "base", "--exclude")
+    says = ("model.steps", "I64", "finetuned", "base", "--exclude")
     refused(world, world.argv(verb), *says)
 
 

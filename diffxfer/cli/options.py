@@ -68,6 +68,22 @@ AllowMissing = Annotated[
         " another has is dropped; repeatable.",
     ),
 ]
+Added = Annotated[
+    str,
+    typer.Option(
+        metavar="refuse|bring|drop",
+        help="What to do with a head that fine-tuning added, such as a classifier: bring it whole,"
+        " with what the config says of it, drop it, or refuse.",
+    ),
+]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE:REGEX=TEXT",
+        help="Pair the tensors of a role (finetuned, base or target) by other names, such as"
+        r" 'finetuned:^backbone\.=model.'; repeatable, in this order.",
+    ),
+]
 Vocab = Annotated[
     str,
     typer.Option(

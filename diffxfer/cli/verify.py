@@ -40,6 +40,7 @@ def verify(
             metavar="FINETUNED", help="Fine-tuned model that it was extracted from, likewise."
         ),
     ] = None,
+    rename: opt.Rename = None,
     threads: opt.Threads = None,
     stream: opt.StreamInputs = False,
     json: opt.Json = False,
@@ -55,6 +56,7 @@ def verify(
                 path,
                 base=base,
                 finetuned=finetuned,
+                rename=rename or (),
                 threads=threads,
                 stream=stream,
                 progress=console.progress,

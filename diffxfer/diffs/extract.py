@@ -259,6 +259,7 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
             "kept": sorted(source.match.kept),
             "left_out": sorted(source.match.left_out),
             "added_tensors": sorted(whole),
+            "is_part": source.match.is_part or None,
         }
         samples = samples_file(result.packed_samples for result in results.values())
         return manifest.model_copy(update=added), tensors, {SAMPLES_NAME: samples}

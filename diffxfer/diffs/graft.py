@@ -28,7 +28,8 @@ from diffxfer.diffs.job import Job, do
 from diffxfer.diffs.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import notes_of_names, read_role, shapes_of
-from diffxfer.diffs.source import Source, from_checkpoints, from_diff, read_roles, source_entry
+from diffxfer.diffs.source import Source, from_checkpoints, read_roles, source_entry
+from diffxfer.diffs.stored_source import from_diff
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.matching.match import ADDED, BUFFER, Fate, Problem, Side, described
+from diffxfer.diffs.matching.match import ADDED, BUFFER, Fate, Problem, Side, described, in_only
 from diffxfer.diffs.matching.names import canonical, is_head
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.ties import (
@@ -75,7 +75,7 @@ def choose_added(source: Source, added: str) -> None:
             match.fates.append(Fate("dropped", spec.name, spec.elements, ADDED))
         else:
             holders = tuple(source.entries)
-            reason = f"in {' and '.join(holders)} only"
+            reason = in_only(holders)
             expected = described(spec)
             problem = Problem("target", spec.name, "nothing", expected, reason, holders, True)
             match.problems.append(problem)
@@ -148,6 +148,7 @@ def match_roles(
         source.match.kept,
         left_out,
         source.match.added,
+        is_part=source.match.is_part,
         excuses_heads=source.match.excuses_heads or added == "drop",
         holders=tuple(source.entries),
     )
@@ -164,7 +165,7 @@ def _with_target(problem: Problem, side: Side) -> Problem:
     if not problem.holders or problem.name not in side.tensors:
         return problem
     holders = (*problem.holders, "target")
-    return replace(problem, holders=holders, reason=f"in {' and '.join(holders)} only")
+    return replace(problem, holders=holders, reason=in_only(holders))
 
 
 def _refuse_own_heads(source: Source, head: Head, selection: Selection) -> None:

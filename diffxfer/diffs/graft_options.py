@@ -75,9 +75,7 @@ def check_options(
     progress: Callable[[int, int], None] | None,
     roles: Sequence[str],
 ) -> GraftOptions:
-    """Check what `apply_diff` was given, or `transfer`, whose arguments these are in their order.
-
-    `roles` are those whose tensors the command can rename.
+    """Check what `apply_diff` or `transfer` was given; `roles` have tensors that can be renamed.
 
     Raises:
         OptionError: for one that cannot mean anything.
@@ -89,13 +87,8 @@ def check_options(
     check_mode(vocab)
     check_added(added)
     renames = parse_renames(rename, roles)
-    selection = make_selection(
-        alpha=alpha,
-        alpha_for=alpha_for,
-        include=include,
-        exclude=exclude,
-        allow_missing=allow_missing,
-    )
+    chosen = {"include": include, "exclude": exclude, "allow_missing": allow_missing}
+    selection = make_selection(alpha=alpha, alpha_for=alpha_for, **chosen)
     command: dict[str, str | float | list[str] | dict[str, float]] = {
         "alpha": float(alpha),
         "alpha_for": {regex: float(scale) for regex, scale in (alpha_for or {}).items()},

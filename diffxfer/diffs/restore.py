@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.damage import digest
 from diffxfer.diffs.extract_tasks import compare, difference_runs, digest_base
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.matching.selection import Selection
-from diffxfer.diffs.source import from_checkpoints, refuse_integers
+from diffxfer.diffs.source import from_checkpoints
+from diffxfer.diffs.stored_source import refuse_integers
 from diffxfer.errors import MatchError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask
 
@@ -75,7 +77,8 @@ def restore_tasks(
         raise refusal(group_problems(source.match.problems))
     _refuse_others(source, manifest, tensors)
     tasks = [compare(*pair) for pair in source.match.integers]
-    tasks += [compare(tensors[spec.name], spec) for spec in source.match.added]
+    for spec in source.match.added:
+        tasks += [compare(tensors[spec.name], spec), digest(tensors[spec.name])]
     for difference in source.match.differences:
         spec = tensors[difference.name]
         task = TensorTask(

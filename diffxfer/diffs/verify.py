@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import ShardFile
     from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.matching.rename import Rename
     from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.tally import TensorResult
 
@@ -111,9 +112,8 @@ def verify(
     # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
     restoring = not survey.damage and base is not None
     if base is not None and finetuned is not None and restoring:
-        renames = parse_renames(rename, ("finetuned", "base"))
-        _refuse_forgotten(manifest, rename)
-        opened = read_roles({"finetuned": finetuned, "base": base}, renames)
+        named = {"finetuned": finetuned, "base": base}
+        opened = read_roles(named, _given_renames(manifest, rename))
         tasks, more = restore_tasks(manifest, survey.tensors, **opened)
         inputs += more
     if not stream:
@@ -141,13 +141,14 @@ def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
         raise OptionError(given, f"proves nothing without {lacking}", f"give {lacking} too")
 
 
-def _refuse_forgotten(manifest: Manifest, rename: Sequence[str]) -> None:
-    """Refuse to pair names without what paired them: a manifest's patterns may be anyone's."""
+def _given_renames(manifest: Manifest, rename: Sequence[str]) -> tuple[Rename, ...]:
+    """What the user renames; the patterns of a manifest may be anyone's, and are not run."""
     given = manifest.command.get("rename")
     if isinstance(given, list) and not rename:
         options = " ".join(f"--rename {option!r}" for option in given)
         problem = f"is needed, since this diff vector was extracted with {options}"
         raise OptionError("--rename", problem, "give the same, if you trust who extracted it")
+    return parse_renames(rename, ("finetuned", "base"))
 
 
 def _our_manifest(folder: Path, *, restoring: bool) -> Manifest:

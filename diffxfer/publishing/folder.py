@@ -12,7 +12,8 @@ from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.source import require_folder
 from diffxfer.diffs.artifact.manifest import Manifest, read_manifest
-from diffxfer.diffs.source import COMPANIONS, refuse_incomplete
+from diffxfer.diffs.source import COMPANIONS
+from diffxfer.diffs.stored_source import refuse_incomplete
 from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:

@@ -259,7 +259,7 @@ class TestTies:
             for seed, role in enumerate(ROLES[:2])
         ]
         target = tied / "target" / "own"
-        with pytest.raises(MatchError, match=r"lm_head.weight .* is missing in finetuned"):
+        with pytest.raises(MatchError, match=r"lm_head.weight .* is in target only"):
             transfer(*bare, target, tmp_path / "out")
         transfer(*bare, target, tmp_path / "out", allow_missing=["lm_head"])
         old, new = oracle.load(target), oracle.load(tmp_path / "out")

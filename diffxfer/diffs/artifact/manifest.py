@@ -162,6 +162,8 @@ class Manifest(_Model):
         kept: finetuned's tensors that have no difference, being integers.
         left_out: finetuned's tensors that the user left out.
         added_tensors: finetuned's tensors that base lacks: stored whole, and no difference.
+        is_part: for a diff vector, whether one of finetuned and base is a part of the other; a
+            target may have what lies outside of it.
         vocabulary: what became of tokens.
         shards: every safetensors file.
         files: every file beside the weights.
@@ -180,6 +182,7 @@ class Manifest(_Model):
     kept: list[str] = []
     left_out: list[str] = []
     added_tensors: list[str] = []
+    is_part: bool | None = None
     vocabulary: VocabularyEntry | None = None
     shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]

@@ -23,7 +23,7 @@ ADDED = "only finetuned has it"
 """Why what fine-tuning added is brought, or dropped."""
 BUFFER = "a buffer, no weight"
 REPLACED = "replaced by what finetuned brings"
-OUTSIDE = "outside of the part that finetuned is"
+OUTSIDE = "outside of the part that finetuned and base share"
 COPY = "a copy of "
 """How the reason begins where a tensor is stored several times, and another role has it once."""
 NO_LOSS = (LEFT_OUT, ADDED, BUFFER, REPLACED, OUTSIDE)
@@ -108,6 +108,8 @@ class BaseMatch:
         kept: finetuned's names of tensors that are integers, and so have no difference.
         left_out: finetuned's tensors that the user left out, and how many elements they have.
         added: finetuned's tensors that are carried over whole.
+        is_part: whether one of finetuned and base is a part of the other, so that the target may
+            have more too.
         excuses_heads: whether base and target may have a head that finetuned has not, since
             finetuned has another one.
         fates: what became of tensors that are not among the differences.
@@ -119,6 +121,7 @@ class BaseMatch:
     kept: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     added: list[TensorSpec] = field(default_factory=list)
+    is_part: bool = False
     excuses_heads: bool = False
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -171,3 +174,13 @@ def shapes_fit(one: TensorSpec, other: TensorSpec, *, vocabulary: bool) -> bool:
 def described(spec: TensorSpec) -> str:
     """A tensor's dtype and shape, for messages."""
     return f"{spec.dtype} {tuple(spec.shape)}"
+
+
+def in_only(holders: tuple[str, ...]) -> str:
+    """Who has a tensor that another role lacks, in words.
+
+    Args:
+        holders: the roles.
+    """
+    named = ["the diff vector" if holder == "diff vector" else holder for holder in holders]
+    return f"in {' and '.join(named)} only"

@@ -50,7 +50,7 @@ def _told(group: Culprits) -> str:
     first = group.names[0]
     count = f" ({len(group.names)} such, as {group.pattern})" if len(group.names) > 1 else ""
     if group.found == "nothing":
-        return f"{first}{count} {group.expected} is in {' and '.join(group.holders)} only"
+        return f"{first}{count} {group.expected} is {group.reason}"
     return f"{first}{count} is {group.found} in {group.role} and {group.expected}"
 
 

@@ -58,6 +58,8 @@ def match_base(
     taken = set(pairs.values())
     lonely = [name for name in finetuned.tensors if name not in pairs and name not in copies[0]]
     known = {*pairs, *(base.tensors.keys() - taken)}
+    outside = outside_part(pairs.keys(), lonely)
+    match.is_part = bool(outside)
     addable = find_added(lonely, known)
     for name, ours in finetuned.tensors.items():
         if name in copies[0]:
@@ -68,6 +70,8 @@ def match_base(
             _pair(match, ours, base.tensors[pairs[name]], name, finetuned, base)
         elif selection.may_be_missing(label(name)):
             match.fates.append(Fate("dropped", name, ours.elements, "base has none"))
+        elif name in outside:
+            match.fates.append(Fate("dropped", name, ours.elements, OUTSIDE))
         elif name in addable and added != "refuse":
             _add(match, ours, added)
         else:
@@ -88,6 +92,7 @@ def _match_base_only(
 ) -> None:
     """What base has and finetuned has not: the rest of a whole model, or another head."""
     outside = outside_part(taken, alone)
+    match.is_part = match.is_part or bool(outside)
     heads = find_replaced(alone, taken) if match.excuses_heads else frozenset()
     for name, same in copies.items():
         match.fates.append(Fate("dropped", name, base.tensors[name].elements, COPY + same))

@@ -18,6 +18,7 @@ from diffxfer.diffs.matching.match import (
     Side,
     TargetMatch,
     described,
+    in_only,
     shapes_fit,
 )
 from diffxfer.diffs.matching.names import pair_names
@@ -42,6 +43,8 @@ class Given:
         left_out: what the user left out of finetuned, and how many elements it has; 0 where a
             diff vector does not tell.
         added: finetuned's tensors that are carried over whole.
+        is_part: whether one of finetuned and base is a part of the other, so that the target may
+            have more too.
         excuses_heads: whether the target may have a head that finetuned has not, since finetuned
             has another one.
         holders: the roles that have a difference's tensor, for messages.
@@ -50,6 +53,7 @@ class Given:
     kept: Collection[str] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     added: Collection[TensorSpec] = ()
+    is_part: bool = False
     excuses_heads: bool = False
     holders: tuple[str, ...] = ("finetuned", "base")
 
@@ -121,7 +125,9 @@ class _TargetMatcher:
         replaced = set(pair_names(alone, added, _ROLES))
         if self._given.excuses_heads:
             replaced |= find_replaced(alone, self._pairs.keys())
-        outside = outside_part(self._pairs.keys(), alone)
+        outside = frozenset[str]()
+        if self._given.is_part:
+            outside = outside_part(self._pairs.keys(), alone)
         for name, spec in self._target.tensors.items():
             if name in match.shared:
                 continue
@@ -220,7 +226,7 @@ class _TargetMatcher:
                 spec = difference.sources[0] if difference else None
                 expected = described(spec) if spec else "an integer tensor"
                 holders = self._given.holders
-                reason = f"in {' and '.join(holders)} only"
+                reason = in_only(holders)
                 problem = Problem("target", name, "nothing", expected, reason, holders)
                 self._match.problems.append(problem)
                 continue

@@ -1,0 +1,160 @@
+"""Δ as a diff vector on disk has it, and whether that is as it was written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
+from diffxfer.checkpoints.header import FLOATS, short
+from diffxfer.checkpoints.reader import open_weights
+from diffxfer.diffs.artifact.samples import SAMPLES_NAME
+from diffxfer.diffs.matching.buffers import is_buffer
+from diffxfer.diffs.matching.match import BaseMatch, Difference
+from diffxfer.diffs.matching.names import is_embedding
+from diffxfer.diffs.matching.ties import HeadState
+from diffxfer.diffs.source import COMPANIONS, HEAD, Source, is_shared, source_entry
+from diffxfer.diffs.vocab.relate import Vocabulary
+from diffxfer.diffs.vocab.tensors import vocabulary_tensors
+from diffxfer.diffs.vocab.tokens import read_tokenizer
+from diffxfer.errors import ArtifactError
+from diffxfer.streaming.plan import Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.reader import Weights
+    from diffxfer.checkpoints.source import Place
+    from diffxfer.diffs.artifact.manifest import Manifest
+
+
+def from_diff(place: Place, manifest: Manifest) -> Source:
+    """Δ as a diff vector has it.
+
+    Args:
+        place: the diff vector.
+        manifest: what it says of itself.
+
+    Raises:
+        DiffxferError: if it is not whole.
+    """
+    folder = place.folder
+    weights = open_weights(place)
+    refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_read(n)])
+    behaviour = folder / COMPANIONS
+    tensors, buffers = _differences(weights, manifest)
+    names = vocabulary_tensors(tensors, read_config(behaviour))
+    added = [weights.tensors[name] for name in manifest.added_tensors]
+    match = BaseMatch(
+        [Difference(name, (spec,), name in names) for name, spec in tensors.items()],
+        kept=list(manifest.kept),
+        left_out=dict.fromkeys(manifest.left_out, 0),
+        added=added,
+        is_part=bool(manifest.is_part),
+        excuses_heads=bool(added) or manifest.command.get("added") == "drop",
+    )
+    heads = {role: HeadState(state) for role, state in (manifest.tied or {}).items()}
+    embedding = next((d for d in match.differences if is_embedding(d.name)), None)
+    shared = embedding if is_shared(heads) else None
+    return Source(
+        Operation.APPLY,
+        match,
+        heads,
+        shared and Difference(HEAD, shared.sources, shared.vocabulary),
+        _stored_vocabulary(folder, behaviour, manifest),
+        behaviour,
+        weights.shards,
+        {"diff vector": source_entry(weights, manifest.sources)},
+        buffers,
+    )
+
+
+def _differences(
+    weights: Weights, manifest: Manifest
+) -> tuple[dict[str, TensorSpec], dict[str, int]]:
+    """The tensors of a diff vector that are differences of weights, and the elements of others.
+
+    Older versions stored differences of buffers too.
+    """
+    added = frozenset(manifest.added_tensors)
+    found = {name: spec for name, spec in weights.tensors.items() if name not in added}
+    refuse_integers(found)
+    buffers = {name: spec.elements for name, spec in found.items() if is_buffer(name, spec)}
+    return {name: spec for name, spec in found.items() if name not in buffers}, buffers
+
+
+def _is_read(name: str) -> bool:
+    """Whether a file of a diff vector has a part in what is made of it; the rest is made anew."""
+    return name.startswith(f"{COMPANIONS}/") or name == SAMPLES_NAME
+
+
+def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
+    """Refuse a diff vector with tensors that are no differences.
+
+    Args:
+        tensors: Δ.
+
+    Raises:
+        ArtifactError: for the first one.
+    """
+    for name, spec in tensors.items():
+        if spec.dtype not in FLOATS:
+            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
+            raise ArtifactError(spec.shard.path, problem, "make or download it again")
+
+
+def refuse_incomplete(
+    folder: Path, manifest: Manifest, weights: Weights, files: Iterable[str]
+) -> None:
+    """Refuse a folder of ours that is not as its manifest has it, as far as that is quickly told.
+
+    Args:
+        folder: what is to be used.
+        manifest: what it says of itself.
+        weights: its shards, by their headers; no data is read.
+        files: names of the manifest's files beside them that must be as they were written.
+
+    Raises:
+        ArtifactError: if a shard's size or header, or one of those files, is another.
+        CompanionError: if a file must not be followed.
+    """
+    described, found = manifest.tensors.keys(), weights.tensors.keys()
+    unknown = next((name for name in manifest.added_tensors if name not in described), None)
+    if unknown is not None:
+        problem = f"is damaged: its manifest has no entry for {short(unknown)}"
+        raise ArtifactError(folder, problem, "make or download it again")
+    if described != found:
+        odd = min(described ^ found)
+        where = "its shards do not have" if odd in described else "its manifest does not name"
+        raise ArtifactError(folder, f"is damaged: {where} {odd!r}", "make or download it again")
+    for shard in weights.shards:
+        known = manifest.shards.get(shard.path.name)
+        if known is None or (known.size, known.header_xxh3) != (shard.size, shard.header_hash):
+            raise ArtifactError(
+                shard.path, "is not the shard that the manifest names", "make or download it again"
+            )
+    for name in files:
+        path = companion_path(folder, name)
+        if path is None:
+            raise ArtifactError(folder / name, "is missing", "make or download it again")
+        if xxhash.xxh3_128_hexdigest(read_bytes(path)) != manifest.files[name].xxh3:
+            problem = "is not the file that the manifest names"
+            raise ArtifactError(path, problem, "make or download it all again")
+
+
+def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Vocabulary:
+    tokenizer = read_tokenizer(behaviour)
+    tokens = manifest.tokens
+    if tokens is None:
+        return Vocabulary(None, {}, {}, None, "")
+    # Where only base had a tokenizer, finetuned was taken to have the same, and none is stored.
+    if tokenizer is not None and tokenizer.fingerprint != tokens.finetuned:
+        raise ArtifactError(
+            folder,
+            f"has another tokenizer in {COMPANIONS}/ than it was extracted with",
+            "make or download it again",
+        )
+    return Vocabulary(tokenizer, tokens.added, tokens.renamed, None, tokens.base)
