@@ -171,8 +171,11 @@ def remarks(fates: Sequence[Fate]) -> list[str]:
 
 _TOLD = {
     ("copied", BUFFER): "buffers kept as the target has them, since they are no weights",
-    ("dropped", BUFFER): "buffers that the target does not have, and that are left out",
-    ("copied", OUTSIDE): "copied from the target, since finetuned is a part of it without them",
+    ("dropped", BUFFER): "buffers that are left out, since they are no weights",
+    ("copied", OUTSIDE): "copied from the target, since they lie outside of the part that finetuned"
+    " and base share",
+    ("dropped", OUTSIDE): "in finetuned only, outside of the part that it shares with base, and"
+    " left out",
     ("brought", ADDED): "brought from finetuned, whole and unscaled",
     ("dropped", ADDED): "added by fine-tuning and dropped, as --added drop says",
     ("dropped", REPLACED): "replaced by what finetuned brings",

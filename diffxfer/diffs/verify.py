@@ -145,7 +145,7 @@ def _given_renames(manifest: Manifest, rename: Sequence[str]) -> tuple[Rename, .
     """What the user renames; the patterns of a manifest may be anyone's, and are not run."""
     given = manifest.command.get("rename")
     if isinstance(given, list) and not rename:
-        options = " ".join(f"--rename {option!r}" for option in given)
+        options = " ".join(f"--rename '{option}'" for option in given)
         problem = f"is needed, since this diff vector was extracted with {options}"
         raise OptionError("--rename", problem, "give the same, if you trust who extracted it")
     return parse_renames(rename, ("finetuned", "base"))

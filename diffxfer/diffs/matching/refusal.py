@@ -38,12 +38,18 @@ def refusal(groups: tuple[Culprits, ...]) -> MatchError:
         groups: at least one.
     """
     total = sum(len(group.names) for group in groups)
-    told = "; ".join(_told(group) for group in groups[:_NAMED_IN_MESSAGE])
+    told = "; ".join(_told(group) for group in _telling(groups)[:_NAMED_IN_MESSAGE])
     more = len(groups) - _NAMED_IN_MESSAGE
     if more > 0:
         told += f"; and {more} more kinds (all with --dry-run or --json)"
     noun = "tensor does not fit" if total == 1 else "tensors do not fit"
     return MatchError(groups, f"{total} {noun}: {told}", _remedy(groups))
+
+
+def _telling(groups: tuple[Culprits, ...]) -> list[Culprits]:
+    """The groups, the first of each reason first."""
+    firsts = {group.reason: group for group in reversed(groups)}
+    return sorted(groups, key=lambda group: firsts[group.reason] is not group)
 
 
 def _told(group: Culprits) -> str:

@@ -133,6 +133,11 @@ def _substitution(ours: str, theirs: str) -> tuple[str, str] | None:
         old, new, end = _before_number(old), _before_number(new), 1
     if old == new:
         return None
+    if not old and begin and not one[begin - 1].isdigit():
+        # A module more is told by the one around it, or else by the one inside it.
+        begin, old, new = begin - 1, one[begin - 1 : begin], [one[begin - 1], *new]
+    elif not old and begin and begin < len(one):
+        end, old, new = len(one) - begin - 1, one[begin : begin + 1], [*new, one[begin]]
     if begin == 0:
         pattern = "^" + "".join(re.escape(f"{segment}.") for segment in old)
         return (pattern, "".join(f"{segment}." for segment in new)) if end else None

@@ -11,7 +11,6 @@ from diffxfer.diffs.matching.match import (
     COPY,
     LEFT_OUT,
     OUTSIDE,
-    REPLACED,
     BaseMatch,
     Difference,
     Fate,
@@ -102,10 +101,7 @@ def _match_base_only(
             match.fates.append(Fate("dropped", name, spec.elements, LEFT_OUT))
         elif selection.may_be_missing(label(name)):
             match.fates.append(Fate("dropped", name, spec.elements, "finetuned has none"))
-        elif name in outside or name in heads:
-            why = OUTSIDE if name in outside else REPLACED
-            match.fates.append(Fate("dropped", name, spec.elements, why))
-        else:
+        elif name not in outside and name not in heads:
             _refuse(match, spec, "finetuned", label(name))
 
 
