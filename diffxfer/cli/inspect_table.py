@@ -110,6 +110,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "other files", _some(found.other_files)
     if found.integers:
         yield "integers", f"{_some(found.integers)} (no part of a diff vector)"
+    if found.added_tensors:
+        yield "added", f"{_some(found.added_tensors)} (stored whole, since base has none)"
     if found.left_out:
         yield "left out", _some(found.left_out)
     if found.norms is not None:

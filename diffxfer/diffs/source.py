@@ -174,7 +174,8 @@ def _heads(finetuned: Checkpoint, base: Checkpoint, added: str) -> dict[str, Hea
     )
     pairs = pair_tensors(ours, theirs, ("finetuned", "base"))
     lonely = [name for name in finetuned.tensors if name not in pairs]
-    if find_added(lonely, {*pairs, *(base.tensors.keys() - set(pairs.values()))}):
+    known = {*pairs, *(base.tensors.keys() - set(pairs.values()))}
+    if find_added(lonely, pairs.keys(), known):
         heads["finetuned"] = Head(HeadState.ABSENT, None, head.embedding)
     return heads
 

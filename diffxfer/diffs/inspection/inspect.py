@@ -68,6 +68,7 @@ class Inspection:
         written_by: the version of diffxfer that did, None if it was not diffxfer.
         integers: of a diff vector, finetuned's tensors that have no difference, being integers.
         left_out: of a diff vector, finetuned's tensors that the user left out.
+        added_tensors: of a diff vector, finetuned's tensors that base lacks, which it has whole.
         inexact: of a diff vector, elements that base + Δ does not give back bit for bit.
         norms: of a diff vector, how large it is in all.
         cells: of a diff vector, how large it is by layer and kind of module.
@@ -90,6 +91,7 @@ class Inspection:
     written_by: str | None
     integers: tuple[str, ...]
     left_out: tuple[str, ...]
+    added_tensors: tuple[str, ...]
     inexact: int | None
     norms: Measure | None
     cells: tuple[Cell, ...]
@@ -151,6 +153,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         written_by=None if manifest is None else manifest.diffxfer_version,
         integers=() if manifest is None else tuple(manifest.kept),
         left_out=() if manifest is None else tuple(manifest.left_out),
+        added_tensors=() if manifest is None else tuple(manifest.added_tensors),
         inexact=_inexact(manifest) if manifest is not None and is_diff else None,
         norms=total(measured.values()) if is_diff else None,
         cells=cells((where[name], measure) for name, measure in measured.items()),
@@ -217,7 +220,9 @@ def _warnings(manifest: Manifest, weights: Weights) -> Iterator[str]:
         if known is None or (known.size, known.header_xxh3) != (shard.size, shard.header_hash):
             yield f"{shard.path.name} is not the shard that the manifest names"
     unknown = [
-        n for n, e in manifest.tensors.items() if e.delta_norm is None or e.base_norm is None
+        name
+        for name, entry in manifest.tensors.items()
+        if None in (entry.delta_norm, entry.base_norm) and name not in manifest.added_tensors
     ]
     if unknown and manifest.kind == "diff":
         yield f"left out of the norms, which are not finite: {listed(unknown)}"

@@ -37,17 +37,21 @@ def check_added(choice: str) -> None:
         raise OptionError("--added", f"{choice!r} is unknown", f"use one of {', '.join(CHOICES)}")
 
 
-def find_added(lonely: Collection[str], base: Collection[str]) -> frozenset[str]:
+def find_added(
+    lonely: Collection[str], paired: Collection[str], base: Collection[str]
+) -> frozenset[str]:
     """Which of the tensors that only finetuned has may be a head: modules that base has not.
 
     A tensor in one of base's layers, or in a module that base has with other tensors, is none:
-    there, finetuned and base are different architectures.
+    there, finetuned and base are different architectures. Where no layer has a counterpart, the
+    names are others, and nothing tells a head.
 
     Args:
         lonely: names that only finetuned has.
+        paired: its other names.
         base: every name that base has, under finetuned's names where it has a counterpart.
     """
-    if not lonely:
+    if not lonely or not any(map(is_in_block, paired)):
         return frozenset()
     stacks = {stack_of(name) for name in base if is_in_block(name)}
     modules = {name.rpartition(".")[0] for name in base}
@@ -57,6 +61,11 @@ def find_added(lonely: Collection[str], base: Collection[str]) -> frozenset[str]
         if name.rpartition(".")[0] not in modules - {""}
         and not (is_in_block(name) and stack_of(name) in stacks)
     )
+
+
+def is_head_name(name: str) -> bool:
+    """Whether a tensor's name is that of a task head, or of the head for words."""
+    return _HEAD_SEGMENT.search(name) is not None
 
 
 def find_replaced(lonely: Collection[str], paired: Collection[str]) -> frozenset[str]:
@@ -72,7 +81,7 @@ def find_replaced(lonely: Collection[str], paired: Collection[str]) -> frozenset
         name
         for name in lonely
         if not (is_in_block(name) and stack_of(name) in stacks)
-        and (_HEAD_SEGMENT.search(name) or (body and _is_beside(name, body)))
+        and (is_head_name(name) or (body and _is_beside(name, body)))
     )
 
 

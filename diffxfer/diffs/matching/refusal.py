@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.matching.added import is_head_name
 from diffxfer.diffs.matching.names import pattern
 from diffxfer.diffs.matching.suggest import suggest_renames
 from diffxfer.errors import Culprits, MatchError
@@ -69,7 +70,7 @@ def _remedy(groups: tuple[Culprits, ...]) -> str:
             "one role stores its experts fused and another one by one:"
             " save all roles with the same version of transformers"
         )
-    suggested = suggest_renames(groups)
+    suggested = suggest_renames([group for group in groups if not is_head_name(group.pattern)])
     if suggested is not None:
         return suggested
     if any(group.addable for group in groups):

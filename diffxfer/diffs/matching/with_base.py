@@ -59,7 +59,7 @@ def match_base(
     known = {*pairs, *(base.tensors.keys() - taken)}
     outside = outside_part(pairs.keys(), lonely)
     match.is_part = bool(outside)
-    addable = find_added(lonely, known)
+    addable = find_added(lonely, pairs.keys(), known)
     for name, ours in finetuned.tensors.items():
         if name in copies[0]:
             match.fates.append(Fate("dropped", name, ours.elements, COPY + copies[0][name]))
