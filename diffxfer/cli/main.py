@@ -1,15 +1,13 @@
 """Running the command line: the one place where errors become text.
 
-Nothing but the standard library is imported before `main` can tell of an interruption.
+What takes time to import is imported where `main` can tell of an interruption.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
-from pathlib import Path
 
 
 def main() -> None:
@@ -25,6 +23,8 @@ def main() -> None:
         _open_streams()
         _run()
     except KeyboardInterrupt as exc:
+        import signal
+
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
         if "_DIFFXFER_COMPLETE" in os.environ:
             sys.exit(130)  # a shell asks what could be typed: nobody waits for a word
@@ -42,8 +42,9 @@ def _open_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 open to the end
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 open to the end
+    # Open to the end, and without pathlib, which takes time to import.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         # A terminal that has no letter for α gets its code, instead of a traceback.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
