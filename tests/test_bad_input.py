@@ -267,8 +267,8 @@ FILES = [
     ),
     Fault(
         "weights of another name",
-        lambda folder: (folder / SHARD).rename(folder / "consolidated.safetensors"),
-        ("found only ", "consolidated.safetensors", "download the whole folder"),
+        lambda folder: (folder / SHARD).rename(folder / "other.safetensors"),
+        ("found only ", "other.safetensors", "download the whole folder"),
     ),
 ]
 

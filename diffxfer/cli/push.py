@@ -10,6 +10,16 @@ import typer
 from diffxfer.cli import options as opt
 from diffxfer.cli.help import PATH, SAFETY, WHAT, WHERE
 
+_License = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=WHAT,
+        metavar="ID",
+        help="The licence in the card, such as apache-2.0; by default what the target's card"
+        " states.",
+    ),
+]
+
 
 def push(
     path: Annotated[
@@ -39,15 +49,7 @@ def push(
             help="A folder that eval --output left: this model's scores go into the card.",
         ),
     ] = None,
-    license: Annotated[  # noqa: A002 as the Hub calls it
-        str | None,
-        typer.Option(
-            rich_help_panel=WHAT,
-            metavar="ID",
-            help="The licence in the card, such as apache-2.0; by default what the target's card"
-            " states.",
-        ),
-    ] = None,
+    license: _License = None,  # noqa: A002 as the Hub calls it
     dry_run: Annotated[
         bool,
         typer.Option(

@@ -34,8 +34,8 @@ def roles(tmp_path: Path) -> dict[str, dict[str, Tensor]]:
 def test_a_graft_has_the_names_of_its_target(
     tmp_path: Path, roles: dict[str, dict[str, Tensor]]
 ) -> None:
-    where = [tmp_path / role for role in ("finetuned", "base", "target")]
-    transfer(*where, tmp_path / "out")
+    finetuned, base, target = (tmp_path / role for role in ("finetuned", "base", "target"))
+    transfer(finetuned, base, target, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {f"{STEM}.safetensors", "config.json", "README.md", "diffxfer.json"}
     found = load_file(tmp_path / "out" / f"{STEM}.safetensors")
@@ -47,9 +47,10 @@ def test_a_graft_has_the_names_of_its_target(
 
 def test_shards_of_another_size_too(tmp_path: Path, roles: dict[str, dict[str, Tensor]]) -> None:
     del roles
-    extract_diff(tmp_path / "finetuned", tmp_path / "base", tmp_path / "diff", diff_dtype="float64")
-    apply_diff(tmp_path / "diff", tmp_path / "target", tmp_path / "out", max_shard_size="600B")
-    transfer(*(tmp_path / r for r in ("finetuned", "base", "target")), tmp_path / "whole")
+    finetuned, base, target = (tmp_path / role for role in ("finetuned", "base", "target"))
+    extract_diff(finetuned, base, tmp_path / "diff", diff_dtype="float64")
+    apply_diff(tmp_path / "diff", target, tmp_path / "out", max_shard_size="600B")
+    transfer(finetuned, base, target, tmp_path / "whole")
     names = [f"{STEM}-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     index = f"{STEM}.safetensors.index.json"
     assert sorted(p.name for p in (tmp_path / "out").glob("*safetensors*")) == [*names, index]
