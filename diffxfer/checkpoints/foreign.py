@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, read_object
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import TensorSpec
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_WHOLE = "*pytorch_model*.bin"
+"""What transformers and diffusers wrote before safetensors."""
+_PICKLES = (_WHOLE, "*.bin", "*.pt", "*.pth", "*.ckpt")
 _MADE_FROM = "give the safetensors model that it was made from"
 
 _ZERO_SCRIPT = "zero_to_fp32.py"
@@ -43,7 +46,8 @@ def refuse_foreign(place: Place) -> None:
     Raises:
         CheckpointError: if it has; it names the form and what to do.
     """
-    if place.shard_names is not None:
+    # Whole pickles are the best that there is beside another form: they can be saved anew.
+    if place.shard_names is not None or place.matching(_WHOLE):
         return
     for form in (_zero, _adapter, _pipeline, _gguf, _mlx, _consolidated):
         found = form(place)
@@ -70,7 +74,7 @@ def no_weights(place: Place) -> CheckpointError:
     Args:
         place: the checkpoint.
     """
-    pickles = sorted(name for pattern in _PICKLES for name in place.matching(pattern))
+    pickles = [name for pattern in _PICKLES for name in place.matching(pattern)]
     if pickles:
         return CheckpointError(
             place.label,
@@ -233,10 +237,10 @@ def _unpickle(place: Place, pickle: str) -> str:
     config = {} if path is None else read_object(path)
     named = config.get("architectures")
     library, classes = "transformers", named if isinstance(named, list) else []
-    if pickle.startswith("diffusion_pytorch_model"):
+    if pickle.startswith("diffusion_"):
         library, classes = "diffusers", [config.get("_class_name")]
     known = classes and isinstance(classes[0], str) and classes[0].isidentifier()
-    if not known or "auto_map" in config or "_model" not in pickle:
+    if not known or "auto_map" in config or not fnmatchcase(pickle, _WHOLE):
         return "load it with the code that wrote it, and call its save_pretrained(…)"
     home, download = _downloaded(place)
     where = json.dumps(home, ensure_ascii=False)

@@ -45,7 +45,8 @@ class Place:
     def matching(self, pattern: str) -> list[str]:
         """The names, sorted, of its files that match a pattern such as ``*.bin``."""
         if self.files is not None:
-            return sorted(name for name in self.files if fnmatchcase(name, pattern))
+            top = (name for name in self.files if "/" not in name)
+            return sorted(name for name in top if fnmatchcase(name, pattern))
         return sorted(path.name for path in self.folder.glob(pattern))
 
     @property

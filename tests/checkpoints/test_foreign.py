@@ -173,6 +173,11 @@ class TestPickles:
             folder
         )
 
+    def test_are_named_before_another_form(self, tmp_path: Path) -> None:
+        folder = files(self.pickled(tmp_path), "m.gguf", "zero_to_fp32.py", "consolidated.00.pth")
+        assert "has pickled weights only (" in refusal(folder)
+        assert "from transformers import LlamaForCausalLM as M" in refusal(folder)
+
     def test_those_of_diffusers(self, tmp_path: Path) -> None:
         files(tmp_path, "diffusion_pytorch_model.bin")
         (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
