@@ -267,8 +267,8 @@ FILES = [
     ),
     Fault(
         "weights of another name",
-        lambda folder: (folder / SHARD).rename(folder / "consolidated.safetensors"),
-        ("found only ", "consolidated.safetensors", "download the whole folder"),
+        lambda folder: (folder / SHARD).rename(folder / "other.safetensors"),
+        ("found only ", "other.safetensors", "download the whole folder"),
     ),
 ]
 
@@ -554,7 +554,13 @@ KINDS = [
             ("pickled weights only", name, "save it as safetensors", "save_pretrained"),
             MODELS,
         )
-        for name in ("pytorch_model.bin", "consolidated.00.pth", "model.pt", "last.ckpt")
+        for name in ("pytorch_model.bin", "model.pt", "last.ckpt")
+    ),
+    Fault(
+        "Meta's own layout",
+        pickled("consolidated.00.pth"),
+        ("own layout only (consolidated.00.pth)", "give the same model as transformers saves it"),
+        MODELS,
     ),
     Fault("LoRA", lora, ("is a LoRA adapter", "merge it into its base first"), MODELS),
     Fault(

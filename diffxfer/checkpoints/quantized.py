@@ -61,7 +61,10 @@ def _method_in(config: Mapping[str, Any]) -> str | None:
     for key in _CONFIG_KEYS:
         found = config.get(key)
         if isinstance(found, dict) and found:
-            return str(found.get("quant_method") or found.get("quant_algo") or key)[:40]
+            method = found.get("quant_method") or found.get("quant_algo")
+            if not method and {"bits", "group_size"} <= found.keys():
+                method = f"MLX, {found['bits']} bits"
+            return str(method or key)[:40]
     return None
 
 
@@ -74,6 +77,8 @@ def _method_of(name: str, spec: TensorSpec, tensors: Mapping[str, TensorSpec]) -
         return method
     if spec.dtype.startswith(("F8", "F6_", "F4")):
         return f"{spec.dtype} elements"
+    if spec.dtype == "U32" and f"{name.removesuffix('.weight')}.scales" in tensors:
+        return "MLX"
     if spec.dtype in _CODES and name.endswith("weight"):
         return f"{spec.dtype} weights"
     return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, read_config
+from diffxfer.checkpoints.foreign import no_weights, refuse_empty, refuse_foreign
 from diffxfer.checkpoints.header import (
     ShardFile,
     TensorSpec,
@@ -20,13 +21,8 @@ from diffxfer.checkpoints.header import (
     stat_identity,
 )
 from diffxfer.checkpoints.quantized import refuse_quantized
-from diffxfer.checkpoints.shard_index import (
-    INDEX_NAME,
-    SINGLE_SHARD,
-    check_index,
-    read_index,
-)
-from diffxfer.checkpoints.source import Place, no_weights, require_folder
+from diffxfer.checkpoints.shard_index import check_index, read_index
+from diffxfer.checkpoints.source import Place, require_folder
 from diffxfer.errors import CheckpointError, HeaderError, InputChangedError, ShardIndexError
 
 if TYPE_CHECKING:
@@ -102,12 +98,10 @@ def open_checkpoint(where: Path | Place, role: str) -> Checkpoint:
     place = where if isinstance(where, Place) else Place(where)
     folder = place.folder
     require_folder(folder, f"the {role} checkpoint")
-    _refuse_adapter(place)
+    refuse_foreign(place)
     config = read_config(folder)
     weights = open_weights(place)
-    if not weights.tensors:  # a diff vector may well be empty, a model may not
-        problem = "has no tensors, where a whole checkpoint is due"
-        raise CheckpointError(folder / SINGLE_SHARD, problem, "download or save it again")
+    refuse_empty(place, config, weights.tensors)  # a diff vector may well have none
     refuse_quantized(folder, config, weights.tensors)
     return Checkpoint(role, weights, config)
 
@@ -116,7 +110,8 @@ def open_weights(where: Path | Place) -> Weights:
     """Read every header of the safetensors files of a checkpoint.
 
     Args:
-        where: what has ``model.safetensors``, or an index and what it names.
+        where: what has ``model.safetensors``, or an index and what it names; or the same
+            under the names that diffusers gives them.
 
     Returns:
         The tensors and the shards.
@@ -127,17 +122,19 @@ def open_weights(where: Path | Place) -> Weights:
     """
     place = where if isinstance(where, Place) else Place(where)
     folder = place.folder
-    index_path = companion_path(folder, INDEX_NAME)
+    names = place.shard_names
+    if names is None:
+        refuse_foreign(place)
+        raise no_weights(place)
+    index_path = companion_path(folder, names.index)
     if index_path is None:
-        if not place.has(SINGLE_SHARD):
-            raise no_weights(place)
-        tensors = _read_headers(place, [SINGLE_SHARD])[SINGLE_SHARD]
+        tensors = _read_headers(place, [names.single])[names.single]
         return _weights(folder, tensors, indexed=False)
     by_shard = read_index(index_path)
-    if SINGLE_SHARD not in by_shard and place.has(SINGLE_SHARD):
+    if names.single not in by_shard and place.has(names.single):
         raise ShardIndexError(
             folder,
-            f"has both {SINGLE_SHARD} and an index that names other shards",
+            f"has both {names.single} and an index that names other shards",
             "remove the one that is stale",
         )
     tensors = {}
@@ -150,19 +147,6 @@ def open_weights(where: Path | Place) -> Weights:
 def _weights(folder: Path, tensors: Mapping[str, TensorSpec], *, indexed: bool) -> Weights:
     shards = {spec.shard.path: spec.shard for spec in tensors.values()}
     return Weights(folder, tensors, tuple(shards[path] for path in sorted(shards)), indexed)
-
-
-def _refuse_adapter(place: Place) -> None:
-    if place.has(SINGLE_SHARD) or place.has(INDEX_NAME):
-        return
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if place.has(name):
-            raise CheckpointError(
-                place.label,
-                f"is a LoRA adapter ({name}), where a whole checkpoint is due",
-                "merge it into its base first: "
-                "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(…)",
-            )
 
 
 def _read_headers(place: Place, names: Iterable[str]) -> dict[str, dict[str, TensorSpec]]:

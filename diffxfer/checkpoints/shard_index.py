@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import read_object
@@ -9,11 +10,56 @@ from diffxfer.checkpoints.header import short
 from diffxfer.errors import ShardIndexError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
-SINGLE_SHARD = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+
+@dataclass(frozen=True, slots=True)
+class ShardNames:
+    """How the shards of a checkpoint are named.
+
+    Attributes:
+        stem: what their names begin with.
+    """
+
+    stem: str
+
+    @property
+    def single(self) -> str:
+        """The name of a shard that is the only one."""
+        return f"{self.stem}.safetensors"
+
+    @property
+    def index(self) -> str:
+        """The name of the index, which says which tensors each of several shards has."""
+        return f"{self.single}.index.json"
+
+    def shard(self, number: int, total: int) -> str:
+        """The name of one of several shards.
+
+        Args:
+            number: which, from 1 on.
+            total: how many there are.
+        """
+        return f"{self.stem}-{number:05d}-of-{total:05d}.safetensors"
+
+
+SHARD_NAMES = (ShardNames("model"), ShardNames("diffusion_pytorch_model"))
+"""The names that transformers gives, and those that diffusers gives."""
+
+SINGLE_SHARD = SHARD_NAMES[0].single
+INDEX_NAME = SHARD_NAMES[0].index
+
+
+def names_like(shards: Iterable[str]) -> ShardNames:
+    """How shards are named: as diffusers does if every one of them is, else as transformers does.
+
+    Args:
+        shards: their names.
+    """
+    known, others = SHARD_NAMES[0], SHARD_NAMES[1]
+    shards = tuple(shards)
+    return others if shards and all(name.startswith(others.stem) for name in shards) else known
 
 
 def read_index(path: Path) -> dict[str, set[str]]:

@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.foreign import refuse_foreign_file
 from diffxfer.checkpoints.hub.names import HubId, read_hub_id
-from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
+from diffxfer.checkpoints.location import Place as Place  # for all who import it from here
 from diffxfer.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from diffxfer.checkpoints.hub.names import HubFile
-
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a checkpoint is.
-
-    Attributes:
-        folder: its folder; of a model on the Hub, the one of its commit in the Hub's cache, which
-            has everything but the weights.
-        files: what the Hub has of it by name; None where the folder is all there is.
-    """
-
-    folder: Path
-    files: Mapping[str, HubFile] | None = None
-
-    @property
-    def label(self) -> str:
-        """What it is called in a message."""
-        file = next(iter(self.files.values()), None) if self.files is not None else None
-        return str(self.folder) if file is None else f"{file.repo}@{file.commit[:8]}"
-
-    def has(self, name: str) -> bool:
-        """Whether it has a file of that name, here or there."""
-        if self.files is not None:
-            return name in self.files
-        return os.path.lexists(self.folder / name)
-
-    def matching(self, pattern: str) -> list[str]:
-        """The names, sorted, of its files that match a pattern such as ``*.bin``."""
-        if self.files is not None:
-            return sorted(name for name in self.files if fnmatchcase(name, pattern))
-        return sorted(path.name for path in self.folder.glob(pattern))
 
 
 def find(named: Path | str, what: str) -> Place:
@@ -114,6 +72,7 @@ def require_folder(folder: Path, what: str, *, or_id: bool = False) -> None:
     if _exists(folder, what):
         if folder.is_dir():
             return
+        refuse_foreign_file(folder)
         problem = f"is a file, where {what} is due"
         raise CheckpointError(folder, problem, "give the folder that holds it")
     problem = f"no such folder, where {what} is due"
@@ -134,26 +93,3 @@ def _near_name(folder: Path) -> Path | None:
         return None
     near = get_close_matches(folder.name, beside, n=1, cutoff=0.8)
     return folder.parent / near[0] if near else None
-
-
-def no_weights(place: Place) -> CheckpointError:
-    """What to raise where there is neither a single shard nor an index.
-
-    Args:
-        place: the checkpoint.
-    """
-    pickles = sorted(name for pattern in _PICKLES for name in place.matching(pattern))
-    if pickles:
-        return CheckpointError(
-            place.label,
-            f"has pickled weights only ({pickles[0]}), which are never loaded: a pickle runs code",
-            "save it as safetensors where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
-        )
-    others = place.matching("*.safetensors")
-    found = f"only {', '.join(others[:3])}" if others else "none"
-    return CheckpointError(
-        place.label,
-        f"expected {SINGLE_SHARD} or {INDEX_NAME}, found {found}",
-        "save the model with save_pretrained, or download the whole folder",
-    )

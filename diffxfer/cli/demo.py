@@ -14,6 +14,7 @@ import typer
 
 from diffxfer.cli.chatter import chatter_on_stderr
 from diffxfer.cli.console import Console
+from diffxfer.cli.help import OUTPUT, PATH
 from diffxfer.errors import printable
 from diffxfer.evaluation.scratch import scratch_folder
 
@@ -55,7 +56,9 @@ def demo(
     keep: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="A new folder in which to leave the diff vector, graft and scores."
+            rich_help_panel=OUTPUT,
+            metavar=PATH,
+            help="A new folder in which to leave the diff vector, graft and scores.",
         ),
     ] = None,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.eval_console import EvalConsole
+from diffxfer.cli.help import EITHER, HOW, OUTPUT, PATH, PROMPTS, SAFETY, TASKS, WHAT, WHERE
 
 
 def eval_models(
@@ -22,6 +23,7 @@ def eval_models(
     tasks: Annotated[
         str,
         typer.Option(
+            rich_help_panel=TASKS,
             metavar="TASKS",
             help="lm-eval's tasks, groups or YAML files, with commas: gsm8k,ifeval.",
         ),
@@ -29,86 +31,144 @@ def eval_models(
     baseline: Annotated[
         Path | None,
         typer.Option(
-            metavar="MODEL", help="What the others are compared with; by default the first."
+            rich_help_panel=WHAT,
+            metavar=EITHER,
+            help="What the others are compared with; by default the first.",
         ),
     ] = None,
     finetuned: Annotated[
         Path | None,
         typer.Option(
-            metavar="MODEL",
+            rich_help_panel=WHAT,
+            metavar=EITHER,
             help="The directly fine-tuned target: says how much of its gain a graft recovers.",
         ),
     ] = None,
     diff: Annotated[
         Path | None,
-        typer.Option(metavar="DIFF", help="A diff vector: also score grafts on the first model."),
+        typer.Option(
+            rich_help_panel=WHAT,
+            metavar=EITHER,
+            help="A diff vector: also score grafts on the first model.",
+        ),
     ] = None,
     alpha: Annotated[
         str | None,
         typer.Option(
-            metavar="FLOATS", help="Scales of --diff, with commas: 0.8,1.0,1.2; by default 1."
+            rich_help_panel=HOW,
+            metavar="FLOATS",
+            help="Scales of --diff, with commas: 0.8,1.0,1.2; by default 1.",
         ),
     ] = None,
     include_path: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder of lm-eval tasks of your own."),
+        typer.Option(
+            rich_help_panel=TASKS, metavar=PATH, help="A folder of lm-eval tasks of your own."
+        ),
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Examples before each question; by default the task's."),
+        typer.Option(
+            rich_help_panel=TASKS,
+            metavar="N",
+            help="Examples before each question; by default the task's.",
+        ),
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(metavar="N", help="Questions a task; below 1 the share of them. For trials."),
+        typer.Option(
+            rich_help_panel=TASKS,
+            metavar="N",
+            help="Questions a task; below 1 the share of them. For trials.",
+        ),
     ] = None,
-    batch_size: Annotated[str, typer.Option(metavar="N|auto", help="Questions at a time.")] = "1",
+    batch_size: Annotated[
+        str, typer.Option(rich_help_panel=WHERE, metavar="N|auto", help="Questions at a time.")
+    ] = "1",
     device: Annotated[
         str | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:0, …; by default a GPU if any."),
+        typer.Option(
+            rich_help_panel=WHERE,
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:0, …; by default a GPU if any.",
+        ),
     ] = None,
     dtype: Annotated[
         str,
-        typer.Option(metavar="DTYPE", help="Of the loaded model; auto: as it is stored."),
+        typer.Option(
+            rich_help_panel=WHERE,
+            metavar="DTYPE",
+            help="Of the loaded model; auto: as it is stored.",
+        ),
     ] = "auto",
     apply_chat_template: Annotated[
         bool,
-        typer.Option("--apply-chat-template", help="Put questions in the model's chat template."),
+        typer.Option(
+            "--apply-chat-template",
+            rich_help_panel=PROMPTS,
+            help="Put questions in the model's chat template.",
+        ),
     ] = False,
     fewshot_as_multiturn: Annotated[
         bool | None,
-        typer.Option(help="Examples as turns of a conversation; by default with a chat template."),
+        typer.Option(
+            rich_help_panel=PROMPTS,
+            help="Examples as turns of a conversation; by default with a chat template.",
+        ),
     ] = None,
     system_instruction: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the conversation begins with.")
+        str | None,
+        typer.Option(
+            rich_help_panel=PROMPTS, metavar="TEXT", help="What the conversation begins with."
+        ),
     ] = None,
     gen_kwargs: Annotated[
         str | None,
-        typer.Option(metavar="K=V,…", help="How text is generated: do_sample=True,top_p=0.9."),
+        typer.Option(
+            rich_help_panel=PROMPTS,
+            metavar="K=V,…",
+            help="How text is generated: do_sample=True,top_p=0.9.",
+        ),
     ] = None,
     backend: Annotated[
         str,
-        typer.Option(metavar="NAME", help="What runs the models: hf, vllm, or another of lm-eval."),
+        typer.Option(
+            rich_help_panel=WHERE,
+            metavar="NAME",
+            help="What runs the models: hf, vllm, or another of lm-eval.",
+        ),
     ] = "hf",
     model_args: Annotated[
         str | None,
-        typer.Option(metavar="K=V,…", help="Passed on to the backend: max_length=4096."),
+        typer.Option(
+            rich_help_panel=WHERE,
+            metavar="K=V,…",
+            help="Passed on to the backend: max_length=4096.",
+        ),
     ] = None,
     seed: Annotated[
         str | None,
         typer.Option(
-            metavar="N", help="One, or four: Python, numpy, torch, few-shot; 0,1234,1234,1234."
+            rich_help_panel=TASKS,
+            metavar="N",
+            help="One, or four: Python, numpy, torch, few-shot; 0,1234,1234,1234.",
         ),
     ] = None,
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="Let code that comes with a model run."),
+        typer.Option(
+            "--trust-remote-code",
+            rich_help_panel=SAFETY,
+            help="Let code that comes with a model run.",
+        ),
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
-            metavar="DIR",
+            rich_help_panel=OUTPUT,
+            metavar=PATH,
             help="Keep lm-eval's results and samples and comparison.json; scores that are there"
             " are not made again.",
         ),

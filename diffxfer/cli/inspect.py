@@ -9,6 +9,7 @@ import typer
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console, print_json
+from diffxfer.cli.help import EITHER
 from diffxfer.cli.hub import gigabytes, tell_of_hub
 
 
@@ -16,7 +17,7 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A checkpoint or a diff vector: a folder, or org/name[@revision]."
+            metavar=EITHER, help="A checkpoint or a diff vector: a folder, or org/name[@revision]."
         ),
     ],
     other: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.chatter import chatter_on_stderr
+from diffxfer.cli.help import OUTPUT, PATH, WHAT
 
 
 def iterate(
@@ -20,14 +21,18 @@ def iterate(
         typer.Option(
             "-o",
             "--output",
-            metavar="RUN",
+            rich_help_panel=OUTPUT,
+            metavar=PATH,
             help="Folder of rounds, state and report; it is made, or continued.",
         ),
     ],
     from_round: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Do round N and all later ones again, by the recipe as it is."
+            rich_help_panel=WHAT,
+            metavar="N",
+            min=1,
+            help="Do round N and all later ones again, by the recipe as it is.",
         ),
     ] = None,
     json: opt.Json = False,

@@ -8,6 +8,15 @@ from typing import Annotated
 
 import typer
 
+from diffxfer.cli.help import (
+    HOW,
+    OUTPUT,
+    PATH,
+    SAFETY,
+    WHAT,
+    WHERE,
+)
+
 Finetuned = Annotated[
     Path,
     typer.Argument(
@@ -19,7 +28,12 @@ Base = Annotated[
     Path, typer.Argument(metavar="BASE", help="The base model it was made from, likewise.")
 ]
 Target = Annotated[
-    Path, typer.Argument(metavar="TARGET", help="The newer base model to graft on, likewise.")
+    Path,
+    typer.Argument(
+        metavar="TARGET",
+        help="The newer base model to graft on, or your own continued pre-training of BASE,"
+        " likewise.",
+    ),
 ]
 Diff = Annotated[
     Path,
@@ -29,12 +43,19 @@ Diff = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Option("-o", "--output", metavar="OUT", help="Folder to make; it must not exist yet."),
+    typer.Option(
+        "-o",
+        "--output",
+        rich_help_panel=OUTPUT,
+        metavar=PATH,
+        help="Folder to make; it must not exist yet.",
+    ),
 ]
 
 Alpha = Annotated[
     float,
     typer.Option(
+        rich_help_panel=HOW,
         metavar="FLOAT",
         help="How strongly to graft: 1 adds the whole difference, 0.5 half of it, 0 none.",
     ),
@@ -42,6 +63,7 @@ Alpha = Annotated[
 AlphaFor = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=HOW,
         metavar="REGEX=FLOAT",
         help="Another alpha for tensors whose name matches; repeatable, the last match wins.",
     ),
@@ -49,6 +71,7 @@ AlphaFor = Annotated[
 Include = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=WHAT,
         metavar="REGEX",
         help="Only tensors whose name matches take part; repeatable, any match will do.",
     ),
@@ -56,6 +79,7 @@ Include = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=WHAT,
         metavar="REGEX",
         help="Tensors whose name matches take no part, whatever --include says; repeatable.",
     ),
@@ -63,6 +87,7 @@ Exclude = Annotated[
 AllowMissing = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=WHAT,
         metavar="REGEX",
         help="Tensors that one model may lack: what only the target has is copied, what only"
         " another has is dropped; repeatable.",
@@ -87,7 +112,9 @@ Rename = Annotated[
 Vocab = Annotated[
     str,
     typer.Option(
+        rich_help_panel=WHAT,
         metavar="auto|ids|tokens",
+        autocompletion=lambda: ["auto", "ids", "tokens"],
         help="How the rows of embeddings pair up: by id, by token string, or by ids where"
         " the tokenizers agree and by tokens where they do not (auto).",
     ),
@@ -96,6 +123,7 @@ AllowNonfinite = Annotated[
     bool,
     typer.Option(
         "--allow-nonfinite",
+        rich_help_panel=SAFETY,
         help="Let NaN, infinity and overflow through instead of refusing them.",
     ),
 ]
@@ -103,13 +131,16 @@ AllowUnrelated = Annotated[
     bool,
     typer.Option(
         "--allow-unrelated",
+        rich_help_panel=SAFETY,
         help="Go on where two models have the same shapes and nothing else in common.",
     ),
 ]
 DiffDtype = Annotated[
     str,
     typer.Option(
+        rich_help_panel=OUTPUT,
         metavar="source|float32|bfloat16|float16|float64",
+        autocompletion=lambda: ["source", "float32", "bfloat16", "float16", "float64"],
         help="What the diff vector is stored in: source rounds it to finetuned's own dtypes;"
         " float32 is twice as large for a 16-bit model, and nearly exact.",
     ),
@@ -117,13 +148,16 @@ DiffDtype = Annotated[
 OutDtype = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=OUTPUT,
         metavar="float32|bfloat16|float16|float64",
+        autocompletion=lambda: ["float32", "bfloat16", "float16", "float64"],
         help="Dtype of the output; by default the target's, tensor by tensor.",
     ),
 ]
 MaxShardSize = Annotated[
     str | None,
     typer.Option(
+        rich_help_panel=OUTPUT,
         metavar="SIZE",
         help="Cut shards at this size, such as 5GB; by default where the input's are cut.",
     ),
@@ -131,130 +165,90 @@ MaxShardSize = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, max=256, help="Threads; by default one a processor, 8 at most."
+        rich_help_panel=WHERE,
+        metavar="N",
+        min=1,
+        max=256,
+        help="Threads; by default one a processor, 8 at most.",
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
+        rich_help_panel=WHERE,
         metavar="cpu|cuda|cuda:N|auto",
+        autocompletion=lambda: ["cpu", "cuda", "auto"],
         help="Where the arithmetic runs, to the same bits; auto takes a GPU only where it could"
         " save more than it takes to start, and says why.",
     ),
 ]
 DeviceMemory = Annotated[
     str,
-    typer.Option(metavar="SIZE", help="The most that is allocated on a GPU, whatever the model."),
+    typer.Option(
+        rich_help_panel=WHERE,
+        metavar="SIZE",
+        help="The most that is allocated on a GPU, whatever the model.",
+    ),
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace OUT if it exists and diffxfer made it."),
+    typer.Option(
+        "--overwrite",
+        rich_help_panel=SAFETY,
+        help="Replace the output folder if it exists and diffxfer made it.",
+    ),
 ]
 Restart = Annotated[
     bool,
     typer.Option(
-        "--restart", help="Discard what unfinished runs to OUT left, instead of going on from it."
+        "--restart",
+        rich_help_panel=SAFETY,
+        help="Discard what unfinished runs left beside the output folder, instead of going on"
+        " from it.",
     ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print what would be done, tensor by tensor; write nothing."),
+    typer.Option(
+        "--dry-run",
+        rich_help_panel=SAFETY,
+        help="Print what would be done, tensor by tensor; write nothing.",
+    ),
 ]
 Stream = Annotated[
     bool,
     typer.Option(
         "--stream",
+        rich_help_panel=WHERE,
         help="Read models on the Hub straight from there, and store nothing but the output.",
     ),
 ]
 StreamInputs = Annotated[
     bool,
     typer.Option(
-        "--stream", help="Read what is on the Hub straight from there, and store nothing."
+        "--stream",
+        rich_help_panel=WHERE,
+        help="Read what is on the Hub straight from there, and store nothing.",
     ),
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout."),
+    typer.Option(
+        "--json",
+        rich_help_panel=OUTPUT,
+        help="Print the result, or the error, as one JSON object on stdout.",
+    ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("-q", "--quiet", help="Print nothing but warnings and errors."),
+    typer.Option(
+        "-q", "--quiet", rich_help_panel=OUTPUT, help="Print nothing but warnings and errors."
+    ),
 ]
 QuietTalk = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Print no talk, only the result and errors.")
-]
-
-Model = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL",
-        help="The model to begin with, a graft or any: a folder, or org/name[@revision].",
-    ),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        metavar="FILE|ID",
-        help="Rows with messages, prompt and completion, or text: a .jsonl, .json or .parquet"
-        " file, or the id of a data set on the Hub, whose train split is read.",
-    ),
-]
-Steps = Annotated[int, typer.Option(metavar="N", min=1, help="How many times the optimizer steps.")]
-LearningRate = Annotated[
-    float,
-    typer.Option(metavar="FLOAT", help="AdamW's at the first step; it falls linearly to zero."),
-]
-BatchSize = Annotated[
-    int, typer.Option(metavar="N", min=1, help="Rows that a process takes at a time.")
-]
-GradientAccumulation = Annotated[
-    int,
-    typer.Option(metavar="N", min=1, help="Batches a step: larger steps in the same memory."),
-]
-GradientCheckpointing = Annotated[
     bool,
     typer.Option(
-        "--gradient-checkpointing", help="Save memory by computing activations a second time."
-    ),
-]
-MaxLength = Annotated[
-    int,
-    typer.Option(metavar="TOKENS", min=2, help="Cut rows that are longer; a cut is told of."),
-]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Of the order of rows and of dropout.")]
-Teacher = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="MODEL",
-        help="Learn from this model too, which has the same vocabulary: the outdated"
-        " fine-tuned one.",
-    ),
-]
-DistillWeight = Annotated[
-    float,
-    typer.Option(metavar="FLOAT", help="How much the teacher counts against the rows, 0 to 1."),
-]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        metavar="FLOAT",
-        help="Divides the logits that are compared; more looks at less likely words.",
-    ),
-]
-HiddenWeight = Annotated[
-    float,
-    typer.Option(
-        metavar="FLOAT", help="How much the difference of hidden states counts beside; 0 is none."
-    ),
-]
-SaveEvery = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Steps from one state to continue from to the next; by default a tenth of all,"
-        " 50 at least.",
+        "-q", "--quiet", rich_help_panel=OUTPUT, help="Print no talk, only the result and errors."
     ),
 ]
 

@@ -8,41 +8,55 @@ from typing import Annotated
 import typer
 
 from diffxfer.cli import options as opt
+from diffxfer.cli.help import PATH, SAFETY, WHAT, WHERE
+
+_License = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=WHAT,
+        metavar="ID",
+        help="The licence in the card, such as apache-2.0; by default what the target's card"
+        " states.",
+    ),
+]
 
 
 def push(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A folder that diffxfer wrote: diff vector, graft or tuned model."
+            metavar=PATH, help="A folder that diffxfer wrote: diff vector, graft or tuned model."
         ),
     ],
     repo_id: Annotated[
         str,
         typer.Argument(metavar="org/name", help="Where to on the Hub; it is made if need be."),
     ],
-    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", rich_help_panel=WHERE, help="Make a private repository.")
+    ] = False,
     message: Annotated[
-        str | None, typer.Option("-m", "--message", metavar="TEXT", help="What the commit says.")
+        str | None,
+        typer.Option(
+            "-m", "--message", rich_help_panel=WHAT, metavar="TEXT", help="What the commit says."
+        ),
     ] = None,
     eval: Annotated[  # noqa: A002 the command's own word
         Path | None,
         typer.Option(
-            metavar="DIR",
+            rich_help_panel=WHAT,
+            metavar=PATH,
             help="A folder that eval --output left: this model's scores go into the card.",
         ),
     ] = None,
-    license: Annotated[  # noqa: A002 as the Hub calls it
-        str | None,
-        typer.Option(
-            metavar="ID",
-            help="The licence in the card, such as apache-2.0; by default what the target's card"
-            " states.",
-        ),
-    ] = None,
+    license: _License = None,  # noqa: A002 as the Hub calls it
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the files and the card; upload nothing."),
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=SAFETY,
+            help="Print the files and the card; upload nothing.",
+        ),
     ] = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from diffxfer.cli import options as opt
+from diffxfer.cli import tune_options as own
 from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
 from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
 
 
 def tune(
-    model: opt.Model,
-    data: opt.Data,
+    model: own.Model,
+    data: own.Data,
     output: opt.Out,
-    steps: opt.Steps,
-    learning_rate: opt.LearningRate = 2e-5,
-    batch_size: opt.BatchSize = 8,
-    gradient_accumulation: opt.GradientAccumulation = 1,
-    gradient_checkpointing: opt.GradientCheckpointing = False,
-    max_length: opt.MaxLength = 1024,
-    seed: opt.Seed = 0,
-    teacher: opt.Teacher = None,
-    distill_weight: opt.DistillWeight = DISTILL_WEIGHT,
-    temperature: opt.Temperature = TEMPERATURE,
-    hidden_weight: opt.HiddenWeight = 0.0,
-    save_every: opt.SaveEvery = None,
+    steps: own.Steps,
+    learning_rate: own.LearningRate = 2e-5,
+    batch_size: own.BatchSize = 8,
+    gradient_accumulation: own.GradientAccumulation = 1,
+    gradient_checkpointing: own.GradientCheckpointing = False,
+    max_length: own.MaxLength = 1024,
+    seed: own.Seed = 0,
+    teacher: own.Teacher = None,
+    distill_weight: own.DistillWeight = DISTILL_WEIGHT,
+    temperature: own.Temperature = TEMPERATURE,
+    hidden_weight: own.HiddenWeight = 0.0,
+    save_every: own.SaveEvery = None,
     restart: opt.Restart = False,
     overwrite: opt.Overwrite = False,
     json: opt.Json = False,

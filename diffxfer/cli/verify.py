@@ -9,6 +9,7 @@ import typer
 
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console, print_json
+from diffxfer.cli.help import EITHER, WHAT
 from diffxfer.cli.hub import gigabytes, tell_of_hub
 from diffxfer.errors import DamageError, printable
 
@@ -23,21 +24,25 @@ def verify(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH",
+            metavar=EITHER,
             help="A diff vector, a graft or a tuned model: a folder, or org/name[@revision].",
         ),
     ],
     base: Annotated[
         Path | None,
         typer.Option(
-            metavar="BASE",
-            help="Base of a diff vector, likewise, to prove that it gives FINETUNED back.",
+            rich_help_panel=WHAT,
+            metavar=EITHER,
+            help="Base of a diff vector, likewise, to prove that it gives the fine-tuned model"
+            " back.",
         ),
     ] = None,
     finetuned: Annotated[
         Path | None,
         typer.Option(
-            metavar="FINETUNED", help="Fine-tuned model that it was extracted from, likewise."
+            rich_help_panel=WHAT,
+            metavar=EITHER,
+            help="Fine-tuned model that it was extracted from, likewise.",
         ),
     ] = None,
     rename: opt.Rename = None,

@@ -13,7 +13,7 @@ from diffxfer.checkpoints.companions import companion_path, read_bytes, read_obj
 from diffxfer.checkpoints.header import parse_header
 from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import read_shard
-from diffxfer.checkpoints.shard_index import INDEX_NAME
+from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.diffs.artifact.manifest import is_sealed
 from diffxfer.diffs.report import listed
 from diffxfer.errors import CheckpointError, Damage
@@ -89,7 +89,7 @@ def _other_size(found: int, expected: int) -> str:
 
 
 def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
-    homes = _homes(place.folder)
+    homes = _homes(place.folder, names_like(manifest.shards).index)
     missing = dict.fromkeys(manifest.tensors)
     unread: list[str] = []
     for name, entry in manifest.shards.items():
@@ -132,10 +132,10 @@ def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
         return exc.problem
 
 
-def _homes(folder: Path) -> Mapping[str, str]:
+def _homes(folder: Path, index: str) -> Mapping[str, str]:
     """Which shard the index, if it is there and can be read, places a tensor in."""
     try:
-        path = companion_path(folder, INDEX_NAME)
+        path = companion_path(folder, index)
         placed = {} if path is None else read_object(path).get("weight_map")
     except CheckpointError:
         return {}  # told of as a file

@@ -14,7 +14,7 @@ from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.place import MANIFEST_NAME, free_bytes, refuse_small_disk
-from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
+from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
 from diffxfer.diffs.artifact.manifest import (
@@ -247,9 +247,10 @@ def _write_rest(
 ) -> None:
     """Index, companions, card and manifest, in this order: the manifest names the others."""
     files: dict[str, bytes | Path] = dict(job.files)
-    if job.indexed or len(plan.layouts) > 1 or SINGLE_SHARD not in plan.layouts:
+    names = names_like(plan.layouts)
+    if job.indexed or len(plan.layouts) > 1 or names.single not in plan.layouts:
         written = [task for task in plan.tasks if task.shard is not None]
-        files[INDEX_NAME] = index_json(
+        files[names.index] = index_json(
             {name: tuple(layout.starts) for name, layout in plan.layouts.items()},
             sum(task.elements for task in written),
             sum(task.elements * task.itemsize for task in written),

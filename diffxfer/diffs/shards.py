@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.shard_index import SINGLE_SHARD
+from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def cut_shards(tasks: Sequence[TensorTask], max_shard_bytes: int | None) -> list
         size += nbytes
         numbers.append(number)
     total = number + 1
-    names = [
-        SINGLE_SHARD if total == 1 else f"model-{index + 1:05d}-of-{total:05d}.safetensors"
-        for index in range(total)
-    ]
+    like = names_like(task.shard for task in written if task.shard is not None)
+    names = [like.single if total == 1 else like.shard(n + 1, total) for n in range(total)]
     renamed = [replace(task, shard=names[n]) for task, n in zip(written, numbers, strict=True)]
     return [*(task for task in tasks if task.shard is None), *renamed]
 

@@ -44,7 +44,8 @@ PLAIN = {"model.layers.0.mlp.weight": "BF16"}
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "fp8"),
         ({"compression_config": {"format": "x"}}, "compression_config"),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "quantization"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "MLX, 4 bits"),
+        ({"quantization_config": {"group_size": 32, "bits": 8, "mode": "affine"}}, "MLX, 8 bits"),
     ],
 )
 def test_a_config_tells(tmp_path: Path, config: dict[str, Any], name: str) -> None:

@@ -90,15 +90,78 @@ def options_in(text: str) -> set[str]:
     return {word for line in listed for word in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
 
 
+GROUPS = (
+    *("Arguments", "What", "How strongly", "Tasks", "Prompts", "Training", "Distillation"),
+    *("Where", "Safety", "Output"),
+)
+"""The groups of options, in their order."""
+
+
+def groups_in(text: str) -> list[tuple[str, list[str]]]:
+    """The groups of a help text, each with its entries."""
+    found = re.split(r"^(\w[\w ]*):\n", text.partition("  Example:")[0], flags=re.MULTILINE)
+    pairs = list(zip(found[1::2], found[2::2], strict=True))
+    assert {name for name, _ in pairs} <= {*GROUPS}
+    return [(name, re.split(r"\n  (?=\S)", body.strip())) for name, body in pairs]
+
+
 class TestHelp:
     @pytest.mark.parametrize("command", EVERY)
     def test_lists_every_option_with_a_meaning(self, command: str) -> None:
         outcome = tiny.run(command, "--help")
         assert (outcome.status, outcome.err) == (0, "")
         assert options_in(outcome.out) == OPTIONS[command]
-        entries = re.split(r"\n +(?=-)", outcome.out.split("Options:\n")[1].split("Example:")[0])
-        for entry in entries:
-            assert re.search(r"[a-z]{2,} [a-z].*[.)\]]\s*$", entry, re.DOTALL), entry
+        for _, entries in groups_in(outcome.out):
+            for entry in (entry for entry in entries if entry.startswith("-")):
+                assert re.search(r"[a-z]{2,} [a-z].*[.)\]]\s*$", entry, re.DOTALL), entry
+
+    @pytest.mark.parametrize("command", EVERY)
+    def test_groups_its_options_in_one_order(self, command: str) -> None:
+        text = tiny.run(command, "--help").out
+        names = [name for name, _ in groups_in(text)]
+        assert names == [name for name in GROUPS if name in names]
+        assert names[-1] == "Output"
+        assert max(map(len, text.partition("Example:")[0].splitlines())) <= 80
+        # Every second column begins where the others do.
+        starts = re.findall(r"^  \S.{0,28}?  +(?=\S)", text.partition("Example:")[0], re.MULTILINE)
+        assert len({len(start) for start in starts}) == 1
+
+    @pytest.mark.parametrize(
+        ("command", "group", "options"),
+        [
+            ("transfer", "What", {"--include", "--exclude", "--allow-missing", "--vocab"}),
+            ("transfer", "How strongly", {"--alpha", "--alpha-for"}),
+            ("tune", "Distillation", {"--teacher", "--distill-weight", "--hidden-weight"}),
+            ("eval", "Tasks", {"--tasks", "--include-path", "--limit"}),
+            ("verify", "What", {"--base", "--finetuned"}),
+        ],
+    )
+    def test_a_group_has_what_it_is_named_for(
+        self, command: str, group: str, options: set[str]
+    ) -> None:
+        entries = dict(groups_in(tiny.run(command, "--help").out))[group]
+        assert options <= {entry.split()[0] for entry in entries}
+
+    @pytest.mark.parametrize(
+        ("command", "taken"),
+        [
+            ("transfer", ("FINETUNED PATH|ID", "BASE PATH|ID", "TARGET PATH|ID", "--output PATH")),
+            ("apply", ("DIFF PATH|ID", "or your own continued pre-training of BASE")),
+            ("inspect", ("PATH|ID ", "OTHER PATH|ID")),
+            ("verify", ("PATH|ID ", "--base PATH|ID", "--finetuned PATH|ID")),
+            ("eval", ("--baseline PATH|ID", "--finetuned PATH|ID", "--diff PATH|ID")),
+            ("eval", ("--include-path PATH ", "--output PATH ")),
+            ("tune", ("MODEL PATH|ID", "--data PATH|ID", "--teacher PATH|ID", "--output PATH ")),
+            ("iterate", ("RECIPE PATH ", "--output PATH ")),
+            ("push", ("  PATH ", "  org/name ", "--eval PATH ")),
+            ("demo", ("--keep PATH ",)),
+        ],
+    )
+    def test_says_where_an_id_will_do(self, command: str, taken: tuple[str, ...]) -> None:
+        text = tiny.run(command, "--help").out
+        flowing = re.sub(r"\n +(?=[^\s-])", " ", text)
+        assert all(words in text or words in flowing for words in taken)
+        assert not re.search("<[a-z]", text), "typer's own word for what is expected"
 
     @pytest.mark.parametrize("command", [c for c in EVERY if c != "demo"])
     def test_ends_with_an_example_that_is_one_line_and_parses(self, command: str) -> None:
@@ -117,7 +180,9 @@ class TestHelp:
             line = next(line for line in outcome.out.splitlines() if line.split()[:1] == [command])
             assert line.endswith("."), "the summary is cut off"
             assert "..." not in line
-        assert options_in(outcome.out) == {"--version", "--help", "-h"}
+        assert options_in(outcome.out) == {
+            *("--version", "--install-completion", "--show-completion", "--help", "-h")
+        }
 
     @pytest.mark.parametrize("command", EVERY)
     def test_short_form(self, command: str) -> None:
@@ -183,6 +248,93 @@ def test_the_package_imports_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stderr == "heavy: []\n"
+
+
+COMPLETED = """
+source "$1"
+COMP_WORDS=("${@:2}")
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+_diffxfer_completion diffxfer
+printf '%s\\n' "${COMPREPLY[@]}"
+complete -p diffxfer
+"""
+
+
+class TestCompletion:
+    """What a shell is told, by the scripts that are installed in it."""
+
+    @pytest.fixture
+    def environment(self, tmp_path: Path) -> dict[str, str]:
+        """One in which there is a command `diffxfer`."""
+        command = tmp_path / "bin" / "diffxfer"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m diffxfer "$@"\n')
+        command.chmod(0o755)
+        return {"PATH": f"{command.parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def completed(self, environment: dict[str, str], *words: str) -> list[str]:
+        """What bash offers for the last word; and what it does where nothing is offered."""
+        script = Path(environment["HOME"], "completion.sh")
+        shown = ["bash", "-c", "diffxfer --show-completion; exit"]
+        with script.open("w") as file:
+            subprocess.run(shown, env=environment, check=True, timeout=60, stdout=file)
+        argv = ["bash", "-c", COMPLETED, "bash", str(script), *words]
+        done = subprocess.run(
+            argv, env=environment, check=True, timeout=60, capture_output=True, text=True
+        )
+        assert done.stderr == ""
+        *offered, last = done.stdout.splitlines()
+        # Where nothing is offered, bash completes the names of files.
+        assert last == "complete -o default -F _diffxfer_completion diffxfer"
+        return offered
+
+    @pytest.mark.parametrize(
+        ("words", "offered"),
+        [
+            (("tr",), ["transfer"]),
+            (("transfer", "--al"), ["--alpha", "--alpha-for", "--allow-missing"]),
+            (("transfer", "--vocab", ""), ["auto", "ids", "tokens"]),
+            (("transfer", "--device", "c"), ["cpu", "cuda"]),
+            (("transfer", "fin"), [""]),
+            (("eval", "m", "--diff", "d"), [""]),
+        ],
+    )
+    def test_in_bash(
+        self, words: tuple[str, ...], offered: list[str], environment: dict[str, str]
+    ) -> None:
+        found = self.completed(environment, "diffxfer", *words)
+        assert found[: len(offered)] == offered
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_is_installed_for_the_shell_that_asks(
+        self, shell: str, environment: dict[str, str]
+    ) -> None:
+        program = shutil.which(shell)
+        if program is None:
+            pytest.skip(f"{shell} is not here")
+        done = subprocess.run(
+            [program, "-c", "diffxfer --install-completion; exit"],
+            env=environment,
+            check=True,
+            timeout=60,
+            capture_output=True,
+            text=True,
+        )
+        assert f"{shell} completion installed in {environment['HOME']}/" in done.stdout
+
+    @pytest.mark.parametrize("words", ["diffxfer tr", "diffxfer transfer --al", "diffxfer eval m"])
+    def test_imports_nothing_heavy(self, words: str) -> None:
+        code = LIGHT.format(argv=[], code="from diffxfer.cli.main import main; main()")
+        asked = {"_DIFFXFER_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PATH": "", **asked},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert done.stderr == "heavy: []\n"
 
 
 class TestUsage:
@@ -372,6 +524,29 @@ class TestDryRun:
         save_file({"a.weight": torch.zeros(2)}, folder / SHARD)
         outcome = tiny.run(*world.argv("transfer", "--dry-run", "-q"))
         assert (outcome.status, outcome.out) == (1, "")
+
+
+def test_ctrl_c_while_it_is_imported() -> None:
+    # What is imported first raises what a person's Ctrl-C would.
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            raise KeyboardInterrupt\n"
+        "from diffxfer.cli.main import main\n"
+        "assert 'typer' not in sys.modules\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main()\n"
+    )
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted: nothing was written\n"
+    asked = {"PATH": "", "_DIFFXFER_COMPLETE": "complete_bash"}
+    done = subprocess.run(argv, env=asked, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 # A run that takes its time, so that it can be interrupted: every chunk waits.

@@ -92,6 +92,23 @@ def test_what_is_no_model(hub: Hub, user: User, family: dict[str, Path]) -> None
     says(user, f"{BASE}@", "has pickled weights only (pytorch_model.bin)")
     becomes(config__json=b"{}", adapter_config__json=b"{}", adapter_model__safetensors=b"x")
     says(user, f"{BASE}@", "is a LoRA adapter", "merge it into its base first")
+    becomes(adapter_config__json=b"{}", adapter_model__safetensors=b"x")
+    says(user, f"{BASE}@", "is a LoRA adapter (adapter_config.json)")
+    becomes(m__gguf=b"GGUF")
+    says(user, f"{BASE}@", "is a GGUF (m.gguf)", "give the safetensors model that it was made from")
+    becomes(m__gguf=b"GGUF", config__json=b"{}")
+    says(user, f"{BASE}@", "is a GGUF (m.gguf)")
+    becomes(weights__npz=b"PK", config__json=b"{}")
+    says(user, f"{BASE}@", "has MLX weights (weights.npz)")
+    becomes(consolidated__safetensors=b"x", params__json=b"{}")
+    says(user, f"{BASE}@", "Meta's or Mistral's own layout only (consolidated.safetensors)")
+    name = BASE.partition("/")[2]
+    becomes(config__json=b'{"architectures": ["LlamaModel"]}', pytorch_model__bin=b"pickle")
+    says(user, f"--local-dir {name}, then python -c 'from transformers import LlamaModel as M; ")
+    parts = {"unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"x"}
+    commit = hub.add(BASE).commit({"model_index.json": b"{}", **parts})
+    download = f"hf download {BASE} --revision {commit} --local-dir {name}, then"
+    says(user, f"{BASE}@", f"{download} give the folder of one: {name}/unet")
     becomes(config__json=b'{"quantization_config": {"quant_method": "gptq"}}')
     hub.repos[BASE].commit(
         {"model.safetensors": (family["base"] / "model-00001-of-00002.safetensors").read_bytes()}

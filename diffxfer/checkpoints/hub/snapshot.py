@@ -15,11 +15,13 @@ from diffxfer.checkpoints.companions import (
     is_companion,
     read_object,
 )
+from diffxfer.checkpoints.foreign import refuse_foreign
 from diffxfer.checkpoints.hub.download import download
 from diffxfer.checkpoints.hub.failures import AT_FIRST_S, not_cached, page_of, persistently
 from diffxfer.checkpoints.hub.names import HubFile, HubId, is_inside
+from diffxfer.checkpoints.location import Place
 from diffxfer.checkpoints.place import MANIFEST_NAME
-from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD, read_index
+from diffxfer.checkpoints.shard_index import SHARD_NAMES, read_index
 from diffxfer.errors import CompanionError, HubError
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _README = "README.md"
 """It states the licence."""
+
+_INDEXES = tuple(names.index for names in SHARD_NAMES)
 
 _MARKS = ("config.json", MANIFEST_NAME)
 """One of these is in every model and diff vector."""
@@ -44,6 +48,7 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
 
     Raises:
         HubError: if it cannot be had, or is neither a model nor a diff vector.
+        CheckpointError: if it is a model in a form that is not read.
         CompanionError: if what should be a small file is none.
     """
     api = HfApi(library_name="diffxfer")
@@ -61,11 +66,12 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
             return _cached(model, _resolve(api, model, here=True)), None
         except HubError:
             raise exc from None
+    folder = _folder(model.repo, commit)
     if not any(name in files for name in _MARKS):
+        refuse_foreign(Place(folder, files))
         problem = f"has no config.json at {commit[:8]}: it is no model"
         remedy = f"see {page_of(model.repo)}"
         raise HubError(model.repo, model.revision, "content", problem, remedy)
-    folder = _folder(model.repo, commit)
     _bring(files, [MANIFEST_NAME])
     _bring(files, _companions(folder, files))
     return folder, files
@@ -125,7 +131,7 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
 
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
     """What is needed beside the shards: of a diff vector, what its manifest names."""
-    names = [name for name in files if is_companion(name) or name in (INDEX_NAME, _README)]
+    names = [name for name in files if is_companion(name) or name in (*_INDEXES, _README)]
     manifest = companion_path(folder, MANIFEST_NAME)
     described = {} if manifest is None else read_object(manifest)
     beside = described.get("files")
@@ -141,11 +147,9 @@ def _cached(model: HubId, commit: str) -> Path:
     if mark is None:
         raise not_cached(model)
     folder = Path(mark).parent
-    names: Iterable[str] = [SINGLE_SHARD]
-    index = companion_path(folder, INDEX_NAME)
-    if index is not None:
-        names = sorted(read_index(index))
-    for name in names:
+    like = Place(folder).shard_names or SHARD_NAMES[0]
+    index = companion_path(folder, like.index)
+    for name in [like.single] if index is None else sorted(read_index(index)):
         if not (folder / name).exists():
             raise not_cached(model, name)
     return folder

@@ -1,0 +1,248 @@
+"""Models in a form that is not read: what they are, and how to get one that is.
+
+They are told by the names of their files, so that this is the same for a folder and for a model on
+the Hub, and costs no download.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.header import FLOATS
+from diffxfer.checkpoints.location import Place
+from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
+from diffxfer.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from diffxfer.checkpoints.header import TensorSpec
+
+_WHOLE = "*pytorch_model*.bin"
+"""What transformers and diffusers wrote before safetensors."""
+_PICKLES = (_WHOLE, "*.bin", "*.pt", "*.pth", "*.ckpt")
+_MADE_FROM = "give the safetensors model that it was made from"
+
+_ZERO_SCRIPT = "zero_to_fp32.py"
+_GATHER = "stage3_gather_16bit_weights_on_model_save"
+_SIZES = ("hidden_size", "d_model", "n_embd", "dim", "vocab_size")
+"""Where a config states a size that no tensor of the model can have as 0."""
+
+_TRAINED = ("transformer", "unet")
+"""What is fine-tuned in a pipeline of diffusers: named first."""
+
+
+def refuse_foreign(place: Place) -> None:
+    """Refuse a model that has no weights in the form that is read, but some in another.
+
+    Args:
+        place: the checkpoint.
+
+    Raises:
+        CheckpointError: if it has; it names the form and what to do.
+    """
+    # Whole pickles are the best that there is beside another form: they can be saved anew.
+    if place.shard_names is not None or place.matching(_WHOLE):
+        return
+    for form in (_zero, _adapter, _pipeline, _gguf, _mlx, _consolidated):
+        found = form(place)
+        if found is not None:
+            raise CheckpointError(place.label, *found)
+
+
+def refuse_foreign_file(path: Path) -> None:
+    """Refuse a single file that is a whole model in a form that is not read.
+
+    Args:
+        path: a file that was given instead of a folder.
+
+    Raises:
+        CheckpointError: if it is one.
+    """
+    if path.suffix.lower() == ".gguf":
+        raise CheckpointError(path, "is a GGUF, where safetensors are due", _MADE_FROM)
+
+
+def no_weights(place: Place) -> CheckpointError:
+    """What to raise where there is neither a single shard nor an index, and no other known form.
+
+    Args:
+        place: the checkpoint.
+    """
+    pickles = [name for pattern in _PICKLES for name in place.matching(pattern)]
+    if pickles:
+        return CheckpointError(
+            place.label,
+            f"has pickled weights only ({pickles[0]}), which are never loaded: a pickle runs code",
+            f"save it as safetensors where you trust it: {_unpickle(place, pickles[0])}",
+        )
+    others = place.matching("*.safetensors")
+    found = f"only {', '.join(others[:3])}" if others else "none"
+    return CheckpointError(
+        place.label,
+        f"expected {SINGLE_SHARD} or {INDEX_NAME}, found {found}",
+        "save the model with save_pretrained, or download the whole folder",
+    )
+
+
+def refuse_empty(
+    place: Place, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
+) -> None:
+    """Refuse a checkpoint whose weights are missing from its shards: DeepSpeed ZeRO-3 kept them.
+
+    Args:
+        place: the checkpoint.
+        config: its ``config.json``.
+        tensors: those of its shards.
+
+    Raises:
+        CheckpointError: if there are none, or empty ones where the config states their size.
+    """
+    names = place.shard_names
+    if not tensors:
+        where = f"{place.label}/{names.single}" if names is not None else place.label
+        problem = "has no tensors, where a whole checkpoint is due"
+        zero = place.has(_ZERO_SCRIPT)
+        raise CheckpointError(
+            where, problem, _gather(place) if zero else "download or save it again"
+        )
+    empty = [spec for spec in tensors.values() if spec.shape == (0,) and spec.dtype in FLOATS]
+    weight = next((spec for spec in empty if spec.name.endswith("weight")), None)
+    size = _stated_size(config)
+    if weight is not None and size is not None:
+        raise CheckpointError(
+            weight.shard.path,
+            f"has {len(empty):,} empty tensors, such as {weight.name} of shape (0,), where"
+            f" config.json has {size}: DeepSpeed ZeRO-3 saved it without gathering its weights",
+            _gather(place),
+        )
+
+
+def _stated_size(config: Mapping[str, Any]) -> str | None:
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in _SIZES:
+            value = part.get(key)
+            if type(value) is int and value > 0:
+                return f"{key} {value}"
+    return None
+
+
+def _gather(place: Place) -> str:
+    """How to get the weights out of what ZeRO-3 left."""
+    if place.files is None and place.has(_ZERO_SCRIPT):
+        stale = place.folder / SINGLE_SHARD
+        remove = f"rm {SINGLE_SHARD} && " if place.has(stale.name) else ""
+        folder = shlex.quote(str(place.folder))
+        command = f"cd {folder} && {remove}python {_ZERO_SCRIPT} . . --safe_serialization"
+        return f"gather them: {command}; or train with {_GATHER}: true"
+    return (
+        f"run {_ZERO_SCRIPT} in the folder with global_step*/ that training left, or save it again"
+        f" with {_GATHER}: true"
+    )
+
+
+def _zero(place: Place) -> tuple[str, str] | None:
+    if place.has(_ZERO_SCRIPT):
+        return f"is a DeepSpeed checkpoint ({_ZERO_SCRIPT}) without whole weights", _gather(place)
+    parts = place.matching("*_model_states.pt")
+    if not parts:
+        return None
+    return f"has the parts of a DeepSpeed checkpoint ({parts[0]})", _gather(place)
+
+
+def _adapter(place: Place) -> tuple[str, str] | None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if place.has(name):
+            return (
+                f"is a LoRA adapter ({name}), where a whole checkpoint is due",
+                "merge it into its base first: "
+                "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(…)",
+            )
+    return None
+
+
+def _pipeline(place: Place) -> tuple[str, str] | None:
+    if not place.has("model_index.json"):
+        return None
+    problem = "is a diffusers pipeline of several models (model_index.json), where one is due"
+    parts = sorted(_parts(place), key=lambda part: (part not in _TRAINED, part))
+    if not parts:
+        return problem, (
+            "none of its folders has safetensors: save it again with"
+            " DiffusionPipeline.from_pretrained(…).save_pretrained(…)"
+        )
+    home, download = _downloaded(place)
+    named = ", ".join(f"{home}/{part}" for part in parts)
+    return problem, f"{download}give the folder of one: {named}"
+
+
+def _parts(place: Place) -> list[str]:
+    """The folders of a pipeline that can be given."""
+    if place.files is None:
+        inside = [Place(path) for path in place.folder.iterdir() if path.is_dir()]
+        found = [part for part in inside if part.has("config.json") and part.shard_names]
+        return [part.folder.name for part in found]
+    folders = {name.rpartition("/")[0] for name in place.files if name.endswith("/config.json")}
+    return [
+        folder
+        for folder in folders
+        if Place(place.folder / folder, _below(place.files, folder)).shard_names
+    ]
+
+
+def _below(files: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    start = f"{folder}/"
+    return {name.removeprefix(start): f for name, f in files.items() if name.startswith(start)}
+
+
+def _downloaded(place: Place) -> tuple[str, str]:
+    """Where a checkpoint is once it is here, and how to bring it there, with ``, then``."""
+    if place.files is None:
+        return str(place.folder), ""
+    file = next(iter(place.files.values()))
+    home = file.repo.rpartition("/")[2]
+    return home, (f"hf download {file.repo} --revision {file.commit} --local-dir {home}, then ")
+
+
+def _gguf(place: Place) -> tuple[str, str] | None:
+    found = place.matching("*.gguf")
+    return (f"is a GGUF ({found[0]}), where safetensors are due", _MADE_FROM) if found else None
+
+
+def _mlx(place: Place) -> tuple[str, str] | None:
+    found = place.matching("weights*.npz")
+    if not found:
+        return None
+    return f"has MLX weights ({found[0]}), where safetensors are due", _MADE_FROM
+
+
+def _consolidated(place: Place) -> tuple[str, str] | None:
+    found = place.matching("consolidated*.safetensors") + place.matching("consolidated*.pth")
+    if not found:
+        return None
+    return (
+        f"has the weights in Meta's or Mistral's own layout only ({found[0]})",
+        f"give the same model as transformers saves it, with config.json and {SINGLE_SHARD}",
+    )
+
+
+def _unpickle(place: Place, pickle: str) -> str:
+    """How to make safetensors of pickles that transformers or diffusers wrote."""
+    path = companion_path(place.folder, "config.json")
+    config = {} if path is None else read_object(path)
+    named = config.get("architectures")
+    library, classes = "transformers", named if isinstance(named, list) else []
+    if pickle.startswith("diffusion_"):
+        library, classes = "diffusers", [config.get("_class_name")]
+    known = classes and isinstance(classes[0], str) and classes[0].isidentifier()
+    if not known or "auto_map" in config or not fnmatchcase(pickle, _WHOLE):
+        return "load it with the code that wrote it, and call its save_pretrained(…)"
+    home, download = _downloaded(place)
+    where = json.dumps(home, ensure_ascii=False)
+    code = f"M.from_pretrained({where}).save_pretrained({where})"
+    return f"{download}python -c {shlex.quote(f'from {library} import {classes[0]} as M; {code}')}"

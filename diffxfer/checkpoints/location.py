@@ -1,0 +1,55 @@
+"""Where the files of a checkpoint are: in a folder on this machine, or on the Hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.shard_index import SHARD_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from diffxfer.checkpoints.hub.names import HubFile
+    from diffxfer.checkpoints.shard_index import ShardNames
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a checkpoint is.
+
+    Attributes:
+        folder: its folder; of a model on the Hub, the one of its commit in the Hub's cache, which
+            has everything but the weights.
+        files: what the Hub has of it by name; None where the folder is all there is.
+    """
+
+    folder: Path
+    files: Mapping[str, HubFile] | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in a message."""
+        file = next(iter(self.files.values()), None) if self.files is not None else None
+        return str(self.folder) if file is None else f"{file.repo}@{file.commit[:8]}"
+
+    def has(self, name: str) -> bool:
+        """Whether it has a file of that name, here or there."""
+        if self.files is not None:
+            return name in self.files
+        return os.path.lexists(self.folder / name)
+
+    def matching(self, pattern: str) -> list[str]:
+        """The names, sorted, of its files that match a pattern such as ``*.bin``."""
+        if self.files is not None:
+            top = (name for name in self.files if "/" not in name)
+            return sorted(name for name in top if fnmatchcase(name, pattern))
+        return sorted(path.name for path in self.folder.glob(pattern))
+
+    @property
+    def shard_names(self) -> ShardNames | None:
+        """How its shards are named; None where it has neither a single shard nor an index."""
+        return next((n for n in SHARD_NAMES if self.has(n.index) or self.has(n.single)), None)

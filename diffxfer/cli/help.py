@@ -1,0 +1,66 @@
+"""How `--help` shows a command: its options in groups, plain text at any width."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WHAT, HOW, WHERE = "What", "How strongly", "Where"
+TRAINING, DISTILLATION = "Training", "Distillation"
+TASKS, PROMPTS = "Tasks", "Prompts"
+SAFETY, OUTPUT = "Safety", "Output"
+
+_ARGUMENTS = "Arguments"
+_ORDER = (_ARGUMENTS, WHAT, HOW, TASKS, PROMPTS, TRAINING, DISTILLATION, WHERE, SAFETY, OUTPUT)
+
+EITHER, PATH = "PATH|ID", "PATH"
+"""A model in a folder or on the Hub; and what can only be here."""
+
+_KINDS = {"RECIPE": PATH} | dict.fromkeys((EITHER, PATH, "org/name"), "")
+"""What an argument takes, by its name, where that is no model."""
+
+_COLUMN = 30
+"""The widest first column; what is wider has a line of its own."""
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose options are shown in the groups that their `rich_help_panel` names.
+
+    Typer itself groups them only in boxes, which need a terminal that has the letters for them.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and the options, group by group.
+
+        Args:
+            ctx: click's context.
+            formatter: click's formatter.
+        """
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in _ORDER}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            if param.param_type_name == "argument":
+                name = str(param.metavar)
+                record = f"{name} {_KINDS.get(name, EITHER)}".rstrip(), record[1]
+            # --help has no group.
+            groups[getattr(param, "rich_help_panel", None) or _group(param)].append(record)
+        width = min(_COLUMN, max(len(name) for rows in groups.values() for name, _ in rows))
+        for group, rows in groups.items():
+            if rows:
+                with formatter.section(group):
+                    formatter.write_dl(_aligned(rows, width))
+
+
+def _group(param: Any) -> str:
+    return _ARGUMENTS if param.param_type_name == "argument" else OUTPUT
+
+
+def _aligned(rows: Iterable[tuple[str, str]], width: int) -> list[tuple[str, str]]:
+    """The rows of a group, whose second column begins where every other group's does."""
+    return [(name.ljust(width), text) for name, text in rows]
