@@ -1,0 +1,112 @@
+"""What came out of a chain, in plain sentences that claim no more than was scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.recycling.chain_report import value_of
+
+if TYPE_CHECKING:
+    from diffxfer.recycling.chain_report import ChainReport, Measure, Round
+
+_SURE = 0.05
+"""Below this p-value a difference is not taken for chance."""
+_MADE = {"graft": "the graft", "tuned": "the graft, tuned further,"}
+_NO_SCORES = (
+    "Nothing was scored, since the recipe has no eval part: whether the fine-tuning carried over is"
+    " not known."
+)
+
+
+def verdict(report: ChainReport) -> list[str]:
+    """What the last round's graft is worth: a sentence for each measure and each model made.
+
+    Args:
+        report: what a chain came to.
+
+    Returns:
+        Sentences; the first one is on the measure that was asked for first.
+    """
+    last = report.rounds[-1]
+    found = [
+        _sentence(last, stage, measure)
+        for measure in report.measures
+        for stage in _MADE
+        if last.row(stage, measure) is not None
+    ]
+    return found or [_NO_SCORES]
+
+
+def _sentence(last: Round, stage: str, measure: Measure) -> str:
+    """One model that was made beside its controls, on one measure."""
+    task, metric, chosen = measure
+    row = last.row(stage, measure)
+    assert row is not None
+    named = f"{metric}" if chosen == "none" else f"{metric}, {chosen}"
+    alpha = "" if last.alpha is None else f" at alpha {last.alpha:g}"
+    subject = f"On {task} ({named}), {_MADE[stage]} on {last.base}{alpha}"
+    base, direct = last.row("base", measure), last.row("direct", measure)
+    scored = f"scores {value_of(row)}"
+    if base is None:
+        return (
+            f"Not known whether it helped: {_lower(subject)} {scored}, and the base alone was"
+            + (" not scored to compare it with.")
+        )
+    outcome, rest = _compared(row, base, direct)
+    beside = f"{scored}, the base alone {value_of(base)}"
+    if direct is not None:
+        beside += f", the base tuned plainly {value_of(direct)}"
+    return f"{outcome}: {_lower(subject)} {beside}; {rest}."
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _compared(
+    row: dict[str, Any], base: dict[str, Any], direct: dict[str, Any] | None
+) -> tuple[str, str]:
+    """In a word whether it helped, and by how much."""
+    better = row["higher_is_better"]
+    values = (row["value"], base["value"])
+    if better is None or None in values:
+        return "Not known whether it helped", (
+            "lm-eval does not say which way is better" if better is None else "one is no number"
+        )
+    gain = (values[0] - values[1]) * (1 if better else -1)
+    p_value = row.get("p_value") if row.get("baseline") == "base" else None
+    chance = "" if p_value is None else f" ({_chance(p_value)})"
+    if gain <= 0:
+        how = "no better" if gain == 0 else f"{abs(gain):.4f} worse"
+        return "Not recovered", f"that is {how} than the base{chance}"
+    if p_value is not None and p_value >= _SURE:
+        return "Not shown to help", f"a gain of {gain:.4f}{chance} may be chance"
+    return _share(row, direct, f"a gain of {gain:.4f}{chance}")
+
+
+def _share(row: dict[str, Any], direct: dict[str, Any] | None, gain: str) -> tuple[str, str]:
+    """How much of what plain tuning gains a better model recovers."""
+    if direct is None:
+        return "Better than the base", (
+            f"{gain}; the share of plain tuning's gain is not known, since controls has no direct"
+        )
+    share = row.get("recovered")
+    if share is None:
+        notes = "; ".join(row.get("notes", ()))
+        return "Better than the base", f"{gain}; no share of plain tuning's gain" + (
+            f": {notes}" if notes else " can be given"
+        )
+    interval = row.get("recovered_interval")
+    span = "" if interval is None else f" (95 % interval {_percent(*interval)})"
+    return (
+        f"Recovered {_percent(share)} %",
+        f"{gain}, of plain tuning's gain {_percent(share)} %" + (span),
+    )
+
+
+def _percent(*shares: float) -> str:
+    return " to ".join(f"{100 * share:.0f}" for share in shares)
+
+
+def _chance(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
