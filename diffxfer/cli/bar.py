@@ -6,6 +6,7 @@ Imported only where somebody watches.
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, ConsoleDimensions
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 BYTES = "bytes"
 _GAP = 2
 _WIDEST_BAR, _NARROWEST_BAR = 40, 8
-_NARROWEST_TEXT = 12
 
 
 class Bar:
@@ -41,9 +41,12 @@ class Bar:
 
     def __init__(self, stream: TextIO) -> None:
         console = _Terminal(file=stream, highlight=False, markup=False, emoji=False)
-        self._progress = _OneLine(console=console, transient=True, redirect_stdout=False)
+        self._progress = _OneLine(
+            console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self._task = self._progress.add_task("", total=None, unit="", more="")
         self._now: tuple[str, str] = "", ""
+        self._pace = Pace()
         self._progress.start()
 
     def begin(self, what: str) -> None:
@@ -65,9 +68,14 @@ class Bar:
         if (what, unit) != self._now or done < self._progress.tasks[0].completed:
             self._now = what, unit
             # What is there already was not done at the speed of the rest.
-            known = {"description": what, "total": total, "unit": unit}
+            known = {"description": what, "total": total, "unit": unit, "more": more}
             self._progress.reset(self._task, completed=done, **known)  # type: ignore[arg-type]
-        self._progress.update(self._task, completed=done, total=total, more=more)
+            self._pace = Pace()
+        self._pace.note(done, time.monotonic())
+        speed, left_s = self._pace.speed, self._pace.left_s(total)
+        self._progress.update(
+            self._task, completed=done, total=total, more=more, speed=speed, left_s=left_s
+        )
 
     def say(self, line: str) -> None:
         """Print a line above the bar, whole however long it is."""
@@ -76,6 +84,34 @@ class Bar:
     def stop(self) -> None:
         """Erase it."""
         self._progress.stop()
+
+
+class Pace:
+    """How fast something is done, since the last moment at which nothing of it was done.
+
+    Batches are done all at once: what counts is the time since the one before was done.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._last = 0, 0.0
+
+    def note(self, done: int, at_s: float) -> None:
+        """Note how much is done at a moment."""
+        if self._first is None or done <= self._first[0]:
+            self._first = done, at_s
+        self._last = done, at_s
+
+    @property
+    def speed(self) -> float | None:
+        """How much is done a second; None where that is not known yet."""
+        if self._first is None or self._last[1] <= self._first[1]:
+            return None
+        return (self._last[0] - self._first[0]) / (self._last[1] - self._first[1])
+
+    def left_s(self, total: int) -> float | None:
+        """The seconds that the rest takes at that speed."""
+        return (total - self._last[0]) / self.speed if self.speed else None
 
 
 class _Terminal(Console):
@@ -114,15 +150,15 @@ class _OneLine(Progress):
             yield self._line(task)
 
     def _line(self, task: Task) -> Table:
-        figures = _figures(task)
-        # The last column of a terminal stays free: some begin a new line after it.
-        room = self.console.width - 1 - figures.cell_len
         what = Text(printable(task.description))
-        beside = room - (_GAP if what.cell_len else 0) - _GAP
-        bar = min(_WIDEST_BAR, max(_NARROWEST_BAR, beside - what.cell_len))
-        if beside - bar < min(what.cell_len, _NARROWEST_TEXT):
-            bar, beside = 0, beside + _GAP
-        what.truncate(max(beside - bar, 0), overflow="ellipsis")
+        # With room for the ^C that a terminal echoes: a line that it breaks is not erased whole.
+        most = self.console.width - len(" ^C") - _NARROWEST_BAR - 2 * _GAP
+        figures = _figures(task, whole=True)
+        if what.cell_len + figures.cell_len > most:
+            figures = _figures(task, whole=False)
+        room = most - figures.cell_len
+        what.truncate(max(room, 0), overflow="ellipsis")
+        bar = min(_WIDEST_BAR, _NARROWEST_BAR + room - what.cell_len) if room >= 0 else 0
         cells: list[Any] = [what] if what.cell_len else []
         cells += [_drawn(task, bar)] if bar else []
         grid = Table.grid(padding=(0, _GAP, 0, 0))
@@ -143,19 +179,19 @@ def _drawn(task: Task, width: int) -> ProgressBar:
     )
 
 
-def _figures(task: Task) -> Text:
+def _figures(task: Task, *, whole: bool) -> Text:
     """Count, speed and time left; where nothing is counted, the time since it began."""
     if task.total is None:
         return Text(_clock(task.elapsed or 0.0))
     if task.fields["unit"] == BYTES:
         columns = (TaskProgressColumn, DownloadColumn, TransferSpeedColumn, TimeRemainingColumn)
         return Text(" ").join(Text.assemble(column().render(task)) for column in columns)
-    parts = [f"{int(task.completed):,}/{int(task.total):,} {task.fields['unit']}"]
+    unit = f" {task.fields['unit']}" if whole else ""
+    parts = [f"{int(task.completed):,}/{int(task.total):,}{unit}"]
     parts += [task.fields["more"]] if task.fields["more"] else []
-    if task.speed:
-        parts.append(f"{_number(task.speed)}/s")
-    if task.time_remaining is not None:
-        parts.append(f"{_clock(task.time_remaining)} left")
+    speed, left_s = task.fields.get("speed"), task.fields.get("left_s")
+    parts += [f"{_number(speed)}/s"] if speed else []
+    parts += [f"{_clock(left_s)} left"] if left_s is not None else []
     return Text("  ".join(parts))
 
 

@@ -129,7 +129,7 @@ def _show_graft(report: Report) -> None:
 
 def _score(family: Path, work: Path, console: Console) -> Evaluation:
     """Score target, three grafts and the directly fine-tuned target."""
-    with console.logged("step 3 of 3, scoring"):
+    with console.logged("step 3/3, scoring"):
         import torch
 
         from diffxfer import evaluate

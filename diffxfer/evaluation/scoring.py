@@ -124,6 +124,8 @@ class Scorer:
             told(0, 0)
         with self._folder_of(subject) as folder:
             content = None if store is None else self._content(subject, folder)
+            if told is not None:
+                told(0, 0)  # the graft is made, and the model is loaded
             with requests_counted(told):
                 results = score(folder, str(subject), tasks, names, self.settings, tracker)
         fresh = read_scores(results, results["samples"])
@@ -151,7 +153,7 @@ class Scorer:
         if answered is None:
             return None
         name = str(replace(subject, label=Path(subject.label).name or subject.label))
-        return partial(answered, f"{name} ({place})")
+        return partial(answered, f"{name} ({place.replace(' of ', '/')})")
 
     def _content(self, subject: Subject, folder: str) -> str | None:
         """What tells the folder that is scored from others; a graft is read for it."""

@@ -50,7 +50,9 @@ h1, h2 { line-height: 1.25 }
 h2 { margin-top: 2.5rem }
 .verdict { border-left: .25rem solid var(--accent); background: var(--panel);
            padding: .6rem 1rem; margin: 1rem 0 }
-.verdict p { margin: .3rem 0 } .verdict p:first-child { font-size: 1.1rem }
+.verdict p { margin: .3rem 0; font-size: 1.1rem }
+.verdict ul { margin: .3rem 0; padding-left: 1.2rem }
+.verdict li { color: var(--soft) }
 table { border-collapse: collapse; margin: 1rem 0 }
 th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid var(--line);
          vertical-align: top }
@@ -85,7 +87,7 @@ pre { background: var(--panel); padding: 1rem; white-space: pre-wrap }
 .js-plotly-plot .hoverlayer .legend .bg { fill: var(--panel) !important;
                                           stroke: var(--line) !important }
 .js-plotly-plot .hoverlayer .legend text { fill: var(--ink) !important }
-.js-plotly-plot .modebar { background: transparent !important }
+.js-plotly-plot .modebar, .js-plotly-plot .modebar-group { background: transparent !important }
 .js-plotly-plot .modebar-btn path { fill: var(--soft) !important }
 """
 
@@ -140,7 +142,7 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
     page = _PAGE.format(
         style=_STYLE,
         title=escape(f"Chain of {len(report.rounds)} bases"),
-        verdict="\n".join(f"<p>{escape(line)}</p>" for line in verdict(report)),
+        verdict=_verdict(verdict(report)),
         summary=escape(f"{bases}; mode {report.recipe.get('mode', 'iter')}"),
         body="\n".join(parts),
         warnings=_warnings(warnings),
@@ -191,6 +193,12 @@ def _map_texts(value: Any, change: Any) -> Any:
     if isinstance(value, dict):
         return {key: _map_texts(inner, change) for key, inner in value.items()}
     return [_map_texts(inner, change) for inner in value] if isinstance(value, list) else value
+
+
+def _verdict(lines: list[str]) -> str:
+    first, *others = map(escape, lines)
+    items = "".join(f"<li>{line}</li>\n" for line in others)
+    return f"<p>{first}</p>" + (f"\n<ul>\n{items}</ul>" if others else "")
 
 
 def _warnings(warnings: Iterator[str]) -> str:

@@ -107,7 +107,7 @@ def _styled(figure: Figure) -> Figure:
     figure.update_layout(
         template="plotly_white",
         height=360,
-        margin={"t": 10, "r": 10, "l": 45, "b": 45},
+        margin={"t": 32, "r": 10, "l": 45, "b": 45},
         hovermode="x unified" if len(figure.data) <= _MANY else "closest",
         showlegend=False,
     )

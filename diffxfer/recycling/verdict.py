@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _SURE = 0.05
 """Below this p-value a difference is not taken for chance."""
-_MADE = {"graft": "the graft", "tuned": "the graft, tuned further,"}
+_MADE = {"graft": "the graft", "tuned": "the graft that was tuned further"}
 _NO_SCORES = (
     "Nothing was scored, since the recipe has no eval part: whether the fine-tuning carried over is"
     " not known."
@@ -19,48 +19,57 @@ _NO_SCORES = (
 
 
 def verdict(report: ChainReport) -> list[str]:
-    """What the last round's graft is worth: a sentence for each measure and each model made.
+    """What the last round's graft is worth, beside the models that were scored with it.
 
     Args:
         report: what a chain came to.
 
     Returns:
-        Sentences; the first one is on the measure that was asked for first.
+        One line for each measure and each model made; the first one, a whole sentence, is on the
+        graft and the measure that was asked for first.
     """
     last = report.rounds[-1]
     found = [
-        _sentence(last, stage, measure)
+        (stage, measure)
         for measure in report.measures
         for stage in _MADE
         if last.row(stage, measure) is not None
     ]
-    return found or [_NO_SCORES]
+    if not found:
+        return [_NO_SCORES]
+    return [_first(last, *found[0]), *(_further(last, *each) for each in found[1:])]
 
 
-def _sentence(last: Round, stage: str, measure: Measure) -> str:
-    """One model that was made beside its controls, on one measure."""
-    task, metric, chosen = measure
-    row = last.row(stage, measure)
-    assert row is not None
-    named = f"{metric}" if chosen == "none" else f"{metric}, {chosen}"
+def _first(last: Round, stage: str, measure: Measure) -> str:
     alpha = "" if last.alpha is None else f" at alpha {last.alpha:g}"
-    subject = f"On {task} ({named}), {_MADE[stage]} on {last.base}{alpha}"
-    base, direct = last.row("base", measure), last.row("direct", measure)
-    scored = f"scores {value_of(row)}"
+    outcome, figures = _outcome(last, stage, measure)
+    what = f"{_MADE[stage]} on {last.base}{alpha} {figures}"
+    return f"{outcome} on {_named(measure)}: {what}."
+
+
+def _further(last: Round, stage: str, measure: Measure) -> str:
+    outcome, figures = _outcome(last, stage, measure)
+    return f"{outcome} on {_named(measure)}: {_MADE[stage]} {figures}."
+
+
+def _named(measure: Measure) -> str:
+    task, metric, chosen = measure
+    return f"{task} ({metric}" + (")" if chosen == "none" else f", {chosen})")
+
+
+def _outcome(last: Round, stage: str, measure: Measure) -> tuple[str, str]:
+    """In a word what a model that was made is worth, and its score beside those of others."""
+    row, base, direct = (last.row(column, measure) for column in (stage, "base", "direct"))
+    assert row is not None
+    scores = f"scores {value_of(row)}"
     if base is None:
-        return (
-            f"Not known whether it helped: {_lower(subject)} {scored}, and the base alone was"
-            + (" not scored to compare it with.")
-        )
-    outcome, rest = _compared(row, base, direct)
-    beside = f"{scored}, the base alone {value_of(base)}"
+        nothing = "the base alone was not scored to compare it with"
+        return "Not known whether it helped", f"{scores}; {nothing}"
+    outcome, remark = _compared(row, base, direct)
+    scores += f", the base alone {value_of(base)}"
     if direct is not None:
-        beside += f", the base tuned plainly {value_of(direct)}"
-    return f"{outcome}: {_lower(subject)} {beside}; {rest}."
-
-
-def _lower(text: str) -> str:
-    return text[0].lower() + text[1:]
+        scores += f", the base tuned plainly {value_of(direct)}"
+    return outcome, f"{scores}; {remark}"
 
 
 def _compared(
@@ -93,15 +102,11 @@ def _share(row: dict[str, Any], direct: dict[str, Any] | None, gain: str) -> tup
     share = row.get("recovered")
     if share is None:
         notes = "; ".join(row.get("notes", ()))
-        return "Better than the base", f"{gain}; no share of plain tuning's gain" + (
-            f": {notes}" if notes else " can be given"
-        )
+        why = f": {notes}" if notes else " can be given"
+        return "Better than the base", f"{gain}; no share of plain tuning's gain{why}"
     interval = row.get("recovered_interval")
-    span = "" if interval is None else f" (95 % interval {_percent(*interval)})"
-    return (
-        f"Recovered {_percent(share)} %",
-        f"{gain}, of plain tuning's gain {_percent(share)} %" + (span),
-    )
+    span = "" if interval is None else f"; 95 % interval {_percent(*interval)} %"
+    return f"Recovered {_percent(share)} % of plain tuning's gain", f"{gain}{span}"
 
 
 def _percent(*shares: float) -> str:
