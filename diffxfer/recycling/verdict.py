@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _SURE = 0.05
 """Below this p-value a difference is not taken for chance."""
+_BETTER = "Better than the base"
 _MADE = {"graft": "the graft", "tuned": "the graft that was tuned further"}
 _NO_SCORES = (
     "Nothing was scored, since the recipe has no eval part: whether the fine-tuning carried over is"
@@ -77,12 +78,11 @@ def _compared(
 ) -> tuple[str, str]:
     """In a word whether it helped, and by how much."""
     better = row["higher_is_better"]
-    values = (row["value"], base["value"])
-    if better is None or None in values:
+    if better is None or None in (row["value"], base["value"]):
         return "Not known whether it helped", (
             "lm-eval does not say which way is better" if better is None else "one is no number"
         )
-    gain = (values[0] - values[1]) * (1 if better else -1)
+    gain = _gain(row, base)
     p_value = row.get("p_value") if row.get("baseline") == "base" else None
     chance = "" if p_value is None else f" ({_chance(p_value)})"
     if gain <= 0:
@@ -90,20 +90,32 @@ def _compared(
         return "Not recovered", f"that is {how} than the base{chance}"
     if p_value is not None and p_value >= _SURE:
         return "Not shown to help", f"a gain of {gain:.4f}{chance} may be chance"
-    return _share(row, direct, f"a gain of {gain:.4f}{chance}")
+    return _share(row, base, direct, f"a gain of {gain:.4f}{chance}")
 
 
-def _share(row: dict[str, Any], direct: dict[str, Any] | None, gain: str) -> tuple[str, str]:
+def _gain(row: dict[str, Any], base: dict[str, Any]) -> float:
+    """By how much a model is better than the base."""
+    return float(row["value"] - base["value"]) * (1 if row["higher_is_better"] else -1)
+
+
+def _share(
+    row: dict[str, Any], base: dict[str, Any], direct: dict[str, Any] | None, gain: str
+) -> tuple[str, str]:
     """How much of what plain tuning gains a better model recovers."""
     if direct is None:
-        return "Better than the base", (
+        return _BETTER, (
             f"{gain}; the share of plain tuning's gain is not known, since controls has no direct"
         )
     share = row.get("recovered")
     if share is None:
+        if None not in (direct["value"], base["value"]) and _gain(direct, base) <= 0:
+            return (
+                _BETTER,
+                f"{gain}; plain tuning gains nothing over the base, so there is no share of it",
+            )
         notes = "; ".join(row.get("notes", ()))
         why = f": {notes}" if notes else " can be given"
-        return "Better than the base", f"{gain}; no share of plain tuning's gain{why}"
+        return _BETTER, f"{gain}; no share of plain tuning's gain{why}"
     interval = row.get("recovered_interval")
     span = "" if interval is None else f"; 95 % interval {_percent(*interval)} %"
     return f"Recovered {_percent(share)} % of plain tuning's gain", f"{gain}{span}"

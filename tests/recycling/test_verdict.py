@@ -45,8 +45,13 @@ def test_recovered() -> None:
         (row(None), {"base": row(0.2)}, "Not known whether it helped on", "scores nan"),
         (
             row(0.3, notes=["direct gains nothing"]),
-            {"base": row(0.2), "direct": row(0.2)},
+            {"base": row(0.2), "direct": row(0.4)},
             *("Better than the base on", "no share of plain tuning's gain: direct gains nothing"),
+        ),
+        (
+            row(0.3),
+            {"base": row(0.2), "direct": row(0.2)},
+            *("Better than the base on", "plain tuning gains nothing over the base"),
         ),
         (
             row(0.3, higher_is_better=False),
