@@ -16,11 +16,11 @@ import traceback
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeGuard
 
 import typer
 
-from diffxfer.errors import DiffxferError, printable
+from diffxfer.errors import DiffxferError, EvaluationError, TrainingError, printable
 
 if TYPE_CHECKING:
     from diffxfer.cli.bar import Bar
@@ -145,7 +145,7 @@ class Display:
         log, self._log = self._log, None
         if log is None:
             return None
-        failure = exc if isinstance(exc, Exception) and not isinstance(exc, typer.Exit) else None
+        failure = exc if _is_of_libraries(exc) else None
         path = log.close(failure, keep=keep)
         if failure is None or path is None:
             return None
@@ -228,8 +228,9 @@ class Log:
         Returns:
             The file, if it stays.
         """
+        _end_bars()
         _flush()
-        if exc is not None and (exc.__cause__ is not None or not isinstance(exc, DiffxferError)):
+        if exc is not None and (exc.__cause__ or not isinstance(exc, DiffxferError | OSError)):
             lines = "".join(traceback.format_exception(exc))
             os.write(self._fd, lines.encode("utf-8", "backslashreplace"))
         said = os.fstat(self._fd).st_size > self._head
@@ -282,6 +283,24 @@ def _let_libraries_talk() -> None:
     if not is_debugging():
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: a bar is a line each time
+
+
+def _is_of_libraries(exc: BaseException | None) -> TypeGuard[Exception]:
+    """Whether what libraries printed may say more of a failure than its own line does.
+
+    Not of a slip in an option, a folder that cannot be used or tensors that do not fit.
+    """
+    if isinstance(exc, EvaluationError):
+        return exc.__cause__ is not None
+    known = isinstance(exc, DiffxferError | typer.Exit)
+    return isinstance(exc, TrainingError) or (isinstance(exc, Exception) and not known)
+
+
+def _end_bars() -> None:
+    """End the bars that a failure left open: each prints once more when it goes, on a terminal."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
+        bar.close()
 
 
 def _flush() -> None:

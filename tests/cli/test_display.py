@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from diffxfer.cli.bar import Bar, Pace
 from diffxfer.cli.display import Display
-from diffxfer.errors import EvaluationError
+from diffxfer.errors import CheckpointError, DiffxferError, EvaluationError, OptionError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,10 +158,14 @@ class TestTheLog:
         text = log.read_text()
         assert all(said in text for said in (*CHATTER, "ValueError: below"))
 
-    def test_is_not_named_where_an_error_says_all(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", [OptionError, EvaluationError, CheckpointError])
+    def test_is_not_named_where_an_error_says_all(
+        self, kind: type[DiffxferError], tmp_path: Path
+    ) -> None:
         display = Display(quiet=True)
         display.open_log()
-        exc = EvaluationError("m", "is no model", "name one")
+        chatter()
+        exc = kind("m", "is no model", "name one")
         assert display.close_log(exc, keep=True) is None
         assert str(exc) == "m: is no model; name one"
         assert not list((tmp_path / "temporary").iterdir())
@@ -201,6 +205,13 @@ def test_a_bug_of_ours_has_its_traceback_on_the_terminal(tmp_path: Path) -> None
     assert trace[0].startswith("Traceback")
     assert trace[-1] == "ZeroDivisionError: division by zero"
     assert "chatter" in log.read_text()
+
+
+def test_a_bar_that_a_failure_leaves_open_ends_in_the_log(tmp_path: Path) -> None:
+    done = run("from tqdm import tqdm; bar = tqdm(total=7); bar.update(3); 1 / 0", tmp_path)
+    [log] = tmp_path.glob("*.log")
+    assert "3/7" in log.read_text()
+    assert "3/7" not in done.stderr
 
 
 def test_a_crash_in_c_is_told_of(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.test_console import on_a_terminal
 from tests.evaluation.conftest import FAMILY
 
 if TYPE_CHECKING:
@@ -75,6 +76,18 @@ def test_what_libraries_print_is_in_the_log_alone(own_tasks: Path, tmp_path: Pat
     for said in ("hello from the task's own code", "and from below Python", "Loading weights"):
         assert said in log
     assert not list(tmp_path.glob("diffxfer-*.log"))
+
+
+def test_a_terminal_shows_one_bar_of_ours(own_tasks: Path) -> None:
+    status, written = on_a_terminal(
+        *("eval", str(TARGET), "--tasks", "written", "--include-path", str(own_tasks), *QUICK),
+        columns=80,
+    )
+    assert status == 0, written
+    assert "scoring: target (1/1)" in written
+    assert "/3 requests" in written
+    for theirs in ("Loading weights", "generate_until", "hello", "from below", "it/s", "fatal"):
+        assert theirs not in written
 
 
 def test_debug_shows_what_libraries_print(own_tasks: Path, tmp_path: Path) -> None:
