@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _SURE = 0.05
 """Below this p-value a difference is not taken for chance."""
+_LOST = "Not recovered"
 _BETTER = "Better than the base"
 _MADE = {"graft": "the graft", "tuned": "the graft that was tuned further"}
 _NO_SCORES = (
@@ -50,6 +51,8 @@ def _first(last: Round, stage: str, measure: Measure) -> str:
 
 def _further(last: Round, stage: str, measure: Measure) -> str:
     outcome, figures = _outcome(last, stage, measure)
+    # What other tasks measure need not be what fine-tuning taught.
+    outcome = "No better than the base" if outcome == _LOST else outcome
     return f"{outcome} on {_named(measure)}: {_MADE[stage]} {figures}."
 
 
@@ -87,7 +90,7 @@ def _compared(
     chance = "" if p_value is None else f" ({_chance(p_value)})"
     if gain <= 0:
         how = "no better" if gain == 0 else f"{abs(gain):.4f} worse"
-        return "Not recovered", f"that is {how} than the base{chance}"
+        return _LOST, f"that is {how} than the base{chance}"
     if p_value is not None and p_value >= _SURE:
         return "Not shown to help", f"a gain of {gain:.4f}{chance} may be chance"
     return _share(row, base, direct, f"a gain of {gain:.4f}{chance}")

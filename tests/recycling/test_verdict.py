@@ -80,9 +80,13 @@ def test_a_test_against_another_model_is_not_taken_for_one_against_the_base() ->
 
 
 def test_what_was_tuned_further_has_a_line_of_its_own() -> None:
+    made = "on words (acc): the graft that was tuned further scores"
     first, second = said(base=row(0.2), graft=row(0.1), tuned=row(0.9))
-    assert first.startswith("Not recovered")
-    assert second.startswith("Better than the base on words (acc): the graft that was tuned")
+    assert first.startswith("Not recovered on words (acc): the graft on new at alpha 0.8 scores")
+    assert second.startswith(f"Better than the base {made} 0.9000, the base alone 0.2000; ")
+    first, second = said(base=row(0.2), graft=row(0.3), tuned=row(0.1))
+    assert first.startswith("Better than the base on")
+    assert second.startswith(f"No better than the base {made} 0.1000, ")
 
 
 def test_without_scores_nothing_is_claimed() -> None:
