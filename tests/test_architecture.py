@@ -200,7 +200,8 @@ class TestThePublicFace:
         if "out" in theirs:
             ours["out"] = ours.pop("output")
         assert ours.keys() - theirs.keys() == {"json", "quiet"}
-        assert theirs.keys() - ours.keys() <= {"progress", "moved", "training", "device", "salvage"}
+        listeners = {"progress", "moved", "training", "answered", "stage", "opened", "salvage"}
+        assert theirs.keys() - ours.keys() <= {*listeners, "device"}
         for option in ours.keys() & theirs.keys():
             text = str(theirs[option].default)  # a number may be text on the command line
             assert ours[option].default in (theirs[option].default, text, None), option

@@ -18,15 +18,16 @@ class ChainConsole(Console):
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        super().__init__(json=json, quiet=quiet, interrupted=_KEPT)
+        super().__init__(json=json, quiet=quiet, logs=True, interrupted=_KEPT)
 
     def __enter__(self) -> ChainConsole:
         super().__enter__()
+        self._display.stage("reading the recipe")
         return self
 
     def show_chain(self, report: ChainReport) -> None:
         """Print what a chain came to."""
-        self._stop_bar()
+        self._display.close_log(None, keep=self._keeps_log)
         if self._json:
             print_json(report.as_json())
             return

@@ -10,12 +10,14 @@ import json as json_module
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads, gigabytes
 from diffxfer.diffs.report import listed
@@ -25,19 +27,18 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    from rich.progress import Progress
-
     from diffxfer.diffs.report import Report
     from diffxfer.errors import MatchError
-    from diffxfer.recycling.report import TuneReport
 
 _INTERRUPTED, _STOPPED = 130, 143
 _NOTHING = "nothing was written"
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
 PIPE_WIDTH = 10_000
 """How wide lines may be where no terminal is: they are not folded."""
-_LINES = 20
-"""How many steps of a training a log shows."""
+
+
+LOG = "diffxfer.log"
+"""What libraries printed, in the folder of a command's output."""
 
 
 class _Stopped(KeyboardInterrupt):
@@ -51,12 +52,18 @@ def _stop(_signum: int, _frame: FrameType | None) -> None:
 class Console:
     """One command's way to talk; use it as a context manager.
 
+    With `logs`, nothing but talk may be printed before one of its methods shows the result.
+
     Args:
         json: print one JSON object on stdout, also for an error.
         quiet: print nothing but warnings and errors.
         output: the folder that is made, to say what is kept of it after an interruption.
+        logs: whether to keep what libraries print off the terminal, in a log.
         interrupted: what it means for the command to be interrupted, where nothing is kept there.
     """
+
+    _keeps_log = True
+    """Whether the log stays where all went well."""
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class Console:
         json: bool,
         quiet: bool,
         output: Path | None = None,
+        logs: bool = False,
         interrupted: str = _NOTHING,
     ) -> None:
         # Of several processes of one training, the first one talks.
@@ -71,11 +79,14 @@ class Console:
         self._json = json and not self._others
         self._quiet = quiet or self._others
         self._output = output
-        self._bar: Progress | None = None
+        self._display = Display(quiet=self._quiet)
+        self._logs = logs
         self._interrupted = interrupted
 
     def __enter__(self) -> Console:
         self._sigterm = signal.signal(signal.SIGTERM, _stop)
+        if self._logs:
+            self._display.open_log()
         return self
 
     def __exit__(
@@ -84,14 +95,20 @@ class Console:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGTERM, self._sigterm)
-        self._stop_bar()
+        log = self._end(exc)
         if isinstance(exc, KeyboardInterrupt):
             # Here, since typer turns an interrupt into an exit without a word.
             sys.exit(print_interrupted(exc, self._left()))
         known = as_known(exc)
         if self._json and known is not None:
-            print_json({"error": error_as_json(known)})
+            print_json({"error": error_as_json(known, log)})
+        if self._logs:
+            hush_stdout()
+
+    def _end(self, exc: BaseException | None) -> Path | None:
+        """Erase the bar and let libraries print again; the log, if what failed left one."""
+        signal.signal(signal.SIGTERM, self._sigterm)
+        return self._display.close_log(exc, keep=self._keeps_log)
 
     def _left(self) -> str:
         """What an interruption leaves, and how to go on."""
@@ -104,19 +121,7 @@ class Console:
     @property
     def progress(self) -> Callable[[int, int], None] | None:
         """What to call with the bytes done and in all; None where nobody watches."""
-        return None if self._quiet or not sys.stderr.isatty() else self._advance
-
-    def _advance(self, done: int, total: int) -> None:
-        if self._bar is None:
-            from diffxfer.cli.bars import make_bar
-
-            self._bar = make_bar()
-            self._bar.start()
-            self._bar.add_task("", total=total, completed=done)
-        task = self._bar.tasks[0]
-        if total != task.total:  # downloads are over, and the work begins
-            self._bar.reset(task.id, total=total)
-        self._bar.update(task.id, completed=done)
+        return self._display.bytes if self._display.watched else None
 
     @property
     def training(self) -> Callable[[int, int, float], None] | None:
@@ -126,29 +131,41 @@ class Console:
     def _step(self, done: int, total: int, loss: float) -> None:
         if self._interrupted == _NOTHING:
             self._interrupted = "the same command goes on from the last state that was saved"
-        if not sys.stderr.isatty():
-            # A log is to show that it goes on, not every step.
-            if done in (1, total) or done % max(1, total // _LINES) == 0:
-                typer.echo(f"step {done:,} of {total:,}: loss {loss:.4f}", err=True)
-            return
-        if self._bar is None:
-            from diffxfer.cli.bars import make_step_bar
+        self._display.steps(done, total, loss)
 
-            self._bar = make_step_bar()
-            self._bar.start()
-            self._bar.add_task("", total=total, loss="")
-        self._bar.update(self._bar.task_ids[0], completed=done, loss=f"loss {loss:.4f}")
+    @property
+    def answered(self) -> Callable[[str, int, int], None] | None:
+        """What to call with a model, its requests answered and in all; None if quiet."""
+        return None if self._quiet else self._display.requests
 
-    def _stop_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    @contextmanager
+    def logged(self, stage: str) -> Iterator[None]:
+        """Keep what libraries print inside the block off the terminal.
+
+        Args:
+            stage: what is being done.
+        """
+        self._display.open_log()
+        self._display.stage(stage)
+        try:
+            yield
+        except BaseException as exc:
+            self._display.close_log(exc, keep=False)
+            raise
+        self._display.close_log(None, keep=False)
+
+    @property
+    def stage(self) -> Callable[[str], None]:
+        """What to call with the name of each part of a whole, when it begins."""
+        return self._display.stage
+
+    def opened(self, folder: Path) -> None:
+        """Keep what libraries print in a folder, now that it may be written to."""
+        self._display.settle_log(folder / LOG)
 
     def say(self, line: str) -> None:
         """Print a line of talk on stderr."""
-        self._stop_bar()
-        if not self._quiet:
-            typer.echo(printable(line), err=True)
+        self._display.say(line)
 
     def show(self, report: Report) -> None:
         """Print what was done, or with a dry run what would be.
@@ -156,7 +173,7 @@ class Console:
         Raises:
             typer.Exit: with status 1, if a dry run found tensors that fit nowhere.
         """
-        self._stop_bar()
+        self._display.stop()
         refusal = _refusal(report)
         if self._json:
             error = {"error": error_as_json(refusal)} if refusal else {}
@@ -170,18 +187,6 @@ class Console:
         if refusal:
             print_error(refusal)
             raise typer.Exit(1)
-
-    def show_tuned(self, report: TuneReport) -> None:
-        """Print what was trained."""
-        self._stop_bar()
-        if self._json:
-            print_json(report.as_json())
-            return
-        if not self._quiet:
-            for line in _tuning(report):
-                typer.echo(printable(line), err=True)
-        if not self._others:
-            print_warnings(report.warnings)
 
 
 def print_warnings(warnings: tuple[str, ...]) -> None:
@@ -295,17 +300,6 @@ def _print_summary(report: Report) -> None:
 
 def _continued(resumed: int, total: int) -> list[str]:
     return [f"continued: {resumed * 100 // total} % was done already"] if resumed else []
-
-
-def _tuning(report: TuneReport) -> list[str]:
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
-    begun = f", continued from step {report.continued_from:,}" if report.continued_from else ""
-    first, last = report.log[0]["loss"], report.log[-1]["loss"]
-    return [
-        f"steps: {report.steps:,} on {report.rows:,} rows{begun}; loss {first:.4f} → {last:.4f}",
-        f"tensors: {counts}",
-        f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s",
-    ]
 
 
 def _remarks(report: Report) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffxfer.cli.chatter import chatter_on_stderr
 from diffxfer.cli.console import Console
 from diffxfer.cli.help import OUTPUT, PATH
 from diffxfer.errors import printable
@@ -70,14 +68,16 @@ def demo(
         refuse_unsafe_output(keep, [family_folder()], overwrite=False)
     # Whole or not at all: what is kept is moved to its place at the end.
     home = None if keep is None else keep.absolute().parent
-    with Console(json=False, quiet=False), scratch_folder(home) as work:
-        _tell(family_folder(), work)
+    # Where nobody watches, the story on stdout says all.
+    quiet = not sys.stderr.isatty()
+    with Console(json=False, quiet=quiet) as console, scratch_folder(home) as work:
+        _tell(family_folder(), work, console)
         if keep is not None:
             shutil.copytree(work, keep)
             typer.echo(f"All of it is in {printable(str(keep))}: diff/, grafted/ and scores/.")
 
 
-def _tell(family: Path, work: Path) -> None:
+def _tell(family: Path, work: Path, console: Console) -> None:
     from diffxfer import apply_diff, extract_diff
 
     typer.echo(_STORY)
@@ -94,7 +94,7 @@ def _tell(family: Path, work: Path) -> None:
     )
     _step(3, "did it work, by how much, and is it more than noise?", command)
     typer.echo("")
-    _show_scores(_score(family, work))
+    _show_scores(_score(family, work, console))
     typer.echo(f"\n{_YOURS}")
 
 
@@ -130,22 +130,15 @@ def _show_graft(report: Report) -> None:
     typer.echo(f"   tensors: {counts}; a checkpoint like any other\n")
 
 
-def _score(family: Path, work: Path) -> Evaluation:
+def _score(family: Path, work: Path, console: Console) -> Evaluation:
     """Score target, three grafts and the directly fine-tuned target."""
-    import torch
+    with console.logged("step 3/3, scoring"):
+        import torch
 
-    from diffxfer import evaluate
+        from diffxfer import evaluate
 
-    # Models this small are slower on several threads, much slower on a busy machine.
-    torch.set_num_threads(1)
-    with open(os.dup(2), "w") as talk, chatter_on_stderr(quiet=True):  # noqa: PTH123 a descriptor
-
-        def say(line: str) -> None:
-            """Where somebody watches: what is scored now."""
-            if talk.isatty() and line.startswith("scoring"):
-                name = line.split(" on ")[0].replace(str(family) + "/", "")
-                print(f"   {printable(name)}", file=talk, flush=True)
-
+        # Models this small are slower on several threads, much slower on a busy machine.
+        torch.set_num_threads(1)
         return evaluate(
             family / "target",
             diff=work / "diff",
@@ -157,7 +150,7 @@ def _score(family: Path, work: Path) -> Evaluation:
             device="cpu",
             dtype="float32",
             output=work / "scores",
-            progress=say,
+            answered=console.answered,
         )
 
 

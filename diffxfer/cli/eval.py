@@ -205,6 +205,8 @@ def eval_models(
             output=output,
             progress=console.say,
             moved=console.progress,
+            answered=console.answered,
+            opened=console.opened,
             salvage=console.keep,
         )
         console.keep(evaluation)

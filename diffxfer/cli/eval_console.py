@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from contextlib import ExitStack
 from types import TracebackType
 
 import typer
 
-from diffxfer.cli.chatter import chatter_on_stderr, hush_stdout
-from diffxfer.cli.console import (
-    Console,
-    as_known,
-    print_interrupted,
-    print_json,
-)
+from diffxfer.cli.console import Console, as_known, print_interrupted, print_json
+from diffxfer.cli.display import hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.score_table import print_scores
 from diffxfer.errors import printable
@@ -25,7 +18,7 @@ from diffxfer.evaluation.scores import Evaluation
 class EvalConsole(Console):
     """One evaluation's way to talk; use it as a context manager.
 
-    While it is open, what lm-eval and its libraries print goes to stderr.
+    While it is open, what lm-eval and its libraries print goes to a log.
 
     Args:
         json: print one JSON object on stdout, also for an error.
@@ -33,13 +26,12 @@ class EvalConsole(Console):
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        super().__init__(json=json, quiet=quiet)
+        super().__init__(json=json, quiet=quiet, logs=True)
         self._known: Evaluation | None = None
-        self._chatter = ExitStack()
 
     def __enter__(self) -> EvalConsole:
         super().__enter__()
-        self._chatter.enter_context(chatter_on_stderr(quiet=self._quiet))
+        self._display.stage("scoring")
         return self
 
     def keep(self, evaluation: Evaluation) -> None:
@@ -52,11 +44,10 @@ class EvalConsole(Console):
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGTERM, self._sigterm)
-        self._chatter.close()
+        log = self._end(exc)
         known = as_known(exc)
         if exc is None or known is not None or isinstance(exc, KeyboardInterrupt):
-            self._print({} if known is None else {"error": error_as_json(known)})
+            self._print({} if known is None else {"error": error_as_json(known, log)})
             hush_stdout()
         if isinstance(exc, KeyboardInterrupt):
             sys.exit(print_interrupted(exc, self._left()))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.errors import DamageError, DiffxferError, MatchError, RelatednessError
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def error_as_json(exc: DiffxferError) -> dict[str, Any]:
+
+def error_as_json(exc: DiffxferError, log: Path | None = None) -> dict[str, Any]:
     """An error as values that JSON has, with every culprit of it.
 
     Args:
         exc: the error.
+        log: what libraries printed before it, if they did.
     """
     from dataclasses import asdict
 
@@ -27,4 +31,6 @@ def error_as_json(exc: DiffxferError) -> dict[str, Any]:
         found["damage"] = [asdict(damage) for damage in exc.damage]
     if isinstance(exc, RelatednessError):
         found |= {"roles": exc.roles, "cosine": exc.cosine, "samples": exc.samples}
+    if log is not None:
+        found["log"] = str(log)
     return found

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from diffxfer.cli import options as opt
-from diffxfer.cli.chatter import chatter_on_stderr
 from diffxfer.cli.help import OUTPUT, PATH, WHAT
 
 
@@ -43,13 +42,15 @@ def iterate(
     from diffxfer.cli.chain_console import ChainConsole
 
     with ChainConsole(json=json, quiet=quiet) as console:
-        with chatter_on_stderr(quiet=quiet):
-            report = iterate_chain(
-                recipe,
-                run,
-                from_round=from_round,
-                progress=console.say,
-                moved=console.progress,
-                training=console.training,
-            )
+        report = iterate_chain(
+            recipe,
+            run,
+            from_round=from_round,
+            progress=console.say,
+            moved=console.progress,
+            training=console.training,
+            answered=console.answered,
+            stage=console.stage,
+            opened=console.opened,
+        )
         console.show_chain(report)

@@ -96,7 +96,9 @@ AllowMissing = Annotated[
 Added = Annotated[
     str,
     typer.Option(
+        rich_help_panel=WHAT,
         metavar="refuse|bring|drop",
+        autocompletion=lambda: ["refuse", "bring", "drop"],
         help="What to do with a head that fine-tuning added, such as a classifier: bring it whole,"
         " with what the config says of it, drop it, or refuse.",
     ),
@@ -104,6 +106,7 @@ Added = Annotated[
 Rename = Annotated[
     list[str] | None,
     typer.Option(
+        rich_help_panel=WHAT,
         metavar="ROLE:REGEX=TEXT",
         help="Pair the tensors of a role (finetuned, base or target) by other names, such as"
         r" 'finetuned:^backbone\.=model.'; repeatable, in this order.",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from diffxfer.cli import options as opt
 from diffxfer.cli import tune_options as own
-from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
+from diffxfer.cli.tune_console import TuneConsole
 from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
 
 
@@ -33,7 +33,7 @@ def tune(
     """Train all parameters of a model further, on rows of text."""
     from diffxfer import tune as tune_model
 
-    with Console(json=json, quiet=quiet) as console:
+    with TuneConsole(output, json=json, quiet=quiet) as console:
         tell_of_hub(console.say, model, teacher)
         report = tune_model(
             model,
@@ -55,5 +55,6 @@ def tune(
             overwrite=overwrite,
             progress=console.training,
             moved=console.progress,
+            opened=console.opened,
         )
         console.show_tuned(report)

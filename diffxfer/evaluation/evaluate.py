@@ -13,7 +13,7 @@ from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.evaluation.rows import Scored, best_alpha, compare_models, shown_columns
 from diffxfer.evaluation.scores import Evaluation
-from diffxfer.evaluation.scoring import Scorer, check_graft
+from diffxfer.evaluation.scoring import Listeners, Scorer, check_graft
 from diffxfer.evaluation.settings import Settings, make_settings
 from diffxfer.evaluation.subjects import Cast, Subject, lend_templates, make_cast
 
@@ -48,6 +48,8 @@ def evaluate(
     output: Path | str | None = None,
     progress: Callable[[str], None] | None = None,
     moved: Callable[[int, int], None] | None = None,
+    answered: Callable[[str, int, int], None] | None = None,
+    opened: Callable[[Path], None] | None = None,
     salvage: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Score models with lm-eval, and compare them on the same questions.
@@ -77,7 +79,11 @@ def evaluate(
         trust_remote_code: let code of a checkpoint run.
         output: a folder for lm-eval's files and `comparison.json`; what it holds is not done again.
         progress: called with a line on what is done next.
-        moved: called with the bytes done and the bytes in all of a download from the Hub.
+        moved: called with the bytes done and the bytes in all of a download from the Hub, or of a
+            graft that is made.
+        answered: called with the model that is scored, the requests that it answered, and its
+            requests in all, 0 before they are made.
+        opened: called with the output folder, once it may be written to.
         salvage: called with what was scored, when a failure ends it early.
 
     Returns:
@@ -110,7 +116,8 @@ def evaluate(
     named = [models] if isinstance(models, str | Path) else list(models)
     alphas = [alpha] if isinstance(alpha, int | float) else alpha
     cast = make_cast(named, baseline, finetuned, diff, alphas, settings)
-    scorer, warnings = _prepare(cast, settings, output, progress or _nobody_listens, moved)
+    listeners = Listeners(progress or _nobody_listens, moved, answered, opened)
+    scorer, warnings = _prepare(cast, settings, output, listeners)
     done: list[Scored] = []
 
     def so_far() -> Evaluation:
@@ -137,14 +144,14 @@ def _prepare(
     cast: Cast,
     settings: Settings,
     output: Path | str | None,
-    tell: Callable[[str], None],
-    moved: Callable[[int, int], None] | None,
+    listeners: Listeners,
 ) -> tuple[Scorer, list[str]]:
     """Check everything that can be checked before the first model is scored."""
     from diffxfer.evaluation.harness import check_backend, check_device
     from diffxfer.evaluation.store import Store
     from diffxfer.evaluation.tasks import check_files, find_tasks
 
+    tell = listeners.tell
     check_files(settings)
     check_backend(settings)
     shards: list[ShardFile] = []
@@ -155,13 +162,15 @@ def _prepare(
     folders += map(cast.folder, cast.labels()) if settings.reads_folders else []
     check_device(settings)
     store = None if output is None else Store(Path(output), folders)
+    if store is not None and listeners.opened is not None:
+        listeners.opened(store.folder)
     warnings = list(check_graft(cast, None if store is None else store.folder))
     for warning in warnings:
         tell(f"warning: {warning}")
-    fetch_shards(shards, moved)
+    fetch_shards(shards, listeners.moved)
     tell(f"loading {', '.join(settings.tasks)}")
     tasks = find_tasks(settings, fingerprint=store is not None)
-    return Scorer(cast, settings, tasks, store, tell), warnings
+    return Scorer(cast, settings, tasks, store, listeners), warnings
 
 
 def _find(cast: Cast, tell: Callable[[str], None]) -> tuple[Cast, list[ShardFile]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,6 +15,7 @@ import xxhash
 
 from diffxfer.diffs.graft import apply_diff
 from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError
+from diffxfer.evaluation.asking import requests_counted
 from diffxfer.evaluation.identity import content_key
 from diffxfer.evaluation.rows import Scored
 from diffxfer.evaluation.scratch import scratch_folder
@@ -32,6 +34,23 @@ _SCORES_HANG_ON = ("lm-eval", "transformers", "torch", "vllm", "sglang")
 
 
 @dataclass(frozen=True, slots=True)
+class Listeners:
+    """What is called on the way.
+
+    Attributes:
+        tell: called with a line on what is done next.
+        moved: called with the bytes done and the bytes in all.
+        answered: called with a model, its requests answered and its requests in all.
+        opened: called with the output folder.
+    """
+
+    tell: Callable[[str], None]
+    moved: Callable[[int, int], None] | None = None
+    answered: Callable[[str, int, int], None] | None = None
+    opened: Callable[[Path], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scorer:
     """What scoring takes, checked.
 
@@ -40,7 +59,7 @@ class Scorer:
         settings: how.
         tasks: on what.
         store: where scores are kept and found again; None for nowhere.
-        tell: called with a line on what is done next.
+        listeners: what is called on the way.
         contents: hashes of the folders that were read so far.
     """
 
@@ -48,7 +67,7 @@ class Scorer:
     settings: Settings
     tasks: TaskSet
     store: Store | None
-    tell: Callable[[str], None]
+    listeners: Listeners
     contents: dict[Path, str] = field(default_factory=dict)
 
     def score(self, subject: Subject, done: list[Scored]) -> None:
@@ -71,14 +90,16 @@ class Scorer:
             content = next(filter(None, contents), None)
             if known:
                 named = ", ".join(known)
-                self.tell(f"{subject}: scores on {named} are reused from {self.store.folder}")
+                self.listeners.tell(
+                    f"{subject}: scores on {named} are reused from {self.store.folder}"
+                )
         reused = bool(known)
         missing = [name for name in self.tasks.names if name not in known]
         keep = _nothing
         if missing:
             place = f"{self.cast.subjects.index(subject) + 1} of {len(self.cast.subjects)}"
-            self.tell(f"scoring {subject} ({place}) on {', '.join(missing)}")
-            fresh, content, keep = self._ask(subject, missing, keys)
+            self.listeners.tell(f"scoring {subject} ({place}) on {', '.join(missing)}")
+            fresh, content, keep = self._ask(subject, missing, keys, place)
             known |= fresh
         scores = {found.column: found for name in self.tasks.names for found in known[name]}
         scored = tuple(scores.values())
@@ -86,7 +107,7 @@ class Scorer:
         keep()
 
     def _ask(
-        self, subject: Subject, names: Sequence[str], keys: Mapping[str, str | None]
+        self, subject: Subject, names: Sequence[str], keys: Mapping[str, str | None], place: str
     ) -> tuple[dict[str, list[Score]], str | None, Callable[[], None]]:
         """Let lm-eval score a subject.
 
@@ -98,9 +119,15 @@ class Scorer:
 
         store, tasks = self.store, self.tasks
         tracker = None if store is None else store.tracker()
+        told = self._counter(subject, place)
+        if told is not None:
+            told(0, 0)
         with self._folder_of(subject) as folder:
             content = None if store is None else self._content(subject, folder)
-            results = score(folder, str(subject), tasks, names, self.settings, tracker)
+            if told is not None:
+                told(0, 0)  # the graft is made, and the model is loaded
+            with requests_counted(told):
+                results = score(folder, str(subject), tasks, names, self.settings, tracker)
         fresh = read_scores(results, results["samples"])
         entries = {name: (*tasks.groups[name], *tasks.leaves[name]) for name in names}
         scores = {name: [one for one in fresh if one.task in entries[name]] for name in names}
@@ -120,6 +147,14 @@ class Scorer:
 
         return scores, content, keep
 
+    def _counter(self, subject: Subject, place: str) -> Callable[[int, int], None] | None:
+        """What is told of a subject's requests, under a name that is short."""
+        answered = self.listeners.answered
+        if answered is None:
+            return None
+        name = str(replace(subject, label=Path(subject.label).name or subject.label))
+        return partial(answered, f"{name} ({place.replace(' of ', '/')})")
+
     def _content(self, subject: Subject, folder: str) -> str | None:
         """What tells the folder that is scored from others; a graft is read for it."""
         if not self.settings.reads_folders:
@@ -136,7 +171,7 @@ class Scorer:
         made_of = [self.cast.folder(name) for name in named]
         for name, folder in zip(named, made_of, strict=True):
             if folder not in self.contents:
-                self.tell(f"reading {name}, to know it again")
+                self.listeners.tell(f"reading {name}, to know it again")
                 self.contents[folder] = content_key(folder)
         made_by = [] if subject.diff is None else [version("diffxfer"), subject.alpha]
         shared = [
@@ -158,7 +193,7 @@ class Scorer:
             alpha = subject.alpha or 0.0
             out = scratch / f"{Path(subject.label).name or 'graft'}+{alpha:g}"
             folders = self.cast.folder(subject.diff), self.cast.folder(subject.label)
-            apply_diff(*folders, out, alpha=alpha)
+            apply_diff(*folders, out, alpha=alpha, progress=self.listeners.moved)
             yield str(out)
 
 

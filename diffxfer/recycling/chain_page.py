@@ -1,37 +1,95 @@
-"""A chain as one page of HTML: its table and its curves, with nothing to fetch from anywhere."""
+"""A chain as one page of HTML: its table and its curves, with nothing to fetch from anywhere.
+
+The page is there to be shown to others: no folder of this machine is named in it.
+"""
 
 from __future__ import annotations
 
 import html
+import re
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import printable
-from diffxfer.recycling.chain_report import COLUMNS, value_of
+from diffxfer.recycling.chain_plots import (
+    NAMES,
+    as_html,
+    legend_of,
+    losses_figure,
+    scores_figure,
+)
+from diffxfer.recycling.chain_report import value_of
+from diffxfer.recycling.verdict import verdict
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from plotly.graph_objects import Figure
 
-    from diffxfer.recycling.chain_report import ChainReport, Measure, Round
+    from diffxfer.recycling.chain_report import ChainReport, Measure
 
-# Colours that the colour-blind tell apart (Okabe and Ito 2008), one for each column.
-_COLOURS = {"base": "#999999", "graft": "#E69F00", "tuned": "#0072B2", "direct": "#009E73"}
-_NAMES = {
-    "base": "base alone",
-    "graft": "graft",
-    "tuned": "graft, tuned",
-    "direct": "base, tuned plainly",
-}
+_ABSOLUTE = re.compile(
+    r"(?<![\w.:/…~}-])(?:~[\w.-]*)?(?:/[^\s/'\"<>,;:()]+)+/([^\s/'\"<>,;:()]+)/?"
+)
+"""An absolute path within a text, and its last name."""
 
-# No button that sends anything anywhere.
-_CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+_STYLE = """\
+:root { color-scheme: light dark; --ink: #222; --soft: #5c5c5c; --line: #ddd; --ground: #fff;
+        --panel: #f4f4f4; --accent: #2b85c7 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --soft: #a8a8a8; --line: #3a3d42; --ground: #16181c; --panel: #212429;
+          --accent: #5aa9e0 }
 }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: var(--ink); background: var(--ground); overflow-wrap: anywhere }
+h1, h2 { line-height: 1.25 }
+h2 { margin-top: 2.5rem }
+.verdict { border-left: .25rem solid var(--accent); background: var(--panel);
+           padding: .6rem 1rem; margin: 1rem 0 }
+.verdict p { margin: .3rem 0; font-size: 1.1rem }
+.verdict ul { margin: .3rem 0; padding-left: 1.2rem }
+.verdict li { color: var(--soft) }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid var(--line);
+         vertical-align: top }
+td { white-space: nowrap }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+td:first-child { white-space: normal; min-width: 8rem }
+td.best { font-weight: bold } td small { font-weight: normal }
+small, caption, .legend { color: var(--soft) }
+caption { text-align: left; padding-bottom: .4rem }
+pre { background: var(--panel); padding: 1rem; white-space: pre-wrap }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0;
+          margin: 0 0 .5rem; font-size: .9rem }
+.legend i { display: inline-block; width: 1.4rem; margin-right: .4rem; vertical-align: middle;
+            border-top: 3px solid }
+.legend i.dotted { border-top-style: dotted }
+@media (max-width: 48rem) {
+  table, tbody, tr, td, caption { display: block; text-align: left }
+  tr:first-child { display: none }
+  tr { padding: .5rem 0; border-bottom: 1px solid var(--line) }
+  td, td:first-child { border: 0; padding: .1rem 0; min-width: 0; white-space: normal }
+  td:first-child { font-weight: 600 } td:empty { display: none }
+  td[data-column]::before { content: attr(data-column) ": "; color: var(--soft);
+                            font-weight: normal }
+}
+/* plotly writes its colours beside each element. */
+.js-plotly-plot .main-svg { background: transparent !important }
+.js-plotly-plot .bg { fill: transparent !important }
+.js-plotly-plot .xtick text, .js-plotly-plot .ytick text, .js-plotly-plot .xtitle,
+.js-plotly-plot .ytitle { fill: var(--soft) !important }
+.js-plotly-plot .gridlayer path, .js-plotly-plot .zerolinelayer path {
+  stroke: var(--line) !important }
+.js-plotly-plot .hoverlayer .legend .bg { fill: var(--panel) !important;
+                                          stroke: var(--line) !important }
+.js-plotly-plot .hoverlayer .legend text { fill: var(--ink) !important }
+.js-plotly-plot .modebar, .js-plotly-plot .modebar-group { background: transparent !important }
+.js-plotly-plot .modebar-btn path { fill: var(--soft) !important }
+"""
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -41,23 +99,13 @@ _PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #222; background: #fff }}
-div.wide {{ overflow-x: auto; margin: 1rem 0 2rem }}
-table {{ border-collapse: collapse }}
-th, td {{ padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd;
-         white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left; padding-left: 0 }}
-td:first-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 8rem }}
-td.best {{ font-weight: bold }} td small {{ font-weight: normal }}
-small, caption {{ color: #666 }}
-caption {{ text-align: left; padding-bottom: .4rem }}
-p, li {{ overflow-wrap: anywhere }}
-pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto }}
-</style>
+{style}</style>
 </head>
 <body>
 <h1>{title}</h1>
+<div class="verdict">
+{verdict}
+</div>
 <p>{summary}</p>
 {body}
 {warnings}<h2>Recipe</h2>
@@ -68,12 +116,13 @@ pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto }}
 """
 
 
-def write_page(report: ChainReport, path: Path) -> None:
+def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> None:
     """Write the page of a chain.
 
     Args:
         report: what it came to.
         path: the file to write, whole or not at all.
+        home: the folder of the recipe, within which paths are named as the recipe names them.
 
     Raises:
         OutputError: if it cannot be written.
@@ -82,17 +131,22 @@ def write_page(report: ChainReport, path: Path) -> None:
 
     parts: list[str] = []
     for measure in report.measures:
-        parts += [_section(report, measure), _embed(_scores(report, measure), first=not parts)]
-    losses = _losses(report)
+        parts += [_section(report, measure)]
+        parts += _drawn(scores_figure(report, measure), first=len(parts) == 1)
+    losses = losses_figure(report)
     if losses is not None:
-        parts += ["<h2>Training loss</h2>", _embed(losses, first=not parts)]
+        parts += ["<h2>Training loss</h2>", *_drawn(losses, first=not parts)]
     bases = " → ".join(each.base for each in report.rounds)
+    recipe = _map_texts(report.recipe, lambda text: without_folders(text, report.run, home))
+    warnings = (without_folders(warning, report.run, home) for warning in report.warnings)
     page = _PAGE.format(
+        style=_STYLE,
         title=escape(f"Chain of {len(report.rounds)} bases"),
+        verdict=_verdict(verdict(report)),
         summary=escape(f"{bases}; mode {report.recipe.get('mode', 'iter')}"),
         body="\n".join(parts),
-        warnings=_warnings(report),
-        recipe=escape(yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)),
+        warnings=_warnings(warnings),
+        recipe=escape(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)),
         version=version("diffxfer"),
     )
     partial = path.with_suffix(".partial")
@@ -112,27 +166,61 @@ def escape(text: str) -> str:
     return "\n".join(html.escape(printable(line)) for line in text.split("\n"))
 
 
-def _warnings(report: ChainReport) -> str:
-    lines = "".join(f"<li>{escape(warning)}</li>\n" for warning in report.warnings)
+def without_folders(text: str, run: Path, home: Path | None) -> str:
+    """The same without a folder of this machine: of paths elsewhere, the last name stays.
+
+    Args:
+        text: any text with paths in it.
+        run: the folder of the run; paths in it are relative to it.
+        home: the folder of the recipe, likewise.
+    """
+    whole = Path(text)
+    for folder in (run, home):
+        if folder is not None and folder.is_absolute():
+            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+    if whole.is_absolute() and text == str(whole) and "\n" not in text:
+        return f"…/{whole.name}"  # also one with spaces in it
+    for folder in (Path.home(), Path(gettempdir())):
+        if len(folder.parts) > 1:
+            text = text.replace(f"{folder}/", "…/")
+    return _ABSOLUTE.sub(r"…/\1", text)
+
+
+def _map_texts(value: Any, change: Any) -> Any:
+    """The same with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_texts(inner, change) for key, inner in value.items()}
+    return [_map_texts(inner, change) for inner in value] if isinstance(value, list) else value
+
+
+def _verdict(lines: list[str]) -> str:
+    first, *others = map(escape, lines)
+    items = "".join(f"<li>{line}</li>\n" for line in others)
+    return f"<p>{first}</p>" + (f"\n<ul>\n{items}</ul>" if others else "")
+
+
+def _warnings(warnings: Iterator[str]) -> str:
+    lines = "".join(f"<li>{escape(warning)}</li>\n" for warning in warnings)
     return f"<h2>Warnings</h2>\n<ul>\n{lines}</ul>\n" if lines else ""
 
 
 def _section(report: ChainReport, measure: Measure) -> str:
     """The table of one measure."""
     columns = report.columns()
-    heads = "".join(f"<th>{escape(_NAMES[column])}</th>" for column in columns)
+    heads = "".join(f"<th>{escape(NAMES[column])}</th>" for column in columns)
     lines = []
     for each in report.rounds:
-        rows = {column: each.row(column, measure) for column in columns}
         best = each.best(measure)
-        cells = "".join(_cell(rows[column], best) for column in columns)
+        cells = "".join(_cell(column, each.row(column, measure), best) for column in columns)
         alpha = "" if each.alpha is None else f" <small>alpha {each.alpha:g}</small>"
         lines.append(f"<tr><td>{each.number}. {escape(each.base)}{alpha}</td>{cells}</tr>")
     name = escape(title_of(measure))
     caption = _caption(report, measure)
     return (
-        f'<h2>{name}</h2>\n<div class="wide"><table>\n{caption}'
-        f"<tr><th>round</th>{heads}</tr>\n" + "\n".join(lines) + "\n</table></div>"
+        f"<h2>{name}</h2>\n<table>\n{caption}"
+        f"<tr><th>round</th>{heads}</tr>\n" + "\n".join(lines) + "\n</table>"
     )
 
 
@@ -148,12 +236,13 @@ def _caption(report: ChainReport, measure: Measure) -> str:
     return f"<caption>{'; '.join(said)}</caption>\n" if said else ""
 
 
-def _cell(row: dict[str, Any] | None, best: float | None) -> str:
+def _cell(column: str, row: dict[str, Any] | None, best: float | None) -> str:
     if row is None:
         return "<td></td>"
     stderr = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
     mark = ' class="best"' if best is not None and row["value"] == best else ""
-    return f"<td{mark}>{value_of(row)}<small>{stderr}</small></td>"
+    name = escape(NAMES[column])
+    return f'<td{mark} data-column="{name}">{value_of(row)}<small>{stderr}</small></td>'
 
 
 def title_of(measure: Measure) -> str:
@@ -166,80 +255,11 @@ def title_of(measure: Measure) -> str:
     return f"{task}: {metric}" + ("" if chosen == "none" else f" ({chosen})")
 
 
-def _scores(report: ChainReport, measure: Measure) -> Figure:
-    """Rounds against score, a curve for each column, with standard errors."""
-    from plotly.graph_objects import Figure, Scatter
-
-    figure = Figure()
-    for column in COLUMNS:
-        found = [(each, each.row(column, measure)) for each in report.rounds]
-        there = [(each, row) for each, row in found if row is not None]
-        if there:
-            figure.add_trace(
-                Scatter(
-                    x=[each.number for each, _ in there],
-                    y=[row["value"] for _, row in there],
-                    error_y={"type": "data", "array": [row["stderr"] or 0 for _, row in there]},
-                    mode="lines+markers",
-                    name=_NAMES[column],
-                    line={"color": _COLOURS[column]},
-                )
-            )
-    figure.update_xaxes(dtick=1, title="round")
-    figure.update_yaxes(title=escape(measure[1]))  # plotly reads some HTML in its texts
-    return _styled(figure)
-
-
-def _losses(report: ChainReport) -> Figure | None:
-    """Training steps against loss, a curve for each round and model; None without training."""
-    from plotly.colors import sample_colorscale
-    from plotly.graph_objects import Figure, Scatter
-
-    figure = Figure()
-    last = max(1, len(report.rounds) - 1)
-    for place, each in enumerate(report.rounds):
-        colour = sample_colorscale("Plasma", [0.85 * place / last])[0]
-        for name, log in each.losses.items():
-            if log:
-                figure.add_trace(
-                    Scatter(
-                        x=[entry["step"] for entry in log],
-                        y=[entry["loss"] for entry in log],
-                        mode="lines",
-                        name=f"{each.number}: {_trained(name, each)}",
-                        line={"color": colour, "dash": "dot" if name == "direct" else "solid"},
-                    )
-                )
-    if not figure.data:
-        return None
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title="loss")
-    return _styled(figure)
-
-
-def _trained(name: str, each: Round) -> str:
-    plainly = name == "direct" or each.alpha is None
-    return _NAMES["direct" if plainly else "tuned"]
-
-
-def _styled(figure: Figure) -> Figure:
-    figure.update_layout(
-        template="plotly_white",
-        height=400 + 10 * len(figure.data),
-        margin={"t": 20, "r": 20, "l": 60},
-        hovermode="x unified",
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top"},
-        showlegend=True,
+def _drawn(figure: Figure, *, first: bool) -> list[str]:
+    """A figure below what its curves mean."""
+    entries = "".join(
+        f'<li><i style="border-color:{colour}"{" class=dotted" if dotted else ""}></i>'
+        f"{escape(name)}</li>"
+        for name, colour, dotted in legend_of(figure)
     )
-    return figure
-
-
-def _embed(figure: Figure, *, first: bool) -> str:
-    """A figure as HTML; the first one brings the code that draws them all."""
-    return str(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs="inline" if first else False,
-            config=_CONFIG,
-        )
-    )
+    return [f'<ul class="legend">{entries}</ul>', as_html(figure, first=first)]

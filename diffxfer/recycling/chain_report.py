@@ -23,6 +23,9 @@ COLUMNS = ("base", "graft", "tuned", "direct")
 The table of Lin et al. 2025 (table 6) has these; in round 1 the tuned model is M*1.
 """
 
+_GRAFTED = ("graft", "tuned")
+_SCORE = ("task", "metric", "filter", "value", "stderr", "n")
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -104,8 +107,29 @@ class ChainReport:
         return [column for column in COLUMNS if any(column in each.scores for each in self.rounds)]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
-        return {**asdict(self), "run": str(self.run)}
+        """The same as values that JSON has, and all scores as flat rows, as an evaluation's."""
+        return {"rows": self.rows(), **asdict(self), "run": str(self.run)}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every score of every round.
+
+        Returns:
+            A row for each round, stage (see `COLUMNS`), task, metric and filter. `alpha` is the
+            scale of the graft, also of one that was tuned further; None for a model that none is
+            in.
+        """
+        return [
+            {
+                "round": each.number,
+                "base": each.base,
+                "stage": stage,
+                "alpha": each.alpha if stage in _GRAFTED else None,
+                **{key: row[key] for key in _SCORE},
+            }
+            for each in self.rounds
+            for stage in COLUMNS
+            for row in each.scores.get(stage, ())
+        ]
 
 
 def make_report(

@@ -39,6 +39,13 @@ _DOING = {
     Verb.GRAFT: "grafting on",
     Verb.SCORE: "scoring",
 }
+_STAGES = {
+    Verb.TUNE: "tuning",
+    Verb.EXTRACT: "subtracting",
+    Verb.CHOOSE: "alpha",
+    Verb.GRAFT: "grafting",
+    Verb.SCORE: "scoring",
+}
 
 
 def iterate(
@@ -49,6 +56,9 @@ def iterate(
     progress: Callable[[str], None] | None = None,
     moved: Callable[[int, int], None] | None = None,
     training: Callable[[int, int, float], None] | None = None,
+    answered: Callable[[str, int, int], None] | None = None,
+    stage: Callable[[str], None] | None = None,
+    opened: Callable[[Path], None] | None = None,
 ) -> ChainReport:
     """Follow a recipe: graft on each new base, tune, score, and take the next diff vector.
 
@@ -63,6 +73,9 @@ def iterate(
         moved: called with the bytes done and the bytes in all of a download, an extraction or a
             graft.
         training: called with the steps done, the steps in all and the last step's loss.
+        answered: called with the model that is scored, its requests answered and in all.
+        stage: called with a few words on each step when it begins, such as ``"round 2/3, tuning"``.
+        opened: called with `run`, once it may be written to.
 
     Returns:
         What each round scored.
@@ -74,31 +87,38 @@ def iterate(
         >>> iterate("chain.yaml", "run")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    recipe, run = Path(recipe), Path(run).absolute()
-    opened, plan = _open(recipe, from_round)
-    refuse_unsafe_output(run / "rounds", [*map(Path, opened), recipe], overwrite=False)
+    recipe, run, tell = Path(recipe), Path(run).absolute(), progress or _nobody_listens
+    models, plan = _open(recipe, from_round)
+    refuse_unsafe_output(run / "rounds", [*map(Path, models), recipe], overwrite=False)
     steps = plan_chain(plan, run)
-    tell = progress or _nobody_listens
-    hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved)
+    hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved, answered, stage)
     files = file_identities(plan, hands.home, run)
-    _refuse_own_inputs([*opened, *files], steps)
-    _fetch(opened, tell, moved)
-    inputs = {path: model_identity(checkpoint) for path, checkpoint in opened.items()}
-    inputs |= files
+    _refuse_own_inputs([*models, *files], steps)
+    _fetch(models, tell, moved)
+    inputs = {path: model_identity(checkpoint) for path, checkpoint in models.items()} | files
     with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
         pending = _begin(steps, state, from_round)
         if pending:
-            _check(pending, steps, hands, opened)
+            _check(pending, steps, hands, models)
             state.save()
+            if opened is not None:
+                opened(run)
             _clear_round(steps, from_round)
             (run / REPORT_NAME).unlink(missing_ok=True)
         _do(pending, steps, hands, state)
-        report = make_report(plan, run, state.done, len(pending), time.perf_counter() - began)
-        if pending or not (run / REPORT_NAME).exists():
-            from diffxfer.recycling.chain_page import write_page
+        return _report(hands, state, len(pending), began)
 
-            write_page(report, run / REPORT_NAME)
-        return report
+
+def _report(hands: Hands, state: State, steps_done: int, began: float) -> ChainReport:
+    """What it came to, also as a page if there is none of it."""
+    elapsed_s = time.perf_counter() - began
+    report = make_report(hands.recipe, hands.run, state.done, steps_done, elapsed_s)
+    page = hands.run / REPORT_NAME
+    if steps_done or not page.exists():
+        from diffxfer.recycling.chain_page import write_page
+
+        write_page(report, page, home=hands.home)
+    return report
 
 
 def _check_round(plan: Recipe, from_round: int | None) -> None:
@@ -220,6 +240,8 @@ def _do(pending: Sequence[Step], steps: Sequence[Step], hands: Hands, state: Sta
     for number, step in enumerate(pending, 1):
         what = f"{_DOING[step.verb]} {_subject(step, hands.run)}"
         hands.tell(f"{round_name(step.round)}, step {number} of {len(pending)}: {what}")
+        if hands.stage is not None:
+            hands.stage(f"round {step.round}/{len(hands.recipe.bases)}, {_STAGES[step.verb]}")
         if not made.isdisjoint(step.reads):
             _clear(step)  # it was begun with what stood there before
         state.finish(step.key, do_step(step, hands, state.done))

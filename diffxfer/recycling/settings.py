@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Let transformers and datasets say nothing but errors, and put that back afterwards."""
+    """Let transformers and datasets say nothing but errors, and put that back afterwards.
+
+    transformers says what `TRANSFORMERS_VERBOSITY` asks for, where it does.
+    """
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     data_bars = datasets.are_progress_bars_disabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
     try:

@@ -36,6 +36,8 @@ class Hands:
         tell: called with a line on what is done.
         training: called with the steps done, the steps in all and the last step's loss.
         moved: called with the bytes done and the bytes in all.
+        answered: called with a model, its requests answered and its requests in all.
+        stage: called with a few words on each step.
     """
 
     recipe: Recipe
@@ -44,6 +46,12 @@ class Hands:
     tell: Callable[[str], None]
     training: Callable[[int, int, float], None] | None
     moved: Callable[[int, int], None] | None
+    answered: Callable[[str, int, int], None] | None = None
+    stage: Callable[[str], None] | None = None
+
+    def tell_of_scoring(self, line: str) -> None:
+        """A line on scoring, with the folders of the run as it has them."""
+        self.tell(line.replace(f"{self.run}/", ""))
 
 
 def check_scoring(recipe: Recipe) -> None:
@@ -208,7 +216,9 @@ def _choose(step: Step, hands: Hands) -> dict[str, Any]:
         diff=diff,
         alpha=hands.recipe.alphas,
         output=hands.run / round_name(step.round) / "scores",
-        progress=hands.tell,
+        progress=hands.tell_of_scoring,
+        moved=hands.moved,
+        answered=hands.answered,
         **_scoring(scoring, tasks=scoring.tasks[:1]),
     )
     if evaluation.best is None:
@@ -235,7 +245,9 @@ def _score(step: Step, hands: Hands) -> dict[str, Any]:
         # What is recovered is a share of what direct tuning gains over the base.
         finetuned=columns.get("direct") if "base" in columns else None,
         output=step.out,
-        progress=hands.tell,
+        progress=hands.tell_of_scoring,
+        moved=hands.moved,
+        answered=hands.answered,
         **_scoring(scoring, tasks=scoring.tasks),
     )
     known = evaluation.as_json()

@@ -57,6 +57,7 @@ def tune(
     overwrite: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
     moved: Callable[[int, int], None] | None = None,
+    opened: Callable[[Path], None] | None = None,
 ) -> TuneReport:
     """Train all parameters of a model further on rows of text.
 
@@ -87,6 +88,7 @@ def tune(
         overwrite: replace a folder of ours at `out`.
         progress: called with the steps done, the steps in all and the last step's loss.
         moved: called with the bytes done and the bytes in all of a download from the Hub.
+        opened: called with the folder of states, beside `out`, once it may be written to.
 
     Returns:
         What was done; under `accelerate launch`, in every process.
@@ -116,9 +118,17 @@ def tune(
     job = _open(model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved)
     work = WorkFolder(job.out)
     try:
-        return _run(job, work, device=device, restart=restart, progress=progress, began=began)
+        return _run(job, work, device, restart, _Listeners(progress, opened), began)
     finally:
         work.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    """What is called on the way; see `tune`."""
+
+    progress: Callable[[int, int, float], None] | None
+    opened: Callable[[Path], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +190,9 @@ def _open(
 def _run(
     job: _Job,
     work: WorkFolder,
-    *,
     device: str | None,
     restart: bool,
-    progress: Callable[[int, int, float], None] | None,
+    listeners: _Listeners,
     began: float,
 ) -> TuneReport:
     """Train, in as many processes as there are, and write the result in one."""
@@ -205,12 +214,14 @@ def _run(
             return newest
 
         newest = first_does(config, begin)
+        if listeners.opened is not None:
+            listeners.opened(work.path)
         cut = None
         if newest is None or newest[0] < job.options.steps:
             cut = train(
                 *(job.model, job.teacher, job.rows, job.options, config, work),
                 length=job.length,
-                progress=progress if config.process_index == 0 else None,
+                progress=listeners.progress if config.process_index == 0 else None,
             )
 
         def end() -> TuneReport:

@@ -70,3 +70,14 @@ def test_an_error_is_one_line(argv: list[str], tmp_path: Path) -> None:
     )
     assert json.loads(outcome.out)["error"]["type"] == "DataError"
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_a_failure_names_the_log_beside_the_output(argv: list[str], tmp_path: Path) -> None:
+    outcome = tiny.run(*argv, "--learning-rate", "1e38")
+    assert outcome.status == 1
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("error: the loss is nan at step 2; give a smaller --learning-rate")
+    assert last.endswith(f"; what its libraries printed is in {tmp_path / 'out.log'}")
+    assert "***** Running training *****" in (tmp_path / "out.log").read_text()
+    assert tiny.run(*argv).status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "out"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.test_console import on_a_terminal
 from tests.evaluation.conftest import FAMILY
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def test_json_is_all_that_is_on_stdout(own_tasks: Path, diff: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert "hello from the task's own code" in done.stderr
-    assert "and from below Python" in done.stderr
+    assert "hello from the task's own code" not in done.stderr
+    assert "and from below Python" not in done.stderr
     fields = ("model", "alpha", "task", "metric", "filter", "value", "stderr", "n")
     fields += ("baseline", "delta", "p_value", "recovered")
     assert all(set(fields) <= row.keys() for row in found["rows"])
@@ -62,6 +63,43 @@ def test_the_table_is_on_stdout_and_talk_on_stderr(own_tasks: Path, diff: Path) 
     assert f"scoring {TARGET} (1 of 3) on written" in done.stderr
 
 
+def test_what_libraries_print_is_in_the_log_alone(own_tasks: Path, tmp_path: Path) -> None:
+    argv = ("eval", TARGET, "--tasks", "written", "--include-path", own_tasks, *QUICK)
+    output = tmp_path / "scores"
+    done = run(*argv, "-o", output, GIT_CEILING_DIRECTORIES="/", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" ")[0] for line in done.stderr.splitlines()] == [
+        *("loading", "reading", "scoring")
+    ]
+    log = (output / "diffxfer.log").read_text()
+    assert log.startswith("$ diffxfer eval ")
+    for said in ("hello from the task's own code", "and from below Python", "Loading weights"):
+        assert said in log
+    assert not list(tmp_path.glob("diffxfer-*.log"))
+
+
+def test_a_terminal_shows_one_bar_of_ours(own_tasks: Path) -> None:
+    status, written = on_a_terminal(
+        *("eval", str(TARGET), "--tasks", "written", "--include-path", str(own_tasks), *QUICK),
+        columns=80,
+    )
+    assert status == 0, written
+    assert "scoring: target (1/1)" in written
+    assert "/3 requests" in written
+    for theirs in ("Loading weights", "generate_until", "hello", "from below", "it/s", "fatal"):
+        assert theirs not in written
+
+
+def test_debug_shows_what_libraries_print(own_tasks: Path, tmp_path: Path) -> None:
+    argv = ("eval", TARGET, "--tasks", "written", "--include-path", own_tasks, *QUICK)
+    done = run(*argv, DIFFXFER_DEBUG="1", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "hello" not in done.stdout
+    assert "hello from the task's own code" in done.stderr
+    assert "and from below Python" in done.stderr
+    assert not list(tmp_path.glob("diffxfer-*.log"))
+
+
 def test_quiet_leaves_the_result(own_tasks: Path) -> None:
     tasks = ("--tasks", "written", "--include-path", own_tasks)
     done = run("eval", TARGET, *tasks, *QUICK, "--quiet")
@@ -78,15 +116,22 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "hidden_act": "no such thing"}))
     argv = ("eval", TARGET, broken, "--tasks", "written", "--include-path", own_tasks, *QUICK)
-    done = run(*argv)
+    done = run(*argv, TMPDIR=str(tmp_path))
     assert done.returncode == 1
     assert "written" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith(f"error: {broken}: lm-eval could not score it (")
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"error: {broken}: lm-eval could not score it (")
     assert "Traceback" not in done.stderr
-    as_json = run(*argv, "--json")
+    [log] = tmp_path.glob("diffxfer-*.log")
+    assert said.endswith(f"; what its libraries printed is in {log}")
+    assert "hello from the task's own code" in log.read_text()
+    assert "Traceback" in log.read_text()
+    as_json = run(*argv, "--json", "-o", tmp_path / "scores")
     found = json.loads(as_json.stdout)
     assert [row["model"] for row in found["rows"]] == [str(TARGET)]
     assert found["error"]["type"] == "EvaluationError"
+    assert found["error"]["log"] == str(tmp_path / "scores" / "diffxfer.log")
+    assert "no such thing" in (tmp_path / "scores" / "diffxfer.log").read_text()
 
 
 @pytest.mark.parametrize(

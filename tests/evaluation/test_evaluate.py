@@ -15,8 +15,9 @@ import lm_eval.models  # noqa: F401 its own backends come first, or it takes our
 import pytest
 import xxhash
 from lm_eval import simple_evaluate
-from lm_eval.api.model import LM
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.registry import register_model
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from diffxfer import Evaluation, apply_diff, evaluate, extract_diff
@@ -528,3 +529,31 @@ def test_environment_is_left_as_it_was() -> None:
     before = dict(os.environ)
     evaluate(TARGET, tasks="pig_latin", limit=1, **QUICK)
     assert dict(os.environ) == before
+
+
+def test_every_request_is_counted_and_said_of_whom(tmp_path: Path, diff: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    opened: list[Path] = []
+    evaluate(
+        TARGET,
+        diff=diff,
+        alpha=1.0,
+        tasks="pig_latin,pig_latin_choice",
+        limit=4,
+        output=tmp_path / "scores",
+        answered=lambda *what: told.append(what),
+        opened=opened.append,
+        **QUICK,  # type: ignore[arg-type]
+    )
+    assert opened == [tmp_path / "scores"]
+    names = list(dict.fromkeys(name for name, _, _ in told))
+    assert names == ["target (1/2)", "target + 1.0·Δ (2/2)"]
+    for name in names:
+        counts = [(done, total) for each, done, total in told if each == name]
+        assert counts[0] == (0, 0)  # before the model is loaded
+        # Four words to write, and four with three answers each to choose from.
+        asked = [done for done, total in counts if total == 16]
+        assert asked == list(range(17))
+    # What counted is gone again.
+    assert CacheHook.add_partial.__qualname__ == "CacheHook.add_partial"
+    assert Task.build_all_requests.__qualname__ == "Task.build_all_requests"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from diffxfer.cli.chain_table import print_chain
-from diffxfer.recycling.chain_page import write_page
+from diffxfer.recycling.chain_page import without_folders, write_page
 from diffxfer.recycling.chain_report import ChainReport, Round
 
 EVIL = '</script><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>'
@@ -25,6 +26,7 @@ def row(task: str, value: float, stderr: float | None, better: bool | None) -> d
         "filter": "none",
         "value": value,
         "stderr": stderr,
+        "n": 8,
         "higher_is_better": better,
     }
 
@@ -128,7 +130,8 @@ def test_what_is_drawn(tmp_path: Path) -> None:
 def test_the_best_is_bold_where_one_is(tmp_path: Path) -> None:
     for better, best in ((True, "0.7500"), (False, "0.5000"), (None, None)):
         write_page(report(better=better), tmp_path / "report.html")
-        found = re.findall(r'<td class="best">([\d.]+)', (tmp_path / "report.html").read_text())
+        page = (tmp_path / "report.html").read_text()
+        found = re.findall(r'<td class="best"[^>]*>([\d.]+)', page)
         assert found == ([] if best is None else [best])
 
 
@@ -140,8 +143,8 @@ def test_a_score_that_is_no_number_is_shown(
     known.rounds[1].scores["tuned"] = [row("m", 0.4, None, True)]
     write_page(known, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "<td>nan<small>" in page
-    assert re.findall(r'<td class="best">([\d.]+)', page) == ["0.5000"]
+    assert ">nan<small>" in page
+    assert re.findall(r'<td class="best"[^>]*>([\d.]+)', page) == ["0.5000"]
     print_chain(known)
     assert "nan" in capsys.readouterr().out
 
@@ -183,3 +186,71 @@ def test_which_way_is_better_is_said(better: bool | None, said: str, tmp_path: P
     page = (tmp_path / "report.html").read_text()
     assert f"<caption>{said}</caption>" in page
     assert "mode iter" in page
+
+
+class TestFoldersOfThisMachine:
+    RUN, HOME = Path("/work/me/run"), Path("/work/me/recipes")
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("/work/me/recipes/base", "base"),
+            ("/work/me/recipes/../other/base", "../other/base"),
+            ("/work/me/run/round-02/graft", "round-02/graft"),
+            ("/data/my models/base one", "…/base one"),
+            ("/data", "…/data"),
+            ("org/name@main", "org/name@main"),
+            ("see https://example.org/a/b", "see https://example.org/a/b"),
+            ("python /data/x/it.py --data=/data/x/y.jsonl", "python …/it.py --data=…/y.jsonl"),
+            ("~/secret/models/it.py", "…/it.py"),
+            ("'/data/x/a', (/data/x/b)", "'…/a', (…/b)"),
+            ("and/or, 1/2, −/+", "and/or, 1/2, −/+"),
+        ],
+    )
+    def test_are_not_named(self, text: str, shown: str) -> None:
+        assert without_folders(text, self.RUN, self.HOME) == shown
+
+    def test_are_not_in_the_page(self, tmp_path: Path) -> None:
+        home = Path.home()
+        recipe = {
+            "bases": [f"{home}/models/a", str(tmp_path / "b")],
+            "train": {"command": f"python {home}/train.py --out {{output}}", "data": None},
+            "alpha": [0.5, 1.0],
+        }
+        warnings = (f"{home}/models/a and {tmp_path}/run/round-02 differ",)
+        known = replace(report(), run=tmp_path / "run", recipe=recipe, warnings=warnings)
+        write_page(known, tmp_path / "report.html", home=tmp_path)
+        page = Page(tmp_path / "report.html")
+        assert str(home) not in page.text
+        assert str(tmp_path) not in page.text
+        for said in ("- …/a\n- b\n", "python …/train.py", "…/models/a and round-02 differ"):
+            assert said in page.text
+
+
+def test_cells_say_what_they_are_where_a_row_is_a_block(tmp_path: Path) -> None:
+    write_page(report(), tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    cells = [attributes.get("data-column") for tag, attributes in page.tags if tag == "td"]
+    assert [cell for cell in cells if cell] == ["base alone", "base alone", "graft"]
+
+
+def test_a_legend_has_every_curve(tmp_path: Path) -> None:
+    write_page(report(), tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    for name in ("base alone", "graft", "2: graft, tuned"):
+        assert name in text
+
+
+def test_rows_are_flat_and_have_every_key() -> None:
+    known = report()
+    known.rounds[1].scores["tuned"] = [{**row("m", 0.4, None, True), "delta": 0.1}]
+    found = known.as_json()["rows"]
+    keys = ["round", "base", "stage", "alpha", "task", "metric", "filter", "value", "stderr", "n"]
+    assert all(list(each) == keys for each in found)
+    assert [(each["round"], each["stage"], each["alpha"], each["value"]) for each in found] == [
+        (1, "base", None, 0.25),
+        (2, "base", None, 0.5),
+        (2, "graft", 0.8, 0.75),
+        (2, "tuned", 0.8, 0.4),
+    ]
+    assert json.loads(json.dumps(found)) == found

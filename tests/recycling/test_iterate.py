@@ -146,6 +146,18 @@ class TestScores:
         assert second["scores"]["graft"][0]["baseline"] == "base"
         assert second["scores"]["graft"][0]["n"] == EVAL["limit"]
         assert found["measures"] == [["pig_latin", "exact_match", "none"]]
+        assert [(row["round"], row["stage"], row["alpha"]) for row in found["rows"]] == [
+            *((1, "base", None), (1, "tuned", None)),
+            *((2, "base", None), (2, "graft", 1.2), (2, "tuned", 1.2), (2, "direct", None)),
+        ]
+        graft = second["scores"]["graft"][0]
+        assert found["rows"][3] == {
+            "round": 2,
+            "base": "target",
+            "stage": "graft",
+            "alpha": 1.2,
+            **{key: graft[key] for key in ("task", "metric", "filter", "value", "stderr", "n")},
+        }
 
     def test_the_graft_has_the_alpha_that_scored_best(
         self, scored: Path, shared_home: Path, tmp_path: Path
@@ -168,6 +180,15 @@ class TestScores:
             "all rounds were done already",
             f"the whole story is in {scored / 'report.html'}",
         ]
+
+
+def test_the_stages_are_told_of_in_order(home: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    opened: list[Path] = []
+    recipe = write_recipe(home, bases=["base", "target"])
+    iterate(recipe, tmp_path / "run", stage=stages.append, opened=opened.append)
+    assert stages == ["round 1/2, subtracting", "round 2/2, grafting"]
+    assert opened == [tmp_path / "run"]
 
 
 class TestAgain:

@@ -1,0 +1,139 @@
+"""The curves of a chain, drawn by plotly; their legends are the page's own, which wrap."""
+
+from __future__ import annotations
+
+import colorsys
+from typing import TYPE_CHECKING
+
+from diffxfer.recycling.chain_report import COLUMNS
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from diffxfer.recycling.chain_report import ChainReport, Measure, Round
+
+# Colours that the colour-blind tell apart (after Okabe and Ito 2008), one for each column, that
+# stand out from white and from black.
+_COLOURS = {"base": "#8A8A8A", "graft": "#D98E00", "tuned": "#2B85C7", "direct": "#009E73"}
+NAMES = {
+    "base": "base alone",
+    "graft": "graft",
+    "tuned": "graft, tuned",
+    "direct": "base, tuned plainly",
+}
+
+# No button that sends anything anywhere.
+_CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+}
+_MANY = 8
+"""More curves than this are named one at a time where the pointer is, or the names hide them."""
+
+Legend = list[tuple[str, str, bool]]
+"""Of each curve its name, its colour, and whether it is dotted."""
+
+
+def scores_figure(report: ChainReport, measure: Measure) -> Figure:
+    """Rounds against score, a curve for each column, with standard errors.
+
+    Args:
+        report: the chain.
+        measure: which task, metric and filter.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    figure = Figure()
+    for column in COLUMNS:
+        found = [(each, each.row(column, measure)) for each in report.rounds]
+        there = [(each, row) for each, row in found if row is not None]
+        if there:
+            figure.add_trace(
+                Scatter(
+                    x=[each.number for each, _ in there],
+                    y=[row["value"] for _, row in there],
+                    error_y={"type": "data", "array": [row["stderr"] or 0 for _, row in there]},
+                    mode="lines+markers",
+                    name=NAMES[column],
+                    line={"color": _COLOURS[column]},
+                )
+            )
+    figure.update_xaxes(dtick=1, title="round")
+    return _styled(figure)
+
+
+def losses_figure(report: ChainReport) -> Figure | None:
+    """Training steps against loss, a curve for each round and model; None without training.
+
+    Args:
+        report: the chain.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    figure = Figure()
+    for place, each in enumerate(report.rounds):
+        colour = _shade(place / max(1, len(report.rounds) - 1))
+        for name, log in each.losses.items():
+            if log:
+                figure.add_trace(
+                    Scatter(
+                        x=[entry["step"] for entry in log],
+                        y=[entry["loss"] for entry in log],
+                        mode="lines",
+                        name=f"{each.number}: {_trained(name, each)}",
+                        line={"color": colour, "dash": "dot" if name == "direct" else "solid"},
+                    )
+                )
+    if not figure.data:
+        return None
+    figure.update_xaxes(title="step")
+    return _styled(figure)
+
+
+def _shade(share: float) -> str:
+    """From blue by way of violet to orange, as light as stands out from white and from black."""
+    hue = (0.58 + 0.49 * share) % 1
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.55, 0.65))
+    return f"#{red:02X}{green:02X}{blue:02X}"
+
+
+def _trained(name: str, each: Round) -> str:
+    plainly = name == "direct" or each.alpha is None
+    return NAMES["direct" if plainly else "tuned"]
+
+
+def _styled(figure: Figure) -> Figure:
+    figure.update_layout(
+        template="plotly_white",
+        height=360,
+        margin={"t": 32, "r": 10, "l": 45, "b": 45},
+        hovermode="x unified" if len(figure.data) <= _MANY else "closest",
+        showlegend=False,
+    )
+    return figure
+
+
+def legend_of(figure: Figure) -> Legend:
+    """What the curves of a figure mean.
+
+    Args:
+        figure: one of the two above.
+    """
+    return [(line.name, line.line.color, line.line.dash == "dot") for line in figure.data]
+
+
+def as_html(figure: Figure, *, first: bool) -> str:
+    """A figure as HTML.
+
+    Args:
+        figure: one of the two above.
+        first: whether to bring the code that draws them all.
+    """
+    return str(
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs="inline" if first else False,
+            config=_CONFIG,
+        )
+    )
