@@ -17,6 +17,7 @@ from diffxfer.diffs.kinship import kinship_of_diff
 from diffxfer.diffs.matching.match import Fate
 from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.diffs.shards import parse_size
+from diffxfer.diffs.soundness.check import check_roles
 from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, open_roles
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -110,6 +111,7 @@ def extract_diff(
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
     opened = tuple(open_roles({"finetuned": finetuned, "base": base}).values())
     refuse_unsafe_output(out, every_input(*opened), overwrite=overwrite)
+    odd = check_roles(*opened, graft=False)
     selection.refuse_unused(opened[0].tensors.keys() | opened[1].tensors.keys())
     source = from_checkpoints(opened[0], opened[1], selection, lambda name: name, vocab)
     if not source.match.differences and not source.match.problems:
@@ -143,6 +145,7 @@ def extract_diff(
         left_out=companions.left_out,
         warnings=[
             *warn_of_one_model(opened[0], opened[1]),
+            *odd,
             *kinship.warnings,
             *source.vocabulary.warnings,
             *companions.warnings,

@@ -24,6 +24,7 @@ from diffxfer.diffs.job import Job, do
 from diffxfer.diffs.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.diffs.matching.ties import find_head
+from diffxfer.diffs.soundness.check import check_diff, check_result, check_roles
 from diffxfer.diffs.source import Source, from_checkpoints, from_diff, open_roles, source_entry
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -111,10 +112,12 @@ def apply_diff(
     refuse_diff(places[1].folder, "target")
     manifest = require_diff(places[0].folder)
     opened = open_checkpoint(places[1], "target")
+    warnings = check_roles(opened, graft=True)
     source = from_diff(places[0], manifest)
+    check_diff(source.behaviour, {d.name: d.sources[0] for d in source.match.differences})
     inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
     refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
-    return _graft(source, opened, out, options, (places[0].folder, manifest))
+    return _graft(source, opened, out, options, (places[0].folder, manifest), warnings)
 
 
 def transfer(
@@ -189,6 +192,7 @@ def transfer(
     opened = open_roles({"finetuned": finetuned, "base": base, "target": target})
     refuse_unsafe_output(out, every_input(*opened.values()), overwrite=overwrite)
     warnings = warn_of_one_model(opened["finetuned"], opened["base"], opened["target"])
+    warnings += check_roles(*opened.values(), graft=True)
     labels = _labels(opened)
     source = from_checkpoints(
         opened["finetuned"],
@@ -241,6 +245,7 @@ def _graft(
     compared = [compare(*pair) for pair in source.match.integers]
     tasks = [*compared, *kinship.tasks, *with_tied_head(tasks, target, head)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
+    said += check_result(companions.files, tasks)
     job = Job(
         verb=source.operation.value,
         out=out,

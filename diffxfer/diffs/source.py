@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -19,9 +19,9 @@ from diffxfer.diffs.matching.match import BaseMatch, Difference, Side, match_bas
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.selection import Selection
 from diffxfer.diffs.matching.ties import HeadState, find_head, with_head, without_tied_head
+from diffxfer.diffs.soundness.idle import stored_tokenizer_in_use, tokenizers_in_use
 from diffxfer.diffs.vocab.relate import Vocabulary, relate_to_base
 from diffxfer.diffs.vocab.tensors import refuse_ambiguous, sort_tensors, vocabulary_tensors
-from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import ArtifactError
 from diffxfer.streaming.plan import Operation
 
@@ -125,9 +125,10 @@ def from_checkpoints(
 
     sides = side(finetuned), side(base)
     match = match_base(*sides, selection, label)
+    ours, theirs, left_out = tokenizers_in_use(finetuned, base)
     vocabulary = relate_to_base(
-        read_tokenizer(finetuned.folder),
-        read_tokenizer(base.folder),
+        ours,
+        theirs,
         vocab,
         same_rows=all(d.sources[0].shape == d.sources[1].shape for d in match.differences),
         rows=_rows_gained(match),
@@ -142,7 +143,7 @@ def from_checkpoints(
         match,
         {role: head.state for role, head in heads.items()},
         _shared_head(finetuned, base, heads),
-        vocabulary,
+        replace(vocabulary, warnings=(*left_out, *vocabulary.warnings)),
         finetuned.folder,
         (*finetuned.weights.shards, *base.weights.shards),
         {c.role: source_entry(c.weights) for c in (finetuned, base)},
@@ -207,7 +208,7 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
         match,
         heads,
         shared and Difference(HEAD, shared.sources, shared.vocabulary),
-        _stored_vocabulary(folder, behaviour, manifest),
+        _stored_vocabulary(folder, weights.tensors, manifest),
         behaviour,
         weights.shards,
         {"diff vector": source_entry(weights, manifest.sources)},
@@ -269,8 +270,10 @@ def refuse_incomplete(
             raise ArtifactError(path, problem, "make or download it all again")
 
 
-def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Vocabulary:
-    tokenizer = read_tokenizer(behaviour)
+def _stored_vocabulary(
+    folder: Path, tensors: Mapping[str, TensorSpec], manifest: Manifest
+) -> Vocabulary:
+    tokenizer, idle, left_out = stored_tokenizer_in_use(folder / COMPANIONS, tensors)
     tokens = manifest.tokens
     if tokens is None:
         return Vocabulary(None, {}, {}, None, "")
@@ -281,7 +284,9 @@ def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Voc
             f"has another tokenizer in {COMPANIONS}/ than it was extracted with",
             "make or download it again",
         )
-    return Vocabulary(tokenizer, tokens.added, tokens.renamed, None, tokens.base)
+    # Older diff vectors list tokens as added that have no row.
+    added = {i: token for i, token in tokens.added.items() if i not in idle}
+    return Vocabulary(tokenizer, added, tokens.renamed, None, tokens.base, left_out)
 
 
 def source_entry(
