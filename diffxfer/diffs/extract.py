@@ -111,11 +111,11 @@ def extract_diff(
     selection = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
     opened = tuple(open_roles({"finetuned": finetuned, "base": base}).values())
     refuse_unsafe_output(out, every_input(*opened), overwrite=overwrite)
-    odd = check_roles(*opened, graft=False)
     selection.refuse_unused(opened[0].tensors.keys() | opened[1].tensors.keys())
     source = from_checkpoints(opened[0], opened[1], selection, lambda name: name, vocab)
     if not source.match.differences and not source.match.problems:
         raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
+    odd = [] if source.match.problems else check_roles(*opened, graft=False)
     kinship = kinship_of_diff(
         () if source.match.problems else source.match.differences, allow_unrelated=allow_unrelated
     )

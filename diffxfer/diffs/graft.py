@@ -112,12 +112,11 @@ def apply_diff(
     refuse_diff(places[1].folder, "target")
     manifest = require_diff(places[0].folder)
     opened = open_checkpoint(places[1], "target")
-    warnings = check_roles(opened, graft=True)
     source = from_diff(places[0], manifest)
     check_diff(source.behaviour, {d.name: d.sources[0] for d in source.match.differences})
     inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
     refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
-    return _graft(source, opened, out, options, (places[0].folder, manifest), warnings)
+    return _graft(source, (opened,), out, options, (places[0].folder, manifest))
 
 
 def transfer(
@@ -192,7 +191,6 @@ def transfer(
     opened = open_roles({"finetuned": finetuned, "base": base, "target": target})
     refuse_unsafe_output(out, every_input(*opened.values()), overwrite=overwrite)
     warnings = warn_of_one_model(opened["finetuned"], opened["base"], opened["target"])
-    warnings += check_roles(*opened.values(), graft=True)
     labels = _labels(opened)
     source = from_checkpoints(
         opened["finetuned"],
@@ -201,7 +199,7 @@ def transfer(
         lambda name: labels.get(name, name),
         vocab,
     )
-    return _graft(source, opened["target"], out, options, None, warnings)
+    return _graft(source, tuple(opened.values()), out, options, None, warnings)
 
 
 def _labels(opened: Mapping[str, Checkpoint]) -> dict[str, str]:
@@ -216,13 +214,14 @@ def _labels(opened: Mapping[str, Checkpoint]) -> dict[str, str]:
 
 def _graft(
     source: Source,
-    target: Checkpoint,
+    roles: Sequence[Checkpoint],
     out: Path,
     options: GraftOptions,
     diff: tuple[Path, Manifest] | None,
     warnings: Sequence[str] = (),
 ) -> Report:
-    """What `apply_diff` and `transfer` have in common."""
+    """What `apply_diff` and `transfer` have in common; the last of the roles is the target."""
+    target = roles[-1]
     selection = options.selection
     selection.refuse_unused(names_to_choose(source, target))
     head = find_head(target.tensors, target.config)
@@ -238,6 +237,7 @@ def _graft(
     tasks: list[TensorTask] = []
     vocab_size: int | None = None
     if not problems:
+        warnings += check_roles(*roles, graft=True)
         tasks, vocab_size = graft_tasks(source, match, pairing, selection, options.dtype, side)
     scaled = () if problems else match.scaled(selection)
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)

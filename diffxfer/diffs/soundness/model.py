@@ -147,7 +147,10 @@ def find_embedding(tensors: Mapping[str, Shaped], config: Mapping[str, Any]) -> 
         tensors: the model's.
         config: its ``config.json``.
     """
-    flat = {name: spec.shape for name, spec in tensors.items() if len(spec.shape) == 2}
+    # Without elements there are no rows, whatever their number: a header may state any.
+    flat = {
+        n: spec.shape for n, spec in tensors.items() if len(spec.shape) == 2 and all(spec.shape)
+    }
     known = {n: shape for n, shape in flat.items() if is_known_vocabulary(n) and not is_head(n)}
     # Gemma 3n's second one has less padding.
     found = {n: shape for n, shape in known.items() if not is_layer_embedding(n)} or known

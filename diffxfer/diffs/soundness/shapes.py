@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.header import FLOATS
-from diffxfer.diffs.matching.names import is_known_vocabulary
+from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
 from diffxfer.diffs.soundness.finding import Finding
 from diffxfer.diffs.soundness.model import numbers
 
@@ -45,6 +45,8 @@ def shape_findings(model: Model) -> Iterator[Finding]:
     Args:
         model: a whole model.
     """
+    if not any(map(is_in_block, model.tensors)):
+        return  # without a layer it is no whole model, and its config may speak of another part
     severity: Severity = "warning" if has_code(model.config) else "error"
     yield from _vocabulary(model, severity)
     yield from _width(model, severity)
@@ -91,8 +93,8 @@ def _width(model: Model, severity: Severity) -> Iterator[Finding]:
         return
     stated = model.text[key]
     own = any(_OWN_WIDTH.search(k) and v == embedding.width for k, v in model.text.items())
-    norms = (spec.shape for name, spec in model.tensors.items() if re.search("norm|ln", name, re.I))
-    if stated == embedding.width or own or (stated,) in norms:
+    norms = {s.shape for name, s in model.tensors.items() if re.search("norm|ln", name, re.I)}
+    if stated == embedding.width or own or not norms or (stated,) in norms:
         return
     yield Finding(
         severity,

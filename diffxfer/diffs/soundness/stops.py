@@ -130,10 +130,12 @@ def _ends(model: Model) -> dict[int, str]:
     tokenizer = model.tokenizer
     assert tokenizer is not None
     found: dict[int, str] = {}
+    # Where a token has no row, that is the error.
+    rows = len(tokenizer.tokens) if model.embedding is None else model.embedding.rows
     for file, text in model.templates:
         for i in sorted(tokenizer.special):
             token = tokenizer.tokens[i] or ""
-            if _is_end(token) and token in text:
+            if i < rows and _is_end(token) and token in text:
                 found.setdefault(i, file)
         if re.search(r"\beos_token\b", text):
             found |= {i: file for i in _eos_ids(model) if i not in found}

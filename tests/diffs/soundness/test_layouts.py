@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import transformers as hf
-from tests.families import fast_tokenizer, llama, save_model, save_tokenizer
 
 from diffxfer import inspect_checkpoint
 from diffxfer.checkpoints.beside import Beside
 from diffxfer.diffs.soundness.check import find_contradictions
 from diffxfer.diffs.soundness.model import read_model
+from tests.families import fast_tokenizer, llama, save_model, save_tokenizer
 
 SIZES = {
     "hidden_size": 16,
