@@ -61,6 +61,12 @@ def print_inspection(found: Inspection, *, out: Console | None = None) -> None:
         if len(found.groups) > _GROUPS:
             more = len(found.groups) - _GROUPS
             out.print(Text(f"and {more} more such groups; --json lists them all", "dim"))
+    if found.findings:
+        out.print()
+        out.print(Text("what its files say against each other", "bold"))
+    for finding in found.findings:
+        line = f"{finding.severity}: {finding}"
+        out.print(Text(printable(line), "red" if finding.severity == "error" else ""))
     print_warnings(found.warnings)
 
 

@@ -20,6 +20,7 @@ from diffxfer.diffs.matching.rename import names_command, parse_renames
 from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.diffs.shards import parse_size
+from diffxfer.diffs.soundness.check import check_roles
 from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, read_roles
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -127,6 +128,7 @@ def extract_diff(
     source = from_checkpoints(roles[0], roles[1], selection, lambda name: name, vocab, added)
     if not source.match.differences and not source.match.problems:
         raise MatchError((), "no tensor is left to extract", "check --include and --exclude")
+    odd = [] if source.match.problems else check_roles(*opened, graft=False)
     kinship = kinship_of_diff(
         () if source.match.problems else source.match.differences, allow_unrelated=allow_unrelated
     )
@@ -157,6 +159,7 @@ def extract_diff(
         left_out=companions.left_out,
         warnings=[
             *warn_of_one_model(opened[0], opened[1]),
+            *odd,
             *kinship.warnings,
             *source.vocabulary.warnings,
             *companions.warnings,

@@ -28,6 +28,7 @@ from diffxfer.diffs.job import Job, do
 from diffxfer.diffs.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import notes_of_names, read_role, shapes_of
+from diffxfer.diffs.soundness.check import check_diff, check_result, check_roles
 from diffxfer.diffs.source import Source, from_checkpoints, read_roles, source_entry
 from diffxfer.diffs.stored_source import from_diff
 from diffxfer.diffs.vocab.relate import relate_to_target
@@ -124,10 +125,11 @@ def apply_diff(
     opened = open_checkpoint(places[1], "target")
     role = read_role(opened, options.renames)
     source = from_diff(places[0], manifest)
+    check_diff(source.behaviour, {d.name: d.sources[0] for d in source.match.differences})
     inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
     refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
     labels = label_source(source, role.checkpoint)
-    return _graft(source, role, out, options, labels, (places[0].folder, manifest))
+    return _graft(source, (role,), out, options, labels, (places[0].folder, manifest))
 
 
 def transfer(
@@ -216,9 +218,8 @@ def transfer(
         vocab,
         added,
     )
-    notes = notes_of_names(list(roles.values()))
     warnings = warn_of_one_model(*opened)
-    return _graft(source, roles["target"], out, options, labels, None, warnings, notes)
+    return _graft(source, tuple(roles.values()), out, options, labels, None, warnings)
 
 
 def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
@@ -233,15 +234,15 @@ def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
 
 def _graft(
     source: Source,
-    role: Role,
+    roles: Sequence[Role],
     out: Path,
     options: GraftOptions,
     labels: Mapping[str, str],
     diff: tuple[Path, Manifest] | None,
     warnings: Sequence[str] = (),
-    notes: Sequence[str] = (),
 ) -> Report:
-    """What `apply_diff` and `transfer` have in common."""
+    """What `apply_diff` and `transfer` have in common; the last of the roles is the target."""
+    role = roles[-1]
     selection, target = options.selection, role.checkpoint
     selection.refuse_unused(names_to_choose(source, role, labels))
     if diff is not None:
@@ -260,6 +261,7 @@ def _graft(
     tasks: list[TensorTask] = []
     vocab_size: int | None = None
     if not problems:
+        warnings += check_roles(*(r.checkpoint for r in roles), graft=True)
         tasks, vocab_size = graft_tasks(source, match, pairing, selection, options.dtype, side)
     scaled = () if problems else match.scaled(selection)
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
@@ -268,6 +270,7 @@ def _graft(
     output = Output(role, head, match, source.match.added)
     tasks = [*compared, *kinship.tasks, *whole_model(tasks, output)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
+    said += check_result(companions.files, tasks)
     job = Job(
         verb=source.operation.value,
         out=out,
@@ -285,7 +288,7 @@ def _graft(
         dropped_tokens=pairing.dropped if pairing else (),
         left_out=companions.left_out,
         warnings=said,
-        notes=list(notes),
+        notes=notes_of_names(roles),
         began=options.began,
         relations=kinship.relations,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.hub.names import cached_id
@@ -18,9 +18,9 @@ from diffxfer.diffs.matching.role import Role, read_role
 from diffxfer.diffs.matching.selection import Selection
 from diffxfer.diffs.matching.ties import Head, HeadState, find_head, with_head, without_tied_head
 from diffxfer.diffs.matching.with_base import match_base
+from diffxfer.diffs.soundness.idle import tokenizers_in_use
 from diffxfer.diffs.vocab.relate import Vocabulary, relate_to_base
 from diffxfer.diffs.vocab.tensors import refuse_ambiguous, sort_tensors
-from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
@@ -131,9 +131,10 @@ def from_checkpoints(
     heads = _heads(*roles, added)
     sides = _sides(*roles, heads)
     match = match_base(*sides, selection, label, added)
+    ours, theirs, left_out = tokenizers_in_use(*roles)
     vocabulary = relate_to_base(
-        read_tokenizer(roles[0].folder),
-        read_tokenizer(roles[1].folder),
+        ours,
+        theirs,
         vocab,
         same_rows=all(d.sources[0].shape == d.sources[1].shape for d in match.differences),
         rows=_rows_gained(match),
@@ -148,7 +149,7 @@ def from_checkpoints(
         match,
         {role: head.state for role, head in heads.items()},
         _shared_head(*roles, heads),
-        vocabulary,
+        replace(vocabulary, warnings=(*left_out, *vocabulary.warnings)),
         roles[0].folder,
         (*roles[0].weights.shards, *roles[1].weights.shards),
         {c.role: source_entry(c.weights) for c in roles},

@@ -14,10 +14,10 @@ from diffxfer.diffs.matching.buffers import is_buffer
 from diffxfer.diffs.matching.match import BaseMatch, Difference
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.ties import HeadState
+from diffxfer.diffs.soundness.idle import stored_tokenizer_in_use
 from diffxfer.diffs.source import COMPANIONS, HEAD, Source, is_shared, source_entry
 from diffxfer.diffs.vocab.relate import Vocabulary
 from diffxfer.diffs.vocab.tensors import vocabulary_tensors
-from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import ArtifactError
 from diffxfer.streaming.plan import Operation
 
@@ -64,7 +64,7 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
         match,
         heads,
         shared and Difference(HEAD, shared.sources, shared.vocabulary),
-        _stored_vocabulary(folder, behaviour, manifest),
+        _stored_vocabulary(folder, tensors, manifest),
         behaviour,
         weights.shards,
         {"diff vector": source_entry(weights, manifest.sources)},
@@ -145,8 +145,10 @@ def refuse_incomplete(
             raise ArtifactError(path, problem, "make or download it all again")
 
 
-def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Vocabulary:
-    tokenizer = read_tokenizer(behaviour)
+def _stored_vocabulary(
+    folder: Path, tensors: Mapping[str, TensorSpec], manifest: Manifest
+) -> Vocabulary:
+    tokenizer, idle, left_out = stored_tokenizer_in_use(folder / COMPANIONS, tensors)
     tokens = manifest.tokens
     if tokens is None:
         return Vocabulary(None, {}, {}, None, "")
@@ -157,4 +159,6 @@ def _stored_vocabulary(folder: Path, behaviour: Path, manifest: Manifest) -> Voc
             f"has another tokenizer in {COMPANIONS}/ than it was extracted with",
             "make or download it again",
         )
-    return Vocabulary(tokenizer, tokens.added, tokens.renamed, None, tokens.base)
+    # Older diff vectors list tokens as added that have no row.
+    added = {i: token for i, token in tokens.added.items() if i not in idle}
+    return Vocabulary(tokenizer, added, tokens.renamed, None, tokens.base, left_out)

@@ -16,6 +16,7 @@ from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
 from diffxfer.diffs.matching.names import pattern
 from diffxfer.diffs.report import listed
+from diffxfer.diffs.soundness.check import inspect_files
 from diffxfer.errors import QuantizedError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.soundness.finding import Finding
 
 _COMPANIONS = "companions"
 
@@ -73,6 +75,7 @@ class Inspection:
         norms: of a diff vector, how large it is in all.
         cells: of a diff vector, how large it is by layer and kind of module.
         warnings: one line each.
+        findings: where its files contradict each other.
     """
 
     path: Path
@@ -96,6 +99,7 @@ class Inspection:
     norms: Measure | None
     cells: tuple[Cell, ...]
     warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
@@ -107,6 +111,7 @@ class Inspection:
             "sources": {role: entry.model_dump() for role, entry in self.sources.items()},
             "norms": self.norms and self.norms.as_json(),
             "cells": [cell.as_json() for cell in self.cells],
+            "findings": [asdict(finding) for finding in self.findings],
         }
 
 
@@ -158,6 +163,9 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         norms=total(measured.values()) if is_diff else None,
         cells=cells((where[name], measure) for name, measure in measured.items()),
         warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
+        findings=inspect_files(
+            folder / _COMPANIONS if is_diff else folder, specs, whole=not is_diff
+        ),
     )
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
-from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.json_read import parse_object
 from diffxfer.errors import CompanionError
 
@@ -65,19 +64,19 @@ def fingerprint_tokens(tokens: Iterable[str | None]) -> str:
 _cache: dict[tuple[str, str], TokenTable] = {}
 
 
-def read_table(path: Path) -> TokenTable:
+def read_table(path: Path, raw: bytes) -> TokenTable:
     """The table in a file, shared by every file with the same bytes: the roles' often agree.
 
     Args:
         path: a ``tokenizer.json``, a ``vocab.json``, or a SentencePiece or tiktoken file.
+        raw: its bytes.
 
     Returns:
         Its tokens, without those of files beside it.
 
     Raises:
-        CompanionError: the file is unreadable or means nothing.
+        CompanionError: the file means nothing.
     """
-    raw = read_bytes(path)
     kind = path.name
     if kind not in ("tokenizer.json", "vocab.json"):
         kind = "tiktoken" if _TIKTOKEN.match(raw) or ".tiktoken" in kind else "sentencepiece"

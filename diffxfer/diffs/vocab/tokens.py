@@ -9,12 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import (
-    companion_path,
-    more_templates,
-    read_bytes,
-    read_object,
-)
+from diffxfer.checkpoints.beside import Beside
 from diffxfer.diffs.vocab.token_files import (
     REMEDY,
     AddedToken,
@@ -33,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _DECISIVE = ("bos", "eos", "pad")
 
 
@@ -85,7 +80,7 @@ class Tokenizer:
         return bool(self.use(token_id))
 
 
-def read_tokenizer(folder: Path) -> Tokenizer | None:
+def read_tokenizer(where: Path | Beside) -> Tokenizer | None:
     """Read the tokenizer of a checkpoint.
 
     ``tokenizer.json`` comes first, then ``vocab.json``, then ``tokenizer.model`` (SentencePiece
@@ -94,7 +89,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     bytes are parsed once.
 
     Args:
-        folder: the checkpoint.
+        where: the checkpoint's folder, or its companions.
 
     Returns:
         The tokenizer, or None if there is none of these files.
@@ -102,42 +97,47 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     Raises:
         CompanionError: a file of it is unsafe, unreadable, or means nothing.
     """
-    path = _table_file(folder)
-    if path is None:
+    files = where if isinstance(where, Beside) else Beside(where)
+    found = table_file(files)
+    if found is None:
         return None
-    config_path, config = _optional(folder, "tokenizer_config.json")
-    table = _overlay(read_table(path), _later_tokens(folder, config_path, config), path)
+    name, raw = found
+    path = files.where(name)
+    table = _overlay(read_table(path, raw), _later_tokens(files), path)
     tokens, special, kind, fingerprint = table
     return Tokenizer(
         tokens=tokens,
         special=special,
-        chat_templates=_chat_templates(folder, config_path, config),
-        named=_named(folder, tokens),
+        chat_templates="\n".join(text for _, text in read_templates(files)),
+        named=_named(files, tokens),
         format=kind,
         fingerprint=fingerprint,
     )
 
 
-def _table_file(folder: Path) -> Path | None:
+def table_file(files: Beside) -> tuple[str, bytes] | None:
+    """The name and the bytes of the file that lists the vocabulary, None if there is none.
+
+    Raises:
+        CompanionError: it is unsafe or unreadable.
+    """
     names = ["tokenizer.json", "vocab.json", "tokenizer.model"]
-    names += [*sorted(path.name for path in folder.glob("*.tiktoken")), "tiktoken.model"]
-    paths = (companion_path(folder, name) for name in names)
-    return next((path for path in paths if path is not None), None)
+    contents = (
+        (name, files.read(name))
+        for name in (*names, *files.matching("*.tiktoken"), "tiktoken.model")
+    )
+    return next(((name, raw) for name, raw in contents if raw is not None), None)
 
 
-def _optional(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
-    path = companion_path(folder, name)
-    return folder / name, {} if path is None else read_object(path)
-
-
-def _later_tokens(folder: Path, config_path: Path, config: Mapping[str, Any]) -> list[AddedToken]:
+def _later_tokens(files: Beside) -> list[AddedToken]:
     """What ``added_tokens.json`` and ``added_tokens_decoder`` say, by id."""
-    path, listed = _optional(folder, "added_tokens.json")
+    listed, path = files.document("added_tokens.json"), files.where("added_tokens.json")
     found = [AddedToken(i, token, False) for i, token in tokens_by_id(listed, path).items()]
-    decoder = config.get("added_tokens_decoder") or {}
+    where = files.where("tokenizer_config.json")
+    decoder = files.document("tokenizer_config.json").get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise malformed(config_path, "added_tokens_decoder", "an object", decoder)
-    found += [read_added(entry, config_path, key) for key, entry in decoder.items()]
+        raise malformed(where, "added_tokens_decoder", "an object", decoder)
+    found += [read_added(entry, where, key) for key, entry in decoder.items()]
     return sorted(found, key=lambda added: added.token_id)
 
 
@@ -169,45 +169,59 @@ def _overlay(table: TokenTable, later: list[AddedToken], where: Path) -> TokenTa
     return table._replace(special=frozenset(special))
 
 
-def _chat_templates(folder: Path, config_path: Path, config: Mapping[str, Any]) -> str:
+def read_templates(files: Beside) -> list[tuple[str, str]]:
+    """The chat templates that there are, in any form: the file that has one, and its text.
+
+    Raises:
+        CompanionError: one is unsafe, unreadable or no text.
+    """
     names = ["chat_template.jinja"]
-    names += [name for name in more_templates(folder) if name.endswith(".jinja")]
-    texts = [_text(path) for path in (companion_path(folder, name) for name in names) if path]
-    path, document = _optional(folder, "chat_template.json")
-    for where, source in ((path, document), (config_path, config)):
-        templates = source.get("chat_template")
+    names += [name for name in files.more_templates() if name.endswith(".jinja")]
+    contents = ((name, files.read(name)) for name in names)
+    texts = [(name, _text(raw, files.where(name))) for name, raw in contents if raw is not None]
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        templates = files.document(name).get("chat_template")
         for template in templates if isinstance(templates, list) else [templates]:
             text = template.get("template") if isinstance(template, dict) else template
             if not isinstance(text, str | None):
-                raise malformed(where, "chat_template", "text", text)
-            texts.append(text or "")
-    return "\n".join(text for text in texts if text)
+                raise malformed(files.where(name), "chat_template", "text", text)
+            texts.append((name, text or ""))
+    return [(name, text) for name, text in texts if text]
 
 
-def _text(path: Path) -> str:
+def _text(raw: bytes, path: Path) -> str:
     try:
-        return read_bytes(path).decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise CompanionError(path, "is not UTF-8 text", REMEDY) from exc
 
 
-def _named(folder: Path, tokens: tuple[str | None, ...]) -> dict[str, tuple[int, ...]]:
+def _named(files: Beside, tokens: tuple[str | None, ...]) -> dict[str, tuple[int, ...]]:
     """Ids by role, in the order in which they are met: the tokenizer's own, then the configs'."""
     named: dict[str, dict[int, None]] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        for role, token in _role_strings(*_optional(folder, name)):
+        for role, token in role_strings(files.where(name), files.document(name)):
             if token in tokens:
                 named.setdefault(role, {})[tokens.index(token)] = None
     for name in ("config.json", "generation_config.json"):
-        for role, token_id in _role_ids(*_optional(folder, name)):
+        for role, token_id in _role_ids(files.where(name), files.document(name)):
             # Some configs say -1 for none, and some name an id that their tokenizer lacks.
             if 0 <= token_id < len(tokens) and tokens[token_id] is not None:
                 named.setdefault(role, {})[token_id] = None
     return {role: tuple(found) for role, found in named.items()}
 
 
-def _role_strings(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for role in _NAMES:
+def role_strings(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The roles that a tokenizer's file gives to tokens, such as ``("eos", "</s>")``.
+
+    Args:
+        where: the file.
+        document: its object.
+
+    Raises:
+        CompanionError: one is given to what is no token.
+    """
+    for role in NAMES:
         value = document.get(f"{role}_token")
         token = value.get("content") if isinstance(value, dict) else value
         if isinstance(token, str):

@@ -1,0 +1,42 @@
+"""A contradiction between the files of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Severity: TypeAlias = Literal["error", "warning"]
+
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A contradiction between the files of a model.
+
+    Attributes:
+        severity: ``"error"`` where the model fails at it, ``"warning"`` where it is only odd.
+        file: the file to mend, by its name in the folder.
+        value: what it says, such as ``"eos_token_id 151643 ('<|endoftext|>')"``.
+        problem: what contradicts that; a sentence together with the value.
+        remedy: what the user can do about it.
+    """
+
+    severity: Severity
+    file: str
+    value: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        said = f"{self.value} {self.problem}".strip()
+        return f"{self.file}: {said}; {self.remedy}"
+
+
+def name_tokens(ids: Sequence[int], tokens: Sequence[str | None]) -> str:
+    """The first few of some tokens with their ids, and how many more there are."""
+    named = ", ".join(f"{str(tokens[i])[:40]!r} (id {i})" for i in ids[:_LISTED])
+    return f"{named} and {len(ids) - _LISTED} more" if len(ids) > _LISTED else named

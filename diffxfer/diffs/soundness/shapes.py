@@ -1,0 +1,188 @@
+"""What a config says of sizes, against the shapes of the tensors.
+
+Many layouts are sound that a simple rule would refuse, so each rule asks for more than one sign:
+Mllama's embedding has eight rows more than its vocabulary, ALBERT's and OPT's are narrower than
+their layers, DeepSeek V3 has a layer more than its config counts. A model that brings code of its
+own may mean anything by its config: what is an error elsewhere is only a warning there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.header import FLOATS
+from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
+from diffxfer.diffs.soundness.finding import Finding
+from diffxfer.diffs.soundness.model import numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from diffxfer.diffs.soundness.finding import Severity
+    from diffxfer.diffs.soundness.model import Model
+
+_CONFIG = "config.json"
+_AGAIN = "or save the model again with save_pretrained"
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+# ALBERT's, OPT's, ELECTRA's and others' embeddings have a width of their own.
+_OWN_WIDTH = re.compile(r"emb\w*_(?:size|dim)$|^(?:emb_dim|d_emb\w*)$")
+_OTHER_SENSES = re.compile(
+    r"vis|image|img|audio|speech|video|siglip|clip|projector|perceiver|resampler|abstractor|merger"
+    r"|talker|token2wav|code2wav|mtp|nextn|medusa|eagle"
+)
+_LAYER = re.compile(r"^(\D*?(?:layers?|blocks?|(?<![^.])h))\.(\d+)\.")
+# Attention of several kinds in one model, each with heads of its own.
+_OWN_HEADS = re.compile(r"linear_|qk_|v_head|global_|swa_|sliding_head|lora|per_layer|gate|query")
+_FEWER = ("num_hidden_groups", "num_loops", "num_recurrences", "share_layers")
+
+
+def shape_findings(model: Model) -> Iterator[Finding]:
+    """Where the config's sizes are not those of the tensors.
+
+    Args:
+        model: a whole model.
+    """
+    if not any(map(is_in_block, model.tensors)):
+        return  # without a layer it is no whole model, and its config may speak of another part
+    severity: Severity = "warning" if has_code(model.config) else "error"
+    yield from _vocabulary(model, severity)
+    yield from _width(model, severity)
+    yield from _layers(model, severity)
+    yield from _heads(model, severity)
+
+
+def has_code(config: Mapping[str, Any]) -> bool:
+    """Whether a model brings code of its own."""
+    return "auto_map" in config
+
+
+def _vocabulary(model: Model, severity: Severity) -> Iterator[Finding]:
+    stated = model.text.get("vocab_size", model.config.get("vocab_size"))
+    rows = {
+        spec.shape[0]: name
+        for name, spec in model.tensors.items()
+        if is_known_vocabulary(name) and len(spec.shape) == 2
+    }
+    if type(stated) is not int or model.embedding is None or not rows:
+        return
+    sizes = set(numbers(model.config, "vocab_size"))
+    multiple = model.text.get("pad_vocab_size_multiple")
+    if type(multiple) is int and multiple > 0:
+        sizes.add(-(-stated // multiple) * multiple)
+    sizes |= {
+        size + more for size in sizes for more in numbers(model.config, "additional_vocab_size")
+    }
+    if sizes & {*rows, model.embedding.rows}:
+        return
+    yield Finding(
+        severity,
+        _CONFIG,
+        f"vocab_size {stated:,}",
+        f"is not the number of tokens that there are weights for: {model.rows}",
+        f"set vocab_size to {model.embedding.rows} there, {_AGAIN}",
+    )
+
+
+def _width(model: Model, severity: Severity) -> Iterator[Finding]:
+    embedding = model.embedding
+    key = next((key for key in _WIDTHS if type(model.text.get(key)) is int), None)
+    if key is None or embedding is None or model.tensors[embedding.name].dtype not in FLOATS:
+        return
+    stated = model.text[key]
+    own = any(_OWN_WIDTH.search(k) and v == embedding.width for k, v in model.text.items())
+    norms = {s.shape for name, s in model.tensors.items() if re.search("norm|ln", name, re.I)}
+    if stated == embedding.width or own or not norms or (stated,) in norms:
+        return
+    yield Finding(
+        severity,
+        _CONFIG,
+        f"{key} {stated:,}",
+        f"is not the width of the weights: {embedding.name} is {embedding.width:,} wide",
+        f"set {key} to {embedding.width} there, {_AGAIN}",
+    )
+
+
+def _layers(model: Model, severity: Severity) -> Iterator[Finding]:
+    key = next((key for key in _LAYERS if type(model.text.get(key)) is int), None)
+    if key is None or _has_two_stacks(model):
+        return
+    stacks: dict[str, int] = defaultdict(int)
+    for name in model.tensors:
+        found = _LAYER.match(name)
+        # Longer numbers are no layers, and slow to read.
+        if found is not None and not _OTHER_SENSES.search(found[1]) and len(found[2]) < 7:
+            stacks[found[1]] = max(stacks[found[1]], int(found[2]) + 1)
+    stated, counts = model.text[key], set(stacks.values())
+    more = sum(numbers(model.text, "nextn_predict_layers"))
+    if not counts or counts & {stated, stated + more}:
+        return
+    most = max(stacks, key=lambda stack: stacks[stack])
+    count = stacks[most]
+    what = f"{key} {stated:,}"
+    if count < stated and not any(fewer in model.text for fewer in _FEWER):
+        problem = f"is more than the weights have: {most} ends with layer {count - 1}"
+        remedy = f"set {key} to {count} there if that is all, or download or save the model again"
+        yield Finding(severity, _CONFIG, what, problem, remedy)
+    elif count > stated and len(stacks) == 1:
+        problem = f"leaves out layers that the weights have: {most} ends with layer {count - 1}"
+        remedy = f"set {key} to {count} there if they are to be used"
+        yield Finding("warning", _CONFIG, what, problem, remedy)
+
+
+def _has_two_stacks(model: Model) -> bool:
+    """Whether it has an encoder and a decoder, whose layers are counted by keys of their own."""
+    parts = (model.config, model.text)
+    return any(part.get("is_encoder_decoder") or "encoder_layers" in part for part in parts)
+
+
+def _heads(model: Model, severity: Severity) -> Iterator[Finding]:
+    """Of attention with a query and a key projection in every layer, all of one shape."""
+    if _has_two_stacks(model) or any(map(_OWN_HEADS.search, model.text)):
+        return
+    for key, projection in (("num_attention_heads", "q_proj"), ("num_key_value_heads", "k_proj")):
+        heads, rows = model.text.get(key), _rows_of(model, projection)
+        if type(heads) is not int or heads < 1 or rows is None:
+            continue
+        size = _head_size(model)
+        # Qwen3-Next's query projection has a gate in it, of the same size.
+        twice = projection == "q_proj" and size is not None and rows == 2 * heads * size
+        if (rows % heads == 0 and size in (None, rows // heads)) or twice:
+            continue
+        of = "" if size is None else f" of {size}"
+        fitting = rows // size if size is not None and rows % size == 0 else None
+        remedy = f"set {key} to {fitting} there" if fitting else "correct it there"
+        yield Finding(
+            severity,
+            _CONFIG,
+            f"{key} {heads:,}",
+            f"does not fit the weights: {rows:,} rows of {projection} are not {heads:,} heads{of}",
+            f"{remedy}, {_AGAIN}",
+        )
+
+
+def _head_size(model: Model) -> int | None:
+    """The size of a head, where it is stated or can only be one; None for any."""
+    stated = model.text.get("head_dim")
+    if type(stated) is int and stated > 0:
+        return stated
+    queries, heads = _rows_of(model, "q_proj"), model.text.get("num_attention_heads")
+    if queries is None or type(heads) is not int or heads < 1 or queries % heads:
+        return None
+    return queries // heads
+
+
+def _rows_of(model: Model, projection: str) -> int | None:
+    """The rows of a projection if they are the same in all layers of the language model."""
+    end = f"self_attn.{projection}.weight"
+    rows = {
+        spec.shape[0]
+        for name, spec in model.tensors.items()
+        if name.endswith(end)
+        and not _OTHER_SENSES.search(name)
+        and len(spec.shape) == 2
+        and spec.dtype in FLOATS
+    }
+    return rows.pop() if len(rows) == 1 else None

@@ -1,0 +1,234 @@
+"""Tokens that the tokenizer has and the embedding has no row for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffxfer.diffs.soundness.finding import Finding, name_tokens
+from diffxfer.diffs.soundness.stops import stop_ids
+from diffxfer.diffs.vocab.token_files import read_added
+from diffxfer.diffs.vocab.tokens import role_strings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from diffxfer.checkpoints.beside import Beside
+    from diffxfer.diffs.soundness.model import Model
+    from diffxfer.diffs.vocab.tokens import Tokenizer
+
+_SPECIALS = ("tokenizer_config.json", "special_tokens_map.json")
+_NAMING = ("tokenizer.json", "added_tokens.json", *_SPECIALS)
+# A model that does not see or hear keeps the placeholders of its family (Gemma 3 1B), and one that
+# does puts other rows in their places.
+_MEDIA = re.compile(r"image|img|vision|video|audio|speech|frame|patch", re.IGNORECASE)
+# Above this share of the tokenizer's tokens it is one of another model.
+_FOREIGN = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A place that names a token.
+
+    Attributes:
+        file: the file.
+        key: the setting, ``"chat_template"`` for a template.
+        fatal: whether the model fails at it if the token has no row.
+    """
+
+    file: str
+    key: str
+    fatal: bool
+
+
+def token_findings(model: Model) -> Iterator[Finding]:
+    """Where the tokenizer has tokens that the embedding has no rows for, and something uses them.
+
+    Args:
+        model: any model; nothing is found without a tokenizer or an embedding.
+    """
+    if model.tokenizer is None or model.embedding is None:
+        return
+    lacking = without_row(model.tokenizer, model.embedding.rows)
+    if not lacking:
+        return
+    uses = _uses(model, lacking)
+    by_use: dict[_Use, list[int]] = {}
+    for i in lacking:
+        for use in uses.get(i, ()):
+            by_use.setdefault(use, []).append(i)
+    for use, ids in by_use.items():
+        yield _used(model, use, ids)
+    if text := _text_tokens(model, lacking, uses):
+        yield _foreign(model, text)
+
+
+def idle_findings(model: Model) -> Iterator[Finding]:
+    """Where the tokenizer has tokens that the embedding has no rows for, and nothing uses them.
+
+    Args:
+        model: any model.
+    """
+    tokens = () if model.tokenizer is None else model.tokenizer.tokens
+    idle = [i for i in idle_tokens(model) if not is_placeholder(tokens[i] or "")]
+    if not idle:
+        return
+    files = [file for file in _NAMING if _names(model.files.read(file), [tokens[i] for i in idle])]
+    it, have = ("it", "has") if len(idle) == 1 else ("them", "have")
+    yield Finding(
+        "warning",
+        model.table,
+        name_tokens(idle, tokens),
+        f"{have} no row in the embedding ({model.rows}); no template, stop list or role names {it}",
+        f"take {it} out of {' and '.join(files or [model.table])}, or "
+        f"{_resize(model, max(idle) + 1)}",
+    )
+
+
+def is_placeholder(token: str) -> bool:
+    """Whether a token stands for what is no text, such as an image."""
+    return _MEDIA.search(token) is not None
+
+
+def without_row(tokenizer: Tokenizer, rows: int) -> list[int]:
+    """The ids, in order, of a tokenizer's tokens that an embedding of so many rows lacks."""
+    tokens = tokenizer.tokens
+    return [i for i in range(rows, len(tokens)) if tokens[i] is not None]
+
+
+def _uses(model: Model, ids: Collection[int]) -> dict[int, list[_Use]]:
+    """What names each of these tokens."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    found: dict[int, list[_Use]] = {}
+    by_token = {tokenizer.tokens[i]: i for i in reversed(list(ids))}
+    for file, text in model.templates:
+        for token, i in by_token.items():
+            # As text, a template has many regular tokens in it.
+            if i in tokenizer.special and token and token in text:
+                fatal = not is_placeholder(token)
+                found.setdefault(i, []).append(_Use(file, "chat_template", fatal))
+    for file, key, i, fatal in (*_roles(model, by_token), *_stops(model, by_token)):
+        told = found.setdefault(i, []) if i in ids else []
+        if all(use.key != key for use in told):
+            told.append(_Use(file, key, fatal))
+    return found
+
+
+def _roles(
+    model: Model, by_token: Mapping[str | None, int]
+) -> Iterator[tuple[str, str, int, bool]]:
+    """Roles that the tokenizer's files give to tokens; only some of them are in every text."""
+    config = model.files.document(_SPECIALS[0])
+    begins = config.get("add_bos_token") is not False
+    for file in _SPECIALS:
+        for role, token in role_strings(model.files.where(file), model.files.document(file)):
+            if token in by_token:
+                fatal = role == "eos" or (role == "bos" and begins)
+                yield file, f"{role}_token", by_token[token], fatal
+
+
+def _stops(
+    model: Model, by_token: Mapping[str | None, int]
+) -> Iterator[tuple[str, str, int, bool]]:
+    """Stop lists, and what a decoder begins with."""
+    stops = stop_ids(model)
+    yield from ((stops.file, "eos_token_id", i, True) for i in stops.ids)
+    file = "generation_config.json"
+    settings = model.files.document(file)
+    for key in ("decoder_start_token_id", "forced_bos_token_id"):
+        if type(settings.get(key)) is int:
+            yield file, key, settings[key], True
+    strings = settings.get("stop_strings")
+    for text in strings if isinstance(strings, list) else [strings]:
+        if isinstance(text, str) and text in by_token:
+            yield file, "stop_strings", by_token[text], False
+
+
+def _used(model: Model, use: _Use, ids: Sequence[int]) -> Finding:
+    assert model.tokenizer is not None
+    assert model.embedding is not None
+    named = name_tokens(ids, model.tokenizer.tokens)
+    it, have = ("it", "has") if len(ids) == 1 else ("them", "have")
+    lacks = f"{have} no row in the embedding ({model.rows})"
+    resize = _resize(model, max(ids) + 1)
+    behaviour = model.owners.behaviour
+    if use.key == "chat_template":
+        return Finding(
+            "error" if use.fatal else "warning",
+            model.table,
+            named,
+            f"{lacks}, and the chat template in {use.file} writes {it}",
+            f"{resize}, or take {it} out of {behaviour} chat template",
+        )
+    fails = ": a padded batch fails" if use.key == "pad_token" else ""
+    return Finding(
+        "error" if use.fatal else "warning",
+        use.file,
+        f"{use.key} {named}",
+        f"{lacks}{fails}",
+        f"{resize}, or set {use.key} {model.owners.place(use.file)} to a token with an id below "
+        f"{model.embedding.rows}",
+    )
+
+
+def _resize(model: Model, rows: int) -> str:
+    """What gives tokens their rows."""
+    return (
+        f"resize {model.owners.embedding} embedding (model.resize_token_embeddings({rows}), then "
+        "save_pretrained)"
+    )
+
+
+def _text_tokens(model: Model, ids: Sequence[int], uses: Mapping[int, Sequence[_Use]]) -> list[int]:
+    """Those that any text may be cut into: they are of the vocabulary, and no added tokens."""
+    assert model.tokenizer is not None
+    rest = [i for i in ids if i not in model.tokenizer.special and i not in uses]
+    if not rest:
+        return []
+    added = _added_ids(model.files)
+    return [i for i in rest if i not in added]
+
+
+def _added_ids(files: Beside) -> set[int]:
+    """The ids of tokens that stand beside the vocabulary."""
+    listed = files.document("tokenizer.json").get("added_tokens")
+    where = files.where("tokenizer.json")
+    found = {read_added(entry, where, None).token_id for entry in listed or ()}
+    found |= set(files.document("added_tokens.json").values())
+    decoder = files.document("tokenizer_config.json").get("added_tokens_decoder") or {}
+    return found | {int(key) for key in decoder}
+
+
+def _foreign(model: Model, ids: Sequence[int]) -> Finding:
+    assert model.tokenizer is not None
+    tokens = model.tokenizer.tokens
+    it, have = ("it", "has") if len(ids) == 1 else ("them", "have")
+    return Finding(
+        "error" if len(ids) > _FOREIGN * len(tokens) else "warning",
+        model.table,
+        name_tokens(ids, tokens),
+        f"{have} no row in the embedding ({model.rows}), and any text may have {it}",
+        "put the tokenizer there that the model was trained with",
+    )
+
+
+def _names(raw: bytes | None, tokens: Sequence[str | None]) -> bool:
+    return raw is not None and any((token or "").encode() in raw for token in tokens)
+
+
+def idle_tokens(model: Model) -> list[int]:
+    """The ids of tokens that have no row and that nothing names, in order.
+
+    Args:
+        model: any model; there are none without a tokenizer or an embedding.
+    """
+    if model.tokenizer is None or model.embedding is None:
+        return []
+    lacking = without_row(model.tokenizer, model.embedding.rows)
+    if not lacking:
+        return []
+    uses = _uses(model, lacking)
+    named = {*uses, *_text_tokens(model, lacking, uses)}
+    return [i for i in lacking if i not in named]
