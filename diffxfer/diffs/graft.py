@@ -15,15 +15,13 @@ from diffxfer.diffs.extract_tasks import compare
 from diffxfer.diffs.graft_match import (
     choose_added,
     count_tied_head,
-    head_of_target,
     label_source,
-    match_roles,
+    match_output,
     names_to_choose,
     other_fates,
-    target_side,
 )
 from diffxfer.diffs.graft_options import check_options
-from diffxfer.diffs.graft_tasks import Output, graft_tasks, whole_model
+from diffxfer.diffs.graft_tasks import graft_tasks, whole_model
 from diffxfer.diffs.job import Job, do
 from diffxfer.diffs.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.matching.parts import pair_tensors
@@ -242,15 +240,14 @@ def _graft(
     warnings: Sequence[str] = (),
 ) -> Report:
     """What `apply_diff` and `transfer` have in common; the last of the roles is the target."""
-    role = roles[-1]
-    selection, target = options.selection, role.checkpoint
+    role, selection = roles[-1], options.selection
+    target = role.checkpoint
     selection.refuse_unused(names_to_choose(source, role, labels))
     if diff is not None:
         choose_added(source, options.added)
-    head = head_of_target(source, target)
-    side = target_side(target, head)
-    match = match_roles(source, side, head, selection, options.added)
-    warnings = [*warnings, *count_tied_head(match, head, selection)]
+    output = match_output(source, role, selection, options.added)
+    match = output.match
+    warnings = [*warnings, *count_tied_head(match, output.head, selection)]
     pairing, more = relate_to_target(
         source.vocabulary,
         read_tokenizer(target.folder),
@@ -262,12 +259,11 @@ def _graft(
     vocab_size: int | None = None
     if not problems:
         warnings += check_roles(*(r.checkpoint for r in roles), graft=True)
-        tasks, vocab_size = graft_tasks(source, match, pairing, selection, options.dtype, side)
+        tasks, vocab_size = graft_tasks(source, output, pairing, selection, options.dtype)
     scaled = () if problems else match.scaled(selection)
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]
-    output = Output(role, head, match, source.match.added)
     tasks = [*compared, *kinship.tasks, *whole_model(tasks, output)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.matching.match import ADDED, BUFFER, Fate, Problem, Side, described, in_only
@@ -20,8 +20,9 @@ from diffxfer.diffs.source import HEAD
 from diffxfer.diffs.vocab.tensors import sort_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.matching.match import TargetMatch
     from diffxfer.diffs.matching.role import Role
@@ -116,6 +117,43 @@ def target_side(target: Checkpoint, head: Head) -> Side:
     """The target's tensors, without a head that is a copy of its embedding."""
     tensors = without_tied_head(target.tensors, head)
     return Side("target", tensors, *sort_tensors(tensors, target.config))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the tensors of a graft are made of.
+
+    Attributes:
+        role: the target.
+        head: what it has for an output head.
+        side: its tensors as they are matched.
+        match: which of them get a difference, and which are copies.
+        added: finetuned's tensors that are carried over.
+    """
+
+    role: Role
+    head: Head
+    side: Side
+    match: TargetMatch
+    added: Sequence[TensorSpec]
+
+
+def match_output(source: Source, role: Role, selection: Selection, added: str) -> Output:
+    """Pair the differences with the target's tensors.
+
+    Args:
+        source: where Δ comes from.
+        role: the target.
+        selection: what the user chose, by the target's names.
+        added: what becomes of what only finetuned has.
+
+    Raises:
+        MatchError: as `match_roles`.
+    """
+    head = head_of_target(source, role.checkpoint)
+    side = target_side(role.checkpoint, head)
+    match = match_roles(source, side, head, selection, added)
+    return Output(role, head, side, match, source.match.added)
 
 
 def match_roles(

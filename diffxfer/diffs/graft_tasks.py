@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
@@ -20,31 +20,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.diffs.matching.match import Difference, Side, TargetMatch
-    from diffxfer.diffs.matching.role import Role
+    from diffxfer.diffs.graft_match import Output
+    from diffxfer.diffs.matching.match import Difference, TargetMatch
     from diffxfer.diffs.matching.selection import Selection
-    from diffxfer.diffs.matching.ties import Head
     from diffxfer.diffs.source import Source
     from diffxfer.diffs.vocab.pair_target import TargetPairing
 
 
 def graft_tasks(
     source: Source,
-    match: TargetMatch,
+    output: Output,
     pairing: TargetPairing | None,
     selection: Selection,
     out_dtype: str | None,
-    side: Side,
 ) -> tuple[list[TensorTask], int | None]:
     """One task a tensor of the target.
 
     Args:
         source: where Δ comes from.
-        match: which difference belongs to which tensor.
+        output: which difference belongs to which tensor.
         pairing: how rows of tokens pair.
         selection: the scales.
         out_dtype: as safetensors names it, None to keep the target's.
-        side: the target's tensors, and which of them have rows that belong to tokens.
 
     Returns:
         The tasks, and the vocabulary's size if the embedding grows, or else that of Gemma 3n's
@@ -54,8 +51,9 @@ def graft_tasks(
         VocabularyError: if a tensor cannot have the rows that added tokens need, or may belong to
             tokens that have moved.
     """
+    match = output.match
     if pairing is not None:
-        _refuse_short(match, side.vocabulary, pairing)
+        _refuse_short(match, output.side.vocabulary, pairing)
         _refuse_ambiguous(match, pairing, selection)
     tasks = [copy_task(spec, out_dtype) for spec in match.copies]
     grown: dict[str, int] = {}
@@ -124,23 +122,6 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
         runs=whole(RunKind.COPY, 1),
         shard=spec.shard.path.name,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a graft has beside the tensors that Δ is added to.
-
-    Attributes:
-        role: the target.
-        head: what it has for an output head.
-        match: which of its tensors are copies of others.
-        added: finetuned's tensors that are carried over.
-    """
-
-    role: Role
-    head: Head
-    match: TargetMatch
-    added: Sequence[TensorSpec]
 
 
 def whole_model(tasks: Sequence[TensorTask], output: Output) -> list[TensorTask]:

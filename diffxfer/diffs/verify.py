@@ -82,8 +82,7 @@ def verify(
     """Read a diff vector, a graft or a tuned model again, and compare it with its manifest.
 
     Args:
-        path: what we wrote, here or elsewhere: a folder, or one on the Hub, ``"org/name"`` or
-            ``"org/name@revision"``.
+        path: what we wrote: a folder, or one on the Hub, ``"org/name[@revision]"``.
         base: for a diff vector, its base, likewise: prove that base + Δ gives `finetuned` back.
         finetuned: the fine-tuned model that it was extracted from, likewise.
         rename: ``"ROLE:REGEX=TEXT"``, what `extract` was given, for finetuned's and base's names.
