@@ -79,13 +79,13 @@ def verify(
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Read a diff vector, a graft or a tuned model again, and compare it with its manifest.
+    """Read what diffxfer wrote again, and compare it with its manifest.
 
     Args:
         path: what we wrote: a folder, or one on the Hub, ``"org/name[@revision]"``.
         base: for a diff vector, its base, likewise: prove that base + Δ gives `finetuned` back.
         finetuned: the fine-tuned model that it was extracted from, likewise.
-        rename: ``"ROLE:REGEX=TEXT"``, what `extract` was given, for finetuned's and base's names.
+        rename: ``"ROLE:REGEX=TEXT"``, what `extract` was given.
         threads: how many workers; None for one a processor.
         stream: read what is on the Hub there, instead of downloading it into its cache.
         progress: called with the bytes done and the bytes in all.
@@ -111,8 +111,8 @@ def verify(
     # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
     restoring = not survey.damage and base is not None
     if base is not None and finetuned is not None and restoring:
-        named = {"finetuned": finetuned, "base": base}
-        opened = read_roles(named, _given_renames(manifest, rename))
+        renames = _given_renames(manifest, rename)
+        opened = read_roles({"finetuned": finetuned, "base": base}, renames)
         tasks, more = restore_tasks(manifest, survey.tensors, **opened)
         inputs += more
     if not stream:

@@ -26,6 +26,7 @@ EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate", "pus
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
+    *("--added", "--rename"),
     *("--allow-nonfinite", "--allow-unrelated", "--max-shard-size", "--threads", "--overwrite"),
     *("--device", "--device-memory", "--restart", "--stream", "--dry-run"),
     *("--json", "--quiet", "-q", "--help", "-h"),
@@ -37,7 +38,7 @@ OPTIONS = {
     "extract": SHARED | {"--diff-dtype"},
     "inspect": {"--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"},
     "verify": {
-        *("--base", "--finetuned", "--threads", "--stream"),
+        *("--base", "--finetuned", "--rename", "--threads", "--stream"),
         *("--json", "--quiet", "-q", "--help", "-h"),
     },
     "tune": {
