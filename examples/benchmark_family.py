@@ -93,8 +93,8 @@ class Shape:
             "hidden_size": self.hidden,
             "intermediate_size": self.inner,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": max(1, self.hidden // 64),
-            "num_key_value_heads": max(1, self.key_value // 64),
+            "num_attention_heads": self.hidden // min(64, self.key_value),
+            "num_key_value_heads": self.key_value // min(64, self.key_value),
             "vocab_size": self.vocabulary,
             "tie_word_embeddings": self.tied,
         }
