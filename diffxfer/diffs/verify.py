@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import ShardFile
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.matching.rename import Rename
+    from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.tally import TensorResult
 
@@ -106,15 +107,13 @@ def verify(
     place = find(path, "a diff vector, a graft or a tuned model")
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
-    specs = survey.tensors.values()
-    tasks, inputs = [digest(spec) for spec in specs], [spec.shard for spec in specs]
     # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
     restoring = not survey.damage and base is not None
+    roles = {}
     if base is not None and finetuned is not None and restoring:
         renames = _given_renames(manifest, rename)
-        opened = read_roles({"finetuned": finetuned, "base": base}, renames)
-        tasks, more = restore_tasks(manifest, survey.tensors, **opened)
-        inputs += more
+        roles = read_roles({"finetuned": finetuned, "base": base}, renames)
+    tasks, inputs = _what_to_read(manifest, survey, roles)
     if not stream:
         fetch_shards(inputs, progress)
     results = _run(tasks, inputs, threads, progress)
@@ -130,6 +129,17 @@ def verify(
         elapsed_s=round(time.perf_counter() - began, 3),
         restored=None if base is None else sum_up(tasks, results),
     )
+
+
+def _what_to_read(
+    manifest: Manifest, survey: Survey, roles: Mapping[str, Role]
+) -> tuple[list[TensorTask], list[ShardFile]]:
+    """The tasks that read the folder's tensors, and the models' where there are any."""
+    shards = [spec.shard for spec in survey.tensors.values()]
+    if not roles:
+        return [digest(spec) for spec in survey.tensors.values()], shards
+    tasks, more = restore_tasks(manifest, survey.tensors, **roles)
+    return tasks, [*shards, *more]
 
 
 def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
