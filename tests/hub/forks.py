@@ -72,7 +72,7 @@ def _serve() -> None:
     import diffxfer.cli.main
     import diffxfer.diffs.extract
     import diffxfer.diffs.graft
-    import diffxfer.streaming.engine  # noqa: F401 torch with it
+    import diffxfer.streaming.engine  # noqa: F401 and llvmlite
 
     assert "huggingface_hub" not in sys.modules
     for line in sys.stdin:
