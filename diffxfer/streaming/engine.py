@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.header import BITS
 from diffxfer.checkpoints.reader import OpenShard
 from diffxfer.streaming.batch import batches
-from diffxfer.streaming.kernels.native import use_default_settings
+from diffxfer.streaming.kernels.processor import use_default_settings
 from diffxfer.streaming.plan import Chunk, Plan, TensorTask, chunks, inputs_used
 from diffxfer.streaming.worker import Worker
 
@@ -141,7 +141,7 @@ class Engine:
     def _work(self) -> None:
         number, lane = -1, None
         try:
-            use_default_settings()  # which a new thread takes over from the one that starts it
+            use_default_settings()
             worker = Worker(
                 self._chunk_elements,
                 allow_nonfinite=self._allow_nonfinite,

@@ -10,7 +10,8 @@ import numpy as np
 from diffxfer.checkpoints.header import BITS, FLOATS, TensorSpec
 from diffxfer.errors import MatchError
 from diffxfer.streaming.checksum import block_digests
-from diffxfer.streaming.kernels.native import SCRATCH, TOTALS, kernel
+from diffxfer.streaming.kernels.native import kernel
+from diffxfer.streaming.kernels.signatures import SCRATCH, TOTALS
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.tally import ChunkResult
 

@@ -9,7 +9,8 @@ from numba import cfunc, types
 
 from diffxfer.streaming.kernels import loops
 from diffxfer.streaming.kernels.encodings import TYPES
-from diffxfer.streaming.kernels.native import ENTRY, KERNELS, this_processor
+from diffxfer.streaming.kernels.processor import this_processor
+from diffxfer.streaming.kernels.signatures import ENTRY, KERNELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

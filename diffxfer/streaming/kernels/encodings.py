@@ -37,8 +37,8 @@ def read(element: Any) -> Any:
     raise NotImplementedError
 
 
-def write(value: Any, like: Any) -> Any:
-    """The element that a float64 is rounded to, of the type of another element."""
+def write(value: Any, pointer: Any) -> Any:
+    """The element that a float64 is rounded to, of the dtype that a pointer has."""
     raise NotImplementedError
 
 
@@ -47,23 +47,38 @@ def bits(element: Any) -> Any:
     raise NotImplementedError
 
 
-def not_finite(element: Any) -> Any:
-    """Whether an element is NaN or infinite: 1 or 0."""
+def note(found: Any, element: Any) -> Any:
+    """What is found so far, its first bit set if an element is NaN or infinite."""
+    raise NotImplementedError
+
+
+def first_bit(found: Any) -> Any:
+    """1 if `note` found something, else 0."""
+    raise NotImplementedError
+
+
+def none(pointer: Any) -> Any:
+    """Nothing found, as `note` goes on from it for the dtype that a pointer has."""
+    raise NotImplementedError
+
+
+def differs(left: Any, right: Any) -> Any:
+    """Whether two elements of one dtype differ in any bit: 1 or 0."""
     raise NotImplementedError
 
 
 def same(left: Any, right: Any, difference: Any) -> Any:
-    """Whether two elements are the same: in every bit, or by value in unlike dtypes."""
+    """1 or 0: whether two elements are the same: in every bit, or by value in unlike dtypes."""
     raise NotImplementedError
 
 
 @intrinsic
-def _as_float(context: Any, value: Any) -> Any:  # noqa: ARG001 numba's signature
+def _as_float(context: Any, value: Any) -> Any:
     return types.float32(types.uint32), lambda _, b, __, a: b.bitcast(a[0], ir.FloatType())
 
 
 @intrinsic
-def _as_integer(context: Any, value: Any) -> Any:  # noqa: ARG001 numba's signature
+def _as_integer(context: Any, value: Any) -> Any:
     made = _INTEGERS[value]
     return made(value), lambda _, b, __, a: b.bitcast(a[0], ir.IntType(made.bitwidth))
 
@@ -91,17 +106,18 @@ def _read_half(element: Any) -> Any:
 
 
 @overload(write, strict=False)
-def _write(value: Any, like: Any) -> Callable[..., Any]:  # noqa: ARG001 numba's signature
-    if like == types.uint16:
+def _write(value: Any, pointer: Any) -> Callable[..., Any]:
+    element = pointer.dtype
+    if element == types.uint16:
         return _write_bfloat16
-    if like == types.int16:
+    if element == types.int16:
         return _write_half
-    if like == types.float32:
-        return lambda value, like: np.float32(value)  # noqa: ARG005 numba's signature
-    return lambda value, like: value  # noqa: ARG005 numba's signature
+    if element == types.float32:
+        return lambda value, pointer: np.float32(value)
+    return lambda value, pointer: value
 
 
-def _write_bfloat16(value: Any, like: Any) -> Any:  # noqa: ARG001 numba's signature
+def _write_bfloat16(value: Any, pointer: Any) -> Any:
     single = np.float32(value)
     whole = _as_integer(single)
     odd = (whole >> np.uint32(16)) & np.uint32(1)  # a tie goes to the even one
@@ -109,7 +125,7 @@ def _write_bfloat16(value: Any, like: Any) -> Any:  # noqa: ARG001 numba's signa
     return np.uint16(0x7FC0) if single != single else np.uint16(rounded)
 
 
-def _write_half(value: Any, like: Any) -> Any:  # noqa: ARG001 numba's signature
+def _write_half(value: Any, pointer: Any) -> Any:
     whole = _as_integer(np.float32(value))
     magnitude = whole & np.uint32(0x7FFFFFFF)
     if magnitude < np.uint32(0x38800000):  # below 2⁻¹⁴: the processor rounds, as 0.5 has its step
@@ -134,20 +150,44 @@ def _bits(element: Any) -> Callable[..., Any]:
     return lambda element: _as_integer(element)
 
 
-@overload(not_finite, strict=False)
-def _not_finite(element: Any) -> Callable[..., Any]:
+@overload(note, strict=False)
+def _note(found: Any, element: Any) -> Callable[..., Any]:
+    # Without its sign, plus one in the exponent: from infinity on, that carries into the sign.
     if element == types.float32:
-        infinity, all_but_sign = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF)
-    elif element == types.float64:
-        infinity, all_but_sign = np.uint64(0x7FF << 52), np.uint64((1 << 63) - 1)
-    else:
-        infinity = np.uint16(0x7F80 if element == types.uint16 else 0x7C00)
-        all_but_sign = np.uint16(0x7FFF)
-    return lambda element: np.uint32((bits(element) & all_but_sign) >= infinity)
+        return lambda found, element: np.uint32(
+            found | ((bits(element) & np.uint32(0x7FFFFFFF)) + np.uint32(0x00800000))
+        )
+    if element == types.float64:
+        return lambda found, element: np.uint64(
+            found | ((bits(element) & np.uint64((1 << 63) - 1)) + np.uint64(1 << 52))
+        )
+    step = np.uint16(0x0080 if element == types.uint16 else 0x0400)
+    return lambda found, element: np.uint16(found | ((bits(element) & np.uint16(0x7FFF)) + step))
+
+
+@overload(first_bit, strict=False)
+def _first_bit(found: Any) -> Callable[..., Any]:
+    places = found.bitwidth - 1
+    return lambda found: np.int64(np.uint64(found) >> np.uint64(places))
 
 
 @overload(same, strict=False)
-def _same(left: Any, right: Any, difference: Any) -> Callable[..., Any]:  # noqa: ARG001 numba's
+def _same(left: Any, right: Any, difference: Any) -> Callable[..., Any]:
     if left == right:
-        return lambda left, right, difference: bits(left) == bits(right)  # noqa: ARG005 numba's
-    return lambda left, right, difference: difference == 0.0  # noqa: ARG005 numba's
+        return lambda left, right, difference: np.uint32(bits(left) == bits(right))
+    return lambda left, right, difference: np.uint32(difference == 0.0)
+
+
+@overload(differs, strict=False)
+def _differs(left: Any, right: Any) -> Callable[..., Any]:
+    return lambda left, right: np.uint32(bits(left) != bits(right))
+
+
+@overload(none, strict=False)
+def _none(pointer: Any) -> Callable[..., Any]:
+    made = _INTEGERS.get(pointer.dtype, types.uint16)
+    if made == types.uint16:
+        return lambda pointer: np.uint16(0)
+    if made == types.uint32:
+        return lambda pointer: np.uint32(0)
+    return lambda pointer: np.uint64(0)

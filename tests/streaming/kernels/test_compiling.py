@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffxfer.streaming.kernels import cache, native
+from diffxfer.streaming.kernels import cache, native, processor
 from tests.helpers import DTYPES
 
 FMA = ("fmadd", "fmsub", "fnmadd", "fmla", "fmls")
@@ -49,7 +49,7 @@ def test_nothing_is_contracted(dtype: str) -> None:
     pointers = {"transfer": 4, "apply": 3, "subtract": 3, "contrast": 2, "restore": 3}
     for name, count in pointers.items():
         module = optimize(name, (dtype,) * count)
-        assembly = native.this_processor().emit_assembly(module)
+        assembly = processor.this_processor().emit_assembly(module)
         assert not [word for word in FMA if word in assembly], name
         assert "fma" not in str(module)
 
