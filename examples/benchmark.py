@@ -4,10 +4,11 @@ $ python examples/benchmark.py /dev/shm --shape 1.2b --shape moe --mergekit ~/mk
 
 Every verb is timed as a whole process, as a user meets it, and as a loop: the threads alone, in a
 process of its own. The floor reads and writes the same bytes with as many threads and computes
-nothing. All of them take turns, so that a noisy neighbour meets them alike: trust ratios and
-medians of five runs or more, not single seconds. `--cold` drops the files from the page cache
-before each; that means something on a disk only. With `--device cuda`, the bus is measured in the
-same run: the same bytes to the GPU and back. The bound is the larger of bus and floor.
+nothing; on tmpfs it reserves no memory for them before, as the verbs do not. All of them take
+turns, so that a noisy neighbour meets them alike: trust ratios and medians of five runs or more,
+not single seconds. `--cold` drops the files from the page cache before each; that means something
+on a disk only. With `--device cuda`, the bus is measured in the same run: the same bytes to the GPU
+and back. The bound is the larger of bus and floor.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ ROLES = {
     "extract": ("finetuned", "base"),
     "apply": ("diff", "target"),
     "transfer": ("finetuned", "base", "target"),
+    "inspect": ("finetuned", "base"),
 }
 MERGE = """\
 merge_method: linear
@@ -144,7 +146,7 @@ class Bench:
                 self._time(self._command("extract", "diff"))
             if what == "dry-run":
                 self._whole(what, [*self._command("transfer"), "--dry-run"])
-            elif what in VERBS:
+            else:
                 self._verb(what)
         if self._given.mergekit and "transfer" in self._given.what:
             shutil.rmtree(self.family / "diff", ignore_errors=True)  # it takes much memory
@@ -167,7 +169,9 @@ class Bench:
         inputs = [self.family / role for role in ROLES[verb]]
         self._whole(verb, self._command(verb))
         row = self.rows[verb]
-        threads = ["--threads", str(self._given.threads), "--out", str(self.family / "out")]
+        threads = ["--threads", str(self._given.threads)]
+        if verb != "inspect":
+            threads += ["--out", str(self.family / "out")]
         device = ["--device", self._given.device]
         found = self._fresh(lambda: self._child(verb, inputs, [*threads, *device]))
         row.loop.append(found["loop_s"])
@@ -181,10 +185,12 @@ class Bench:
 
     def _command(self, verb: str, out: str = "out") -> list[str]:
         inputs = [str(self.family / role) for role in ROLES[verb]]
-        threads = ["--threads", str(self._given.threads), "--quiet"]
-        threads += ["--device", self._given.device]
-        out = str(self.family / out)
-        return [sys.executable, "-m", "diffxfer", verb, *inputs, "-o", out, *threads]
+        command = [sys.executable, "-m", "diffxfer", verb, *inputs]
+        command += ["--threads", str(self._given.threads)]
+        if verb == "inspect":
+            return [*command, "--json"]
+        device = ["--device", self._given.device]
+        return [*command, "-o", str(self.family / out), "--quiet", *device]
 
     def _whole(self, name: str, command: list[str]) -> None:
         wall, usage = self._fresh(lambda: self._time(command))
@@ -262,7 +268,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("path", type=Path, help="where the families are written: tmpfs or a disk")
     parser.add_argument("--shape", action="append", help="tiny, 0.5b, 1.2b (default), 3b, …")
-    parser.add_argument("--what", action="append", choices=(*VERBS, "dry-run"), help="default all")
+    parser.add_argument("--what", action="append", choices=(*VERBS, "dry-run"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu", help="cuda or cuda:N; the bus is timed then")

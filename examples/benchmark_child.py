@@ -1,7 +1,7 @@
 """What the benchmark runs in processes of their own: making a family, the floor, the loops.
 
 Each prints one JSON object. `floor` reads and writes as many bytes as a verb does, with as many
-threads, from and to files that are allocated alike, and computes nothing. `loop` is the verb
+threads, from and to files that are allocated alike, and computes nothing. A verb's loop is the verb
 itself, with the seconds that its threads took, once the files are allocated. `bus` moves the same
 bytes to a GPU and back from pinned memory, both ways at once, and reads no file.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark_family import SHAPES, make_family
+from benchmark_table import VERBS
 
 from diffxfer.checkpoints.filesystem import allocate
 
@@ -33,19 +34,21 @@ _CHUNK_BYTES = 1 << 19
 _BUS_BYTES = 1 << 24
 
 
-def floor(inputs: list[Path], out: Path, threads: int) -> dict[str, float]:
+def floor(inputs: list[Path], out: Path | None, threads: int) -> dict[str, float]:
     """Read every byte of some folders' shards, and write those of the last.
 
     Args:
         inputs: folders with shards of the same names and sizes.
-        out: the folder to write.
+        out: the folder to write; None to write nothing.
         threads: how many share the work.
     """
-    out.mkdir()
     names = sorted(path.name for path in inputs[-1].glob("*.safetensors"))
     sizes = {name: (inputs[-1] / name).stat().st_size for name in names}
     reads = {name: [os.open(folder / name, os.O_RDONLY) for folder in inputs] for name in names}
-    writes = {name: os.open(out / name, os.O_CREAT | os.O_WRONLY) for name in names}
+    writes: dict[str, int] = {}
+    if out is not None:
+        out.mkdir()
+        writes = {name: os.open(out / name, os.O_CREAT | os.O_WRONLY) for name in names}
     for name, fd in writes.items():
         allocate(fd, sizes[name])
     spans = ((name, at) for name in names for at in range(0, sizes[name], _CHUNK_BYTES))
@@ -61,7 +64,7 @@ def floor(inputs: list[Path], out: Path, threads: int) -> dict[str, float]:
         worker.join()
     for fd in writes.values():
         os.fsync(fd)
-    moved = sum(sizes.values()) * (len(inputs) + 1)
+    moved = sum(sizes.values()) * (len(inputs) + bool(writes))
     return {
         "loop_s": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,
@@ -85,7 +88,8 @@ def _copy(
         count = min(_CHUNK_BYTES, sizes[name] - at)
         for fd, buffer in zip(reads[name], buffers, strict=True):
             os.preadv(fd, [buffer[:count]], at)
-        os.pwrite(writes[name], buffers[-1][:count], at)
+        if writes:
+            os.pwrite(writes[name], buffers[-1][:count], at)
 
 
 def bus(inputs: list[Path], device: str) -> dict[str, float]:
@@ -115,13 +119,15 @@ def bus(inputs: list[Path], device: str) -> dict[str, float]:
     return {"loop_s": time.perf_counter() - began}
 
 
-def loop(verb: str, inputs: list[Path], out: Path, threads: int, device: str) -> dict[str, float]:
+def loop(
+    verb: str, inputs: list[Path], out: Path | None, threads: int, device: str
+) -> dict[str, float]:
     """Run a verb and time its threads.
 
     Args:
-        verb: ``"extract"``, ``"apply"`` or ``"transfer"``.
+        verb: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"inspect"``.
         inputs: the folders that it takes, in its order.
-        out: the folder to write.
+        out: the folder to write; None where nothing is written.
         threads: how many share the work.
         device: where the arithmetic runs.
     """
@@ -143,6 +149,9 @@ def loop(verb: str, inputs: list[Path], out: Path, threads: int, device: str) ->
             return results
 
     engine.Engine = Timed  # type: ignore[misc]  # to time a part that no caller sees
+    if out is None:
+        compared = diffxfer.compare_checkpoints(*inputs, threads=threads)
+        return {**found, "moved": compared.bytes_read}
     run: dict[str, Callable[..., Report]] = {
         "extract": diffxfer.extract_diff,
         "apply": diffxfer.apply_diff,
@@ -155,7 +164,7 @@ def loop(verb: str, inputs: list[Path], out: Path, threads: int, device: str) ->
 def main() -> None:
     """Do what the arguments say and print what was found."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("make", "floor", "bus", "extract", "apply", "transfer"))
+    parser.add_argument("what", choices=("make", "floor", "bus", *VERBS))
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=1)

@@ -102,6 +102,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(64, 128, 2, 32, 512, tied=True),  # to try the benchmark itself
+    "small": Shape(128, 384, 4, 64, 2048, tied=True),  # 2 MB
     "0.5b": Shape(896, 4864, 24, 128, 151936, tied=True),
     "1.2b": Shape(2048, 8192, 16, 512, 128256, tied=True),
     "3b": Shape(3072, 8192, 28, 1024, 128256, tied=True),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VERBS = ("extract", "apply", "transfer")
+VERBS = ("extract", "apply", "transfer", "inspect")
 
 
 def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:

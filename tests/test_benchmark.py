@@ -38,6 +38,12 @@ def test_a_verb_beside_its_floor(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_comparing_beside_reading_alone(tmp_path: Path) -> None:
+    row = measure(tmp_path, ["--what", "inspect"])["inspect"]
+    assert row["loop"] > 0 < row["floor"]
+    assert row["moved"] == 2 * 2 * 106_816
+
+
 def test_the_bus_carries_what_the_floor_reads_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

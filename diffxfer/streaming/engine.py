@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
-
-import torch
 
 from diffxfer.checkpoints.header import BITS
 from diffxfer.checkpoints.reader import OpenShard
 from diffxfer.streaming.batch import batches
-from diffxfer.streaming.lane import Lane
+from diffxfer.streaming.kernels.processor import use_default_settings
 from diffxfer.streaming.plan import Chunk, Plan, TensorTask, chunks, inputs_used
-from diffxfer.streaming.slab import slabs
 from diffxfer.streaming.worker import Worker
 
 if TYPE_CHECKING:
@@ -76,9 +71,7 @@ class Engine:
         self._lock = threading.Lock()
         self._ledger = ledger
         rest = chunks(plan, chunk_elements, ledger)
-        self._source = (
-            slabs(rest, plan, accelerator.elements) if accelerator else batches(rest, plan)
-        )
+        self._source = accelerator.batches(rest) if accelerator else batches(rest, plan)
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._failures: list[tuple[int, BaseException]] = []
         self._done_bytes = ledger.resumed_bytes
@@ -103,21 +96,20 @@ class Engine:
         """
         if progress is not None and self._done_bytes:
             progress(self._done_bytes, self._total_bytes)
-        with _one_torch_thread():
-            workers: list[threading.Thread] = []
-            try:
-                for _ in range(threads):
-                    worker = threading.Thread(target=self._work, daemon=True)
-                    worker.start()
-                    workers.append(worker)
-                self._wait(workers, keeper, progress)
-            finally:
-                self._stop = True
-                for worker in workers:
-                    self._end(worker)
-                self._open.clear()
-                for writer in self._writers.values():
-                    writer.close()
+        workers: list[threading.Thread] = []
+        try:
+            for _ in range(threads):
+                worker = threading.Thread(target=self._work, daemon=True)
+                worker.start()
+                workers.append(worker)
+            self._wait(workers, keeper, progress)
+        finally:
+            self._stop = True
+            for worker in workers:
+                self._end(worker)
+            self._open.clear()
+            for writer in self._writers.values():
+                writer.close()
         if self._failures:
             raise min(self._failures, key=lambda failure: failure[0])[1]
         if keeper is not None:
@@ -149,19 +141,15 @@ class Engine:
     def _work(self) -> None:
         number, lane = -1, None
         try:
-            # A processor's setting that a new thread takes over from the one that starts it.
-            torch.set_flush_denormal(False)
+            use_default_settings()
             worker = Worker(
                 self._chunk_elements,
                 allow_nonfinite=self._allow_nonfinite,
                 open_shard=self._input,
             )
             if self._accelerator is not None:
-                lane = Lane(
-                    self._accelerator,
-                    worker,
-                    open_shard=self._input,
-                    allow_nonfinite=self._allow_nonfinite,
+                lane = self._accelerator.lane(
+                    worker, open_shard=self._input, allow_nonfinite=self._allow_nonfinite
                 )
                 for found, data in lane.run(iter(self._next, ())):
                     self._put(found, data)
@@ -248,48 +236,3 @@ def _moved_by(chunk: Chunk, task: TensorTask) -> int:
         for slot in inputs_used(piece.kind, len(task.inputs))
     )
     return read + (0 if task.shard is None else chunk.count * task.itemsize)
-
-
-class _TorchThreads:
-    """How many threads torch uses, and how many runs need it to be one."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.runs = 0
-        self.before = 1
-
-
-_torch_threads = _TorchThreads()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Torch's own threads would fight with ours; the last of the runs puts its setting back."""
-    shared = _torch_threads
-    with shared.lock:
-        if shared.runs == 0:
-            shared.before = _set_torch_threads(1)
-        shared.runs += 1
-    try:
-        yield
-    finally:
-        with shared.lock:
-            shared.runs -= 1
-            if shared.runs == 0:
-                _set_torch_threads(shared.before)
-
-
-def _set_torch_threads(count: int) -> int:
-    """Set what threads that start from now on find, and return what it was.
-
-    With OpenMP, the thread that sets it changes for itself too. Runs may end in another order than
-    they began, so none could put that back for another's thread: a thread of its own sets it.
-    """
-
-    def swap() -> int:
-        before = torch.get_num_threads()
-        torch.set_num_threads(count)
-        return before
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(swap).result()

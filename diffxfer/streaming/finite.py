@@ -1,19 +1,17 @@
-"""Refusing NaN, infinity and overflow, by the name of the tensor and its first such element."""
+"""Naming NaN, infinity and overflow by the tensor and its first such element."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from diffxfer.errors import NonFiniteError
-from diffxfer.streaming import ops
 from diffxfer.streaming.plan import INPUTS, Chunk, Operation, Piece, TensorTask
+from diffxfer.streaming.values import elements, in_float64
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _ALLOW = "mend the checkpoint, or give --allow-nonfinite to let it through"
 _WIDER: Mapping[Operation, str] = {
@@ -25,39 +23,41 @@ _WIDER: Mapping[Operation, str] = {
 """What keeps the result of an operation from overflowing."""
 
 
-def check_finite(
-    out: Tensor,
-    inputs: list[tuple[int, Tensor]],
-    pieces: list[Piece],
+def not_finite(
+    out: memoryview,
+    inputs: Sequence[tuple[int, memoryview]],
+    pieces: Sequence[Piece],
     chunk: Chunk,
     task: TensorTask,
-) -> None:
-    """Make sure that a result has no NaN and no infinity.
+) -> NonFiniteError:
+    """What is wrong with a result that has NaN or infinity.
 
     Arithmetic and casts give one wherever an input has one, so the first in the result is the
     first of all.
 
     Args:
-        out: the result, shape `(n,)`.
+        out: the result.
         inputs: what it was made from, each with its place among the task's inputs.
         pieces: what the elements are, one piece after the other.
         chunk: what the pieces are a part of.
         task: what the chunk is a part of.
 
-    Raises:
-        NonFiniteError: naming the first such element, and the input that has it if one has.
+    Returns:
+        The error: it names the first such element, and the input that has it if one has.
     """
-    if ops.all_finite(out):
-        return
-    position = ops.first(torch.isfinite(out).logical_not_())
-    assert position is not None
-    for slot, values in inputs:
-        if not torch.isfinite(values[position]):
-            raise _in_input(task, slot, pieces, position, values)
-    raise _overflow(task, chunk, pieces, position)
+    found = in_float64(elements(out, task.dtype), task.dtype)
+    position = int(np.argmin(np.isfinite(found)))
+    for slot, data in inputs:
+        dtype = task.inputs[slot].dtype
+        value = in_float64(elements(data, dtype)[position : position + 1], dtype)[0]
+        if not np.isfinite(value):
+            return _in_input(task, slot, pieces, position, nan=bool(np.isnan(value)))
+    return _overflow(task, chunk, pieces, position)
 
 
-def _overflow(task: TensorTask, chunk: Chunk, pieces: list[Piece], position: int) -> NonFiniteError:
+def _overflow(
+    task: TensorTask, chunk: Chunk, pieces: Sequence[Piece], position: int
+) -> NonFiniteError:
     piece, inside = _locate(pieces, position)
     index = _index(chunk.start + piece.at + inside, task.shape)
     problem = f"overflows {task.dtype} in the output at {list(index)}"
@@ -66,17 +66,17 @@ def _overflow(task: TensorTask, chunk: Chunk, pieces: list[Piece], position: int
 
 
 def _in_input(
-    task: TensorTask, slot: int, pieces: list[Piece], position: int, values: Tensor
+    task: TensorTask, slot: int, pieces: Sequence[Piece], position: int, *, nan: bool
 ) -> NonFiniteError:
     piece, inside = _locate(pieces, position)
     spec, role = task.inputs[slot], INPUTS[task.operation][slot]
     index = _index(piece.sources[slot] + inside, spec.shape)
-    value = "NaN" if bool(torch.isnan(values[position])) else "infinity"
+    value = "NaN" if nan else "infinity"
     problem = f"{value} in {role} at {list(index)} ({spec.shard.path})"
     return NonFiniteError(spec.name, role, index, problem, _ALLOW)
 
 
-def _locate(pieces: list[Piece], position: int) -> tuple[Piece, int]:
+def _locate(pieces: Sequence[Piece], position: int) -> tuple[Piece, int]:
     """The piece that holds an element, and the element's place within that piece."""
     for piece in pieces:
         if position < piece.count:

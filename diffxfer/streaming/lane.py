@@ -20,7 +20,7 @@ from diffxfer.errors import DiffxferError, OptionError
 from diffxfer.streaming.batch import spans
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, RunKind
-from diffxfer.streaming.slab import WORK_BYTES, Slab, buffer_bytes, compute, slab_of
+from diffxfer.streaming.slab import WORK_BYTES, Slab, buffer_bytes, compute, slab_of, slabs
 from diffxfer.streaming.tally import ChunkResult
 from diffxfer.streaming.worker import sample
 
@@ -74,6 +74,30 @@ class Accelerator:
         self.device = device
         self.plan = plan
         self._work = device.memory(self.elements * WORK_BYTES)
+
+    def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, ...]]:
+        """Put together what is computed in one go.
+
+        Args:
+            chunks: of the plan, in its order.
+        """
+        return slabs(chunks, self.plan, self.elements)
+
+    def lane(
+        self,
+        worker: Worker,
+        *,
+        open_shard: Callable[[TensorSpec], OpenShard],
+        allow_nonfinite: bool,
+    ) -> Lane:
+        """What a thread does.
+
+        Args:
+            worker: does what the device does not.
+            open_shard: gives an input file, open.
+            allow_nonfinite: let NaN, infinity and overflow through.
+        """
+        return Lane(self, worker, open_shard=open_shard, allow_nonfinite=allow_nonfinite)
 
     def submit(self, slab: Slab, slot: Slot) -> torch.cuda.Event:
         """Let the device go on with what was read.
@@ -232,9 +256,9 @@ class Lane:
         result.delta_squares, result.base_squares = (delta,), (base,)
         result.unchanged, result.inexact = count - int(changed), int(inexact)
         grafts = [piece for piece in chunk.pieces if piece.kind is RunKind.GRAFT]
-        theirs = slab.input(slot.host_in, 1)[at : at + count]
+        size = BITS[slab.dtypes[1]] // 8
+        read = slot.host_in.numpy().data[slab.starts[1] :]
+        theirs = read[at * size : (at + count) * size]
         result.samples = sample(theirs, grafts, chunk, task)
         if len(task.runs) == 1:
-            size = BITS[slab.dtypes[1]] // 8
-            read = slot.host_in.numpy().data[slab.starts[1] :]
-            result.base_digests = block_digests(read[at * size : (at + count) * size], size)
+            result.base_digests = block_digests(theirs, size)

@@ -11,10 +11,8 @@ All tensors are one-dimensional and of the same length; results land in buffers 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +20,6 @@ from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -92,57 +88,6 @@ def compute(
         delta.copy_(inputs[0])
     add_scaled(inputs[-1], delta, alpha, total)
     out.copy_(total)
-
-
-def all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite.
-
-    A sum is several times faster than `isfinite().all()`, and cannot be finite if a value is not.
-    It can overflow by itself, so only a suspicious sum is followed by the search.
-    """
-    # float16's own sum overflows at once; bfloat16's takes half the time of one in float32.
-    # `math.isfinite` of the item, because torch's of a scalar takes longer than the sum.
-    wide = {torch.float16: torch.float32, torch.float32: torch.float64}.get(values.dtype)
-    if math.isfinite(values.sum(dtype=wide).item()):
-        return True
-    return bool(torch.isfinite(values).all())
-
-
-def first(flags: Tensor) -> int | None:
-    """The index of the first true element, None if there is none."""
-    found = flags.nonzero()
-    return int(found[0]) if len(found) else None
-
-
-def squared_norm(values: Tensor) -> float:
-    """The sum of the squares of a float64 tensor."""
-    return float(torch.dot(values, values))
-
-
-def different(left: Tensor, right: Tensor, difference: Tensor) -> NDArray[np.bool_]:
-    """Which elements of two tensors differ: in any bit, or by value in unlike dtypes.
-
-    Args:
-        left: shape `(n,)`, on the CPU.
-        right: shape `(n,)`, on the CPU.
-        difference: float64, left − right.
-    """
-    if left.dtype != right.dtype:
-        changed: NDArray[np.bool_] = difference.numpy() != 0
-        return changed
-    return different_bits(left, right)
-
-
-def count_same(left: Tensor, right: Tensor, difference: Tensor) -> int:
-    """How many elements of two tensors are the same; the arguments are those of `different`."""
-    return len(left) - int(np.count_nonzero(different(left, right, difference)))
-
-
-def different_bits(left: Tensor, right: Tensor) -> NDArray[np.bool_]:
-    """Which elements of two tensors of one dtype differ in any bit, like 0.0 and −0.0."""
-    # numpy compares and counts in a third of torch's time.
-    different: NDArray[np.bool_] = bits(left).numpy() != bits(right).numpy()
-    return different
 
 
 def bits(values: Tensor) -> Tensor:

@@ -10,24 +10,18 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from diffxfer.checkpoints.header import BITS, FLOATS
-from diffxfer.streaming import narrow, ops
 from diffxfer.streaming.batch import spans
 from diffxfer.streaming.checksum import block_digests
-from diffxfer.streaming.finite import check_finite
+from diffxfer.streaming.finite import not_finite
+from diffxfer.streaming.kernels.native import kernel
 from diffxfer.streaming.look import Looker
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.tally import ChunkResult
+from diffxfer.streaming.values import elements, in_float64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-_NOTHING = np.empty(0, np.bool_)
 
 
 class Worker(Looker):
@@ -120,26 +114,21 @@ class Worker(Looker):
         """
         first, counts = tasks[0], [chunk.count for chunk in batch]
         self._read_side_by_side(batch, tasks)
-        out, inputs = self._compute_read(first, sum(counts))
-        if inputs and not self._allow_nonfinite and not ops.all_finite(out):
-            return None
         results = [ChunkResult() for _ in batch]
-        subtracts = first.operation is Operation.SUBTRACT
-        changed = self._changed(first, len(out)) if subtracts else _NOTHING
-        data = self._views[self._result][: len(out) * first.itemsize]
-        for at, chunk, task, result in zip(
-            accumulate(counts[:-1], initial=0), batch, tasks, results, strict=True
-        ):
-            part = data[at * task.itemsize : (at + chunk.count) * task.itemsize]
-            result.digests = block_digests(part, task.itemsize)
-            if subtracts:
-                self._measure(at, chunk.count, list(chunk.pieces), chunk, task, result, changed)
-        if subtracts:
-            different = self._not_given_back(out, first)
-            for at, result, count in zip(
-                accumulate(counts[:-1], initial=0), results, counts, strict=True
-            ):
-                result.inexact = int(np.count_nonzero(different[at : at + count]))
+        starts = list(accumulate(counts, initial=0))
+        if first.operation is Operation.SUBTRACT:
+            found = 0
+            for at, chunk, task, result in zip(starts, batch, tasks, results, strict=False):
+                found |= self._subtract(at, chunk.count, task, result)
+                result.samples = self._sample(at, chunk.pieces, chunk, task)
+        else:
+            found = self._compute(first, starts[-1])
+        if found and not self._allow_nonfinite:
+            return None
+        data = self._views[self._result][: starts[-1] * first.itemsize]
+        size = first.itemsize
+        for at, chunk, result in zip(starts, batch, results, strict=False):
+            result.digests = block_digests(data[at * size : (at + chunk.count) * size], size)
         return data, results
 
     def _read_side_by_side(self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]) -> None:
@@ -159,35 +148,59 @@ class Worker(Looker):
             for slot in range(len(task.inputs)):
                 self._read(slot, task, piece, count)
             count += piece.count
-        out, inputs = self._compute_read(task, count)
-        if inputs and not self._allow_nonfinite:
-            check_finite(out, list(enumerate(inputs)), pieces, chunk, task)
         if task.operation is Operation.SUBTRACT:
-            self._measure(0, count, pieces, chunk, task, result, self._changed(task, count))
-            result.inexact += int(np.count_nonzero(self._not_given_back(out, task)))
-        return self._views[self._result][: count * task.itemsize]
+            found = self._subtract(0, count, task, result)
+            result.samples = self._sample(0, pieces, chunk, task)
+        else:
+            found = self._compute(task, count)
+        out = self._views[self._result][: count * task.itemsize]
+        if found and not self._allow_nonfinite:
+            inputs = [(slot, self._input(slot, task, 0, count)) for slot in range(len(task.inputs))]
+            raise not_finite(out, inputs, pieces, chunk, task)
+        return out
 
-    def _compute_read(self, task: TensorTask, count: int) -> tuple[Tensor, list[Tensor]]:
-        """Compute what was read; the inputs come back unless the result is known to be finite."""
-        inputs = [self._values(slot, spec.dtype, count) for slot, spec in enumerate(task.inputs)]
-        out = self._values(self._result, task.dtype, count)
-        if self._compute_narrow(inputs, task, out):
-            return out, []
-        # `_measure` finds Δ and base in their buffers.
-        delta, total = self._delta[:count], self._total[:count]
-        ops.compute(task.operation, inputs, task.alpha, delta, total, out)
-        return out, inputs
+    def _compute(self, task: TensorTask, count: int) -> int:
+        """Compute the first elements in the buffers; not zero where the result is not finite."""
+        name = "transfer" if task.operation is Operation.TRANSFER else "apply"
+        inputs = self._addresses[: len(task.inputs)]
+        compute = kernel(name, (*[spec.dtype for spec in task.inputs], task.dtype))
+        return compute(*inputs, self._addresses[self._result], count, task.alpha)
 
-    def _compute_narrow(self, inputs: list[Tensor], task: TensorTask, out: Tensor) -> bool:
-        """As `ops.compute`, where that takes fewer passes and is finite; otherwise False."""
-        if task.alpha != 1.0:
-            return False
-        if task.operation is Operation.APPLY:
-            return narrow.add(inputs[0], inputs[1], out)
-        if task.operation is not Operation.TRANSFER:
-            return False
-        buffers = self._delta[: len(out)], self._total[: len(out)]
-        return narrow.transfer(inputs[0], inputs[1], inputs[2], out, *buffers)
+    def _subtract(self, at: int, count: int, task: TensorTask, result: ChunkResult) -> int:
+        """Δ of elements that lie at some place in the buffers, and what is known of it."""
+        dtypes = task.inputs[0].dtype, task.inputs[1].dtype, task.dtype
+        compute, found = kernel("subtract", dtypes), 0
+        ours, theirs, out = (BITS[dtype] // 8 for dtype in dtypes)
+        slots = self._addresses[0], self._addresses[1], self._addresses[self._result]
+        for start in range(at, at + count, BLOCK_ELEMENTS):
+            found |= compute(
+                slots[0] + start * ours,
+                slots[1] + start * theirs,
+                slots[2] + start * out,
+                min(BLOCK_ELEMENTS, at + count - start),
+                *self._sums,
+            )
+            delta, base, unchanged, inexact = self._totals.tolist()
+            result.delta_squares += (delta,)
+            result.base_squares += (base,)
+            result.unchanged += int(unchanged)
+            result.inexact += int(inexact)
+        if len(task.runs) == 1:
+            result.base_digests = block_digests(self._input(1, task, at, count), theirs)
+        return found
+
+    def _input(self, slot: int, task: TensorTask, at: int, count: int) -> memoryview:
+        """Elements of an input that lie at some place in its buffer."""
+        size = BITS[task.inputs[slot].dtype] // 8
+        return self._views[slot][at * size : (at + count) * size]
+
+    def _sample(
+        self, at: int, pieces: Sequence[Piece], chunk: Chunk, task: TensorTask
+    ) -> tuple[tuple[int, float], ...]:
+        if not task.sample:
+            return ()
+        count = sum(piece.count for piece in pieces)
+        return sample(self._input(1, task, at, count), pieces, chunk, task)
 
     def _plain(
         self, piece: Piece, chunk: Chunk, task: TensorTask, result: ChunkResult
@@ -198,78 +211,38 @@ class Worker(Looker):
             view[:] = bytes(len(view))
             return view
         source = 0 if piece.kind is RunKind.ADD else len(task.inputs) - 1
-        spec = task.inputs[source]
-        read = self._read(source, task, piece, 0)
-        if spec.dtype not in FLOATS or task.operation is Operation.KEEP:
+        dtype = task.inputs[source].dtype
+        read = out = self._read(source, task, piece, 0)
+        if dtype not in FLOATS or task.operation is Operation.KEEP:
             return read
-        values = out = self._values(source, spec.dtype, piece.count)
-        if spec.dtype != task.dtype:
-            out = self._values(self._result, task.dtype, piece.count)
-            out.copy_(values)
-        if not self._allow_nonfinite:
-            check_finite(out, [(source, values)], [piece], chunk, task)
-        if out is values:
-            return read
-        if task.operation is Operation.SUBTRACT:
-            back = out.to(values.dtype)
-            result.inexact += int(np.count_nonzero(ops.different_bits(back, values)))
-        return view
-
-    def _measure(
-        self,
-        at: int,
-        count: int,
-        pieces: list[Piece],
-        chunk: Chunk,
-        task: TensorTask,
-        result: ChunkResult,
-        changed: NDArray[np.bool_],
-    ) -> None:
-        """Norms, samples and base's digests, of elements that lie at some place in the buffers."""
-        delta, base64 = self._delta[at : at + count], self._total[at : at + count]
-        blocks = [slice(start, start + BLOCK_ELEMENTS) for start in range(0, count, BLOCK_ELEMENTS)]
-        result.delta_squares = tuple([ops.squared_norm(delta[block]) for block in blocks])
-        result.base_squares = tuple([ops.squared_norm(base64[block]) for block in blocks])
-        result.samples = sample(base64, pieces, chunk, task)
-        result.unchanged = count - int(np.count_nonzero(changed[at : at + count]))
-        if len(task.runs) == 1:
-            size = BITS[task.inputs[1].dtype] // 8
-            read = self._views[1][at * size : (at + count) * size]
-            result.base_digests = block_digests(read, size)
-
-    def _pair(self, task: TensorTask, count: int) -> tuple[Tensor, Tensor]:
-        """Finetuned and base, as they were read."""
-        ours, theirs = (self._values(slot, task.inputs[slot].dtype, count) for slot in (0, 1))
-        return ours, theirs
-
-    def _changed(self, task: TensorTask, count: int) -> NDArray[np.bool_]:
-        """Which elements fine-tuning changed; of many tensors at once, as each call takes time."""
-        return ops.different(*self._pair(task, count), self._delta[:count])
-
-    def _not_given_back(self, out: Tensor, task: TensorTask) -> NDArray[np.bool_]:
-        """Which elements of finetuned base + Δ does not give back; overwrites Δ in float64."""
-        count = len(out)
-        ours, theirs = self._pair(task, count)
-        back = self._values(self._whole, task.inputs[0].dtype, count)
-        if not narrow.add(theirs, out, back, finite=not self._allow_nonfinite):
-            delta = self._delta[:count]
-            delta.copy_(out)
-            delta.add_(self._total[:count])
-            back.copy_(delta)
-        return ops.different_bits(back, ours)
+        at, made = self._addresses[source], self._addresses[self._result]
+        if dtype != task.dtype:
+            out = view
+            found = kernel("convert", (dtype, task.dtype))(at, made, piece.count)
+        elif not self._allow_nonfinite:
+            found = kernel("check", (dtype,))(at, piece.count)
+        else:
+            found = 0
+        if found and not self._allow_nonfinite:
+            raise not_finite(out, [(source, read)], [piece], chunk, task)
+        if task.operation is Operation.SUBTRACT and dtype != task.dtype:
+            result.inexact += kernel("give_back", (dtype, task.dtype))(at, made, piece.count)
+        return out
 
 
 def sample(
-    base: Tensor, pieces: Sequence[Piece], chunk: Chunk, task: TensorTask
+    base: memoryview, pieces: Sequence[Piece], chunk: Chunk, task: TensorTask
 ) -> tuple[tuple[int, float], ...]:
     """The elements of base that a task asks for, where they lie in some pieces.
 
     Args:
-        base: its elements, one piece's after the other's, on the CPU.
+        base: the bytes of its elements, one piece's after the other's.
         pieces: of the chunk.
         chunk: which elements.
         task: what it is a part of.
     """
+    dtype = task.inputs[1].dtype
+    stored = elements(base, dtype)
     found: list[tuple[int, float]] = []
     done = 0
     for piece in pieces:
@@ -279,6 +252,7 @@ def sample(
         wanted = task.sample[low:high]
         if wanted:
             places = [done + index - first for index in wanted]
-            found.extend(zip(wanted, base[places].double().tolist(), strict=True))
+            values = in_float64(stored[places], dtype).tolist()
+            found.extend(zip(wanted, values, strict=True))
         done += piece.count
     return tuple(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -330,12 +331,38 @@ class TestCompletion:
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={"PATH": "", **asked},
+ON_A_CPU = {
+    "extract": ("extract", "finetuned", "base", "-o", "out"),
+    "apply": ("apply", "diff", "target", "-o", "out"),
+    "transfer": ("transfer", "finetuned", "base", "target", "-o", "out"),
+    "inspect": ("inspect", "diff"),
+    "inspect two": ("inspect", "base", "target"),
+    "verify": ("verify", "diff"),
+    "verify all": ("verify", "diff", "--base", "base", "--finetuned", "finetuned"),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_CPU)
+def test_a_cpu_needs_no_torch(world: World, name: str) -> None:
+    code = LIGHT.format(
+        argv=list(ON_A_CPU[name]), code="from diffxfer.cli.main import main; main()"
+    )
+    for kernels in ("compiled", "cached"):  # numba imports scipy where it compiles
+        done = subprocess.run(
+            [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             check=True,
             timeout=60,
         )
         assert done.stderr == "heavy: []\n"
+            cwd=world.root,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(world.root / "cache")},
+        )
+        shutil.rmtree(world.root / "out", ignore_errors=True)
+        assert "torch" not in done.stderr
+        assert kernels == "compiled" or done.stderr.endswith("heavy: []\n")
+        assert "error" not in done.stderr
 
 
 class TestUsage:

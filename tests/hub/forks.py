@@ -1,8 +1,8 @@
 """Running the command line many times, each in a process of its own with its own environment.
 
 huggingface_hub reads `HF_ENDPOINT`, `HF_HOME` and the like once, when it is imported, so a command
-that meets a Hub needs a new process; and importing torch takes a second. So one process imports
-what is slow, but nothing of the Hub, and forks for every command.
+that meets a Hub needs a new process; and importing all takes a while. So one process imports what
+is slow, but nothing of the Hub, and forks for every command.
 
 As a script it is that process: it reads one JSON object a line, runs the command and answers one.
 """
@@ -72,7 +72,7 @@ def _serve() -> None:
     import diffxfer.cli.main
     import diffxfer.diffs.extract
     import diffxfer.diffs.graft
-    import diffxfer.streaming.engine  # noqa: F401 torch with it
+    import diffxfer.streaming.engine  # noqa: F401 and llvmlite
 
     assert "huggingface_hub" not in sys.modules
     for line in sys.stdin:
@@ -114,6 +114,8 @@ def _be(order: dict[str, Any], out: int, err: int) -> None:
             import traceback
 
             traceback.print_exc()
+    if "TEST_MODULES" in os.environ:
+        Path(os.environ["TEST_MODULES"]).write_text(json.dumps(sorted(sys.modules)))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else 1)

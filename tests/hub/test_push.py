@@ -147,6 +147,14 @@ def test_a_pushed_diff_vector_is_applied_from_the_hub(hub: Hub, writer: User, ma
     assert manifest["sources"]["diff vector"]["revision"] == commit
 
 
+def test_a_push_needs_no_torch(writer: User, made: Made, tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
+    pushed(writer.run("push", made.diff, "me/diff", "--json", TEST_MODULES=str(modules)))
+    found = set(json.loads(modules.read_text()))
+    assert "huggingface_hub" in found
+    assert not found & {"torch", "numba", "transformers", "scipy"}
+
+
 def test_a_second_push_has_nothing_to_do(hub: Hub, writer: User, made: Made) -> None:
     first = writer.run("push", made.diff, "me/diff")
     assert first.returncode == 0

@@ -1,4 +1,4 @@
-"""The arithmetic, on every bit pattern of the 16-bit types and on corners of the wider ones."""
+"""A device's arithmetic, on every bit pattern of the 16-bit types and corners of the wider ones."""
 
 from __future__ import annotations
 
@@ -63,40 +63,10 @@ def test_a_contracted_product_would_show() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("at", [0, 31, 4999])
-def test_a_single_bad_value_is_found(dtype: str, bad: float, at: int) -> None:
-    tensor = values(dtype, (5000,), 3)
-    assert ops.all_finite(tensor)
-    tensor[at] = bad
-    assert not ops.all_finite(tensor)
-    assert ops.first(torch.isfinite(tensor).logical_not_()) == at
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_infinities_that_cancel_are_found(dtype: str) -> None:
-    tensor = torch.zeros(100, dtype=DTYPES[dtype])
-    tensor[3], tensor[70] = math.inf, -math.inf
-    assert not ops.all_finite(tensor)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sum_that_overflows_is_no_bad_value(dtype: str) -> None:
-    tensor = torch.full((1 << 18,), torch.finfo(DTYPES[dtype]).max, dtype=DTYPES[dtype])
-    assert ops.all_finite(tensor)
-
-
-def test_the_first_of_none() -> None:
-    assert ops.first(torch.zeros(3, dtype=torch.bool)) is None
-    assert ops.first(torch.tensor([False, True, True])) == 1
-    assert ops.all_finite(torch.empty(0))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_tell_zeros_and_nans_apart(dtype: str) -> None:
     left = torch.tensor([0.0, 1.0, math.nan, -0.0, 2.0], dtype=DTYPES[dtype])
     right = torch.tensor([-0.0, 1.0, math.nan, -0.0, 3.0], dtype=DTYPES[dtype])
-    assert ops.different_bits(left, right).sum() == 2
+    assert int((ops.bits(left) != ops.bits(right)).sum()) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -107,7 +77,3 @@ def test_every_pattern_survives_the_way_through_float64(dtype: torch.dtype) -> N
     numbers = ~torch.isnan(patterns)
     assert torch.equal(to_bits(back)[numbers], to_bits(patterns)[numbers])
     assert torch.isnan(back[~numbers]).all()
-
-
-def test_squares() -> None:
-    assert ops.squared_norm(torch.tensor([3.0, 4.0], dtype=torch.float64)) == 25.0

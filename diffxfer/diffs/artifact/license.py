@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import yaml
-
 from diffxfer.checkpoints.companions import companion_path, read_bytes
 from diffxfer.diffs.artifact.manifest import LicenseEntry
 from diffxfer.errors import CompanionError
@@ -40,6 +38,8 @@ def read_license(folder: Path) -> LicenseEntry | None:
 
 
 def _parse(front: str) -> LicenseEntry | None:
+    import yaml
+
     # Only these keys are parsed: the rest may be long, or broken.
     block = "\n".join(found[0] for found in _KEYS.finditer(front.replace("\r\n", "\n")))
     if len(block) > _LONGEST_BLOCK:

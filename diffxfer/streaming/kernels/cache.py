@@ -1,0 +1,109 @@
+"""Where compiled kernels are kept from one run to the next.
+
+A folder for each version of the sources, of the compiler and of the processor: beside the sources,
+or where that cannot be written, in the user's cache. `NUMBA_CACHE_DIR` stands for both. A file is
+written whole or not at all, and has a checksum: processes that compile at once do no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HERE = Path(__file__).parent
+_SOURCES = ("encodings.py", "loops.py", "compiling.py")
+_DIGEST_BYTES = 16
+
+
+def find(name: str, processor: str) -> bytes | None:
+    """What was kept under a name; None if there is none that is whole.
+
+    Args:
+        name: of a kernel and its dtypes.
+        processor: which it is for.
+    """
+    for folder in folders(processor):
+        with suppress(OSError):
+            data = (folder / name).read_bytes()
+            digest, code = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+            if xxhash.xxh3_128_digest(code) == digest:
+                return code
+    return None
+
+
+def keep(name: str, processor: str, code: bytes) -> OSError | None:
+    """Keep something for the next run.
+
+    Args:
+        name: of a kernel and its dtypes.
+        processor: which it is for.
+        code: its object file.
+
+    Returns:
+        Why it is kept nowhere; None if it is.
+    """
+    failure = OSError("there is no folder for it")
+    for folder in folders(processor):
+        try:
+            _write(folder, name, xxhash.xxh3_128_digest(code) + code)
+        except OSError as exc:
+            failure = exc
+        else:
+            return None
+    return failure
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f".{name}-{os.getpid()}"
+    try:
+        made.write_bytes(data)
+        made.replace(folder / name)
+    except OSError:
+        with suppress(OSError):
+            made.unlink()
+        raise
+
+
+def folders(processor: str) -> Iterator[Path]:
+    """Where compiled code may be, in the order in which it is looked for.
+
+    Args:
+        processor: which it is for.
+    """
+    folder = f"diffxfer-{_version(processor)}"
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if chosen:
+        yield Path(chosen) / folder
+        return
+    yield _HERE / "__pycache__" / folder
+    with suppress(RuntimeError):  # a user without a home
+        yield _user_cache() / "diffxfer" / folder
+
+
+def _user_cache() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(chosen) if Path(chosen).is_absolute() else Path.home() / ".cache"
+
+
+@cache
+def _version(processor: str) -> str:
+    """What must be the same for compiled code to be used again."""
+    found = xxhash.xxh3_64()
+    for name in _SOURCES:
+        found.update((_HERE / name).read_bytes())
+    for part in (version("numba"), version("llvmlite"), processor):
+        found.update(b"\0" + part.encode())
+    return found.hexdigest()

@@ -1,0 +1,56 @@
+"""Machine code of a kernel for some dtypes. Imports numba: only where no cache has that code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import llvmlite.binding as llvm
+from numba import cfunc, types
+
+from diffxfer.streaming.kernels import loops
+from diffxfer.streaming.kernels.encodings import TYPES
+from diffxfer.streaming.kernels.processor import this_processor
+from diffxfer.streaming.kernels.signatures import ENTRY, KERNELS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NUMBERS = {"count": types.int64, "alpha": types.float64, "array": types.CPointer(types.float64)}
+
+
+def compile_kernel(name: str, dtypes: Sequence[str]) -> bytes:
+    """A kernel as an object file for this processor, whose function is named `ENTRY`.
+
+    Args:
+        name: of a function of `loops`.
+        dtypes: of the pointers that it takes first.
+    """
+    code: bytes = this_processor().emit_object(optimize(name, dtypes))
+    return code
+
+
+def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
+    """A kernel as LLVM has it before it becomes machine code; needs nothing but the C library.
+
+    Args:
+        name: of a function of `loops`.
+        dtypes: of the pointers that it takes first.
+    """
+    rest = [_NUMBERS[kind] for kind in KERNELS[name]]
+    pointers = [types.CPointer(TYPES[dtype]) for dtype in dtypes]
+    # numpy's error model: a division by zero raises nothing.
+    made = cfunc(types.int64(*pointers, *rest), error_model="numpy")(getattr(loops, name))
+    module = llvm.parse_assembly(made.inspect_llvm())
+    for function in module.functions:
+        if function.name == made.native_name:
+            function.name = ENTRY
+        elif not function.is_declaration:
+            function.linkage = "internal"
+            function.add_function_attribute("alwaysinline")
+    # Once more, so that the wrapper that numba makes learns that the loop cannot raise.
+    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    passes = llvm.create_pass_builder(this_processor(), tuning)
+    passes.getModulePassManager().run(module, passes)
+    needed = [f.name for f in module.functions if f.is_declaration]
+    assert all(name.startswith("llvm.") for name in needed), f"{name} needs {needed}"
+    return module

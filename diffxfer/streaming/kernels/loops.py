@@ -1,0 +1,198 @@
+"""The operations, each one pass over memory. Imported by numba's compiler alone.
+
+    D = finetuned − base
+    R = target + D·alpha
+    out = R rounded to its dtype
+
+In float64, every step rounded by itself: a product and a sum that are contracted into one rounding
+give other bits. LLVM contracts nothing that is not marked for it, and numba marks nothing.
+
+Sums have 256 lanes: element i is added to lane i mod 256, and the lanes are added by halves at the
+end. So they have the same bits whatever a processor computes at once, and lanes do not wait for
+each other. Where there is more to do than to sum, 256 elements at a time go through a loop for each
+part: they stay in the nearest cache, and LLVM makes as much of each loop as it can. One loop for
+all of `subtract` took 151 µs for 262,144 elements of bfloat16, three take 84.
+
+Parameters are pointers, of the dtypes that a kernel is compiled for, and numbers of elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from diffxfer.streaming.kernels.encodings import (
+    differs,
+    first_bit,
+    none,
+    note,
+    read,
+    same,
+    write,
+)
+
+LANES = 256
+
+
+def transfer(
+    finetuned: Any, base: Any, target: Any, out: Any, count: int, alpha: float
+) -> np.int64:
+    """Receives target + α·(finetuned − base) in `out`; 1 if something is not finite, else 0."""
+    ours, theirs = carray(finetuned, count), carray(base, count)
+    onto, made = carray(target, count), carray(out, count)
+    found = none(out)
+    for i in range(count):
+        delta = read(ours[i]) - read(theirs[i])
+        element = write(read(onto[i]) + delta * alpha, out)
+        made[i] = element
+        found = note(found, element)
+    return first_bit(found)
+
+
+def apply(diff: Any, target: Any, out: Any, count: int, alpha: float) -> np.int64:
+    """Receives target + α·Δ in `out`; 1 if something is not finite, else 0."""
+    delta, onto, made = carray(diff, count), carray(target, count), carray(out, count)
+    found = none(out)
+    for i in range(count):
+        element = write(read(onto[i]) + read(delta[i]) * alpha, out)
+        made[i] = element
+        found = note(found, element)
+    return first_bit(found)
+
+
+def convert(source: Any, out: Any, count: int) -> np.int64:
+    """Receives the same values in another dtype; 1 if something is not finite, else 0."""
+    values, made = carray(source, count), carray(out, count)
+    found = none(out)
+    for i in range(count):
+        element = write(read(values[i]), out)
+        made[i] = element
+        found = note(found, element)
+    return first_bit(found)
+
+
+def check(source: Any, count: int) -> np.int64:
+    """1 if something is not finite, else 0."""
+    values = carray(source, count)
+    found = none(source)
+    for i in range(count):
+        found = note(found, values[i])
+    return first_bit(found)
+
+
+@njit(error_model="numpy")
+def _clear(lanes: Any) -> None:
+    for i in range(LANES):
+        lanes[i] = 0.0
+
+
+@njit(error_model="numpy")
+def _total(lanes: Any) -> float:
+    half = LANES // 2
+    while half:
+        for i in range(half):
+            lanes[i] += lanes[i + half]
+        half //= 2
+    return lanes[0]
+
+
+def subtract(
+    finetuned: Any, base: Any, out: Any, count: int, scratch: Any, totals: Any
+) -> np.int64:
+    """Receives finetuned − base in `out`, and in `totals` what is to be known of it.
+
+    That is ‖Δ‖², ‖base‖², and how many elements are unchanged, and inexact: those that base + `out`
+    does not give back bit for bit. 1 if something in `out` is not finite, else 0.
+    """
+    lanes, sums = carray(scratch, (2, LANES)), carray(totals, 4)
+    ours, theirs, made = carray(finetuned, count), carray(base, count), carray(out, count)
+    of_delta, of_base = lanes[0], lanes[1]
+    _clear(of_delta)
+    _clear(of_base)
+    found, unchanged, inexact = none(out), 0, 0
+    for start in range(0, count, LANES):
+        f, b, o = ours[start:], theirs[start:], made[start:]
+        kept, lost = np.uint32(0), np.uint32(0)
+        size = min(LANES, count - start)
+        for i in range(size):
+            value = read(b[i])
+            delta = read(f[i]) - value
+            of_delta[i] += delta * delta
+            of_base[i] += value * value
+        for i in range(size):
+            element = write(read(f[i]) - read(b[i]), out)
+            o[i] = element
+            found = note(found, element)
+        for i in range(size):
+            value = read(b[i])
+            kept = np.uint32(kept + same(f[i], b[i], read(f[i]) - value))
+            lost = np.uint32(lost + differs(write(value + read(o[i]), finetuned), f[i]))
+        unchanged += np.int64(kept)
+        inexact += np.int64(lost)
+    sums[0], sums[1] = _total(of_delta), _total(of_base)
+    sums[2], sums[3] = unchanged, inexact
+    return first_bit(found)
+
+
+def contrast(left: Any, right: Any, count: int, scratch: Any, totals: Any) -> np.int64:
+    """How many are the same in A and B; `totals` receives ‖B − A‖², ‖A‖² and ‖B‖²."""
+    lanes, sums = carray(scratch, (3, LANES)), carray(totals, 4)
+    ours, theirs = carray(left, count), carray(right, count)
+    of_delta, of_left, of_right = lanes[0], lanes[1], lanes[2]
+    _clear(of_delta)
+    _clear(of_left)
+    _clear(of_right)
+    unchanged = 0
+    for start in range(0, count, LANES):
+        a, b = ours[start:], theirs[start:]
+        kept = np.uint32(0)
+        size = min(LANES, count - start)
+        for i in range(size):
+            one, other = read(a[i]), read(b[i])
+            delta = other - one
+            of_delta[i] += delta * delta
+            of_left[i] += one * one
+            of_right[i] += other * other
+        for i in range(size):
+            kept = np.uint32(kept + same(a[i], b[i], read(b[i]) - read(a[i])))
+        unchanged += np.int64(kept)
+    sums[0], sums[1], sums[2] = _total(of_delta), _total(of_left), _total(of_right)
+    return np.int64(unchanged)
+
+
+def restore(finetuned: Any, base: Any, diff: Any, count: int) -> np.int64:
+    """How many elements of finetuned base + Δ does not give back bit for bit."""
+    ours, theirs, delta = carray(finetuned, count), carray(base, count), carray(diff, count)
+    inexact = 0
+    for start in range(0, count, LANES):
+        f, b, d = ours[start:], theirs[start:], delta[start:]
+        lost = np.uint32(0)
+        for i in range(min(LANES, count - start)):
+            back = write(read(d[i]) + read(b[i]), finetuned)
+            lost = np.uint32(lost + differs(back, f[i]))
+        inexact += np.int64(lost)
+    return np.int64(inexact)
+
+
+def give_back(finetuned: Any, stored: Any, count: int) -> np.int64:
+    """How many elements of finetuned are not the same once converted to a dtype and back."""
+    ours, kept = carray(finetuned, count), carray(stored, count)
+    inexact = 0
+    for start in range(0, count, LANES):
+        f, k = ours[start:], kept[start:]
+        lost = np.uint32(0)
+        for i in range(min(LANES, count - start)):
+            lost = np.uint32(lost + differs(write(read(k[i]), finetuned), f[i]))
+        inexact += np.int64(lost)
+    return np.int64(inexact)
+
+
+def equal(left: Any, right: Any, count: int) -> np.int64:
+    """How many bytes are the same."""
+    ours, theirs = carray(left, count), carray(right, count)
+    kept = 0
+    for i in range(count):
+        kept += np.int64(ours[i] == theirs[i])
+    return np.int64(kept)

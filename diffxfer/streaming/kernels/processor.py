@@ -1,0 +1,54 @@
+"""The processor that this runs on: what code is compiled for, and its settings."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+from functools import cache
+
+import llvmlite.binding as llvm
+
+
+@cache
+def this_processor() -> llvm.TargetMachine:
+    """What compiles for the processor that this runs on."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = _model()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=name, features=features, opt=3, codemodel="jitdefault")
+
+
+def description() -> str:
+    """What must be the same for compiled code to run."""
+    return " ".join((llvm.get_default_triple(), *_model()))
+
+
+@cache
+def _model() -> tuple[str, str]:
+    name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES", "")
+    if name is None:  # else as numba is told: such as one model for all nodes of a cluster
+        name = llvm.get_host_cpu_name()
+        with suppress(RuntimeError):  # not known of every processor
+            features = llvm.get_host_cpu_features().flatten()
+    return name, features
+
+
+def use_default_settings() -> None:
+    """Compute in this thread as C does, whatever the thread that started it had set.
+
+    To nearest, and with subnormals: a thread takes over these settings from the one that starts it.
+    """
+    library, settings = _default_settings()
+    library.fesetenv(settings)
+
+
+@cache
+def _default_settings() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
+    library = ctypes.CDLL(None)
+    if sys.platform == "darwin":
+        there = ctypes.c_byte.in_dll(library, "_FE_DFL_ENV")
+        return library, ctypes.c_void_p(ctypes.addressof(there))
+    return library, ctypes.c_void_p(-1)  # FE_DFL_ENV of glibc and musl

@@ -1,0 +1,160 @@
+"""What is compiled, where it is kept, and that nothing of it can harm a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffxfer.streaming.kernels import cache, native, processor
+from tests.helpers import DTYPES
+
+FMA = ("fmadd", "fmsub", "fnmadd", "fmla", "fmls")
+SUMS = """
+import json, sys
+import numpy as np
+from diffxfer.streaming.kernels.native import kernel
+found = []
+for dtypes, store in (("BF16",) * 3, np.uint16), (("F32",) * 3, np.float32):
+    source = np.random.default_rng(0).random((2, 70_001)).astype(np.float32)
+    ours, theirs = source if store is np.float32 else (source.view(np.uint32) >> 16).astype(store)
+    out, scratch, totals = np.empty_like(ours), np.empty(768), np.empty(4)
+    arrays = [a.ctypes.data for a in (ours, theirs, out)]
+    kernel("subtract", dtypes)(*arrays, 70_001, scratch.ctypes.data, totals.ctypes.data)
+    found += [out.tobytes().hex()[:4000], *(total.hex() for total in totals.tolist())]
+print(json.dumps(found))
+print("numba" in sys.modules, file=sys.stderr)
+"""
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_is_contracted(dtype: str) -> None:
+    from diffxfer.streaming.kernels.compiling import optimize
+
+    pointers = {"transfer": 4, "apply": 3, "subtract": 3, "contrast": 2, "restore": 3}
+    for name, count in pointers.items():
+        module = optimize(name, (dtype,) * count)
+        assembly = processor.this_processor().emit_assembly(module)
+        assert not [word for word in FMA if word in assembly], name
+        assert "fma" not in str(module)
+
+
+def test_sums_are_the_same_on_another_processor(tmp_path: Path) -> None:
+    here = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path)).stdout
+    plain = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_CPU_NAME="generic").stdout
+    assert len(json.loads(here)) == 10
+    assert here == plain
+    assert len(list(tmp_path.iterdir())) == 2, "one folder a processor"
+
+
+def test_what_is_cached_needs_no_compiler(tmp_path: Path) -> None:
+    first = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path))
+    again = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path))
+    assert (first.stderr, again.stderr) == ("True\n", "False\n")
+    assert first.stdout == again.stdout
+
+
+def test_two_that_compile_at_once_do_no_harm(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", SUMS], env=environment, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    assert len({one.communicate()[0] for one in started}) == 1
+    assert not any(one.returncode for one in started)
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "subtract-BF16-BF16-BF16.o",
+        "subtract-F32-F32-F32.o",
+    ]
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 4000])
+def test_a_damaged_file_is_compiled_again(tmp_path: Path, damage: bytes) -> None:
+    first = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path))
+    for path in tmp_path.rglob("*.o"):
+        path.write_bytes(damage)
+    again = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path))
+    assert again.stdout == first.stdout
+    assert again.stderr == "True\n"
+    assert all(path.stat().st_size != len(damage) for path in tmp_path.rglob("*.o"))
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setattr(cache, "folders", lambda _: iter([blocked / "folder"]))
+    monkeypatch.setattr(native, "_told", set())
+    assert native._load("check", ("F16",)) is not None
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("DIFFXFER_DEBUG", "1")
+    native._load("check", ("F16",))
+    native._load("check", ("F32",))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("compiled code is kept in memory alone, as it cannot be written (")
+
+
+def test_the_user_s_cache_comes_after_the_installation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    installed, user = cache.folders("some processor")
+    assert installed.parent == Path(native.__file__).parent / "__pycache__"
+    assert user.parent == tmp_path / "diffxfer"
+    assert installed.name == user.name
+    monkeypatch.setattr(cache, "folders", lambda _: iter([Path(__file__) / "no", user]))
+    assert cache.keep("name", "some processor", b"code") is None
+    assert cache.find("name", "some processor") == b"code"
+    assert [path.name for path in user.iterdir()] == ["name"]
+
+
+def test_other_sources_and_other_processors_have_other_folders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in cache._SOURCES:
+        (tmp_path / name).write_bytes((cache._HERE / name).read_bytes())
+    versions = {cache._version("one"), cache._version("other")}
+    cache._version.cache_clear()
+    monkeypatch.setattr(cache, "_HERE", tmp_path)
+    assert cache._version("one") in versions
+    cache._version.cache_clear()
+    with (tmp_path / "loops.py").open("a") as file:
+        file.write("\n")
+    assert cache._version("one") not in versions
+    assert len(versions) == 2
+    cache._version.cache_clear()
+
+
+def test_a_terminal_is_told_once(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", SUMS],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        check=True,
+    )
+    os.close(follower)
+    assert done.returncode == 0
+    assert os.read(leader, 1000).split() == [b"compiling,", b"once", b"True"]
+    os.close(leader)

@@ -1,0 +1,201 @@
+"""Every kernel against PyTorch's float64, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffxfer.streaming.kernels.native import kernel
+from tests.helpers import DTYPES, to_bits, values
+from tests.streaming.kernels.arithmetic import (
+    EVERY,
+    any_bits,
+    apply,
+    call,
+    call_with_sums,
+    finite,
+    same,
+    transfer,
+)
+
+ALPHAS = [1.0, 0.35, -1.3, 0.1, 1e-300, -0.0, 3.0]
+HALVES = [torch.bfloat16, torch.float16]
+COUNT = 70_001
+
+
+def some_of(count: int) -> list[object]:
+    """Mixes of dtypes: the plain ones and a sample; the others are slow, as each is compiled."""
+    found: list[object] = []
+    step = {2: 3, 3: 11, 4: 61}[count]
+    for number, mix in enumerate(product(DTYPES, repeat=count)):
+        marks = () if number % step == 1 or len(set(mix)) == 1 else (pytest.mark.slow,)
+        found.append(pytest.param(mix, marks=marks, id="-".join(mix)))
+    return found
+
+
+def drawn(dtypes: tuple[str, ...], count: int = COUNT) -> list[Tensor]:
+    """Random bits for the first half, ordinary numbers for the rest."""
+    half = count // 2
+    return [
+        torch.cat(
+            [any_bits(DTYPES[dtype], half, seed), values(dtype, (count - half,), 2 * seed + 1)]
+        )
+        for seed, dtype in enumerate(dtypes)
+    ]
+
+
+@pytest.mark.parametrize("mix", some_of(4))
+def test_transfer(mix: tuple[str, ...]) -> None:
+    for alpha in ALPHAS:
+        inputs, out = drawn(mix[:3]), torch.empty(COUNT, dtype=DTYPES[mix[3]])
+        found = call("transfer", *inputs, out, alpha=alpha)
+        assert same(out, transfer(*inputs, alpha, out.dtype))
+        assert found == (not finite(out))
+
+
+@pytest.mark.parametrize("mix", some_of(3))
+def test_apply(mix: tuple[str, ...]) -> None:
+    for alpha in ALPHAS:
+        inputs, out = drawn(mix[:2]), torch.empty(COUNT, dtype=DTYPES[mix[2]])
+        found = call("apply", *inputs, out, alpha=alpha)
+        assert same(out, apply(*inputs, alpha, out.dtype))
+        assert found == (not finite(out))
+
+
+@pytest.mark.parametrize("mix", some_of(3))
+def test_subtract(mix: tuple[str, ...]) -> None:
+    (ours, theirs), out = drawn(mix[:2]), torch.empty(COUNT, dtype=DTYPES[mix[2]])
+    found, (_, _, unchanged, inexact) = call_with_sums("subtract", ours, theirs, out)
+    delta = ours.double() - theirs.double()
+    assert same(out, delta.to(out.dtype))
+    assert found == (not finite(out))
+    fine = ours.isfinite() & theirs.isfinite() & out.isfinite()
+    ours, theirs, delta, out = (values[fine].clone() for values in (ours, theirs, delta, out))
+    assert not call_with_sums("subtract", ours, theirs, out)[0]
+    _, (of_delta, of_base, unchanged, inexact) = call_with_sums("subtract", ours, theirs, out)
+    alike = to_bits(ours) == to_bits(theirs) if ours.dtype == theirs.dtype else delta == 0
+    assert unchanged == int(alike.sum())
+    back = (out.double() + theirs.double()).to(ours.dtype)
+    assert inexact == int((to_bits(back) != to_bits(ours)).sum())
+    assert of_delta == pytest.approx(float((delta * delta).sum()), rel=1e-13)
+    assert of_base == pytest.approx(float((theirs.double() ** 2).sum()), rel=1e-13)
+
+
+@pytest.mark.parametrize("mix", some_of(2))
+def test_contrast(mix: tuple[str, ...]) -> None:
+    left, right = (values(dtype, (COUNT,), seed) for seed, dtype in enumerate(mix))
+    right[::3] = left[::3].to(right.dtype)
+    unchanged, sums = call_with_sums("contrast", left, right)
+    delta = right.double() - left.double()
+    alike = to_bits(left) == to_bits(right) if left.dtype == right.dtype else delta == 0
+    assert unchanged == int(alike.sum()) > 0
+    expected = [float((each * each).sum()) for each in (delta, left.double(), right.double())]
+    assert sums[:3] == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("mix", some_of(3))
+def test_restore(mix: tuple[str, ...]) -> None:
+    ours, theirs, stored = (values(dtype, (COUNT,), seed) for seed, dtype in enumerate(mix))
+    stored = (ours.double() - theirs.double()).to(stored.dtype)
+    stored[:9] = 0
+    back = (stored.double() + theirs.double()).to(ours.dtype)
+    expected = int((to_bits(back) != to_bits(ours)).sum())
+    assert call("restore", ours, theirs, stored) == expected > 0
+
+
+@pytest.mark.parametrize("mix", some_of(2))
+def test_convert_and_give_back(mix: tuple[str, ...]) -> None:
+    (ours,), out = drawn(mix[:1]), torch.empty(COUNT, dtype=DTYPES[mix[1]])
+    assert call("convert", ours, out) == (not finite(out))
+    assert same(out, ours.double().to(out.dtype))
+    fine = ours.isfinite()
+    ours, out = ours[fine].clone(), out[fine].clone()
+    back = out.to(ours.dtype)
+    assert call("give_back", ours, out) == int((to_bits(back) != to_bits(ours)).sum())
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_single_bad_value_is_found_wherever_it_is(name: str, bad: float) -> None:
+    for count in (1, 2, 63, 64, 65, 256, 300):
+        tensor = torch.full((count,), torch.finfo(DTYPES[name]).max, dtype=DTYPES[name])
+        assert call("check", tensor) == 0
+        for at in range(count):
+            spoiled = tensor.clone()
+            spoiled[at] = bad
+            assert call("check", spoiled) == 1
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_pattern_of_16_bits(dtype: torch.dtype) -> None:
+    every, wide = EVERY.view(dtype), torch.empty(len(EVERY), dtype=torch.float64)
+    assert call("convert", every, wide) == 1
+    assert same(wide, every.double())
+    for step in (1, 7, 12_345, 32_768):
+        other, third = every.roll(step), every.flip(0)
+        for alpha in (1.0, 0.35, -1.0, 0.001):
+            out = torch.empty_like(every)
+            call("transfer", every, other, third, out, alpha=alpha)
+            assert same(out, transfer(every, other, third, alpha, dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_rounding_beside_every_number_and_every_tie(dtype: torch.dtype, wide: torch.dtype) -> None:
+    exact = EVERY.view(dtype)
+    exact = exact[exact.isfinite()].to(wide).sort().values
+    halfway = (exact[1:] + exact[:-1]) / 2
+    beside = [
+        torch.nextafter(halfway, torch.full_like(halfway, end)) for end in (-math.inf, math.inf)
+    ]
+    source = torch.cat([exact, halfway, *beside])
+    out = torch.empty(len(source), dtype=dtype)
+    call("convert", source, out)
+    assert same(out, source.to(dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_pair_of_16_bits(dtype: torch.dtype) -> None:
+    """All 2³² sums and differences."""
+    every, rows = EVERY.view(dtype), 16
+    right = every.repeat(rows)
+    out, delta = torch.empty_like(right), torch.empty(len(right))
+    for start in range(0, len(every), rows):
+        left = every[start : start + rows].repeat_interleave(len(every))
+        call("apply", left, right, out, alpha=1.0)
+        assert same(out, (right.double() + left.double()).to(dtype))
+        call_with_sums("subtract", left, right, delta)
+        assert same(delta, (left.double() - right.double()).float())
+
+
+def test_bytes_that_are_the_same_are_counted() -> None:
+    left, right = (any_bits(torch.int8, COUNT, seed).view(torch.uint8) for seed in range(2))
+    right[5::2] = left[5::2]
+    found = kernel("equal", ("U8", "U8"))(left.data_ptr(), right.data_ptr(), COUNT)
+    assert found == int((left == right).sum())
+    assert kernel("equal", ("U8", "U8"))(left.data_ptr(), left.data_ptr(), COUNT) == COUNT
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 5000])
+def test_lanes_are_what_they_are_said_to_be(count: int) -> None:
+    """The sums bit for bit, from their definition."""
+    ours, theirs = values("F32", (count,), 1), values("F32", (count,), 2)
+    out = torch.empty(count)
+    _, (of_delta, of_base, _, _) = call_with_sums("subtract", ours, theirs, out)
+    deltas = (ours.double() - theirs.double()).tolist()
+    for found, numbers in ((of_delta, deltas), (of_base, theirs.double().tolist())):
+        lanes = [0.0] * 256
+        for place, number in enumerate(numbers):
+            lanes[place % 256] += number * number
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [lanes[i] + lanes[i + half] for i in range(half)]
+        assert found == lanes[0]
+    _, (of_delta_too, of_left, of_right, _) = call_with_sums("contrast", theirs, ours)
+    assert (of_delta_too, of_left) == (of_delta, of_base)
+    assert of_right == call_with_sums("contrast", ours, theirs)[1][1]
