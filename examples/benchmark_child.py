@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from diffxfer.diffs.report import Report
-    from diffxfer.streaming.keeper import Keeper
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
+    from diffxfer.streaming.sync import Syncer
 
 _CHUNK_BYTES = 1 << 19
 """As the engine reads bfloat16; larger ones were no faster, as they leave the caches."""
@@ -138,12 +138,12 @@ def loop(
 
     class Timed(engine.Engine):
         def run(
-            self, threads: int, keeper: Keeper | None, progress: Callable[[int, int], None] | None
+            self, threads: int, syncer: Syncer | None, progress: Callable[[int, int], None] | None
         ) -> Sequence[TensorResult]:
             for future in self._created.values():
                 future.result()
             began, cpu = time.perf_counter(), time.process_time()
-            results = super().run(threads, keeper, progress)
+            results = super().run(threads, syncer, progress)
             found["loop_s"] = time.perf_counter() - began
             found["cpu_s"] = time.process_time() - cpu
             return results

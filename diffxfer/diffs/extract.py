@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.job import Finish
     from diffxfer.diffs.report import Report
     from diffxfer.streaming.plan import TensorTask
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Torch's names of dtypes, and those of safetensors."""

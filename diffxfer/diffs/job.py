@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.match import Fate, Problem
     from diffxfer.diffs.relatedness import Relation
     from diffxfer.errors import Culprits
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
     Finish: TypeAlias = Callable[
         [Manifest, Mapping[str, TensorResult], Mapping[str, str]],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.job import Finish
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.relatedness import Relation
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 _SUCCESSION = ("base", "target")
 _TARGET_ONLY = "target of "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.source import Source
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from diffxfer.diffs.restore import Restored, how_restored, restore_tasks, sum_up
 from diffxfer.diffs.source import read_roles
 from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
 from diffxfer.streaming import checksum
-from diffxfer.streaming.inspect import inspect_inputs
+from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import Operation, make_plan
 from diffxfer.streaming.run import check_run_options
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.plan import TensorTask
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 
 _ANOTHER = "is not as it was written: its checksum is another"
@@ -186,7 +186,7 @@ def _run(
 ) -> dict[str, TensorResult]:
     """The results of the tensors that are verified, by name."""
     plan = make_plan(tasks, tuple({shard.path: shard for shard in inputs}.values()))
-    results = inspect_inputs(plan, threads=threads, progress=progress)
+    results = measure_inputs(plan, threads=threads, progress=progress)
     return {
         task.name: result
         for task, result in zip(plan.tasks, results, strict=True)

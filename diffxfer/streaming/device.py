@@ -23,11 +23,11 @@ MEMORY_BYTES = 512_000_000
 
 _FORM = re.compile(r"cpu|auto|cuda(?::([0-9]{1,4}))?")
 _BLOCK_US: Mapping[Operation, int] = {
-    Operation.SUBTRACT: 490,
-    Operation.TRANSFER: 290,
-    Operation.APPLY: 200,
+    Operation.SUBTRACT: 110,
+    Operation.TRANSFER: 90,
+    Operation.APPLY: 60,
 }
-"""What a block of bfloat16 takes one core of an AMD EPYC that others share, in microseconds."""
+"""What a block of bfloat16 takes one core of an AMD EPYC, in microseconds."""
 _GPU_START_S = 5
 """Roughly what CUDA takes to start and to pin memory. Not measured: no GPU was at hand."""
 

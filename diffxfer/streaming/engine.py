@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.shard_writer import ShardWriter
-    from diffxfer.streaming.keeper import Keeper
-    from diffxfer.streaming.lane import Accelerator
-    from diffxfer.streaming.ledger import Ledger
-    from diffxfer.streaming.tally import ChunkResult, TensorResult
+    from diffxfer.streaming.completed import Completed
+    from diffxfer.streaming.pipeline import Accelerator
+    from diffxfer.streaming.statistics import ChunkResult, TensorResult
+    from diffxfer.streaming.sync import Syncer
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read and written so far, and with how many there will be."""
@@ -44,7 +44,7 @@ class Engine:
         plan: what to do.
         writers: every output shard by its name.
         created: done when that shard is allocated.
-        ledger: what is done already, and where the rest is taken down.
+        completed: what is done already, and where the rest is recorded.
         chunk_elements: the most elements of a chunk, a multiple of `plan.BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         accelerator: computes instead of the workers, if there is one.
@@ -55,7 +55,7 @@ class Engine:
         plan: Plan,
         writers: Mapping[str, ShardWriter],
         created: Mapping[str, Future[None]],
-        ledger: Ledger,
+        completed: Completed,
         *,
         chunk_elements: int,
         allow_nonfinite: bool,
@@ -69,23 +69,23 @@ class Engine:
         self._accelerator = accelerator
         self._allow_nonfinite = allow_nonfinite
         self._lock = threading.Lock()
-        self._ledger = ledger
-        rest = chunks(plan, chunk_elements, ledger)
+        self._completed = completed
+        rest = chunks(plan, chunk_elements, completed)
         self._source = accelerator.batches(rest) if accelerator else batches(rest, plan)
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._failures: list[tuple[int, BaseException]] = []
-        self._done_bytes = ledger.resumed_bytes
+        self._done_bytes = completed.resumed_bytes
         self._total_bytes = plan.bytes_to_read + plan.bytes_to_write
         self._stop = False
 
     def run(
-        self, threads: int, keeper: Keeper | None, progress: Progress | None
+        self, threads: int, syncer: Syncer | None, progress: Progress | None
     ) -> Sequence[TensorResult]:
         """Do it.
 
         Args:
             threads: how many workers.
-            keeper: called from this thread, as often as progress; None where nothing is written.
+            syncer: called from this thread, as often as progress; None where nothing is written.
             progress: called from this thread, about ten times a second.
 
         Returns:
@@ -102,7 +102,7 @@ class Engine:
                 worker = threading.Thread(target=self._work, daemon=True)
                 worker.start()
                 workers.append(worker)
-            self._wait(workers, keeper, progress)
+            self._wait(workers, syncer, progress)
         finally:
             self._stop = True
             for worker in workers:
@@ -112,11 +112,11 @@ class Engine:
                 writer.close()
         if self._failures:
             raise min(self._failures, key=lambda failure: failure[0])[1]
-        if keeper is not None:
-            keeper.finish()
+        if syncer is not None:
+            syncer.finish()
         if progress is not None:
             progress(self._total_bytes, self._total_bytes)
-        return self._ledger.tally.results()
+        return self._completed.statistics.results()
 
     def _end(self, worker: threading.Thread) -> None:
         """Wait for a worker, but not for the Hub: it is alive where the run is interrupted."""
@@ -128,18 +128,18 @@ class Engine:
             worker.join(_PROGRESS_INTERVAL_S)
 
     def _wait(
-        self, workers: Sequence[threading.Thread], keeper: Keeper | None, progress: Progress | None
+        self, workers: Sequence[threading.Thread], syncer: Syncer | None, progress: Progress | None
     ) -> None:
         for worker in workers:
             while worker.is_alive():
                 worker.join(_PROGRESS_INTERVAL_S)
-                if keeper is not None:
-                    keeper.tick()
+                if syncer is not None:
+                    syncer.tick()
                 if progress is not None:
                     progress(self._done_bytes, self._total_bytes)
 
     def _work(self) -> None:
-        number, lane = -1, None
+        number, pipeline = -1, None
         try:
             use_default_settings()
             worker = Worker(
@@ -148,10 +148,10 @@ class Engine:
                 open_shard=self._input,
             )
             if self._accelerator is not None:
-                lane = self._accelerator.lane(
+                pipeline = self._accelerator.pipeline(
                     worker, open_shard=self._input, allow_nonfinite=self._allow_nonfinite
                 )
-                for found, data in lane.run(iter(self._next, ())):
+                for found, data in pipeline.run(iter(self._next, ())):
                     self._put(found, data)
                 return
             while batch := self._next():
@@ -161,7 +161,7 @@ class Engine:
                         self._one(worker, chunk)
         except BaseException as exc:
             with self._lock:
-                self._failures.append((lane.number if lane else number, exc))
+                self._failures.append((pipeline.number if pipeline else number, exc))
                 self._stop = True
 
     def _next(self) -> tuple[Chunk, ...]:
@@ -174,14 +174,14 @@ class Engine:
         self._put([(chunk, result)], data)
 
     def _put(self, found: Sequence[tuple[Chunk, ChunkResult]], data: memoryview) -> None:
-        """Write the bytes of chunks that lie side by side, and take them down."""
+        """Write the bytes of chunks that lie side by side, and record them."""
         first = found[0][0]
         task = self._plan.tasks[first.task]
         if task.shard is not None:
             self._created[task.shard].result()
             start = task.start + first.start * task.itemsize
             self._writers[task.shard].write(data, start, parts=len(found))
-        self._take_down(
+        self._record(
             [
                 (chunk, _moved_by(chunk, self._plan.tasks[chunk.task]), result)
                 for chunk, result in found
@@ -200,7 +200,7 @@ class Engine:
         self._writers[first.shard].write(data, first.start, parts=len(batch))
         # All of them are alike.
         size = first.itemsize + sum(BITS[spec.dtype] // 8 for spec in first.inputs)
-        self._take_down(
+        self._record(
             [
                 (chunk, chunk.count * size, found)
                 for chunk, found in zip(batch, results, strict=True)
@@ -208,8 +208,8 @@ class Engine:
         )
         return True
 
-    def _take_down(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
-        self._ledger.add(done)
+    def _record(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
+        self._completed.add(done)
         with self._lock:
             self._done_bytes += sum(moved for _, moved, _ in done)
 

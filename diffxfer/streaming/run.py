@@ -1,4 +1,4 @@
-"""Starting a run. Importing this module does not import torch: that happens beside other work."""
+"""Starting a run. Importing this module does not import what computes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from diffxfer.checkpoints.reader import check_unchanged
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OptionError
+from diffxfer.streaming.completed import Completed
 from diffxfer.streaming.device import MEMORY_BYTES, check_device
-from diffxfer.streaming.keeper import SYNC_INTERVAL_S, Keeper
-from diffxfer.streaming.ledger import Ledger
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, chunks_of
+from diffxfer.streaming.sync import SYNC_INTERVAL_S, Syncer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from diffxfer.checkpoints.writer import OutputFolder
-    from diffxfer.streaming.lane import Accelerator
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.pipeline import Accelerator
+    from diffxfer.streaming.statistics import TensorResult
 
 
 def default_threads() -> int:
@@ -79,33 +79,33 @@ def run_plan(
         DiffxferError: the earliest failure; what was written is the folder's to keep or remove.
     """
     check_run_options(threads, device)
-    ledger, writers = _take_up(plan, folder, chunk_elements)
-    keeper = Keeper(folder, writers.values(), SYNC_INTERVAL_S)
+    completed, writers = _take_up(plan, folder, chunk_elements)
+    syncer = Syncer(folder, writers.values(), SYNC_INTERVAL_S)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="allocate") as pool:
         created = {name: pool.submit(writer.create) for name, writer in writers.items()}
         try:
-            # On tmpfs, allocation takes a quarter of a second a GB; importing torch covers it.
+            # It imports what computes, while the disk reserves space.
             from diffxfer.streaming.engine import Engine
 
-            lanes = threads or default_threads()
-            with _accelerator(device, plan, lanes, device_memory) as accelerator:
+            workers = threads or default_threads()
+            with _accelerator(device, plan, workers, device_memory) as accelerator:
                 engine = Engine(
-                    *(plan, writers, created, ledger),
+                    *(plan, writers, created, completed),
                     chunk_elements=chunk_elements,
                     allow_nonfinite=allow_nonfinite,
                     accelerator=accelerator,
                 )
-                results = engine.run(lanes, keeper, progress)
+                results = engine.run(workers, syncer, progress)
             for future in created.values():
                 future.result()
         except BaseException as exc:
-            keeper.abandon(exc)
+            syncer.abandon(exc)
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     for shard in plan.inputs:
         check_unchanged(shard)
-    return results, ledger.resumed_bytes
+    return results, completed.resumed_bytes
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _accelerator(
         yield None
         return
     from diffxfer.streaming import cuda
-    from diffxfer.streaming.lane import Accelerator
+    from diffxfer.streaming.pipeline import Accelerator
 
     gpu = cuda.Cuda(device)
     try:
@@ -128,29 +128,29 @@ def _accelerator(
 
 def _take_up(
     plan: Plan, folder: OutputFolder, chunk_elements: int
-) -> tuple[Ledger, dict[str, ShardWriter]]:
+) -> tuple[Completed, dict[str, ShardWriter]]:
     """What an earlier run did, and the writers of the rest."""
     try:
-        ledger = Ledger(plan, chunk_elements, folder)
-        writers = _writers(plan, folder, chunk_elements, ledger)
-        if not all(writers[name].is_sound() for name in ledger.written):
-            ledger.forget()  # somebody has meddled with its files
-            writers = _writers(plan, folder, chunk_elements, ledger)
-        folder.keep_only(ledger.written)
+        completed = Completed(plan, chunk_elements, folder)
+        writers = _writers(plan, folder, chunk_elements, completed)
+        if not all(writers[name].is_sound() for name in completed.written):
+            completed.forget()  # somebody has meddled with its files
+            writers = _writers(plan, folder, chunk_elements, completed)
+        folder.keep_only(completed.written)
         folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
     except OSError as exc:
         raise write_error(folder.out, JOURNAL_NAME, exc) from exc
-    return ledger, writers
+    return completed, writers
 
 
 def _writers(
-    plan: Plan, folder: OutputFolder, chunk_elements: int, ledger: Ledger
+    plan: Plan, folder: OutputFolder, chunk_elements: int, completed: Completed
 ) -> dict[str, ShardWriter]:
     pending = Counter[str]()
     for task in plan.tasks:
         if task.shard is not None:
             pending[task.shard] += chunks_of(task, chunk_elements)
-    done = ledger.written
+    done = completed.written
     return {
         name: ShardWriter(folder, name, layout, pending[name] - done[name], begun=name in done)
         for name, layout in plan.layouts.items()

@@ -15,16 +15,16 @@ from diffxfer.streaming.batch import spans
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.finite import not_finite
 from diffxfer.streaming.kernels.native import kernel
-from diffxfer.streaming.look import Looker
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
-from diffxfer.streaming.tally import ChunkResult
+from diffxfer.streaming.reader import Reader
+from diffxfer.streaming.statistics import ChunkResult
 from diffxfer.streaming.values import elements, in_float64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Worker(Looker):
+class Worker(Reader):
     """What one thread does, with the buffers that it has for it."""
 
     def process(self, chunk: Chunk, task: TensorTask) -> tuple[memoryview, ChunkResult]:
@@ -43,7 +43,7 @@ class Worker(Looker):
             CheckpointError: if an input cannot be read as it was.
         """
         if task.shard is None:
-            return memoryview(b""), self.look(chunk, task)
+            return memoryview(b""), self.examine(chunk, task)
         result = ChunkResult()
         if len(chunk.pieces) == 1:
             data = self._single(chunk, task, result)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from diffxfer.checkpoints import filesystem
 from diffxfer.checkpoints.filesystem import allocate, exchange, sync_folder
 from tests.helpers import open_files
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class WithoutCalls:
@@ -34,6 +32,16 @@ def test_allocation_reserves_the_disk(tmp_path: Path) -> None:
         if os.fstat(file.fileno()).st_blocks == 0:
             pytest.skip("this file system cannot allocate")
         assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
+
+
+def test_nothing_is_reserved_in_memory() -> None:
+    folder = Path("/dev/shm")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        pytest.skip("there is no tmpfs here")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        allocate(file.fileno(), 1 << 20)
+        assert os.fstat(file.fileno()).st_size == 1 << 20
+        assert os.fstat(file.fileno()).st_blocks == 0
 
 
 def test_allocation_has_a_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

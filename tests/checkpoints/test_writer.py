@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from diffxfer.checkpoints import shard_writer, writer
+from diffxfer.checkpoints import filesystem, writer
 from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.layout import layout_shard
 from diffxfer.checkpoints.place import (
@@ -696,17 +696,17 @@ def test_a_small_disk_is_told_before_the_work(small_disk: Path) -> None:
         refuse_small_disk(small_disk / "out", 3_000_000)
 
 
-def test_a_full_disk_is_met_when_a_shard_is_allocated(small_disk: Path) -> None:
+def test_a_full_disk_is_met_when_a_shard_is_allocated(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "_in_memory", lambda _: False)  # as on a real disk
     full = pytest.raises(DiskSpaceError, match="the disk became full")
     with OutputFolder(small_disk / "out", JOB) as folder, full:
         shard(folder, 4 << 20).create()
     assert tree(small_disk) == set()
 
 
-def test_a_full_disk_is_met_by_a_write_where_nothing_can_be_allocated(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shard_writer, "allocate", os.ftruncate)
+def test_a_full_disk_is_met_by_a_write_where_nothing_is_reserved(small_disk: Path) -> None:
     with OutputFolder(small_disk / "out", JOB) as folder:
         made = shard(folder, 4 << 20)
         made.create()

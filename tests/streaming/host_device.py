@@ -37,8 +37,8 @@ class HostDevice:
 
     Attributes:
         allocated: bytes of the device's memory.
-        most_under_way: how many slabs were under way at once, at most.
-        submitted: how many slabs there were.
+        most_under_way: how many device_batches were under way at once, at most.
+        submitted: how many device_batches there were.
         closed: whether it was closed.
     """
 

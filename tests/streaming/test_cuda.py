@@ -1,4 +1,4 @@
-"""What only a GPU can show. `test_lane.py` runs the pipeline's own cases on it too."""
+"""What only a GPU can show. `test_pipeline.py` runs the pipeline's own cases on it too."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 JOB = "0123456789abcdef" * 2
 ALPHAS = [1.0, 0.5, -1.3, 0.1]

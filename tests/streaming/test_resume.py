@@ -20,17 +20,17 @@ from diffxfer.checkpoints.partial import JOURNAL_NAME
 from diffxfer.checkpoints.writer import OutputFolder
 from diffxfer.errors import CheckpointError, OutputError
 from diffxfer.streaming import run
-from diffxfer.streaming.ledger import Ledger, pack, unpack
+from diffxfer.streaming.completed import Completed, pack, unpack
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, Plan, chunks
 from diffxfer.streaming.run import run_plan
-from diffxfer.streaming.tally import ChunkResult
+from diffxfer.streaming.statistics import ChunkResult
 from tests.helpers import values
 from tests.streaming.test_engine import JOB, OPERATIONS, contents, make_case, plan_of, row_case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 Made = tuple["Sequence[TensorResult]", "Mapping[str, bytes]"]
 
@@ -165,11 +165,11 @@ def test_a_run_that_is_cut_off_again_and_again(
 def covered(partial: Path, plan: Plan) -> set[tuple[str, int, int]]:
     """The places in shards of which the journal says that they are done."""
     with OutputFolder(partial.parent / "out", JOB) as folder:
-        ledger = Ledger(plan, BLOCK_ELEMENTS, folder)
+        completed = Completed(plan, BLOCK_ELEMENTS, folder)
         found = set()
         for chunk in chunks(plan):
             task = plan.tasks[chunk.task]
-            if chunk.number in ledger and task.shard is not None:
+            if chunk.number in completed and task.shard is not None:
                 start = task.start + chunk.start * task.itemsize
                 found.add((task.shard, start, start + chunk.count * task.itemsize))
     return found

@@ -17,7 +17,7 @@ from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.errors import MatchError
-from diffxfer.streaming.inspect import inspect_inputs
+from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, whole
 from diffxfer.streaming.run import check_run_options
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from diffxfer.checkpoints.reader import Weights
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
     Pair: TypeAlias = tuple[TensorSpec, TensorSpec]
 
@@ -185,7 +185,7 @@ def compare_checkpoints(
     plan = make_plan(tasks, (*ours.shards, *theirs.shards))
     if not stream:
         fetch_shards((spec.shard for task in tasks for spec in task.inputs), progress)
-    results = inspect_inputs(plan, threads=threads, progress=progress)
+    results = measure_inputs(plan, threads=threads, progress=progress)
     tensors = tuple(map(_contrast, found.floats, results))
     where = places(ours.tensors)
     measured = [(where[each.name], each.measure) for each in tensors if each.measure is not None]

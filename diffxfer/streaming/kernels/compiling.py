@@ -52,5 +52,5 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
     passes = llvm.create_pass_builder(this_processor(), tuning)
     passes.getModulePassManager().run(module, passes)
     needed = [f.name for f in module.functions if f.is_declaration]
-    assert all(name.startswith("llvm.") for name in needed), f"{name} needs {needed}"
+    assert all(each.startswith("llvm.") for each in needed), f"{name} needs {needed}"
     return module

@@ -3,8 +3,8 @@
 A kernel sees elements as numba's types: `uint16` is a bfloat16, `int16` a float16, `float32` and
 `float64` are themselves. A new encoding is one more type, reader and writer here.
 
-float64 becomes a 16-bit type by way of float32, as in PyTorch. Conversions of 16-bit types work on
-integers, so that no processor needs instructions for them, and none of their steps has a subnormal
+float64 becomes a 16-bit type by way of float32, as in PyTorch. float16 is converted by instructions
+where there are any; else it is by integers, as bfloat16 is, and none of the steps has a subnormal
 operand or result. NaN stays NaN: float16 keeps its sign and the upper bits of its payload.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
+
+from diffxfer.streaming.kernels.processor import converts_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,11 +85,29 @@ def _as_integer(context: Any, value: Any) -> Any:
     return made(value), lambda _, b, __, a: b.bitcast(a[0], ir.IntType(made.bitwidth))
 
 
+@intrinsic
+def _half_as_float(context: Any, value: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.int16), generate
+
+
+@intrinsic
+def _float_as_half(context: Any, value: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(values[0], ir.HalfType()), ir.IntType(16))
+
+    return types.int16(types.float32), generate
+
+
 @overload(read, strict=False)
 def _read(element: Any) -> Callable[..., Any]:
     if element == types.uint16:
         return lambda element: np.float64(_as_float(np.uint32(element) << np.uint32(16)))
     if element == types.int16:
+        if converts_halves():
+            return lambda element: np.float64(_half_as_float(element))
         return _read_half
     return lambda element: np.float64(element)
 
@@ -99,8 +119,10 @@ def _read_half(element: Any) -> Any:
         value = np.float32(np.int32(magnitude)) * np.float32(2.0**-24)
     elif magnitude < np.uint32(0x7C00):  # the exponent's bias is 15 here, and 127 in float32
         value = _as_float((magnitude << np.uint32(13)) + np.uint32(112 << 23))
-    else:
-        value = _as_float((magnitude << np.uint32(13)) | np.uint32(0x7F800000))
+    elif magnitude == np.uint32(0x7C00):
+        value = _as_float(np.uint32(0x7F800000))
+    else:  # NaN, a quiet one
+        value = _as_float((magnitude << np.uint32(13)) | np.uint32(0x7FC00000))
     sign = (half & np.uint32(0x8000)) << np.uint32(16)
     return np.float64(_as_float(_as_integer(value) | sign))
 
@@ -111,6 +133,8 @@ def _write(value: Any, pointer: Any) -> Callable[..., Any]:
     if element == types.uint16:
         return _write_bfloat16
     if element == types.int16:
+        if converts_halves():
+            return lambda value, pointer: _float_as_half(np.float32(value))
         return _write_half
     if element == types.float32:
         return lambda value, pointer: np.float32(value)

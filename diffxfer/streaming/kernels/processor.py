@@ -10,6 +10,8 @@ from functools import cache
 
 import llvmlite.binding as llvm
 
+_ARM = ("aarch64", "arm64")
+
 
 @cache
 def this_processor() -> llvm.TargetMachine:
@@ -24,6 +26,12 @@ def this_processor() -> llvm.TargetMachine:
 def description() -> str:
     """What must be the same for compiled code to run."""
     return " ".join((llvm.get_default_triple(), *_model()))
+
+
+def converts_halves() -> bool:
+    """Whether it has instructions between float16 and float32."""
+    _, features = _model()
+    return "+f16c" in features.split(",") or llvm.get_default_triple().startswith(_ARM)
 
 
 @cache

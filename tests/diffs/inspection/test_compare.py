@@ -17,8 +17,8 @@ from diffxfer import compare_checkpoints, extract_diff
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.inspection.measures import Measure
 from diffxfer.errors import CheckpointError, HeaderError, OptionError
+from diffxfer.streaming.completed import Completed
 from diffxfer.streaming.engine import Engine
-from diffxfer.streaming.ledger import Ledger
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, RunKind, TensorTask, make_plan, whole
 from tests import families
 from tests.helpers import to_bits, values
@@ -172,7 +172,7 @@ def test_threads_and_chunks_change_no_bit(
     plan = make_plan(tasks, ())
     chunk = blocks * BLOCK_ELEMENTS
     engine = Engine(
-        *(plan, {}, {}, Ledger(plan, chunk, None)),
+        *(plan, {}, {}, Completed(plan, chunk, None)),
         chunk_elements=chunk,
         allow_nonfinite=True,
     )

@@ -27,6 +27,13 @@ for dtypes, store in (("BF16",) * 3, np.uint16), (("F32",) * 3, np.float32):
     arrays = [a.ctypes.data for a in (ours, theirs, out)]
     kernel("subtract", dtypes)(*arrays, 70_001, scratch.ctypes.data, totals.ctypes.data)
     found += [out.tobytes().hex()[:4000], *(total.hex() for total in totals.tolist())]
+every = np.arange(1 << 16, dtype=np.uint16)
+wide, back = np.empty(1 << 16, np.float32), np.empty(1 << 16, np.uint16)
+kernel("convert", ("F16", "F32"))(every.ctypes.data, wide.ctypes.data, 1 << 16)
+kernel("convert", ("F32", "F16"))(wide.ctypes.data, back.ctypes.data, 1 << 16)
+single = np.random.default_rng(1).integers(0, 1 << 32, 1 << 16, np.uint32)
+kernel("convert", ("F32", "F16"))(single.ctypes.data, every.ctypes.data, 1 << 16)
+found += [made.tobytes().hex() for made in (wide, back, every)]
 print(json.dumps(found))
 print("numba" in sys.modules, file=sys.stderr)
 """
@@ -57,7 +64,7 @@ def test_nothing_is_contracted(dtype: str) -> None:
 def test_sums_are_the_same_on_another_processor(tmp_path: Path) -> None:
     here = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path)).stdout
     plain = run(SUMS, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_CPU_NAME="generic").stdout
-    assert len(json.loads(here)) == 10
+    assert len(json.loads(here)) == 13
     assert here == plain
     assert len(list(tmp_path.iterdir())) == 2, "one folder a processor"
 
@@ -79,6 +86,8 @@ def test_two_that_compile_at_once_do_no_harm(tmp_path: Path) -> None:
     assert not any(one.returncode for one in started)
     (folder,) = tmp_path.iterdir()
     assert sorted(path.name for path in folder.iterdir()) == [
+        "convert-F16-F32.o",
+        "convert-F32-F16.o",
         "subtract-BF16-BF16-BF16.o",
         "subtract-F32-F32-F32.o",
     ]

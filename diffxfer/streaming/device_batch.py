@@ -1,8 +1,8 @@
-"""Slabs: what a device computes in one go, where it lies in the buffers, and the arithmetic.
+"""What a device computes in one go, where it lies in the buffers, and the arithmetic.
 
-A slab is made of consecutive chunks that are computed alike, blocks of a large tensor or many small
-tensors, or of the grafted rows of one chunk. Each chunk keeps its own number, digest and
-place in the journal, so that neither the bytes nor a continued run depend on a slab's size.
+A batch is made of consecutive chunks that are computed alike, blocks of a large tensor or many
+small tensors, or of the grafted rows of one chunk. Each chunk keeps its own number, digest and
+place in the journal, so that neither the bytes nor a continued run depend on a batch's size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffxfer.checkpoints.header import BITS
-from diffxfer.streaming import ops
+from diffxfer.streaming import torch_ops
 from diffxfer.streaming.batch import COMPUTED, alike
 from diffxfer.streaming.plan import Operation, RunKind
 
@@ -33,8 +33,8 @@ _DELTA, _BASE, _CHANGED, _INEXACT = range(4)
 
 
 @dataclass(frozen=True)
-class Slab:
-    """The shape of a slab; all its buffers are bytes.
+class DeviceBatch:
+    """The shape of a batch; all its buffers are bytes.
 
     Attributes:
         operation: what is computed.
@@ -85,7 +85,7 @@ class Slab:
         return _view(left, 8, "F64", 4 * len(self.counts)).view(4, len(self.counts))
 
 
-def slab_of(chunks: Sequence[Chunk], tasks: Sequence[TensorTask]) -> Slab | None:
+def device_batch_of(chunks: Sequence[Chunk], tasks: Sequence[TensorTask]) -> DeviceBatch | None:
     """The shape of chunks that came together, None for what a device does not compute.
 
     Args:
@@ -100,41 +100,43 @@ def slab_of(chunks: Sequence[Chunk], tasks: Sequence[TensorTask]) -> Slab | None
     if first.operation not in COMPUTED or not counts[0]:
         return None
     dtypes = tuple(spec.dtype for spec in first.inputs)
-    return Slab(first.operation, first.alpha, dtypes, first.dtype, counts)
+    return DeviceBatch(first.operation, first.alpha, dtypes, first.dtype, counts)
 
 
-def slabs(chunks: Iterable[Chunk], plan: Plan, elements: int) -> Iterator[tuple[Chunk, ...]]:
+def device_batches(
+    chunks: Iterable[Chunk], plan: Plan, elements: int
+) -> Iterator[tuple[Chunk, ...]]:
     """Put chunks together that are computed alike and lie side by side in the output.
 
     Args:
         chunks: of the plan, in its order.
         plan: what they are cut from.
-        elements: the most of a slab.
+        elements: the most of a batch.
 
     Yields:
         Every chunk, in the same order; one that is not all arithmetic comes alone.
     """
-    slab: list[Chunk] = []
+    batch: list[Chunk] = []
     size, kind, end = 0, None, -1
     for chunk in chunks:
         task = plan.tasks[chunk.task]
         found, start = alike(chunk, task), task.start + chunk.start * task.itemsize
-        full = size + chunk.count > elements or len(slab) == MOST_CHUNKS
-        if slab and (found is None or found != kind or start != end or full):
-            yield tuple(slab)
-            slab, size = [], 0
-        slab.append(chunk)
+        full = size + chunk.count > elements or len(batch) == MOST_CHUNKS
+        if batch and (found is None or found != kind or start != end or full):
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(chunk)
         size, kind, end = size + chunk.count, found, start + chunk.count * task.itemsize
-    if slab:
-        yield tuple(slab)
+    if batch:
+        yield tuple(batch)
 
 
 def buffer_bytes(plan: Plan, elements: int) -> tuple[int, int]:
-    """How many bytes arrive for a slab of a plan at most, and how many leave.
+    """How many bytes arrive for a batch of a plan at most, and how many leave.
 
     Args:
-        plan: what slabs are made of.
-        elements: the most of a slab.
+        plan: what batches are made of.
+        elements: the most of a batch.
     """
     tasks = [task for task in plan.tasks if task.operation in COMPUTED]
     arrive = max((sum(BITS[spec.dtype] // 8 for spec in task.inputs) for task in tasks), default=0)
@@ -143,33 +145,33 @@ def buffer_bytes(plan: Plan, elements: int) -> tuple[int, int]:
     return elements * arrive + 3 * _ALIGNMENT, elements * leave + measured
 
 
-def compute(slab: Slab, arrived: Tensor, leaving: Tensor, work: Tensor) -> None:
-    """The arithmetic of a slab; every step is a kernel of its own, as in `ops`.
+def compute(batch: DeviceBatch, arrived: Tensor, leaving: Tensor, work: Tensor) -> None:
+    """The arithmetic of a batch; every step is a kernel of its own, as in `torch_ops`.
 
     PyTorch's CUDA kernels give the CPU's bits: float64 sums and products are rounded to nearest
     there as here; a sum's own factor is 1 or −1, so fusing that changes nothing; and float64
     becomes a 16-bit type by way of float32 on both (c10's `BFloat16(float)` and `Half(float)`).
 
     Args:
-        slab: its shape.
+        batch: its shape.
         arrived: its inputs.
         leaving: receives what was measured, and the output.
         work: `WORK_BYTES` an element, overwritten.
     """
-    count = slab.elements
+    count = batch.elements
     delta, wide, spare = work[: 24 * count].view(torch.float64).view(3, count)
-    inputs = [slab.input(arrived, slot) for slot in range(len(slab.dtypes))]
-    out = _view(leaving, slab.out_start, slab.dtype, count)
-    ops.compute(slab.operation, inputs, slab.alpha, delta, wide, out)
+    inputs = [batch.input(arrived, slot) for slot in range(len(batch.dtypes))]
+    out = _view(leaving, batch.out_start, batch.dtype, count)
+    torch_ops.compute(batch.operation, inputs, batch.alpha, delta, wide, out)
     spare.copy_(out)
-    torch.sum(spare, 0, out=slab.total(leaving))
-    if slab.operation is Operation.SUBTRACT:
+    torch.sum(spare, 0, out=batch.total(leaving))
+    if batch.operation is Operation.SUBTRACT:
         flags = work[24 * count : 25 * count].view(torch.bool)
-        _measure(slab, inputs, out, slab.measured(leaving), (delta, wide, spare, flags))
+        _measure(batch, inputs, out, batch.measured(leaving), (delta, wide, spare, flags))
 
 
 def _measure(
-    slab: Slab,
+    batch: DeviceBatch,
     inputs: Sequence[Tensor],
     out: Tensor,
     found: Tensor,
@@ -180,26 +182,26 @@ def _measure(
     ours, theirs = inputs
     for row, values in ((_DELTA, delta), (_BASE, base64)):
         torch.mul(values, values, out=spare)
-        _sum_by_chunk(slab, spare, found[row])
+        _sum_by_chunk(batch, spare, found[row])
     if ours.dtype == theirs.dtype:
-        torch.ne(ops.bits(ours), ops.bits(theirs), out=flags)
+        torch.ne(torch_ops.bits(ours), torch_ops.bits(theirs), out=flags)
     else:
         torch.ne(delta, 0.0, out=flags)
     spare.copy_(flags)
-    _sum_by_chunk(slab, spare, found[_CHANGED])
+    _sum_by_chunk(batch, spare, found[_CHANGED])
     delta.copy_(out)
     delta.add_(base64)
     back = base64.view(ours.dtype)[: len(ours)]
     back.copy_(delta)
-    torch.ne(ops.bits(back), ops.bits(ours), out=flags)
+    torch.ne(torch_ops.bits(back), torch_ops.bits(ours), out=flags)
     spare.copy_(flags)
-    _sum_by_chunk(slab, spare, found[_INEXACT])
+    _sum_by_chunk(batch, spare, found[_INEXACT])
 
 
-def _sum_by_chunk(slab: Slab, values: Tensor, out: Tensor) -> None:
+def _sum_by_chunk(batch: DeviceBatch, values: Tensor, out: Tensor) -> None:
     """One kernel for all neighbours of one length, which most chunks are."""
     start = first = 0
-    for length, group in groupby(slab.counts):
+    for length, group in groupby(batch.counts):
         many = len(list(group))
         part = values[start : start + many * length].view(many, length)
         torch.sum(part, 1, out=out[first : first + many])
@@ -207,7 +209,7 @@ def _sum_by_chunk(slab: Slab, values: Tensor, out: Tensor) -> None:
 
 
 def _view(buffer: Tensor, start: int, dtype: str, count: int) -> Tensor:
-    return buffer[start : start + count * BITS[dtype] // 8].view(ops.TORCH_DTYPES[dtype])
+    return buffer[start : start + count * BITS[dtype] // 8].view(torch_ops.TORCH_DTYPES[dtype])
 
 
 def _aligned(count: int) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.journal import JOURNAL_NAME, Done
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.streaming.plan import chunks_of, step_of
-from diffxfer.streaming.tally import ChunkResult, Tally
+from diffxfer.streaming.statistics import ChunkResult, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,17 +65,17 @@ def unpack(payload: bytes) -> ChunkResult:
     )
 
 
-class Ledger:
+class Completed:
     """What is done of a plan; a set of chunk numbers that takes a bit for each.
 
     Args:
         plan: what is being run.
         chunk_elements: how it is cut.
-        folder: in whose journal it is taken down, with what earlier runs did; None for a run that
+        folder: whose journal has what earlier runs did, and gets the rest; None for a run that
             writes nothing, and so has nothing to continue.
 
     Attributes:
-        tally: what is known of the tensors.
+        statistics: what is known of the tensors.
         resumed_bytes: what earlier runs read and wrote, and this one need not.
         written: how many chunks of each shard they did.
     """
@@ -94,7 +94,7 @@ class Ledger:
 
     def _replay(self) -> None:
         self._bits = bytearray((self._first[-1] + 7) // 8)
-        self.tally = Tally(self._plan, self._chunk_elements)
+        self.statistics = Statistics(self._plan, self._chunk_elements)
         self.resumed_bytes = 0
         self.written = Counter[str]()
         for number, moved, payload in self._folder.journal.done() if self._folder else ():
@@ -102,7 +102,7 @@ class Ledger:
             index = bisect_right(self._first, number) - 1
             task = self._plan.tasks[index]
             step = step_of(task, self._chunk_elements)
-            self.tally.add(index, (number - self._first[index]) * step, unpack(payload))
+            self.statistics.add(index, (number - self._first[index]) * step, unpack(payload))
             self.resumed_bytes += moved
             if task.shard is not None:
                 self.written[task.shard] += 1
@@ -114,7 +114,7 @@ class Ledger:
         self._replay()
 
     def add(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
-        """Take down that chunks are done, and were written if they are to be.
+        """Record that chunks are done, and were written if they are to be.
 
         Args:
             done: each with how many bytes were read and written, and what is known of it.
@@ -130,4 +130,4 @@ class Ledger:
                 raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
         with self._lock:
             for chunk, _, result in done:
-                self.tally.add(chunk.task, chunk.start, result)
+                self.statistics.add(chunk.task, chunk.start, result)

@@ -96,7 +96,7 @@ class _Parts:
     other_squares: list[float] = field(default_factory=list)
 
 
-class Tally:
+class Statistics:
     """What is known so far. Only unfinished tensors take more than their result.
 
     Args:

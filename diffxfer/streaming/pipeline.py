@@ -1,11 +1,12 @@
 """A run whose arithmetic is a device's: read, copy in, compute, copy out, check, write.
 
-Every thread has a lane of slots. It reads a slab into one of them and lets the device go on with
-it, reads the next into another, and then finishes the oldest. What the device does not do stays
-with the thread's `Worker`: copies, comparisons, the rows of a chunk that take no arithmetic, and
-all of a slab in which something is wrong, chunk by chunk, so that it fails, or does not, exactly as
-on the CPU. Digests are taken here, since xxh3 runs on no device and the bytes come by anyway, and
-so are samples, which are few; norms and counts come back with the output, 32 bytes a chunk.
+Every thread has a pipeline with two slots. It reads a batch into one of them and lets the device
+go on with it, reads the next into the other, and then finishes the older one. What the device does
+not do stays with the thread's `Worker`: copies, comparisons, the rows of a chunk that take no
+arithmetic, and all of a batch in which something is wrong, chunk by chunk, so that it fails, or
+does not, exactly as on the CPU. Digests are taken here, since xxh3 runs on no device and the bytes
+come by anyway, and so are samples, which are few; norms and counts come back with the output, 32
+bytes a chunk.
 """
 
 from __future__ import annotations
@@ -19,9 +20,16 @@ from diffxfer.checkpoints.header import BITS
 from diffxfer.errors import DiffxferError, OptionError
 from diffxfer.streaming.batch import spans
 from diffxfer.streaming.checksum import block_digests
+from diffxfer.streaming.device_batch import (
+    WORK_BYTES,
+    DeviceBatch,
+    buffer_bytes,
+    compute,
+    device_batch_of,
+    device_batches,
+)
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, RunKind
-from diffxfer.streaming.slab import WORK_BYTES, Slab, buffer_bytes, compute, slab_of, slabs
-from diffxfer.streaming.tally import ChunkResult
+from diffxfer.streaming.statistics import ChunkResult
 from diffxfer.streaming.worker import sample
 
 if TYPE_CHECKING:
@@ -38,21 +46,21 @@ if TYPE_CHECKING:
     Found = list[tuple[Chunk, ChunkResult]]
 
 SLOTS = 2
-"""A lane's slabs: one is read or written while the device has the other."""
+"""A pipeline's batches: one is read or written while the device has the other."""
 _MOST_ELEMENTS = 1 << 23
 
 
 class Accelerator:
-    """What all lanes of a run share.
+    """What all pipelines of a run share.
 
     Args:
         device: which computes.
         plan: what is done.
-        threads: how many lanes there will be.
+        threads: how many pipelines there will be.
         memory_bytes: the most that is allocated on the device.
 
     Attributes:
-        elements: the most of a slab.
+        elements: the most of a batch.
 
     Raises:
         OptionError: if that memory does not hold a block for each slot.
@@ -81,15 +89,15 @@ class Accelerator:
         Args:
             chunks: of the plan, in its order.
         """
-        return slabs(chunks, self.plan, self.elements)
+        return device_batches(chunks, self.plan, self.elements)
 
-    def lane(
+    def pipeline(
         self,
         worker: Worker,
         *,
         open_shard: Callable[[TensorSpec], OpenShard],
         allow_nonfinite: bool,
-    ) -> Lane:
+    ) -> Pipeline:
         """What a thread does.
 
         Args:
@@ -97,25 +105,25 @@ class Accelerator:
             open_shard: gives an input file, open.
             allow_nonfinite: let NaN, infinity and overflow through.
         """
-        return Lane(self, worker, open_shard=open_shard, allow_nonfinite=allow_nonfinite)
+        return Pipeline(self, worker, open_shard=open_shard, allow_nonfinite=allow_nonfinite)
 
-    def submit(self, slab: Slab, slot: Slot) -> torch.cuda.Event:
+    def submit(self, batch: DeviceBatch, slot: Slot) -> torch.cuda.Event:
         """Let the device go on with what was read.
 
         Args:
-            slab: what it is.
+            batch: what it is.
             slot: where it is.
         """
-        arrive, leave = slab.starts[-1], slab.out_end
+        arrive, leave = batch.starts[-1], batch.out_end
         return self.device.submit(
             (slot.device_in[:arrive], slot.host_in[:arrive]),
-            lambda: compute(slab, slot.device_in, slot.device_out, self._work),
+            lambda: compute(batch, slot.device_in, slot.device_out, self._work),
             (slot.host_out[:leave], slot.device_out[:leave]),
         )
 
 
 class Slot:
-    """Buffers for a slab, here and on the device.
+    """Buffers for a batch, here and on the device.
 
     Args:
         device: which computes.
@@ -132,16 +140,16 @@ class _Flight:
     """Chunks on their way; no `slot` if the device has no part, no `done` if reading failed."""
 
     chunks: tuple[Chunk, ...]
-    slab: Slab | None = None
+    batch: DeviceBatch | None = None
     slot: Slot | None = None
     done: torch.cuda.Event | None = None
 
 
-class Lane:
+class Pipeline:
     """One thread's share of a run with a device.
 
     Args:
-        shared: what all lanes share.
+        shared: what all pipelines share.
         worker: does what the device does not.
         open_shard: gives an input file, open.
         allow_nonfinite: let NaN, infinity and overflow through.
@@ -168,10 +176,10 @@ class Lane:
         self._free = [Slot(shared.device, sizes) for _ in range(SLOTS)]
 
     def run(self, source: Iterable[tuple[Chunk, ...]]) -> Iterator[tuple[Found, memoryview]]:
-        """Compute slabs, several of them under way at a time.
+        """Compute batches, several of them under way at a time.
 
         Args:
-            source: the slabs, taken one by one as slots are free.
+            source: the batches, taken one by one as slots are free.
 
         Yields:
             Chunks with what is known of them, in order, and their bytes, which lie side by side in
@@ -189,33 +197,33 @@ class Lane:
             yield from self._finish(flights.popleft())
 
     def _begin(self, chunks: tuple[Chunk, ...]) -> _Flight:
-        slab = slab_of(chunks, self._tasks)
-        if slab is None:
+        batch = device_batch_of(chunks, self._tasks)
+        if batch is None:
             return _Flight(chunks)
         slot = self._free.pop()
         try:
-            self._read(chunks, slab, slot)
+            self._read(chunks, batch, slot)
         except DiffxferError:
             # It fails again, and is told of, when its turn comes: chunks before it come first.
-            return _Flight(chunks, slab, slot)
-        return _Flight(chunks, slab, slot, self._shared.submit(slab, slot))
+            return _Flight(chunks, batch, slot)
+        return _Flight(chunks, batch, slot, self._shared.submit(batch, slot))
 
-    def _read(self, chunks: Sequence[Chunk], slab: Slab, slot: Slot) -> None:
+    def _read(self, chunks: Sequence[Chunk], batch: DeviceBatch, slot: Slot) -> None:
         """Read what is computed, each input's elements one after the other."""
         view = slot.host_in.numpy().data
         tasks = [self._tasks[chunk.task] for chunk in chunks]
-        for place in range(len(slab.dtypes)):
-            filled = slab.starts[place]
+        for place in range(len(batch.dtypes)):
+            filled = batch.starts[place]
             for spec, begin, end in spans(chunks, tasks, place):
                 self._open_shard(spec).read_into(view[filled : filled + end - begin], begin)
                 filled += end - begin
 
     def _finish(self, flight: _Flight) -> Iterator[tuple[Found, memoryview]]:
-        if flight.slab and flight.slot and flight.done:
+        if flight.batch and flight.slot and flight.done:
             self._shared.device.wait(flight.done)
-            total = flight.slab.total(flight.slot.host_out).item()
+            total = flight.batch.total(flight.slot.host_out).item()
             if self._allow_nonfinite or math.isfinite(total):
-                yield self._computed(flight.chunks, flight.slab, flight.slot)
+                yield self._computed(flight.chunks, flight.batch, flight.slot)
                 self._free.append(flight.slot)
                 return
         # Here comes also a sum that overflows by itself, and passes.
@@ -227,18 +235,18 @@ class Lane:
             self._free.append(flight.slot)
 
     def _computed(
-        self, chunks: Sequence[Chunk], slab: Slab, slot: Slot
+        self, chunks: Sequence[Chunk], batch: DeviceBatch, slot: Slot
     ) -> tuple[Found, memoryview]:
         """What came back, and what is known of it."""
-        size = BITS[slab.dtype] // 8
-        data = slot.host_out.numpy().data[slab.out_start : slab.out_end]
+        size = BITS[batch.dtype] // 8
+        data = slot.host_out.numpy().data[batch.out_start : batch.out_end]
         found: Found = []
         at = 0
-        for place, (chunk, count) in enumerate(zip(chunks, slab.counts, strict=True)):
+        for place, (chunk, count) in enumerate(zip(chunks, batch.counts, strict=True)):
             self.number = chunk.number
             result = ChunkResult()
-            if slab.operation is Operation.SUBTRACT:
-                self._tell(result, chunk, slab, slot, place, at)
+            if batch.operation is Operation.SUBTRACT:
+                self._tell(result, chunk, batch, slot, place, at)
             part = data[at * size : (at + count) * size]
             if len(chunk.pieces) > 1:  # it came alone
                 part = data = self._worker.place(part, chunk, self._tasks[chunk.task], result)
@@ -248,16 +256,16 @@ class Lane:
         return found, data
 
     def _tell(
-        self, result: ChunkResult, chunk: Chunk, slab: Slab, slot: Slot, place: int, at: int
+        self, result: ChunkResult, chunk: Chunk, batch: DeviceBatch, slot: Slot, place: int, at: int
     ) -> None:
         """What was measured of a chunk whose elements begin at `at`, and what base's are."""
-        task, count = self._tasks[chunk.task], slab.counts[place]
-        delta, base, changed, inexact = slab.measured(slot.host_out)[:, place].tolist()
+        task, count = self._tasks[chunk.task], batch.counts[place]
+        delta, base, changed, inexact = batch.measured(slot.host_out)[:, place].tolist()
         result.delta_squares, result.base_squares = (delta,), (base,)
         result.unchanged, result.inexact = count - int(changed), int(inexact)
         grafts = [piece for piece in chunk.pieces if piece.kind is RunKind.GRAFT]
-        size = BITS[slab.dtypes[1]] // 8
-        read = slot.host_in.numpy().data[slab.starts[1] :]
+        size = BITS[batch.dtypes[1]] // 8
+        read = slot.host_in.numpy().data[batch.starts[1] :]
         theirs = read[at * size : (at + count) * size]
         result.samples = sample(theirs, grafts, chunk, task)
         if len(task.runs) == 1:

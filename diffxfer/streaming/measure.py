@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.reader import check_unchanged
-from diffxfer.streaming.ledger import Ledger
+from diffxfer.streaming.completed import Completed
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan
 from diffxfer.streaming.run import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 
-def inspect_inputs(
+def measure_inputs(
     plan: Plan,
     *,
     threads: int | None = None,
@@ -34,14 +34,14 @@ def inspect_inputs(
     Raises:
         DiffxferError: the earliest failure: an input that changed, or cannot be read.
     """
-    from diffxfer.streaming.engine import Engine  # which imports torch
+    from diffxfer.streaming.engine import Engine  # and what computes
 
     assert not plan.layouts
     engine = Engine(
         plan,
         {},
         {},
-        Ledger(plan, BLOCK_ELEMENTS, None),
+        Completed(plan, BLOCK_ELEMENTS, None),
         chunk_elements=BLOCK_ELEMENTS,
         allow_nonfinite=True,
     )

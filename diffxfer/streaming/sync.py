@@ -22,7 +22,7 @@ SYNC_INTERVAL_S = 15.0
 """At most so much work is lost to a power cut, and what it takes to sync it."""
 
 
-class Keeper:
+class Syncer:
     """Syncs what a run writes; use it from one thread.
 
     That takes as long as the disk takes, so a thread of its own does it.

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from diffxfer.errors import DeviceError, DiffxferError, MatchError, NonFiniteError, OptionError
 from diffxfer.streaming import cuda, device
-from diffxfer.streaming.lane import SLOTS
+from diffxfer.streaming.device_batch import WORK_BYTES, buffer_bytes, device_batches
+from diffxfer.streaming.pipeline import SLOTS
 from diffxfer.streaming.plan import (
     BLOCK_ELEMENTS,
     Operation,
@@ -31,7 +32,6 @@ from diffxfer.streaming.plan import (
     chunks,
     whole,
 )
-from diffxfer.streaming.slab import WORK_BYTES, buffer_bytes, slabs
 from tests.helpers import DTYPES, same_bits, save_shard, to_bits, values
 from tests.streaming import test_engine as engine
 from tests.streaming.host_device import HostDevice, HostDone
@@ -40,7 +40,7 @@ from tests.streaming.test_engine import OPERATIONS, execute, load, make_case, pl
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diffxfer.streaming.tally import TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 ARITHMETIC = [operation for operation in OPERATIONS if operation is not Operation.COPY]
 REASON = "PyTorch finds no GPU"
@@ -70,7 +70,7 @@ def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 def memory_for(plan: Plan, threads: int, blocks: int) -> int:
-    """As much as slabs of so many blocks take."""
+    """As much as device_batches of so many blocks take."""
     elements = blocks * BLOCK_ELEMENTS
     return threads * SLOTS * sum(buffer_bytes(plan, elements)) + elements * WORK_BYTES
 
@@ -223,15 +223,15 @@ def test_slabs_are_neighbours_that_are_alike(
         for number, (size, operation, alpha) in enumerate(drawn)
     ]
     plan = plan_of(*tasks)
-    found = list(slabs(chunks(plan, done=done), plan, blocks * BLOCK_ELEMENTS))
-    assert [chunk for slab in found for chunk in slab] == list(chunks(plan, done=done))
-    for slab in found:
-        assert sum(chunk.count for chunk in slab) <= blocks * BLOCK_ELEMENTS
-        theirs = [plan.tasks[chunk.task] for chunk in slab]
+    found = list(device_batches(chunks(plan, done=done), plan, blocks * BLOCK_ELEMENTS))
+    assert [chunk for batch in found for chunk in batch] == list(chunks(plan, done=done))
+    for batch in found:
+        assert sum(chunk.count for chunk in batch) <= blocks * BLOCK_ELEMENTS
+        theirs = [plan.tasks[chunk.task] for chunk in batch]
         assert len({(task.operation, task.alpha) for task in theirs}) == 1
-        assert len(slab) == 1 or theirs[0].operation is Operation.TRANSFER
-        places = [task.start + 4 * chunk.start for task, chunk in zip(theirs, slab, strict=True)]
-        ends = [place + 4 * chunk.count for place, chunk in zip(places, slab, strict=True)]
+        assert len(batch) == 1 or theirs[0].operation is Operation.TRANSFER
+        places = [task.start + 4 * chunk.start for task, chunk in zip(theirs, batch, strict=True)]
+        ends = [place + 4 * chunk.count for place, chunk in zip(places, batch, strict=True)]
         assert places[1:] == ends[:-1]
     if not done and all(alpha == 1.0 for *_, alpha in drawn):  # they are as large as can be
         for left, right in pairwise(found):
@@ -289,7 +289,7 @@ def test_the_first_is_named_though_a_later_one_is_found_before(
 ) -> None:
     def wait(self: HostDevice, done: HostDone) -> None:
         if done.number == 1:
-            time.sleep(0.5)  # the first slab of all comes back last
+            time.sleep(0.5)  # the first batch of all comes back last
         done.synchronize()
 
     monkeypatch.setattr(cuda, "Cuda", HostDevice)

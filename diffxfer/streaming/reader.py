@@ -1,4 +1,4 @@
-"""One thread's buffers, and the operations that only look at inputs."""
+"""One thread's buffers, and the operations that only read inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.kernels.native import kernel
 from diffxfer.streaming.kernels.signatures import SCRATCH, TOTALS
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
-from diffxfer.streaming.tally import ChunkResult
+from diffxfer.streaming.statistics import ChunkResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MAX_INPUTS = 3
 
 
-class Looker:
+class Reader:
     """The buffers of one thread, and what it learns from inputs with nothing to write.
 
     Args:
@@ -51,7 +51,7 @@ class Looker:
         self._scratch = np.zeros(SCRATCH)
         self._sums = self._scratch.ctypes.data, self._totals.ctypes.data
 
-    def look(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
+    def examine(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
         """Learn what a task is for that writes nothing.
 
         Args:

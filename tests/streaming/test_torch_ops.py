@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffxfer.streaming import ops
+from diffxfer.streaming import torch_ops
 from tests.helpers import DTYPES, same_bits, to_bits, values
 
 ALPHAS = [1.0, 0.5, -1.3, 0.1, 1e-300, -0.0]
@@ -33,7 +33,7 @@ def test_subtracts_in_float64(finetuned: str, base: str) -> None:
     pairs = list(product(range(len(left)), range(len(right))))
     left, right = left[[i for i, _ in pairs]], right[[j for _, j in pairs]]
     delta, base64 = torch.empty(2, len(pairs), dtype=torch.float64)
-    ops.subtract(left, right, delta, base64)
+    torch_ops.subtract(left, right, delta, base64)
     assert same_bits(delta, left.double() - right.double())
     assert same_bits(base64, right.double())
     expected = [x - y for x, y in zip(left.tolist(), right.tolist(), strict=True)]
@@ -46,7 +46,7 @@ def test_adds_in_two_roundings(target: str, alpha: float) -> None:
     start, delta = values(target, (5000,), 1), values("F64", (5000,), 2)
     expected = [t + d * alpha for t, d in zip(start.tolist(), delta.tolist(), strict=True)]
     total = torch.empty(5000, dtype=torch.float64)
-    ops.add_scaled(start, delta, alpha, total)
+    torch_ops.add_scaled(start, delta, alpha, total)
     assert same_bits(total, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -58,7 +58,7 @@ def test_a_contracted_product_would_show() -> None:
     if same_bits(fused, separate):
         pytest.skip("this processor does not contract")
     total = torch.empty(5000, dtype=torch.float64)
-    ops.add_scaled(start, delta, 0.1, total)
+    torch_ops.add_scaled(start, delta, 0.1, total)
     assert same_bits(total, separate)
 
 
@@ -66,7 +66,7 @@ def test_a_contracted_product_would_show() -> None:
 def test_bits_tell_zeros_and_nans_apart(dtype: str) -> None:
     left = torch.tensor([0.0, 1.0, math.nan, -0.0, 2.0], dtype=DTYPES[dtype])
     right = torch.tensor([-0.0, 1.0, math.nan, -0.0, 3.0], dtype=DTYPES[dtype])
-    assert int((ops.bits(left) != ops.bits(right)).sum()) == 2
+    assert int((torch_ops.bits(left) != torch_ops.bits(right)).sum()) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
