@@ -6,10 +6,9 @@ carried over, it takes the place of the head that only base and target have.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
+from diffxfer.diffs.matching.names import is_head_name, is_in_block, is_known_vocabulary
 from diffxfer.diffs.matching.parts import body_of, is_under, stack_of
 from diffxfer.errors import OptionError
 
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
 
 CHOICES = ("refuse", "bring", "drop")
 """What can be done with what only finetuned has; the first is the default."""
-
-# Heads that stand inside the body's own module, or beside the layers of a model without one.
-_HEAD_SEGMENT = re.compile(
-    r"(?:^|\.)(?:lm_head|cls|pooler|classifier|score|qa_outputs|v_head|embed_out|lm_loss|predictions"
-    r"|\w+_predictions|vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier"
-    r"|classification_head|seq_relationship|final_logits_bias)(?:\.|$)"
-)
 
 
 def check_added(choice: str) -> None:
@@ -61,11 +53,6 @@ def find_added(
         if name.rpartition(".")[0] not in modules - {""}
         and not (is_in_block(name) and stack_of(name) in stacks)
     )
-
-
-def is_head_name(name: str) -> bool:
-    """Whether a tensor's name is that of a task head, or of the head for words."""
-    return _HEAD_SEGMENT.search(name) is not None
 
 
 def find_replaced(lonely: Collection[str], paired: Collection[str]) -> frozenset[str]:

@@ -11,6 +11,7 @@ from diffxfer.diffs.matching.match import (
     COPY,
     LEFT_OUT,
     OUTSIDE,
+    OWN_HEAD,
     REPLACED,
     Difference,
     Fate,
@@ -131,10 +132,10 @@ class _TargetMatcher:
         for name, spec in self._target.tensors.items():
             if name in match.shared:
                 continue
-            if name in replaced:
-                self._replace(spec)
-            elif name in outside and self._selection.selects(name):
+            if name in outside and self._selection.selects(name):
                 self._copy(spec, OUTSIDE)
+            elif name in replaced:
+                self._replace(spec)
             else:
                 self._place(name, spec)
         for name, same in match.shared.items():
@@ -150,7 +151,7 @@ class _TargetMatcher:
             self._match.replaced.append(spec.name)
             self._match.fates.append(Fate("dropped", spec.name, spec.elements, REPLACED))
         else:
-            self._copy(spec, "only the target has it")
+            self._copy(spec, OWN_HEAD)
 
     def _place(self, name: str, spec: TensorSpec) -> None:
         pair = self._pairs.get(name)
