@@ -113,6 +113,7 @@ class BaseMatch:
             have more too.
         excuses_heads: whether base and target may have a head that finetuned has not, since
             finetuned has another one.
+        keeps_words: whether that does not hold for the head for words, since finetuned has one.
         fates: what became of tensors that are not among the differences.
         problems: what fits nowhere.
     """
@@ -124,6 +125,7 @@ class BaseMatch:
     added: list[TensorSpec] = field(default_factory=list)
     is_part: bool = False
     excuses_heads: bool = False
+    keeps_words: bool = False
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 

@@ -48,6 +48,7 @@ class Given:
             have more too.
         excuses_heads: whether the target may have a head that finetuned has not, since finetuned
             has another one.
+        keeps_words: whether that does not hold for the head for words, since finetuned has one.
         holders: the roles that have a difference's tensor, for messages.
     """
 
@@ -56,6 +57,7 @@ class Given:
     added: Collection[TensorSpec] = ()
     is_part: bool = False
     excuses_heads: bool = False
+    keeps_words: bool = False
     holders: tuple[str, ...] = ("finetuned", "base")
 
 
@@ -125,7 +127,8 @@ class _TargetMatcher:
         added = [spec.name for spec in self._given.added]
         replaced = set(pair_names(alone, added, _ROLES))
         if self._given.excuses_heads:
-            replaced |= find_replaced(alone, self._pairs.keys())
+            keeps_words = self._given.keeps_words
+            replaced |= find_replaced(alone, self._pairs.keys(), keeps_words=keeps_words)
         outside = frozenset[str]()
         if self._given.is_part:
             outside = outside_part(self._pairs.keys(), alone)

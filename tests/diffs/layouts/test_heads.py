@@ -1,24 +1,40 @@
 """Heads of other shapes: in numbered layers, with buffers, beside the head for words."""
 
+import json
+
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     LlamaForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
     ResNetModel,
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
 )
 
-from diffxfer import transfer
-from diffxfer.errors import MatchError
+from diffxfer import apply_diff, extract_diff, transfer, verify
+from diffxfer.errors import MatchError, VocabularyError
 from tests import families
 from tests.diffs.layouts import models
-from tests.diffs.layouts.test_added import UNTIED
+from tests.diffs.layouts.test_added import (
+    ENCODER,
+    LABELS,
+    TIED,
+    UNTIED,
+    LlamaForCausalLMWithValueHead,
+)
 from tests.families import llama
 
 
@@ -93,3 +109,155 @@ def test_a_kept_head_is_told_of(tmp_path):
     assert any(
         "whose head finetuned does not have: 1 tensor (qa_outputs" in n for n in report.notes
     )
+
+
+SEGMENTS = {
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "sr_ratios": [2, 1],
+    "hidden_sizes": [8, 16],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "num_attention_heads": [1, 2],
+    "mlp_ratios": [2, 2],
+    "decoder_hidden_size": 16,
+    "num_labels": 3,
+}
+STATISTICS = [f"decode_head.batch_norm.{s}" for s in ("running_mean", "running_var")]
+
+
+class TestBuffersOfHeads:
+    """Segformer's head normalizes by statistics of its own: without them it is another head."""
+
+    def roles(self, root, target):
+        config = SegformerConfig(**SEGMENTS)
+        base = SegformerForImageClassification, config
+        roles = models.save_roles(
+            root, (SegformerForSemanticSegmentation, config), base, (target, config)
+        )
+        counted = dict.fromkeys(STATISTICS, torch.full((16,), 0.5))
+        models.edit(roles[0], lambda tensors: tensors | counted)
+        return roles
+
+    @pytest.mark.parametrize(
+        "target", [SegformerForImageClassification, SegformerForSemanticSegmentation]
+    )
+    def test_brought(self, tmp_path, target):
+        roles = self.roles(tmp_path, target)
+        transfer(*roles, tmp_path / "out", added="bring")
+        extract_diff(*roles[:2], tmp_path / "diff", diff_dtype="float64", added="bring")
+        apply_diff(tmp_path / "diff", roles[2], tmp_path / "applied", added="bring")
+        finetuned, found = models.load(roles[0]), models.load(tmp_path / "out")
+        models.assert_equal(models.load(tmp_path / "applied"), found)
+        head = {name for name in finetuned if name.startswith("decode_head.")}
+        assert {*STATISTICS, "decode_head.linear_c.0.proj.weight"} <= head
+        models.assert_equal({n: found[n] for n in head}, {n: finetuned[n] for n in head})
+        models.load_clean(SegformerForSemanticSegmentation, tmp_path / "out")
+        assert verify(tmp_path / "diff", base=roles[1], finetuned=roles[0]).restored
+
+    def test_those_of_a_head_that_is_replaced_go_too(self, tmp_path):
+        _, base, target = self.roles(tmp_path, SegformerForSemanticSegmentation)
+        config = SegformerConfig(**SEGMENTS)
+        bare = models.save(tmp_path / "bare", SegformerModel, config, 4)
+        transfer(base, bare, target, tmp_path / "out", added="bring")
+        models.load_clean(SegformerForImageClassification, tmp_path / "out")
+
+    def test_those_of_the_body_are_not_brought(self, tmp_path):
+        """Base has bare names, and finetuned a pooler within the body's module."""
+        config = BertConfig(**ENCODER)
+        tuned = BertForSequenceClassification, BertConfig(**ENCODER, **LABELS)
+        roles = models.save_roles(tmp_path, tuned, (BertModel, config), (BertModel, config))
+        for folder in roles[1:]:
+            models.edit(folder, lambda t: {n: x for n, x in t.items() if "pooler" not in n})
+        positions = {"bert.embeddings.position_ids": torch.arange(40)[None]}
+        models.edit(roles[0], lambda tensors: tensors | positions)
+        transfer(*roles, tmp_path / "out", added="bring")
+        assert not positions.keys() & models.load(tmp_path / "out").keys()
+        models.load_clean(BertForSequenceClassification, tmp_path / "out")
+
+
+class TestAValueHeadBesideWords:
+    """The head for words stays, tied or not, where finetuned is a model that writes."""
+
+    @pytest.mark.parametrize("settings", [TIED, UNTIED], ids=["tied target", "untied target"])
+    def test_of_a_tied_model(self, tmp_path, settings):
+        tied, target = llama(**TIED), llama(**settings)
+        roles = models.save_roles(
+            tmp_path,
+            (LlamaForCausalLMWithValueHead, tied),
+            (LlamaForCausalLM, tied),
+            (LlamaForCausalLM, target),
+        )
+        transfer(*roles, tmp_path / "out", added="bring")
+        extract_diff(*roles[:2], tmp_path / "diff", diff_dtype="float64", added="bring")
+        apply_diff(tmp_path / "diff", roles[2], tmp_path / "applied", added="bring")
+        found = models.load(tmp_path / "out")
+        models.assert_equal(models.load(tmp_path / "applied"), found)
+        assert found.keys() - models.load(roles[2]).keys() == {
+            "v_head.summary.weight",
+            "v_head.summary.bias",
+        }
+        models.load_clean(LlamaForCausalLMWithValueHead, tmp_path / "out")
+
+    @pytest.mark.parametrize("added", ["bring", "drop"])
+    def test_that_lost_its_words_is_refused(self, tmp_path, added):
+        whole = LlamaForCausalLM, llama(**UNTIED)
+        roles = models.save_roles(
+            tmp_path, (LlamaForCausalLMWithValueHead, llama(**UNTIED)), whole, whole
+        )
+        models.edit(roles[0], lambda t: {n: x for n, x in t.items() if n != "lm_head.weight"})
+        with pytest.raises(MatchError, match=r"lm_head\.weight .* is in base and target only"):
+            transfer(*roles, tmp_path / "out", added=added)
+        with pytest.raises(MatchError, match=r"lm_head\.weight .* is in base only"):
+            extract_diff(*roles[:2], tmp_path / "diff", added=added)
+
+
+class TestHeadsForWords:
+    """Rows of a head belong to tokens, as those of an embedding."""
+
+    WORDS = tuple(f"w{i}" for i in range(50))
+
+    def roles(self, root, order):
+        config = BertConfig(**ENCODER)
+        bare = BertModel, config
+        roles = models.save_roles(root, (BertForMaskedLM, config), bare, bare)
+        for folder, words in zip(roles, (self.WORDS, self.WORDS, order), strict=True):
+            families.save_tokenizer(folder, families.fast_tokenizer(words=words))
+        return roles
+
+    def test_brought_where_tokens_keep_their_ids(self, tmp_path):
+        roles = self.roles(tmp_path, self.WORDS)
+        transfer(*roles, tmp_path / "out", added="bring")
+        finetuned, found = models.load(roles[0]), models.load(tmp_path / "out")
+        assert torch.equal(found["cls.predictions.bias"], finetuned["cls.predictions.bias"])
+        models.load_clean(BertForMaskedLM, tmp_path / "out")
+
+    def test_refused_where_tokens_have_other_ids(self, tmp_path):
+        roles = self.roles(tmp_path, (*self.WORDS[:10], *self.WORDS[:9:-1]))
+        with pytest.raises(VocabularyError, match=r"cls\.predictions\.bias: .*other ids"):
+            transfer(*roles, tmp_path / "out", added="bring")
+        extract_diff(*roles[:2], tmp_path / "diff", added="bring")
+        with pytest.raises(VocabularyError, match=r"cls\.predictions\.bias: .*other ids"):
+            apply_diff(tmp_path / "diff", roles[2], tmp_path / "out", added="bring")
+        transfer(*roles, tmp_path / "out", added="drop")
+
+    def test_refused_where_the_target_has_more_rows(self, tmp_path):
+        roles = self.roles(tmp_path, self.WORDS)
+        models.edit(
+            roles[2],
+            lambda tensors: {
+                n: torch.cat([t, t[:6]]) if "word_embeddings" in n else t
+                for n, t in tensors.items()
+            },
+        )
+        models.edit_config(roles[2], vocab_size=56)
+        with pytest.raises(VocabularyError, match="the output has 56"):
+            transfer(*roles, tmp_path / "out", added="bring")
+
+
+def test_ids_of_tokens_are_no_settings_of_a_head(tmp_path):
+    roles = resnets(tmp_path)
+    for folder, number in zip(roles, (7, 8, 9), strict=True):
+        models.edit_config(folder, cls_token_id=number)
+    transfer(*roles, tmp_path / "out", added="bring")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["cls_token_id"] == 9
