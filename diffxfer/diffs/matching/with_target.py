@@ -24,7 +24,7 @@ from diffxfer.diffs.matching.match import (
 )
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.diffs.matching.parts import outside_part, pair_tensors
-from diffxfer.diffs.matching.shared import share
+from diffxfer.diffs.matching.shared import part_copies, share
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -106,7 +106,10 @@ class _TargetMatcher:
             for name, spec in target.tensors.items()
         }
         self._pairs = pair_tensors(shapes, self._known, _ROLES)
-        self._copies = share(self._target_vocabulary(), self._vocabulary(), self._pairs, _ROLES)
+        stored = self._target_vocabulary(), self._vocabulary()
+        roles = "target", " or ".join(given.holders)
+        part_copies(*stored, self._pairs, roles)
+        self._copies = share(*stored, self._pairs, roles)
 
     def _target_vocabulary(self) -> dict[str, tuple[TensorSpec, ...]]:
         tensors = self._target.tensors
