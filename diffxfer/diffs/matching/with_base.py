@@ -106,7 +106,9 @@ def _match_base_only(
             match.fates.append(Fate("dropped", name, spec.elements, LEFT_OUT))
         elif selection.may_be_missing(label(name)):
             match.fates.append(Fate("dropped", name, spec.elements, "finetuned has none"))
-        elif name not in outside and name not in heads:
+        elif name in outside or name in heads:
+            match.in_base[name] = spec.elements
+        else:
             _refuse(match, spec, "finetuned", label(name))
 
 
