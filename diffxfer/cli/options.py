@@ -97,7 +97,7 @@ Added = Annotated[
     str,
     typer.Option(
         rich_help_panel=WHAT,
-        metavar="refuse|bring|drop",
+        metavar="bring|drop|refuse",
         autocompletion=lambda: ["refuse", "bring", "drop"],
         help="What to do with a head that fine-tuning added, such as a classifier: bring it whole,"
         " with what the config says of it, drop it, or refuse.",

@@ -15,7 +15,7 @@ from diffxfer.diffs.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.job import Job, RunOptions, do
 from diffxfer.diffs.kinship import kinship_of_diff
 from diffxfer.diffs.matching.added import check_added
-from diffxfer.diffs.matching.match import ADDED, BUFFER, Fate
+from diffxfer.diffs.matching.match import ADDED, BUFFER, IN_BASE, Fate
 from diffxfer.diffs.matching.rename import names_command, parse_renames
 from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.matching.selection import make_selection
@@ -235,6 +235,7 @@ def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
         ),
         *(Fate("left out", name, elements) for name, elements in match.left_out.items()),
         *(Fate("dropped", name, elements, BUFFER) for name, elements in source.buffers.items()),
+        *(Fate("dropped", name, elements, IN_BASE) for name, elements in match.in_base.items()),
         *match.fates,
     ]
 

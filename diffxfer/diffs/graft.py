@@ -276,7 +276,7 @@ def _graft(
         files=dict(companions.files),
         command=options.command,
         sources={**source.entries, "target": source_entry(target.weights)},
-        fates=[*match.fates, *source.match.fates, *other_fates(source, role)],
+        fates=[*match.fates, *source.match.fates, *other_fates(source, output.role)],
         problems=problems,
         finish=finish_of(kinship, said),
         vocabulary=pairing.mode if pairing else "rows",

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.matching.match import ADDED, BUFFER, Fate, Problem, Side, described, in_only
+from diffxfer.diffs.matching.added import find_added_buffers
+from diffxfer.diffs.matching.match import (
+    ADDED,
+    BUFFER,
+    REPLACED,
+    Fate,
+    Problem,
+    Side,
+    described,
+    in_only,
+)
 from diffxfer.diffs.matching.names import canonical, is_head
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.ties import (
@@ -124,7 +134,7 @@ class Output:
     """What the tensors of a graft are made of.
 
     Attributes:
-        role: the target.
+        role: the target, without the buffers of a head that is replaced.
         head: what it has for an output head.
         side: its tensors as they are matched.
         match: which of them get a difference, and which are copies.
@@ -153,7 +163,15 @@ def match_output(source: Source, role: Role, selection: Selection, added: str) -
     head = head_of_target(source, role.checkpoint)
     side = target_side(role.checkpoint, head)
     match = match_roles(source, side, head, selection, added)
-    return Output(role, head, side, match, source.match.added)
+    return Output(_without_replaced(role, match), head, side, match, source.match.added)
+
+
+def _without_replaced(role: Role, match: TargetMatch) -> Role:
+    """The target without the buffers of a head whose place another one takes."""
+    others = role.checkpoint.tensors.keys() - set(match.replaced)
+    gone = find_added_buffers(role.buffers, match.replaced, others)
+    match.fates += [Fate("dropped", n, role.buffers[n].elements, REPLACED) for n in sorted(gone)]
+    return replace(role, buffers={n: s for n, s in role.buffers.items() if n not in gone})
 
 
 def match_roles(
@@ -188,6 +206,7 @@ def match_roles(
         source.match.added,
         is_part=source.match.is_part,
         excuses_heads=source.match.excuses_heads or added == "drop",
+        keeps_words=source.match.keeps_words,
         holders=tuple(source.entries),
     )
     match = match_target(differences, side, selection, given)

@@ -6,13 +6,14 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.header import FLOATS
 from diffxfer.diffs.extract_tasks import bring_task
 from diffxfer.diffs.matching.names import is_embedding, is_layer_embedding
 from diffxfer.diffs.matching.ties import HeadState
 from diffxfer.diffs.matching.wrappers import without_modules
 from diffxfer.diffs.vocab.rows import graft_runs
-from diffxfer.diffs.vocab.tensors import refuse_ambiguous
+from diffxfer.diffs.vocab.tensors import refuse_ambiguous, sort_tensors
 from diffxfer.errors import MatchError, VocabularyError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
@@ -62,6 +63,7 @@ def graft_tasks(
         tasks.append(task)
         if difference.vocabulary and task.shape != spec.shape:
             grown[spec.name] = task.shape[0]
+    _refuse_moved_head(source, output, pairing, tasks)
     # The config's size is the embedding's; where no name tells which that is, any of them has it.
     embedding = next((spec.name for _, spec in match.grafts if is_embedding(spec.name)), None)
     if embedding is None or embedding in grown:
@@ -94,6 +96,33 @@ def _refuse_short(
             problem,
             "do not leave it out, or give --alpha-for with 0 for it: its added rows come then",
         )
+
+
+def _refuse_moved_head(
+    source: Source, output: Output, pairing: TargetPairing | None, tasks: Sequence[TensorTask]
+) -> None:
+    """Refuse to bring rows of tokens, as a head for words has, to tokens with other ids."""
+    if not output.added:
+        return
+    by_name = {task.name: task for task in tasks}
+    sizes = {
+        (d.shape[0], by_name[spec.name].shape[0])
+        for d, spec in output.match.grafts
+        if d.vocabulary and d.shape
+    }
+    moved = pairing is not None and any(
+        ours != theirs for ours, theirs in (*pairing.translate.items(), *pairing.additions.items())
+    )
+    tensors = {spec.name: spec for spec in output.added}
+    for name in sorted(set().union(*sort_tensors(tensors, read_config(source.behaviour)))):
+        other = next((new for old, new in sizes if old in tensors[name].shape and old != new), None)
+        if moved or other is not None:
+            problem = "would be brought whole, and its rows belong to tokens, " + (
+                "which have other ids in the target"
+                if moved
+                else f"of which the output has {other:,}, where finetuned has another number"
+            )
+            raise VocabularyError(name, problem, "leave it out with --added drop")
 
 
 def _refuse_ambiguous(match: TargetMatch, pairing: TargetPairing, selection: Selection) -> None:

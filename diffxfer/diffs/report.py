@@ -6,7 +6,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.matching.match import ADDED, BUFFER, COPY, NO_LOSS, OUTSIDE, REPLACED
+from diffxfer.diffs.matching.match import (
+    ADDED,
+    BUFFER,
+    COPY,
+    IN_BASE,
+    NO_LOSS,
+    OUTSIDE,
+    OWN_HEAD,
+    REPLACED,
+)
 from diffxfer.diffs.matching.names import pattern
 
 if TYPE_CHECKING:
@@ -174,6 +183,8 @@ _TOLD = {
     ("dropped", BUFFER): "buffers that are left out, since they are no weights",
     ("copied", OUTSIDE): "copied from the target, since they lie outside of the part that finetuned"
     " and base share",
+    ("dropped", IN_BASE): "in base only, so that there is no difference",
+    ("copied", OWN_HEAD): "copied from the target, whose head finetuned does not have",
     ("dropped", OUTSIDE): "in finetuned only, outside of the part that it shares with base, and"
     " left out",
     ("brought", ADDED): "brought from finetuned, whole and unscaled",

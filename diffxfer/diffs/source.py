@@ -10,13 +10,20 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import ShardEntry, SourceEntry, refuse_diff
-from diffxfer.diffs.matching.added import find_added
+from diffxfer.diffs.matching.added import find_added, find_added_buffers
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side
 from diffxfer.diffs.matching.names import is_embedding, is_known_vocabulary
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import Role, read_role
 from diffxfer.diffs.matching.selection import Selection
-from diffxfer.diffs.matching.ties import Head, HeadState, find_head, with_head, without_tied_head
+from diffxfer.diffs.matching.ties import (
+    Head,
+    HeadState,
+    find_head,
+    has_head_for_words,
+    with_head,
+    without_tied_head,
+)
 from diffxfer.diffs.matching.with_base import match_base
 from diffxfer.diffs.soundness.idle import tokenizers_in_use
 from diffxfer.diffs.vocab.relate import Vocabulary, relate_to_base
@@ -130,7 +137,9 @@ def from_checkpoints(
     roles = finetuned.checkpoint, base.checkpoint
     heads = _heads(*roles, added)
     sides = _sides(*roles, heads)
-    match = match_base(*sides, selection, label, added)
+    keeps_words = has_head_for_words(roles[0].config)
+    match = match_base(*sides, selection, label, added, keeps_words=keeps_words)
+    brought = _bring_buffers(match, finetuned)
     ours, theirs, left_out = tokenizers_in_use(*roles)
     vocabulary = relate_to_base(
         ours,
@@ -153,18 +162,33 @@ def from_checkpoints(
         roles[0].folder,
         (*roles[0].weights.shards, *roles[1].weights.shards),
         {c.role: source_entry(c.weights) for c in roles},
-        {name: spec.elements for role in (base, finetuned) for name, spec in role.buffers.items()},
+        {
+            name: spec.elements
+            for role in (base, finetuned)
+            for name, spec in role.buffers.items()
+            if name not in brought
+        },
     )
+
+
+def _bring_buffers(match: BaseMatch, finetuned: Role) -> frozenset[str]:
+    """Carry over the buffers of what finetuned brings: a head without them is another one."""
+    added = [spec.name for spec in match.added]
+    others = finetuned.checkpoint.tensors.keys() - set(added)
+    names = find_added_buffers(finetuned.buffers, added, others)
+    match.added += [finetuned.buffers[name] for name in sorted(names)]
+    return names
 
 
 def _heads(finetuned: Checkpoint, base: Checkpoint, added: str) -> dict[str, Head]:
     """What the two have for an output head.
 
-    Where fine-tuning put a task head in its place, finetuned has none, tied or not.
+    Where fine-tuning put a task head in its place, finetuned has none, tied or not. A value head
+    stands beside it.
     """
     heads = {c.role: find_head(c.tensors, c.config) for c in (finetuned, base)}
     head = heads["finetuned"]
-    if added == "refuse" or head.name is not None:
+    if added == "refuse" or head.name is not None or has_head_for_words(finetuned.config):
         return heads
     ours, theirs = (
         {

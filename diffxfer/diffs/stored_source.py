@@ -13,7 +13,7 @@ from diffxfer.diffs.artifact.samples import SAMPLES_NAME
 from diffxfer.diffs.matching.buffers import is_buffer
 from diffxfer.diffs.matching.match import BaseMatch, Difference
 from diffxfer.diffs.matching.names import is_embedding
-from diffxfer.diffs.matching.ties import HeadState
+from diffxfer.diffs.matching.ties import HeadState, has_head_for_words
 from diffxfer.diffs.soundness.idle import stored_tokenizer_in_use
 from diffxfer.diffs.source import COMPANIONS, HEAD, Source, is_shared, source_entry
 from diffxfer.diffs.vocab.relate import Vocabulary
@@ -46,7 +46,8 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
     refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_read(n)])
     behaviour = folder / COMPANIONS
     tensors, buffers = _differences(weights, manifest)
-    names = vocabulary_tensors(tensors, read_config(behaviour))
+    config = read_config(behaviour)
+    names = vocabulary_tensors(tensors, config)
     added = [weights.tensors[name] for name in manifest.added_tensors]
     match = BaseMatch(
         [Difference(name, (spec,), name in names) for name, spec in tensors.items()],
@@ -55,6 +56,7 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
         added=added,
         is_part=bool(manifest.is_part),
         excuses_heads=bool(added) or manifest.command.get("added") == "drop",
+        keeps_words=has_head_for_words(config),
     )
     heads = {role: HeadState(state) for role, state in (manifest.tied or {}).items()}
     embedding = next((d for d in match.differences if is_embedding(d.name)), None)

@@ -19,7 +19,7 @@ _HEAD_KEYS = re.compile(
     r"|\w+_(?:pooling|loss_reduction)|loss_type|use_weighted_layer_sum|seq_classif_dropout"
     r"|qa_dropout|regression|is_regression|semantic_loss_ignore_index"
 )
-_NO_HEAD_KEYS = frozenset({"head_dim", "head_size", "label_smoothing"})
+_NO_HEAD_KEYS = frozenset({"cls_token", "head_dim", "head_ratio", "head_size", "label_smoothing"})
 
 
 def head_changes(
@@ -56,4 +56,6 @@ def head_changes(
 
 
 def _is_of_head(key: str) -> bool:
-    return _HEAD_KEYS.fullmatch(key) is not None and key not in _NO_HEAD_KEYS
+    if key in _NO_HEAD_KEYS or key.endswith(("_token_id", "_token_ids")):
+        return False  # ids of tokens are the target's, or translated
+    return _HEAD_KEYS.fullmatch(key) is not None

@@ -6,10 +6,14 @@ carried over, it takes the place of the head that only base and target have.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
+from diffxfer.diffs.matching.names import (
+    is_head,
+    is_head_name,
+    is_in_block,
+    is_known_vocabulary,
+)
 from diffxfer.diffs.matching.parts import body_of, is_under, stack_of
 from diffxfer.errors import OptionError
 
@@ -18,13 +22,6 @@ if TYPE_CHECKING:
 
 CHOICES = ("refuse", "bring", "drop")
 """What can be done with what only finetuned has; the first is the default."""
-
-# Heads that stand inside the body's own module, or beside the layers of a model without one.
-_HEAD_SEGMENT = re.compile(
-    r"(?:^|\.)(?:lm_head|cls|pooler|classifier|score|qa_outputs|v_head|embed_out|lm_loss|predictions"
-    r"|\w+_predictions|vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier"
-    r"|classification_head|seq_relationship|final_logits_bias)(?:\.|$)"
-)
 
 
 def check_added(choice: str) -> None:
@@ -63,17 +60,16 @@ def find_added(
     )
 
 
-def is_head_name(name: str) -> bool:
-    """Whether a tensor's name is that of a task head, or of the head for words."""
-    return _HEAD_SEGMENT.search(name) is not None
-
-
-def find_replaced(lonely: Collection[str], paired: Collection[str]) -> frozenset[str]:
+def find_replaced(
+    lonely: Collection[str], paired: Collection[str], *, keeps_words: bool
+) -> frozenset[str]:
     """Which tensors without a counterpart are the head whose place an added one takes.
 
     Args:
         lonely: names of base, or of the target, that finetuned has no counterpart for.
         paired: its other names.
+        keeps_words: whether finetuned has a head for words beside the added one, so that it must
+            not be lost.
     """
     stacks = {stack_of(name) for name in paired if is_in_block(name)}
     body = body_of(paired)
@@ -81,9 +77,31 @@ def find_replaced(lonely: Collection[str], paired: Collection[str]) -> frozenset
         name
         for name in lonely
         if not (is_in_block(name) and stack_of(name) in stacks)
+        and not (keeps_words and is_head(name))
         and (is_head_name(name) or (body and _is_beside(name, body)))
     )
 
 
 def _is_beside(name: str, body: str) -> bool:
     return not is_under(name, body) and not is_known_vocabulary(name)
+
+
+def find_added_buffers(
+    buffers: Collection[str], added: Collection[str], others: Collection[str]
+) -> frozenset[str]:
+    """Which buffers belong to what finetuned brings, as a normalization's statistics do.
+
+    Args:
+        buffers: names of finetuned's.
+        added: names of the tensors that it brings.
+        others: names of its other tensors, whose modules are no part of what it brings.
+    """
+    inner = {module for name in others for module in _modules_of(name)}
+    new = {module for name in added for module in _modules_of(name)} - inner
+    return frozenset(name for name in buffers if not new.isdisjoint(_modules_of(name)))
+
+
+def _modules_of(name: str) -> list[str]:
+    """The modules around a tensor, each within the one before it."""
+    segments = name.split(".")
+    return [".".join(segments[:count]) for count in range(1, len(segments))]

@@ -23,10 +23,12 @@ ADDED = "only finetuned has it"
 """Why what fine-tuning added is brought, or dropped."""
 BUFFER = "a buffer, no weight"
 REPLACED = "replaced by what finetuned brings"
+OWN_HEAD = "only the target has this head"
+IN_BASE = "only base has it"
 OUTSIDE = "outside of the part that finetuned and base share"
 COPY = "a copy of "
 """How the reason begins where a tensor is stored several times, and another role has it once."""
-NO_LOSS = (LEFT_OUT, ADDED, BUFFER, REPLACED, OUTSIDE)
+NO_LOSS = (LEFT_OUT, ADDED, BUFFER, IN_BASE, OUTSIDE, REPLACED)
 """Reasons to drop a tensor that the user gave, or is told of in a line of its own."""
 
 
@@ -112,6 +114,9 @@ class BaseMatch:
             have more too.
         excuses_heads: whether base and target may have a head that finetuned has not, since
             finetuned has another one.
+        keeps_words: whether that does not hold for the head for words, since finetuned has one.
+        in_base: base's tensors outside of a part, or of a head that finetuned has not, and how many
+            elements they have: a target's are copied or replaced.
         fates: what became of tensors that are not among the differences.
         problems: what fits nowhere.
     """
@@ -123,6 +128,8 @@ class BaseMatch:
     added: list[TensorSpec] = field(default_factory=list)
     is_part: bool = False
     excuses_heads: bool = False
+    keeps_words: bool = False
+    in_base: dict[str, int] = field(default_factory=dict)
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 

@@ -28,6 +28,12 @@ _VOCABULARY = re.compile(
     # T5's and BART's, which encoder and decoder share.
     r"|^(?:model\.)?shared\.weight$"
 )
+# The heads that models of transformers and their fine-tunes have; any name may end in `_head`.
+_HEAD_SEGMENT = re.compile(
+    r"(?:^|\.)(?:(?:\w+_)?heads?|cls|pooler|classifier|score|qa_outputs|embed_out|lm_loss|predictions"
+    r"|\w+_predictions|vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier"
+    r"|seq_relationship|final_logits_bias)(?:\.|$)"
+)
 
 
 def canonical(name: str) -> str:
@@ -48,6 +54,11 @@ def pattern(name: str) -> str:
 def is_head(name: str) -> bool:
     """Whether this is the output head that a model may tie to its embedding."""
     return name.endswith("lm_head.weight") and canonical(name) == "lm_head.weight"
+
+
+def is_head_name(name: str) -> bool:
+    """Whether a tensor's name is that of a task head, or of the head for words."""
+    return _HEAD_SEGMENT.search(name) is not None
 
 
 def is_embedding(name: str) -> bool:

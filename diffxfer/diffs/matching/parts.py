@@ -7,11 +7,13 @@ gives names of the other. What the whole model has beside the part is left alone
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.matching.names import (
     canonical,
     is_head,
+    is_head_name,
     is_in_block,
     is_known_vocabulary,
     pair_names,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     """The shape of each tensor by its name; None where it is not known."""
 
 _STACK = re.compile(r"(?:^|\.)\d+(?:\.|\Z)")
+_DEEP = 2
+"""How many modules lead to a weight within a tower's layer: ``self_attn.q_proj.weight``."""
 
 
 def pair_tensors(reference: Shapes, other: Shapes, roles: tuple[str, str]) -> dict[str, str]:
@@ -134,8 +138,8 @@ def is_under(name: str, module: str) -> bool:
 def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozenset[str]:
     """The tensors of a whole model that lie outside of the part that another role is.
 
-    There are some only where whole stacks of layers have no counterpart and others have one, in a
-    module of their own: a model that lacks single layers, or a norm, is no part.
+    There are some only where whole towers of layers have no counterpart and others have one, in a
+    module of their own: a model that lacks single layers, a norm or a head is no part.
 
     Args:
         paired: names of the whole model that the other role has too.
@@ -143,7 +147,35 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
     """
     stacks = {stack_of(name) for name in paired if is_in_block(name)}
     body = body_of(paired)
-    towers = any(is_in_block(name) and stack_of(name) not in stacks for name in unpaired)
+    towers = {stack_of(name) for name in unpaired if _is_in_tower(name)} - stacks
     if not body or not towers:
         return frozenset()
-    return frozenset(name for name in unpaired if not is_under(name, body))
+    # What lies beside a part's layers belongs to it, unless it is the head of a decoder.
+    decoder = any(map(_names_decoder, towers)) and not _names_decoder(body)
+    return frozenset(
+        name
+        for name in unpaired
+        if not is_under(name, body) and not _is_own(name, body, decoder=decoder)
+    )
+
+
+def _is_in_tower(name: str) -> bool:
+    """Whether a tensor is in a layer that has modules in modules, as no head's layers have."""
+    found = _STACK.search(name)
+    deep = found is not None and name.count(".", found.end()) >= _DEEP
+    return deep and not is_head_name(name)
+
+
+def _names_decoder(module: str) -> bool:
+    return "decoder" in module
+
+
+def _is_own(name: str, body: str, *, decoder: bool) -> bool:
+    """Whether a tensor beside a body is its head or embedding, and not another model's."""
+    segments, around = name.split("."), body.split(".")
+    alike = (one == other for one, other in zip(segments, around, strict=False))
+    shared = sum(takewhile(bool, alike))
+    rest = ".".join(segments[shared:])
+    if is_head_name(segments[shared]):
+        return not decoder
+    return is_known_vocabulary(rest) and rest.count(".") == 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.reader import same_bytes
-from diffxfer.diffs.matching.names import canonical
+from diffxfer.diffs.matching.names import canonical, is_head
 from diffxfer.errors import MatchError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Stored: TypeAlias = Mapping[str, tuple[TensorSpec, ...]]
     """Tensors by name; of a difference, finetuned's and base's."""
+    Roles: TypeAlias = tuple[str, str]
     Shares: TypeAlias = tuple[dict[str, str], dict[str, str]]
 
 _ONE_EMBEDDING = (
@@ -31,7 +32,39 @@ _ONE_EMBEDDING = (
 """The names of one embedding in an encoder with a decoder, without the model's prefix."""
 
 
-def share(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: tuple[str, str]) -> Shares:
+def part_copies(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: Roles) -> None:
+    """Take apart what is paired name by name, where a role's tensors are copies of one.
+
+    `share` then finds them to be copies.
+
+    Args:
+        ours: tensors of the one role whose rows belong to tokens.
+        theirs: likewise, of the other.
+        pairs: as those of `share`; it loses those of copies.
+        roles: what the two are, for messages.
+
+    Raises:
+        MatchError: if the other role's are no copies.
+    """
+    first = next((n for key in _ONE_EMBEDDING for n in pairs if canonical(n) == key), None)
+    if first is None or first not in ours:
+        return
+    for name in [name for name in ours if name in pairs and name != first]:
+        family = canonical(name) in _ONE_EMBEDDING or _is_its_head(name, first)
+        if not family or not _equal(ours[name], ours[first]):
+            continue
+        one, other = (theirs.get(pairs[n]) for n in (name, first))
+        if one and other and not _equal(one, other):
+            raise _unequal(pairs[name], pairs[first], roles[::-1])
+        del pairs[name]
+
+
+def _is_its_head(name: str, embedding: str) -> bool:
+    """Whether this is a head of an encoder with a decoder; `ties` has those of other models."""
+    return is_head(name) and canonical(embedding) == _ONE_EMBEDDING[0]
+
+
+def share(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: Roles) -> Shares:
     """Pair what one role stores several times with what the other one stores once.
 
     Only tensors whose rows belong to tokens are looked at: they are what models share, and two of
@@ -66,6 +99,8 @@ def _pair_one_embedding(
     stored: tuple[Stored, Stored], lonely: tuple[list[str], list[str]], pairs: dict[str, str]
 ) -> None:
     """Pair the embedding of encoder and decoder where the roles have other names of it."""
+    if any(canonical(name) in _ONE_EMBEDDING for name in pairs):
+        return
     known = [[name for name in names if canonical(name) in _ONE_EMBEDDING] for names in lonely]
     firsts = [
         names[0]
@@ -76,7 +111,7 @@ def _pair_one_embedding(
         pairs[firsts[0]] = firsts[1]
 
 
-def _copies(roles: tuple[str, str], tensors: Stored, paired: Collection[str]) -> dict[str, str]:
+def _copies(roles: Roles, tensors: Stored, paired: Collection[str]) -> dict[str, str]:
     copies: dict[str, str] = {}
     for name in sorted(tensors.keys() - set(paired)):
         shape = tensors[name][0].shape
@@ -85,13 +120,17 @@ def _copies(roles: tuple[str, str], tensors: Stored, paired: Collection[str]) ->
         if equal is not None:
             copies[name] = equal
         elif known := _one_embedding(name, alike):
-            raise MatchError(
-                (),
-                f"{name} and {known} hold other values in {roles[0]}, and {roles[1]} has one"
-                " tensor for both",
-                "use models that all share it, or that all store it several times",
-            )
+            raise _unequal(name, known, roles)
     return copies
+
+
+def _unequal(name: str, known: str, roles: Roles) -> MatchError:
+    return MatchError(
+        (),
+        f"{name} and {known} hold other values in {roles[0]}, and {roles[1]} has one tensor for"
+        " both",
+        "use models that all have one tensor for both, or that all have two",
+    )
 
 
 def _equal(ours: Iterable[TensorSpec], theirs: Iterable[TensorSpec]) -> bool:

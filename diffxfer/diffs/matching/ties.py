@@ -7,6 +7,7 @@ tied finetuned or base serves as its head.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.header import TensorSpec
+
+_WORDS = re.compile(r"For(?:CausalLM|ConditionalGeneration)|LMHead")
 
 
 class HeadState(Enum):
@@ -77,6 +80,17 @@ def _says_untied(config: Mapping[str, Any]) -> bool:
         isinstance(name, str) and name.endswith("Model") for name in architectures
     )
     return bare or any(text.get("tie_word_embeddings") is False for text in texts)
+
+
+def has_head_for_words(config: Mapping[str, Any]) -> bool:
+    """Whether the config names a class that has an output head for words, on disk or tied.
+
+    Args:
+        config: a role's config.json.
+    """
+    named = config.get("architectures")
+    names = named if isinstance(named, list) else []
+    return any(isinstance(name, str) and _WORDS.search(name) for name in names)
 
 
 def without_tied_head(tensors: Mapping[str, TensorSpec], head: Head) -> dict[str, TensorSpec]:

@@ -35,6 +35,8 @@ def match_base(
     selection: Selection,
     label: Callable[[str], str],
     added: str = "refuse",
+    *,
+    keeps_words: bool = False,
 ) -> BaseMatch:
     """Pair finetuned's tensors with base's.
 
@@ -44,6 +46,7 @@ def match_base(
         selection: what the user chose.
         label: the name that the selection knows a tensor of either role by.
         added: what becomes of what only finetuned has: ``"bring"``, ``"drop"`` or ``"refuse"``.
+        keeps_words: whether finetuned has a head for words, whatever it added.
 
     Returns:
         The differences and the rest.
@@ -51,7 +54,7 @@ def match_base(
     Raises:
         MatchError: if names can be paired in two ways, or one tensor holds two contents.
     """
-    match = BaseMatch()
+    match = BaseMatch(keeps_words=keeps_words)
     pairs = pair_tensors(_shapes(finetuned), _shapes(base), ("finetuned", "base"))
     copies = share(_stored(finetuned), _stored(base), pairs, ("finetuned", "base"))
     taken = set(pairs.values())
@@ -92,7 +95,9 @@ def _match_base_only(
     """What base has and finetuned has not: the rest of a whole model, or another head."""
     outside = outside_part(taken, alone)
     match.is_part = match.is_part or bool(outside)
-    heads = find_replaced(alone, taken) if match.excuses_heads else frozenset()
+    heads = frozenset[str]()
+    if match.excuses_heads:
+        heads = find_replaced(alone, taken, keeps_words=match.keeps_words)
     for name, same in copies.items():
         match.fates.append(Fate("dropped", name, base.tensors[name].elements, COPY + same))
     for name in alone:
@@ -101,7 +106,9 @@ def _match_base_only(
             match.fates.append(Fate("dropped", name, spec.elements, LEFT_OUT))
         elif selection.may_be_missing(label(name)):
             match.fates.append(Fate("dropped", name, spec.elements, "finetuned has none"))
-        elif name not in outside and name not in heads:
+        elif name in outside or name in heads:
+            match.in_base[name] = spec.elements
+        else:
             _refuse(match, spec, "finetuned", label(name))
 
 

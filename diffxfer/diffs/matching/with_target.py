@@ -11,6 +11,7 @@ from diffxfer.diffs.matching.match import (
     COPY,
     LEFT_OUT,
     OUTSIDE,
+    OWN_HEAD,
     REPLACED,
     Difference,
     Fate,
@@ -23,7 +24,7 @@ from diffxfer.diffs.matching.match import (
 )
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.diffs.matching.parts import outside_part, pair_tensors
-from diffxfer.diffs.matching.shared import share
+from diffxfer.diffs.matching.shared import part_copies, share
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -47,6 +48,7 @@ class Given:
             have more too.
         excuses_heads: whether the target may have a head that finetuned has not, since finetuned
             has another one.
+        keeps_words: whether that does not hold for the head for words, since finetuned has one.
         holders: the roles that have a difference's tensor, for messages.
     """
 
@@ -55,6 +57,7 @@ class Given:
     added: Collection[TensorSpec] = ()
     is_part: bool = False
     excuses_heads: bool = False
+    keeps_words: bool = False
     holders: tuple[str, ...] = ("finetuned", "base")
 
 
@@ -103,7 +106,10 @@ class _TargetMatcher:
             for name, spec in target.tensors.items()
         }
         self._pairs = pair_tensors(shapes, self._known, _ROLES)
-        self._copies = share(self._target_vocabulary(), self._vocabulary(), self._pairs, _ROLES)
+        stored = self._target_vocabulary(), self._vocabulary()
+        roles = "target", " or ".join(given.holders)
+        part_copies(*stored, self._pairs, roles)
+        self._copies = share(*stored, self._pairs, roles)
 
     def _target_vocabulary(self) -> dict[str, tuple[TensorSpec, ...]]:
         tensors = self._target.tensors
@@ -124,17 +130,18 @@ class _TargetMatcher:
         added = [spec.name for spec in self._given.added]
         replaced = set(pair_names(alone, added, _ROLES))
         if self._given.excuses_heads:
-            replaced |= find_replaced(alone, self._pairs.keys())
+            keeps_words = self._given.keeps_words
+            replaced |= find_replaced(alone, self._pairs.keys(), keeps_words=keeps_words)
         outside = frozenset[str]()
         if self._given.is_part:
             outside = outside_part(self._pairs.keys(), alone)
         for name, spec in self._target.tensors.items():
             if name in match.shared:
                 continue
-            if name in replaced:
-                self._replace(spec)
-            elif name in outside and self._selection.selects(name):
+            if name in outside and self._selection.selects(name):
                 self._copy(spec, OUTSIDE)
+            elif name in replaced:
+                self._replace(spec)
             else:
                 self._place(name, spec)
         for name, same in match.shared.items():
@@ -150,7 +157,7 @@ class _TargetMatcher:
             self._match.replaced.append(spec.name)
             self._match.fates.append(Fate("dropped", spec.name, spec.elements, REPLACED))
         else:
-            self._copy(spec, "only the target has it")
+            self._copy(spec, OWN_HEAD)
 
     def _place(self, name: str, spec: TensorSpec) -> None:
         pair = self._pairs.get(name)

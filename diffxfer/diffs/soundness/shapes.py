@@ -28,7 +28,7 @@ _AGAIN = "or save the model again with save_pretrained"
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 # ALBERT's, OPT's, ELECTRA's and others' embeddings have a width of their own.
-_OWN_WIDTH = re.compile(r"emb\w*_(?:size|dim)$|^(?:emb_dim|d_emb\w*)$")
+_OWN_WIDTH = re.compile(r"emb\w*_(?:size|dim|rank)$|^(?:emb_dim|d_emb\w*)$")
 _OTHER_SENSES = re.compile(
     r"vis|image|img|audio|speech|video|siglip|clip|projector|perceiver|resampler|abstractor|merger"
     r"|talker|token2wav|code2wav|mtp|nextn|medusa|eagle"
@@ -78,12 +78,20 @@ def _vocabulary(model: Model, severity: Severity) -> Iterator[Finding]:
     if sizes & {*rows, model.embedding.rows}:
         return
     yield Finding(
-        severity,
+        # The size may be the head's, which a bare model lacks: Mllama's and Moshi's embeddings
+        # have a few rows more.
+        "warning" if _is_bare(model) else severity,
         _CONFIG,
         f"vocab_size {stated:,}",
         f"is not the number of tokens that there are weights for: {model.rows}",
         f"set vocab_size to {model.embedding.rows} there, {_AGAIN}",
     )
+
+
+def _is_bare(model: Model) -> bool:
+    named = model.config.get("architectures")
+    names = named if isinstance(named, list) else []
+    return any(isinstance(name, str) and name.endswith("Model") for name in names)
 
 
 def _width(model: Model, severity: Severity) -> Iterator[Finding]:
@@ -117,16 +125,16 @@ def _layers(model: Model, severity: Severity) -> Iterator[Finding]:
             stacks[found[1]] = max(stacks[found[1]], int(found[2]) + 1)
     stated, counts = model.text[key], set(stacks.values())
     more = sum(numbers(model.text, "nextn_predict_layers"))
-    if not counts or counts & {stated, stated + more}:
+    # EfficientNet and HRM count their layers in a way of their own.
+    if model.embedding is None or len(stacks) != 1 or counts & {stated, stated + more}:
         return
-    most = max(stacks, key=lambda stack: stacks[stack])
-    count = stacks[most]
+    ((most, count),) = stacks.items()
     what = f"{key} {stated:,}"
     if count < stated and not any(fewer in model.text for fewer in _FEWER):
         problem = f"is more than the weights have: {most} ends with layer {count - 1}"
         remedy = f"set {key} to {count} there if that is all, or download or save the model again"
         yield Finding(severity, _CONFIG, what, problem, remedy)
-    elif count > stated and len(stacks) == 1:
+    elif count > stated:
         problem = f"leaves out layers that the weights have: {most} ends with layer {count - 1}"
         remedy = f"set {key} to {count} there if they are to be used"
         yield Finding("warning", _CONFIG, what, problem, remedy)
@@ -178,11 +186,16 @@ def _rows_of(model: Model, projection: str) -> int | None:
     """The rows of a projection if they are the same in all layers of the language model."""
     end = f"self_attn.{projection}.weight"
     rows = {
-        spec.shape[0]
+        name: spec.shape[0]
         for name, spec in model.tensors.items()
         if name.endswith(end)
         and not _OTHER_SENSES.search(name)
         and len(spec.shape) == 2
         and spec.dtype in FLOATS
     }
-    return rows.pop() if len(rows) == 1 else None
+    # A codec or an ear has layers too, but not beside the embedding of words.
+    embedding = "" if model.embedding is None else model.embedding.name
+    body = "".join(f"{segment}." for segment in embedding.split(".")[:-2])
+    if not any(name.startswith(body) for name in rows) or len({*rows.values()}) != 1:
+        return None
+    return next(iter(rows.values()))

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.soundness.finding import Finding, name_tokens
 from diffxfer.diffs.vocab.tokens import role_strings
 
@@ -185,11 +186,7 @@ def id_findings(model: Model) -> Iterator[Finding]:
 def _beyond(model: Model, file: str, key: str, ids: list[int]) -> Finding:
     assert model.embedding is not None
     # Models of this name give the id to the embedding when they are made, which refuses it.
-    made_with = (
-        file == _CONFIG
-        and key == "pad_token_id"
-        and model.embedding.name.endswith("embed_tokens.weight")
-    )
+    made_with = file == _CONFIG and key == "pad_token_id" and is_embedding(model.embedding.name)
     fatal = made_with or key == "decoder_start_token_id"
     several = ", ".join(map(str, ids[:5]))
     return Finding(

@@ -125,6 +125,44 @@ def test_unequal_copies_are_an_error(kind, tmp_path, role):
     assert COPIES[name][0] in caught.value.problem
 
 
+@pytest.mark.parametrize("place", [0, 2], ids=["embedding", "head"])
+def test_unequal_copies_where_the_target_s_are_one(kind, tmp_path, place):
+    """Every role stores it several times; a graft of each would take the target's apart."""
+    name, roles = kind
+    folders = copied(roles, tmp_path)
+    for folder in folders:
+        spread(folder, KINDS[name][2], COPIES[name])
+    spread(folders[0], KINDS[name][2], COPIES[name][place : place + 1], change=1.0)
+    with pytest.raises(MatchError) as caught:
+        transfer(*folders, tmp_path / "out")
+    assert "hold other values in finetuned or base, and target has one" in caught.value.problem
+    extract_diff(*folders[:2], tmp_path / "diff")
+    with pytest.raises(MatchError, match="hold other values in diff vector, and target has one"):
+        apply_diff(tmp_path / "diff", folders[2], tmp_path / "out")
+
+
+def test_copies_that_all_roles_have_as_their_own(kind, tmp_path):
+    name, roles = kind
+    folders = copied(roles, tmp_path)
+    for folder, change in zip(folders, (1.0, 2.0, 3.0), strict=True):
+        spread(folder, KINDS[name][2], COPIES[name], change=change)
+        spread(folder, KINDS[name][2], COPIES[name][1:2], change=change / 4)
+    transfer(*folders, tmp_path / "out")
+    finetuned, base, target = map(models.load, folders)
+    expected = {n: models.graft_of(finetuned[n], base[n], target[n]) for n in target}
+    models.assert_equal(models.load(tmp_path / "out"), expected)
+
+
+def test_options_do_not_take_copies_apart(kind, tmp_path):
+    name, roles = kind
+    folders = copied(roles, tmp_path)
+    for folder in folders:
+        spread(folder, KINDS[name][2], COPIES[name])
+    transfer(*folders, tmp_path / "out", exclude=[COPIES[name][0]])
+    found = models.load(tmp_path / "out")
+    assert all(torch.equal(found[n], found[KINDS[name][2]]) for n in COPIES[name])
+
+
 def test_a_decoder_of_masked_words_that_is_its_embedding(tmp_path):
     """Old files of BERT have the head's copies of embedding and bias, new ones have not."""
     roles = models.save_roles(tmp_path, *[(BertForMaskedLM, BERT)] * 3)
