@@ -29,6 +29,13 @@ _VOCABULARY = re.compile(
     r"|^(?:model\.)?shared\.weight$"
 )
 
+# Heads of tasks and of words, by the modules that transformers, TRL and others keep them in.
+_HEAD_SEGMENT = re.compile(
+    r"(?:^|\.)(?:lm_head|cls|pooler|classifier|score|qa_outputs|embed_out|lm_loss|predictions"
+    r"|\w+_predictions|vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier"
+    r"|heads?|\w+_heads?|seq_relationship|final_logits_bias)(?:\.|$)"
+)
+
 
 def canonical(name: str) -> str:
     """A name without the prefixes and wrappers under which one model may be stored."""
@@ -47,23 +54,30 @@ def pattern(name: str) -> str:
 
 def is_head(name: str) -> bool:
     """Whether this is the output head that a model may tie to its embedding."""
+    name = without_modules(name)
     return name.endswith("lm_head.weight") and canonical(name) == "lm_head.weight"
+
+
+def is_head_name(name: str) -> bool:
+    """Whether a tensor's name is that of a task head, or of the head for words."""
+    return _HEAD_SEGMENT.search(name) is not None
 
 
 def is_embedding(name: str) -> bool:
     """Whether this is the embedding that a model may tie its output head to."""
     known = ("embed_tokens.weight", "wte.weight")
+    name = without_modules(name)
     return name.endswith(known) and canonical(name) in known
 
 
 def is_layer_embedding(name: str) -> bool:
     """Whether this is the embedding that Gemma 3n's layers share."""
-    return name.endswith("embed_tokens_per_layer.weight")
+    return without_modules(name).endswith("embed_tokens_per_layer.weight")
 
 
 def is_known_vocabulary(name: str) -> bool:
     """Whether the name says that the rows belong to tokens."""
-    return _VOCABULARY.search(name) is not None
+    return _VOCABULARY.search(without_modules(name)) is not None
 
 
 def pair_names(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from diffxfer.diffs.matching.names import (
     canonical,
     is_head,
+    is_head_name,
     is_in_block,
     is_known_vocabulary,
     pair_names,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     """The shape of each tensor by its name; None where it is not known."""
 
 _STACK = re.compile(r"(?:^|\.)\d+(?:\.|\Z)")
+# A layer has modules of its own; a head that is a plain sequence has ``classifier.0.weight``.
+_IN_LAYER = re.compile(r"(?:^|\.)\d+\.[^.]+\.[^.]")
 
 
 def pair_tensors(reference: Shapes, other: Shapes, roles: tuple[str, str]) -> dict[str, str]:
@@ -127,23 +130,57 @@ def body_of(names: Iterable[str]) -> str:
 
 
 def is_under(name: str, module: str) -> bool:
-    """Whether a tensor is in a module, or in one inside it."""
+    """Whether a tensor is in a module, or in one inside it; nothing is in the module ""."""
     return name.startswith(f"{module}.")
+
+
+def towers_of(paired: Collection[str], unpaired: Collection[str]) -> frozenset[str]:
+    """The modules with whole stacks of layers that have no counterpart, as a vision tower.
+
+    Args:
+        paired: names of a model that another role has too.
+        unpaired: its other names.
+    """
+    stacks = {stack_of(name) for name in paired if is_in_block(name)}
+    layers = {
+        stack
+        for name in unpaired
+        if _IN_LAYER.search(name)
+        and (stack := stack_of(name))
+        and stack not in stacks
+        and not is_head_name(name)
+    }
+    if not layers:
+        return frozenset()
+    shared = {module for name in paired for module in _around(name)}
+    return frozenset(
+        next((m for m in _around(f"{stack}.") if m not in shared), stack) for stack in layers
+    )
+
+
+def _around(name: str) -> list[str]:
+    """The modules that a tensor is in, the outermost first."""
+    segments = name.split(".")
+    return [".".join(segments[:end]) for end in range(1, len(segments))]
+
+
+def is_in_tower(name: str, towers: Collection[str]) -> bool:
+    """Whether a tensor is in one of the modules that `towers_of` found."""
+    return any(is_under(name, tower) for tower in towers)
 
 
 def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozenset[str]:
     """The tensors of a whole model that lie outside of the part that another role is.
 
     There are some only where whole stacks of layers have no counterpart and others have one, in a
-    module of their own: a model that lacks single layers, or a norm, is no part.
+    module of their own: a model that lacks single layers, or a norm, is no part, and a head is none
+    either, whatever its number of layers.
 
     Args:
         paired: names of the whole model that the other role has too.
         unpaired: its other names.
     """
-    stacks = {stack_of(name) for name in paired if is_in_block(name)}
     body = body_of(paired)
-    towers = any(is_in_block(name) and stack_of(name) not in stacks for name in unpaired)
-    if not body or not towers:
+    if not body or not towers_of(paired, unpaired):
         return frozenset()
     return frozenset(name for name in unpaired if not is_under(name, body))

@@ -6,8 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.matching.added import is_head_name
-from diffxfer.diffs.matching.names import pattern
+from diffxfer.diffs.matching.names import is_head_name, pattern
 from diffxfer.diffs.matching.suggest import suggest_renames
 from diffxfer.errors import Culprits, MatchError
 

@@ -55,10 +55,12 @@ def share(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: tuple[str,
     if not any(lonely):
         return {}, {}
     _pair_one_embedding((ours, theirs), lonely, pairs)
-    taken = set(pairs.values())
+    back = {other: name for name, other in pairs.items() if other in theirs and name in ours}
+    there = {name: theirs[other] for other, name in back.items()}
+    here = {other: ours[name] for other, name in back.items()}
     return (
-        _copies(roles, ours, [name for name in ours if name in pairs]),
-        _copies(roles[::-1], theirs, [name for name in theirs if name in taken]),
+        _copies(roles, ours, [name for name in ours if name in pairs], there),
+        _copies(roles[::-1], theirs, [n for n in theirs if n in set(pairs.values())], here),
     )
 
 
@@ -76,14 +78,17 @@ def _pair_one_embedding(
         pairs[firsts[0]] = firsts[1]
 
 
-def _copies(roles: tuple[str, str], tensors: Stored, paired: Collection[str]) -> dict[str, str]:
+def _copies(
+    roles: tuple[str, str], tensors: Stored, paired: Collection[str], counterparts: Stored
+) -> dict[str, str]:
     copies: dict[str, str] = {}
     for name in sorted(tensors.keys() - set(paired)):
         shape = tensors[name][0].shape
         alike = [known for known in paired if tensors[known][0].shape == shape]
-        equal = next((known for known in alike if _equal(tensors[name], tensors[known])), None)
-        if equal is not None:
-            copies[name] = equal
+        equal = [known for known in alike if _equal(tensors[name], tensors[known])]
+        if equal:
+            _refuse_several(roles, name, [k for k in equal if k in counterparts], counterparts)
+            copies[name] = equal[0]
         elif known := _one_embedding(name, alike):
             raise MatchError(
                 (),
@@ -92,6 +97,20 @@ def _copies(roles: tuple[str, str], tensors: Stored, paired: Collection[str]) ->
                 "use models that all share it, or that all store it several times",
             )
     return copies
+
+
+def _refuse_several(
+    roles: tuple[str, str], name: str, equal: list[str], counterparts: Stored
+) -> None:
+    """Refuse a copy of several tensors that are one here, and not in the other role."""
+    first = counterparts[equal[0]] if equal else ()
+    odd = next((k for k in equal[1:] if not _equal(first, counterparts[k])), None)
+    if odd is not None:
+        raise MatchError(
+            (),
+            f"{name} is {equal[0]} and {odd} in {roles[0]}, which hold other values in {roles[1]}",
+            "use models that all share it, or that all store it several times",
+        )
 
 
 def _equal(ours: Iterable[TensorSpec], theirs: Iterable[TensorSpec]) -> bool:
