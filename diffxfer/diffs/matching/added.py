@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.matching.names import is_head_name, is_in_block, is_known_vocabulary
+from diffxfer.diffs.matching.names import (
+    is_head,
+    is_head_name,
+    is_in_block,
+    is_known_vocabulary,
+)
 from diffxfer.diffs.matching.parts import body_of, is_in_tower, is_under, stack_of, towers_of
 from diffxfer.errors import OptionError
 
@@ -37,7 +42,7 @@ def find_added(
     A tensor in one of base's layers, or in a module that base has with other tensors, is none:
     there, finetuned and base are different architectures. Nor is an embedding of tokens, or what
     stands in the body without a head's name: base lacks a part. Nor is a head that base has under
-    another prefix. Where no layer has a counterpart, the names are others, and nothing tells a
+    another prefix, or may tie to its embedding. Where no layer has a counterpart, the names are others, and nothing tells a
     head.
 
     Args:
@@ -55,6 +60,7 @@ def find_added(
         name
         for name in lonely
         if _end(name) not in heads
+        and (_end(name) != "lm_head.weight" or is_head(name))
         and name.rpartition(".")[0] not in modules
         and not (is_in_block(name) and stack_of(name) in stacks)
         and (is_head_name(name) or not (is_known_vocabulary(name) or is_under(name, body)))

@@ -68,14 +68,18 @@ def _pair_one_embedding(
     stored: tuple[Stored, Stored], lonely: tuple[list[str], list[str]], pairs: dict[str, str]
 ) -> None:
     """Pair the embedding of encoder and decoder where the roles have other names of it."""
-    known = [[name for name in names if canonical(name) in _ONE_EMBEDDING] for names in lonely]
+    known = [_embeddings(names) for names in lonely]
     firsts = [
         names[0]
         for names, tensors in zip(known, stored, strict=True)
-        if names and all(_equal(tensors[names[0]], tensors[name]) for name in names)
+        if names and all(_equal(tensors[names[0]], tensors[name]) for name in _embeddings(tensors))
     ]
     if len(firsts) == 2:
         pairs[firsts[0]] = firsts[1]
+
+
+def _embeddings(names: Iterable[str]) -> list[str]:
+    return [name for name in names if canonical(name) in _ONE_EMBEDDING]
 
 
 def _copies(
