@@ -42,8 +42,8 @@ def find_added(
     A tensor in one of base's layers, or in a module that base has with other tensors, is none:
     there, finetuned and base are different architectures. Nor is an embedding of tokens, or what
     stands in the body without a head's name: base lacks a part. Nor is a head that base has under
-    another prefix, or may tie to its embedding. Where no layer has a counterpart, the names are others, and nothing tells a
-    head.
+    another prefix, or may tie to its embedding. Where no layer has a counterpart, the names are
+    others, and nothing tells a head.
 
     Args:
         lonely: names that only finetuned has.
@@ -96,6 +96,8 @@ def find_replaced(lonely: Collection[str], paired: Collection[str]) -> frozenset
         lonely: names of base, or of the target, that finetuned has no counterpart for.
         paired: its other names.
     """
+    if not lonely:
+        return frozenset()
     stacks = {stack_of(name) for name in paired if is_in_block(name)}
     towers, body = towers_of(paired, lonely), body_of(paired)
     tops = {name.partition(".")[0] for name in paired}

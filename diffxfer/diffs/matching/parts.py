@@ -141,15 +141,9 @@ def towers_of(paired: Collection[str], unpaired: Collection[str]) -> frozenset[s
         paired: names of a model that another role has too.
         unpaired: its other names.
     """
-    stacks = {stack_of(name) for name in paired if is_in_block(name)}
-    layers = {
-        stack
-        for name in unpaired
-        if _IN_LAYER.search(name)
-        and (stack := stack_of(name))
-        and stack not in stacks
-        and not is_head_name(name)
-    }
+    layers = {stack_of(n) for n in unpaired if _IN_LAYER.search(n) and not is_head_name(n)} - {""}
+    if layers:
+        layers -= {stack_of(name) for name in paired}
     if not layers:
         return frozenset()
     shared = {module for name in paired for module in _around(name)}
@@ -180,7 +174,7 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
         paired: names of the whole model that the other role has too.
         unpaired: its other names.
     """
-    body = body_of(paired)
-    if not body or not towers_of(paired, unpaired):
+    body = body_of(paired) if towers_of(paired, unpaired) else ""
+    if not body:
         return frozenset()
     return frozenset(name for name in unpaired if not is_under(name, body))
