@@ -244,7 +244,7 @@ def _graft(
     target = role.checkpoint
     selection.refuse_unused(names_to_choose(source, role, labels))
     if diff is not None:
-        choose_added(source, options.added)
+        choose_added(source, options.added, selection, labels)
     output = match_output(source, role, selection, options.added)
     match = output.match
     warnings = [*warnings, *count_tied_head(match, output.head, selection)]
@@ -264,7 +264,7 @@ def _graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]
-    tasks = [*compared, *kinship.tasks, *whole_model(tasks, output)]
+    tasks = [*compared, *kinship.tasks, *whole_model(tasks, output, options.dtype)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)
     job = Job(

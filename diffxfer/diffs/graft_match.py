@@ -66,23 +66,31 @@ def label_source(source: Source, target: Checkpoint) -> dict[str, str]:
     match = source.match
     known = {d.name: d.shape for d in match.differences}
     shapes = {name: spec.shape for name, spec in target.tensors.items()}
-    known_or_not = {**known, **dict.fromkeys((*match.kept, *match.left_out))}
+    whole = [spec.name for spec in match.added]
+    known_or_not = {**known, **dict.fromkeys((*match.kept, *match.left_out, *whole))}
     pairs = pair_tensors(shapes, known_or_not, ("target", "finetuned"))
     return {theirs: ours for ours, theirs in pairs.items()}
 
 
-def choose_added(source: Source, added: str) -> None:
+def choose_added(
+    source: Source, added: str, selection: Selection, labels: Mapping[str, str]
+) -> None:
     """Bring, drop or refuse the tensors that a diff vector has whole.
 
     Args:
         source: the diff vector; what is not brought is taken from it.
         added: what the user chose.
+        selection: what else the user chose.
+        labels: the target's names of the diff vector's tensors.
     """
     match = source.match
-    if added == "bring":
-        return
+    brought: list[TensorSpec] = []
     for spec in match.added:
-        if added == "drop":
+        if not selection.selects(labels.get(spec.name, spec.name)):
+            match.left_out[spec.name] = spec.elements
+        elif added == "bring":
+            brought.append(spec)
+        elif added == "drop":
             match.fates.append(Fate("dropped", spec.name, spec.elements, ADDED))
         else:
             holders = tuple(source.entries)
@@ -90,7 +98,7 @@ def choose_added(source: Source, added: str) -> None:
             expected = described(spec)
             problem = Problem("target", spec.name, "nothing", expected, reason, holders, True)
             match.problems.append(problem)
-    match.added.clear()
+    match.added[:] = brought
 
 
 def head_of_target(source: Source, target: Checkpoint) -> Head:

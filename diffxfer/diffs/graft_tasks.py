@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.header import FLOATS
 from diffxfer.diffs.extract_tasks import bring_task
-from diffxfer.diffs.matching.names import is_embedding, is_layer_embedding
+from diffxfer.diffs.matching.names import canonical, is_embedding, is_layer_embedding
+from diffxfer.diffs.matching.parts import body_of, is_under
 from diffxfer.diffs.matching.ties import HeadState
 from diffxfer.diffs.matching.wrappers import without_modules
 from diffxfer.diffs.vocab.rows import graft_runs
@@ -18,7 +19,7 @@ from diffxfer.errors import MatchError, VocabularyError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.diffs.graft_match import Output
@@ -153,12 +154,15 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
     )
 
 
-def whole_model(tasks: Sequence[TensorTask], output: Output) -> list[TensorTask]:
+def whole_model(
+    tasks: Sequence[TensorTask], output: Output, out_dtype: str | None
+) -> list[TensorTask]:
     """The tasks of a whole model: the target's tensors as it stores them, and what is brought.
 
     Args:
         tasks: one for every tensor that is grafted or copied, or none.
         output: what there is beside them.
+        out_dtype: as safetensors names it, None to keep those of the target and of what is brought.
 
     Raises:
         MatchError: if what is brought has the name of another tensor.
@@ -183,12 +187,50 @@ def whole_model(tasks: Sequence[TensorTask], output: Output) -> list[TensorTask]
         for task in placed
     ]
     taken = {task.name for task in placed}
-    for spec in output.added:
-        if spec.name in taken:
-            problem = f"{spec.name}, which finetuned brings, is another tensor of the target"
+    for spec, name in _brought_names(output, names):
+        if name in taken:
+            problem = f"{name}, which finetuned brings, is another tensor of the target"
             raise MatchError((), problem, f"leave it out with --exclude '{re.escape(spec.name)}'")
-        placed.append(bring_task(spec, target.weights.shards[-1].path.name))
+        taken.add(name)
+        task = bring_task(spec, target.weights.shards[-1].path.name)
+        dtype = out_dtype if out_dtype and spec.dtype in FLOATS else spec.dtype
+        placed.append(replace(task, name=name, dtype=dtype))
     return placed
+
+
+def _brought_names(output: Output, names: Callable[[str], str]) -> Iterator[tuple[TensorSpec, str]]:
+    """What the output calls the tensors that finetuned brings: they have the target's prefixes."""
+    if not output.added:
+        return
+    ours = body_of(difference.name for difference, _ in output.match.grafts)
+    theirs = body_of(names(spec.name) for _, spec in output.match.grafts)
+    outer = _outer(ours, theirs)
+    wrapped = any(_wraps(difference.name, spec.name) for difference, spec in output.match.grafts)
+    for spec in output.added:
+        name = spec.name
+        if name in output.match.named:
+            name = names(output.match.named[name])
+        elif is_under(name, ours):
+            name = _moved(name, ours, theirs)
+        elif is_under(name, outer[0]) or not outer[0]:
+            name = _moved(name, *outer)
+        yield spec, without_modules(name) if wrapped else name
+
+
+def _outer(ours: str, theirs: str) -> tuple[str, str]:
+    """The modules around two bodies: ``("", "thinker")`` of ``model`` and ``thinker.model``."""
+    one, other = ours.split("."), theirs.split(".")
+    while one and other and one[-1] == other[-1]:
+        one.pop()
+        other.pop()
+    # Where only the bodies' own names differ, nothing is around them.
+    return (".".join(one), ".".join(other)) if len(one) != len(other) else ("", "")
+
+
+def _moved(name: str, old: str, new: str) -> str:
+    """A name within one module, within another one; "" is around every module."""
+    inner = name[len(old) + 1 :] if old else name
+    return f"{new}.{inner}" if new else inner
 
 
 def _stored_names(output: Output) -> Callable[[str], str]:
@@ -196,11 +238,7 @@ def _stored_names(output: Output) -> Callable[[str], str]:
 
     Where the target has ``module.`` within a name and finetuned has not, it is a wrapper.
     """
-    wrapped = any(
-        "module." in spec.name and difference.name == without_modules(spec.name)
-        for difference, spec in output.match.grafts
-        if difference.name != spec.name
-    )
+    wrapped = any(_wraps(spec.name, difference.name) for difference, spec in output.match.grafts)
     stored = output.role.stored
 
     def name_of(name: str) -> str:
@@ -208,6 +246,13 @@ def _stored_names(output: Output) -> Callable[[str], str]:
         return without_modules(found) if wrapped else found
 
     return name_of
+
+
+def _wraps(name: str, other: str) -> bool:
+    """Whether ``module.`` is a wrapper in a name, since another role's name is the same without."""
+    if name == other or "module." not in name or without_modules(name) == name:
+        return False
+    return without_modules(other) == other and canonical(name) == canonical(other)
 
 
 def _graft_task(

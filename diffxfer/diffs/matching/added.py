@@ -14,7 +14,7 @@ from diffxfer.diffs.matching.names import (
     is_in_block,
     is_known_vocabulary,
 )
-from diffxfer.diffs.matching.parts import body_of, is_under, stack_of
+from diffxfer.diffs.matching.parts import body_of, is_in_tower, is_under, stack_of, towers_of
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ def find_added(
     """Which of the tensors that only finetuned has may be a head: modules that base has not.
 
     A tensor in one of base's layers, or in a module that base has with other tensors, is none:
-    there, finetuned and base are different architectures. Where no layer has a counterpart, the
-    names are others, and nothing tells a head.
+    there, finetuned and base are different architectures. Nor is an embedding of tokens, or what
+    stands in the body without a head's name: base lacks a part. Nor is a head for words that
+    base has under another prefix, or may tie to its embedding. Where no layer has a counterpart, the names are
+    others, and nothing tells a head.
 
     Args:
         lonely: names that only finetuned has.
@@ -51,13 +53,37 @@ def find_added(
     if not lonely or not any(map(is_in_block, paired)):
         return frozenset()
     stacks = {stack_of(name) for name in base if is_in_block(name)}
-    modules = {name.rpartition(".")[0] for name in base}
+    modules = {name.rpartition(".")[0] for name in base} - {""}
+    body = body_of(paired)
+    heads = {end for name in {*base} - {*paired} if is_known_vocabulary(end := _end(name))}
     return frozenset(
         name
         for name in lonely
-        if name.rpartition(".")[0] not in modules - {""}
+        if _end(name) not in heads
+        and (_end(name) != "lm_head.weight" or is_head(name))
+        and name.rpartition(".")[0] not in modules
         and not (is_in_block(name) and stack_of(name) in stacks)
+        and (is_head_name(name) or not (is_known_vocabulary(name) or is_under(name, body)))
     )
+
+
+def _end(name: str) -> str:
+    """A tensor's name within its module, with the module's own: ``lm_head.weight``."""
+    return ".".join(name.split(".")[-2:])
+
+
+def known_heads(
+    addable: Collection[str], paired: Collection[str], lonely: Collection[str]
+) -> frozenset[str]:
+    """Those of finetuned's heads that are told by their names, and are not a tower's own.
+
+    Args:
+        addable: what `find_added` found.
+        paired: the names that base has too.
+        lonely: finetuned's other names.
+    """
+    towers = towers_of(paired, lonely)
+    return frozenset(n for n in addable if is_head_name(n) and not is_in_tower(n, towers))
 
 
 def find_replaced(
@@ -65,25 +91,33 @@ def find_replaced(
 ) -> frozenset[str]:
     """Which tensors without a counterpart are the head whose place an added one takes.
 
+    What is beside the body may have any name, unless the model has other parts there, such as a
+    vision tower with its projector: then only a known name tells a head.
+
     Args:
         lonely: names of base, or of the target, that finetuned has no counterpart for.
         paired: its other names.
         keeps_words: whether finetuned has a head for words beside the added one, so that it must
             not be lost.
     """
+    if not lonely:
+        return frozenset()
     stacks = {stack_of(name) for name in paired if is_in_block(name)}
-    body = body_of(paired)
+    towers, body = towers_of(paired, lonely), body_of(paired)
+    tops = {name.partition(".")[0] for name in paired}
     return frozenset(
         name
         for name in lonely
         if not (is_in_block(name) and stack_of(name) in stacks)
         and not (keeps_words and is_head(name))
-        and (is_head_name(name) or (body and _is_beside(name, body)))
+        and not is_in_tower(name, towers)
+        and (is_head_name(name) or (body and not towers and _is_beside(name, tops)))
     )
 
 
-def _is_beside(name: str, body: str) -> bool:
-    return not is_under(name, body) and not is_known_vocabulary(name)
+def _is_beside(name: str, tops: Collection[str]) -> bool:
+    """Whether a tensor is in no module that has a part in what the roles share."""
+    return name.partition(".")[0] not in tops and not is_known_vocabulary(name)
 
 
 def find_added_buffers(

@@ -143,6 +143,7 @@ class TargetMatch:
         copies: the target's other tensors.
         shared: the target's tensors that are copies of another one, and which.
         replaced: the names of the target's tensors whose place finetuned's take.
+        named: the target's names of tensors that finetuned brings, where it has some of its own.
         ambiguous: the names of the target whose rows may belong to tokens.
         fates: what became of every tensor.
         problems: what fits nowhere.
@@ -152,6 +153,7 @@ class TargetMatch:
     copies: list[TensorSpec] = field(default_factory=list)
     shared: dict[str, str] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
     ambiguous: frozenset[str] = frozenset()
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)

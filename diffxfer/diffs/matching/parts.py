@@ -131,8 +131,37 @@ def body_of(names: Iterable[str]) -> str:
 
 
 def is_under(name: str, module: str) -> bool:
-    """Whether a tensor is in a module, or in one inside it."""
+    """Whether a tensor is in a module, or in one inside it; nothing is in the module ""."""
     return name.startswith(f"{module}.")
+
+
+def towers_of(paired: Collection[str], unpaired: Collection[str]) -> frozenset[str]:
+    """The modules with whole stacks of layers that have no counterpart, as a vision tower.
+
+    Args:
+        paired: names of a model that another role has too.
+        unpaired: its other names.
+    """
+    layers = {stack_of(name) for name in unpaired if _is_in_layer(name)} - {""}
+    if layers:
+        layers -= {stack_of(name) for name in paired}
+    if not layers:
+        return frozenset()
+    shared = {module for name in paired for module in _around(name)}
+    return frozenset(
+        next((m for m in _around(f"{stack}.") if m not in shared), stack) for stack in layers
+    )
+
+
+def _around(name: str) -> list[str]:
+    """The modules that a tensor is in, the outermost first."""
+    segments = name.split(".")
+    return [".".join(segments[:end]) for end in range(1, len(segments))]
+
+
+def is_in_tower(name: str, towers: Collection[str]) -> bool:
+    """Whether a tensor is in one of the modules that `towers_of` found."""
+    return any(is_under(name, tower) for tower in towers)
 
 
 def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozenset[str]:
@@ -145,10 +174,9 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
         paired: names of the whole model that the other role has too.
         unpaired: its other names.
     """
-    stacks = {stack_of(name) for name in paired if is_in_block(name)}
     body = body_of(paired)
-    towers = {stack_of(name) for name in unpaired if _is_in_tower(name)} - stacks
-    if not body or not towers:
+    towers = towers_of(paired, unpaired) if body else ()
+    if not towers:
         return frozenset()
     # What lies beside a part's layers belongs to it, unless it is the head of a decoder.
     decoder = any(map(_names_decoder, towers)) and not _names_decoder(body)
@@ -159,7 +187,7 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
     )
 
 
-def _is_in_tower(name: str) -> bool:
+def _is_in_layer(name: str) -> bool:
     """Whether a tensor is in a layer that has modules in modules, as no head's layers have."""
     found = _STACK.search(name)
     deep = found is not None and name.count(".", found.end()) >= _DEEP

@@ -64,10 +64,14 @@ def read_role(checkpoint: Checkpoint, renames: Sequence[Rename] = ()) -> Role:
     final = renamed(list(clean.values()), renames, checkpoint.role)
     tensors: dict[str, TensorSpec] = {}
     buffers: dict[str, TensorSpec] = {}
+    known = frozenset(besides)
     for name, found in disk.items():
         compared = final[clean[name]]
-        spec = found if compared == name else replace(found, name=compared)
-        (buffers if is_buffer(compared, spec) else tensors)[compared] = spec
+        if compared == name:
+            (buffers if name in known else tensors)[name] = found
+        else:
+            spec = replace(found, name=compared)
+            (buffers if is_buffer(compared, spec) else tensors)[compared] = spec
     if not tensors:
         raise CheckpointError(
             checkpoint.folder,

@@ -37,7 +37,7 @@ class Selection:
         """Whether a tensor takes part."""
         if self.include and not _any(self.include, name):
             return False
-        return not _any(self.exclude, name)
+        return not (self.exclude and _any(self.exclude, name))
 
     def alpha_of(self, name: str) -> float:
         """The scale of a tensor's Δ."""

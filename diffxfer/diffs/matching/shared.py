@@ -88,10 +88,12 @@ def share(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: Roles) -> 
     if not any(lonely):
         return {}, {}
     _pair_one_embedding((ours, theirs), lonely, pairs)
-    taken = set(pairs.values())
+    back = {other: name for name, other in pairs.items() if other in theirs and name in ours}
+    there = {name: theirs[other] for other, name in back.items()}
+    here = {other: ours[name] for other, name in back.items()}
     return (
-        _copies(roles, ours, [name for name in ours if name in pairs]),
-        _copies(roles[::-1], theirs, [name for name in theirs if name in taken]),
+        _copies(roles, ours, [name for name in ours if name in pairs], there),
+        _copies(roles[::-1], theirs, [n for n in theirs if n in set(pairs.values())], here),
     )
 
 
@@ -101,24 +103,31 @@ def _pair_one_embedding(
     """Pair the embedding of encoder and decoder where the roles have other names of it."""
     if any(canonical(name) in _ONE_EMBEDDING for name in pairs):
         return
-    known = [[name for name in names if canonical(name) in _ONE_EMBEDDING] for names in lonely]
+    known = [_embeddings(names) for names in lonely]
     firsts = [
         names[0]
         for names, tensors in zip(known, stored, strict=True)
-        if names and all(_equal(tensors[names[0]], tensors[name]) for name in names)
+        if names and all(_equal(tensors[names[0]], tensors[name]) for name in _embeddings(tensors))
     ]
     if len(firsts) == 2:
         pairs[firsts[0]] = firsts[1]
 
 
-def _copies(roles: Roles, tensors: Stored, paired: Collection[str]) -> dict[str, str]:
+def _embeddings(names: Iterable[str]) -> list[str]:
+    return [name for name in names if canonical(name) in _ONE_EMBEDDING]
+
+
+def _copies(
+    roles: Roles, tensors: Stored, paired: Collection[str], counterparts: Stored
+) -> dict[str, str]:
     copies: dict[str, str] = {}
     for name in sorted(tensors.keys() - set(paired)):
         shape = tensors[name][0].shape
         alike = [known for known in paired if tensors[known][0].shape == shape]
-        equal = next((known for known in alike if _equal(tensors[name], tensors[known])), None)
-        if equal is not None:
-            copies[name] = equal
+        equal = [known for known in alike if _equal(tensors[name], tensors[known])]
+        if equal:
+            _refuse_several(roles, name, [k for k in equal if k in counterparts], counterparts)
+            copies[name] = equal[0]
         elif known := _one_embedding(name, alike):
             raise _unequal(name, known, roles)
     return copies
@@ -131,6 +140,20 @@ def _unequal(name: str, known: str, roles: Roles) -> MatchError:
         " both",
         "use models that all have one tensor for both, or that all have two",
     )
+
+
+def _refuse_several(
+    roles: tuple[str, str], name: str, equal: list[str], counterparts: Stored
+) -> None:
+    """Refuse a copy of several tensors that are one here, and not in the other role."""
+    first = counterparts[equal[0]] if equal else ()
+    odd = next((k for k in equal[1:] if not _equal(first, counterparts[k])), None)
+    if odd is not None:
+        raise MatchError(
+            (),
+            f"{name} is {equal[0]} and {odd} in {roles[0]}, which hold other values in {roles[1]}",
+            "use models that all share it, or that all store it several times",
+        )
 
 
 def _equal(ours: Iterable[TensorSpec], theirs: Iterable[TensorSpec]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import FLOATS
-from diffxfer.diffs.matching.added import find_added, find_replaced
+from diffxfer.diffs.matching.added import find_added, find_replaced, known_heads
 from diffxfer.diffs.matching.match import (
     ADDED,
     COPY,
@@ -60,9 +60,10 @@ def match_base(
     taken = set(pairs.values())
     lonely = [name for name in finetuned.tensors if name not in pairs and name not in copies[0]]
     known = {*pairs, *(base.tensors.keys() - taken)}
+    addable = find_added(lonely, pairs.keys(), known)
     outside = outside_part(pairs.keys(), lonely)
     match.is_part = bool(outside)
-    addable = find_added(lonely, pairs.keys(), known)
+    outside -= known_heads(addable, pairs.keys(), lonely)
     for name, ours in finetuned.tensors.items():
         if name in copies[0]:
             match.fates.append(Fate("dropped", name, ours.elements, COPY + copies[0][name]))

@@ -22,7 +22,7 @@ from diffxfer.diffs.matching.match import (
     in_only,
     shapes_fit,
 )
-from diffxfer.diffs.matching.names import pair_names
+from diffxfer.diffs.matching.names import is_head_name, pair_names
 from diffxfer.diffs.matching.parts import outside_part, pair_tensors
 from diffxfer.diffs.matching.shared import part_copies, share
 
@@ -128,7 +128,9 @@ class _TargetMatcher:
             if name not in self._pairs and name not in match.shared
         ]
         added = [spec.name for spec in self._given.added]
-        replaced = set(pair_names(alone, added, _ROLES))
+        taken = pair_names(alone, added, _ROLES)
+        replaced = {name for name in taken if is_head_name(name)}
+        match.named.update((taken[name], name) for name in replaced)
         if self._given.excuses_heads:
             keeps_words = self._given.keeps_words
             replaced |= find_replaced(alone, self._pairs.keys(), keeps_words=keeps_words)
@@ -142,12 +144,16 @@ class _TargetMatcher:
                 self._copy(spec, OUTSIDE)
             elif name in replaced:
                 self._replace(spec)
+            elif name in taken:
+                self._refuse_lack(spec)
             else:
                 self._place(name, spec)
+        kinds = {fate.name: fate.kind for fate in match.fates}
         for name, same in match.shared.items():
-            spec = self._target.tensors[name]
-            fate = next(f for f in match.fates if f.name == same)
-            match.fates.append(Fate(fate.kind, name, spec.elements, COPY + same))
+            # What is refused has no fate, and nor has its copy.
+            if same in kinds:
+                elements = self._target.tensors[name].elements
+                match.fates.append(Fate(kinds[same], name, elements, COPY + same))
         self._drop_rest()
         return match
 
@@ -200,6 +206,13 @@ class _TargetMatcher:
                 *("finetuned", spec.name, "nothing", described(spec), "in target only"),
                 ("target",),
             )
+        )
+
+    def _refuse_lack(self, spec: TensorSpec) -> None:
+        """What is called added, but is no head: base lacks it."""
+        holders = (self._given.holders[0], "target")
+        self._match.problems.append(
+            Problem("base", spec.name, "nothing", described(spec), in_only(holders), holders)
         )
 
     def _graft(self, source: Difference, spec: TensorSpec) -> None:

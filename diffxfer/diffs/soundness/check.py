@@ -33,6 +33,10 @@ def find_contradictions(model: Model, *, whole: bool = True) -> list[Finding]:
     found = [*token_findings(model), *id_findings(model), *stop_findings(model)]
     if whole:
         found += shape_findings(model)
+    return _worst_first(found)
+
+
+def _worst_first(found: list[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity)
 
 
@@ -81,10 +85,11 @@ def check_roles(*checkpoints: Checkpoint, graft: bool) -> list[str]:
     warnings = []
     for checkpoint in checkpoints:
         model = read_model(Beside(checkpoint.folder), checkpoint.tensors)
-        found = find_contradictions(model)
+        shapes = [*shape_findings(model)]
+        found = _worst_first([*find_contradictions(model, whole=False), *shapes])
         _refuse(found, str(checkpoint.folder))
         own = checkpoint.role == "finetuned" and not graft
-        said = found if own else [*shape_findings(model)]
+        said = found if own else shapes
         # The target's weights and config are the graft's.
         if checkpoint.role != "target":
             warnings += [f"{checkpoint.role}: {finding}" for finding in said]

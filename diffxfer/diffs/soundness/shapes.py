@@ -61,6 +61,8 @@ def has_code(config: Mapping[str, Any]) -> bool:
 
 def _vocabulary(model: Model, severity: Severity) -> Iterator[Finding]:
     stated = model.text.get("vocab_size", model.config.get("vocab_size"))
+    if model.embedding is not None and model.embedding.rows == stated:
+        return
     rows = {
         spec.shape[0]: name
         for name, spec in model.tensors.items()
@@ -100,9 +102,11 @@ def _width(model: Model, severity: Severity) -> Iterator[Finding]:
     if key is None or embedding is None or model.tensors[embedding.name].dtype not in FLOATS:
         return
     stated = model.text[key]
+    if stated == embedding.width:
+        return
     own = any(_OWN_WIDTH.search(k) and v == embedding.width for k, v in model.text.items())
     norms = {s.shape for name, s in model.tensors.items() if re.search("norm|ln", name, re.I)}
-    if stated == embedding.width or own or not norms or (stated,) in norms:
+    if own or not norms or (stated,) in norms:
         return
     yield Finding(
         severity,
