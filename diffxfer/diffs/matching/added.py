@@ -41,9 +41,9 @@ def find_added(
 
     A tensor in one of base's layers, or in a module that base has with other tensors, is none:
     there, finetuned and base are different architectures. Nor is an embedding of tokens, or what
-    stands in the body without a head's name: base lacks a part. Nor is a head for words that
-    base has under another prefix, or may tie to its embedding. Where no layer has a counterpart, the names are
-    others, and nothing tells a head.
+    stands in the body without a head's name: base lacks a part. Nor is a head for words that base
+    has under another prefix, or may tie to its embedding. Where no layer has a counterpart, the
+    names are others, and nothing tells a head.
 
     Args:
         lonely: names that only finetuned has.
