@@ -30,8 +30,9 @@ _HEAD = """\
   folder.
 - *Patterns.* A REGEX may match anywhere in a tensor's name. It matches the target's names in
   `apply` and `transfer`, and the fine-tune's in `extract`.
-- *Streams.* The plan of `--dry-run` and the object of `--json` go to stdout. Progress (on a
-  terminal), a summary and warnings go to stderr.
+- *Streams.* The plan of `--dry-run` and the object of `--json` go to stdout: counts, bytes,
+  seconds, output and warnings, or the error. Progress (on a terminal), a summary and warnings go
+  to stderr.
 - *Exit status.* 0 for success, 1 for a failure that is explained in one line, 2 for wrong usage,
   130 after Ctrl-C, 143 after SIGTERM. `DIFFXFER_DEBUG=1` shows the traceback of an error.
 - *Completion.* `diffxfer --install-completion` completes commands, options and paths in bash, zsh

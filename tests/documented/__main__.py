@@ -85,8 +85,7 @@ class Reader:
         return done.stdout.split("\0")[:-1]
 
     def _start(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        env = {**os.environ, **self.env, "PATH": path, "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, **self.env, "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             argv, cwd=self.home, env=env, check=False, capture_output=True, text=True
         )
@@ -150,7 +149,6 @@ def main(pages: Sequence[str], *, reasons: bool) -> int:
         reasons: print also what is not run, and why.
     """
     started, counts = time.monotonic(), {"run": 0, "not run": 0, "failed": 0}
-    forks = Forks()
     with tempfile.TemporaryDirectory() as scratch, Hub(Path(scratch, "hub")) as hub:
         stock = make_stock(Path(scratch, "stock"))
         make_adapter(stock / "adapter", stock / "base")
@@ -163,8 +161,10 @@ def main(pages: Sequence[str], *, reasons: bool) -> int:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
+        forks = Forks("tests.documented.warm", env)
         for number, (path, found) in enumerate(everything()):
             if pages and str(path.relative_to(ROOT)) not in pages:
                 continue
@@ -173,7 +173,7 @@ def main(pages: Sequence[str], *, reasons: bool) -> int:
             for shown in sorted(found, key=lambda each: each.kind != "file"):
                 _run_one(reader, shown, counts, reasons=reasons)
             shutil.rmtree(reader.home)
-    forks.close()
+        forks.close()
     print(f"{counts}, {time.monotonic() - started:.0f} s")
     return counts["failed"]
 
