@@ -7,13 +7,18 @@ $ python -m tests.documented examples/hub/README.md --reasons
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
 from tests.documented.exceptions import SMALLER_FILES, argv_to_run, reason_not_to_run
@@ -64,6 +69,8 @@ class Reader:
             self._write(shown)
             return None
         if shown.kind == "python":
+            for out in re.findall(r'(?:extract_diff|transfer)\(.*"([^"]+)"[^"]*\)\n', shown.text):
+                self._remove(out)
             return self._failure(self._start([sys.executable, "-c", PRELUDE + shown.text]))
         if "=" in shown.text.split()[0]:
             self.variables += shown.text + "\n"
@@ -99,11 +106,15 @@ class Reader:
     def _make_room(self, words: Sequence[str]) -> None:
         """Remove what an earlier command left where this one writes."""
         for option in {"-o", "--output"} & set(words):
-            out = self.home / words[words.index(option) + 1]
-            if out.is_symlink():
-                out.unlink()
-            elif out.is_dir() and words[1] != "iterate":
-                shutil.rmtree(out)
+            if words[1] != "iterate":
+                self._remove(words[words.index(option) + 1])
+
+    def _remove(self, name: str) -> None:
+        path = self.home / name
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
 
     def _write(self, shown: Shown) -> None:
         text = shown.text
@@ -142,43 +153,64 @@ def furnish(home: Path, stock: Path) -> None:
 
 
 def main(pages: Sequence[str], *, reasons: bool) -> int:
-    """Run everything, and print a line for each failure; how many there were.
+    """Run everything, two pages at a time, and print what fails; how many things did.
 
     Args:
         pages: those to run, relative to the checkout; all if empty.
-        reasons: print also what is not run, and why.
+        reasons: print also how long each takes, and what is not run and why.
     """
-    started, counts = time.monotonic(), {"run": 0, "not run": 0, "failed": 0}
+    started, counts = time.monotonic(), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch, Hub(Path(scratch, "hub")) as hub:
         stock = make_stock(Path(scratch, "stock"))
         make_adapter(stock / "adapter", stock / "base")
         publish_stock(hub, stock)
         writing.let_write(hub, TOKEN, "me")
-        env = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(Path(scratch, "hf")),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
-        forks = Forks("tests.documented.warm", env)
-        for number, (path, found) in enumerate(everything()):
-            if pages and str(path.relative_to(ROOT)) not in pages:
-                continue
-            reader = Reader(Path(scratch, f"page-{number}"), env, forks)
-            furnish(reader.home, stock)
-            for shown in sorted(found, key=lambda each: each.kind != "file"):
-                _run_one(reader, shown, counts, reasons=reasons)
-            shutil.rmtree(reader.home)
-        forks.close()
-    print(f"{counts}, {time.monotonic() - started:.0f} s")
+        env = environment(hub, Path(scratch))
+        wanted: Queue[tuple[Path, list[Shown]]] = Queue()
+        for path, found in everything():
+            if not pages or str(path.relative_to(ROOT)) in pages:
+                wanted.put((path, found))
+
+        def work() -> None:
+            forks = Forks("tests.documented.warm", env)
+            with suppress(Empty):
+                while True:
+                    path, found = wanted.get_nowait()
+                    home = Path(scratch, str(path.relative_to(ROOT)).replace("/", "-"))
+                    furnish(home, stock)
+                    reader = Reader(home, env, forks)
+                    for shown in sorted(found, key=lambda each: each.kind != "file"):
+                        _run_one(reader, shown, counts, reasons=reasons)
+                    shutil.rmtree(home)
+            forks.close()
+
+        with ThreadPoolExecutor(2) as workers:
+            for done in [workers.submit(work) for _ in range(2)]:
+                done.result()
+    print(f"{dict(counts)}, {time.monotonic() - started:.0f} s")
     return counts["failed"]
 
 
-def _run_one(reader: Reader, shown: Shown, counts: dict[str, int], *, reasons: bool) -> None:
+def environment(hub: Hub, scratch: Path) -> dict[str, str]:
+    """The variables of every command.
+
+    Args:
+        hub: the tests' own.
+        scratch: where its cache may be.
+    """
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(scratch / "hf"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def _run_one(reader: Reader, shown: Shown, counts: Counter[str], *, reasons: bool) -> None:
     reason = reason_not_to_run(shown.text)
     line = f"{shown.page}: {shown.text.strip().splitlines()[0]}"
     if reason is not None:

@@ -11,6 +11,7 @@ NOT_RUN = {
     r"python3 -m venv .*": ".ci/run runs it first",
     r"python -m tests\.documented": "it is this",
     r"python examples/graft_family\.py": ".ci/run runs it first",
+    r"python examples/score_family\.py .*": "graft_family.py scores with it",
     r"python examples/reference/make_reference\.py": "tests/cli/test_reference.py makes the page",
     r"diffxfer demo( --keep demo)?": ".ci/run runs the demo from the wheel",
     r"pipx? .*": "it needs the network",
@@ -84,4 +85,5 @@ def argv_to_run(words: list[str]) -> list[str]:
         shapes = {second for first, second in pairwise(words) if first == "--shape"}
         words = [word for word in words if word not in {"--shape", *shapes}]
         words += ("--shape", "tiny", "--runs", "1", "--mergekit", "none")
+        words += () if "--what" in words else ("--what", "transfer")
     return words

@@ -10,7 +10,6 @@ import contextlib
 from tests.hub.forks import serve
 
 if __name__ == "__main__":
-
     import diffxfer.cli.main
     import diffxfer.diffs.extract
     import diffxfer.diffs.graft
