@@ -120,6 +120,17 @@ def test_options_that_messages_name_are_those_of_a_command(known: set[str]) -> N
             assert not strange, (path.name, text)
 
 
+def test_commands_that_messages_name_are_commands() -> None:
+    shown = re.compile(r"diffxfer ([a-z]+) (?:[A-Z]{3}|--|$)")
+    named = {
+        verb
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for text in texts(path)
+        for verb in shown.findall(text)
+    }
+    assert {"apply", "extract", "eval"} <= named <= {*EVERY}
+
+
 class TestWhatIsRun:
     def test_commands_are_found_in_blocks_tables_and_docstrings(self) -> None:
         found = {(shown.page, shown.text) for _, all_shown in everything() for shown in all_shown}
