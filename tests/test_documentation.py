@@ -121,7 +121,7 @@ def test_options_that_messages_name_are_those_of_a_command(known: set[str]) -> N
 
 
 def test_commands_that_messages_name_are_commands() -> None:
-    shown = re.compile(r"diffxfer ([a-z]+) (?:[A-Z]{3}|--|$)")
+    shown = re.compile(r"diffxfer ([a-z]+) (?:[A-Z]{3}|--)")
     named = {
         verb
         for path in sorted(PACKAGE.rglob("*.py"))
