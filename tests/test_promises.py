@@ -1,4 +1,4 @@
-"""The README's table of promises: every command in it selects tests, by each of its words."""
+"""The table of promises: every command in it selects tests, by each of its words."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SECTION = "### What is promised, and how it is tested\n"
+SECTION = "## What is promised, and how it is tested\n"
 
 
 def commands() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
+    text = (
+        (ROOT / "tests" / "README.md")
+        .read_text(encoding="utf-8")
+        .split(SECTION)[1]
+        .split("\n## ")[0]
+    )
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     return [re.findall(r"`(pytest [^`]*)` \|$", row)[0] for row in rows]
 

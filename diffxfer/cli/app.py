@@ -64,5 +64,5 @@ def diffxfer(
         ),
     ] = False,
 ) -> None:
-    """Move what fine-tuning did to a base model onto its successor, before any training."""
+    """Move a fine-tune to the successor of its base model, without training."""
     del version

@@ -56,11 +56,11 @@ def demo(
         typer.Option(
             rich_help_panel=OUTPUT,
             metavar=PATH,
-            help="A new folder in which to leave the diff vector, graft and scores.",
+            help="A new folder to keep the diff vector, the graft and the scores in.",
         ),
     ] = None,
 ) -> None:
-    """Tell the whole story on tiny models that come along, on a CPU."""
+    """Show all of it on four tiny models, offline, on a CPU."""
     from diffxfer.checkpoints.place import refuse_unsafe_output
     from diffxfer.family import family_folder
 

@@ -17,7 +17,7 @@ def eval_models(
         list[Path],
         typer.Argument(
             metavar="MODEL",
-            help="Models: folders, or org/name[@revision]; the first is the target.",
+            help="Models: folders, or org/name[@revision]. The first is the target.",
         ),
     ],
     tasks: Annotated[
@@ -25,7 +25,8 @@ def eval_models(
         typer.Option(
             rich_help_panel=TASKS,
             metavar="TASKS",
-            help="lm-eval's tasks, groups or YAML files, with commas: gsm8k,ifeval.",
+            help="lm-eval's tasks, groups, tags, patterns or YAML files, comma-separated:"
+            " gsm8k,ifeval.",
         ),
     ],
     baseline: Annotated[
@@ -33,7 +34,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=EITHER,
-            help="What the others are compared with; by default the first.",
+            help="The model that others are compared with; by default the first.",
         ),
     ] = None,
     finetuned: Annotated[
@@ -41,7 +42,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=EITHER,
-            help="The directly fine-tuned target: says how much of its gain a graft recovers.",
+            help="The directly fine-tuned target, to show how much of its gain a graft recovers.",
         ),
     ] = None,
     diff: Annotated[
@@ -49,7 +50,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=EITHER,
-            help="A diff vector: also score grafts on the first model.",
+            help="A diff vector: also score its grafts on the first model.",
         ),
     ] = None,
     alpha: Annotated[
@@ -57,7 +58,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=HOW,
             metavar="FLOATS",
-            help="Scales of --diff, with commas: 0.8,1.0,1.2; by default 1.",
+            help="Scales of --diff, comma-separated: 0.8,1.0,1.2; by default 1.",
         ),
     ] = None,
     include_path: Annotated[
@@ -79,18 +80,18 @@ def eval_models(
         typer.Option(
             rich_help_panel=TASKS,
             metavar="N",
-            help="Questions a task; below 1 the share of them. For trials.",
+            help="Questions per task, or below 1 a share of them; for trials.",
         ),
     ] = None,
     batch_size: Annotated[
-        str, typer.Option(rich_help_panel=WHERE, metavar="N|auto", help="Questions at a time.")
+        str, typer.Option(rich_help_panel=WHERE, metavar="N|auto", help="Questions per batch.")
     ] = "1",
     device: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=WHERE,
             metavar="DEVICE",
-            help="cpu, cuda, cuda:0, …; by default a GPU if any.",
+            help="cpu, cuda, cuda:0, …; by default a GPU if there is one.",
         ),
     ] = None,
     dtype: Annotated[
@@ -98,7 +99,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHERE,
             metavar="DTYPE",
-            help="Of the loaded model; auto: as it is stored.",
+            help="Dtype of the loaded model; auto uses the stored one.",
         ),
     ] = "auto",
     apply_chat_template: Annotated[
@@ -106,20 +107,22 @@ def eval_models(
         typer.Option(
             "--apply-chat-template",
             rich_help_panel=PROMPTS,
-            help="Put questions in the model's chat template.",
+            help="Format questions with the model's chat template.",
         ),
     ] = False,
     fewshot_as_multiturn: Annotated[
         bool | None,
         typer.Option(
             rich_help_panel=PROMPTS,
-            help="Examples as turns of a conversation; by default with a chat template.",
+            help="Give examples as turns of a conversation; the default with a chat template.",
         ),
     ] = None,
     system_instruction: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=PROMPTS, metavar="TEXT", help="What the conversation begins with."
+            rich_help_panel=PROMPTS,
+            metavar="TEXT",
+            help="System message at the start of the conversation.",
         ),
     ] = None,
     gen_kwargs: Annotated[
@@ -127,7 +130,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=PROMPTS,
             metavar="K=V,…",
-            help="How text is generated: do_sample=True,top_p=0.9.",
+            help="Generation settings: do_sample=True,top_p=0.9.",
         ),
     ] = None,
     backend: Annotated[
@@ -135,7 +138,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHERE,
             metavar="NAME",
-            help="What runs the models: hf, vllm, or another of lm-eval.",
+            help="lm-eval's backend: hf, vllm, or another.",
         ),
     ] = "hf",
     model_args: Annotated[
@@ -143,7 +146,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHERE,
             metavar="K=V,…",
-            help="Passed on to the backend: max_length=4096.",
+            help="Arguments of the backend: max_length=4096.",
         ),
     ] = None,
     seed: Annotated[
@@ -151,7 +154,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=TASKS,
             metavar="N",
-            help="One, or four: Python, numpy, torch, few-shot; 0,1234,1234,1234.",
+            help="One seed, or four for Python, numpy, torch and few-shot; 0,1234,1234,1234.",
         ),
     ] = None,
     trust_remote_code: Annotated[
@@ -159,7 +162,7 @@ def eval_models(
         typer.Option(
             "--trust-remote-code",
             rich_help_panel=SAFETY,
-            help="Let code that comes with a model run.",
+            help="Run code that comes with a model.",
         ),
     ] = False,
     output: Annotated[
@@ -169,8 +172,8 @@ def eval_models(
             "--output",
             rich_help_panel=OUTPUT,
             metavar=PATH,
-            help="Keep lm-eval's results and samples and comparison.json; scores that are there"
-            " are not made again.",
+            help="Folder for lm-eval's files and comparison.json; scores that are there are used"
+            " again.",
         ),
     ] = None,
     json: opt.Json = False,

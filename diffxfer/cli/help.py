@@ -33,12 +33,11 @@ class GroupedCommand(TyperCommand):
     Typer itself groups them only in boxes, which need a terminal that has the letters for them.
     """
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments and the options, group by group.
+    def grouped(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+        """Every argument and option with its meaning, by group; groups without any are left out.
 
         Args:
             ctx: click's context.
-            formatter: click's formatter.
         """
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in _ORDER}
         for param in self.get_params(ctx):
@@ -50,11 +49,20 @@ class GroupedCommand(TyperCommand):
                 record = f"{name} {_KINDS.get(name, EITHER)}".rstrip(), record[1]
             # --help has no group.
             groups[getattr(param, "rich_help_panel", None) or _group(param)].append(record)
+        return {name: rows for name, rows in groups.items() if rows}
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and the options, group by group.
+
+        Args:
+            ctx: click's context.
+            formatter: click's formatter.
+        """
+        groups = self.grouped(ctx)
         width = min(_COLUMN, max(len(name) for rows in groups.values() for name, _ in rows))
         for group, rows in groups.items():
-            if rows:
-                with formatter.section(group):
-                    formatter.write_dl(_aligned(rows, width))
+            with formatter.section(group):
+                formatter.write_dl(_aligned(rows, width))
 
 
 def _group(param: Any) -> str:

@@ -22,14 +22,14 @@ def inspect(
     ],
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="OTHER", help="A second one, likewise: say how the two differ."),
+        typer.Argument(metavar="OTHER", help="A second one, to show how the two differ."),
     ] = None,
     threads: opt.Threads = None,
     stream: opt.StreamInputs = False,
     json: opt.Json = False,
     quiet: opt.QuietTalk = False,
 ) -> None:
-    """Say what a checkpoint or diff vector is, or how two differ."""
+    """Describe a checkpoint or diff vector, or compare two."""
     from diffxfer import compare_checkpoints, inspect_checkpoint
     from diffxfer.cli.compare_table import print_comparison
     from diffxfer.cli.inspect_table import print_inspection

@@ -13,7 +13,10 @@ from diffxfer.cli.help import OUTPUT, PATH, WHAT
 
 def iterate(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A YAML file: bases, training, scoring.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE", help="A YAML or JSON file with bases, training and scoring."
+        ),
     ],
     run: Annotated[
         Path,
@@ -22,7 +25,7 @@ def iterate(
             "--output",
             rich_help_panel=OUTPUT,
             metavar=PATH,
-            help="Folder of rounds, state and report; it is made, or continued.",
+            help="Folder for rounds, state and report; created, or continued.",
         ),
     ],
     from_round: Annotated[
@@ -31,13 +34,13 @@ def iterate(
             rich_help_panel=WHAT,
             metavar="N",
             min=1,
-            help="Do round N and all later ones again, by the recipe as it is.",
+            help="Repeat round N and all later ones with the current recipe.",
         ),
     ] = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Follow a recipe of rounds: graft on each new base, tune, score."""
+    """Follow a recipe over a chain of bases: graft, tune, score."""
     from diffxfer import iterate as iterate_chain
     from diffxfer.cli.chain_console import ChainConsole
 

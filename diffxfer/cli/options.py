@@ -25,14 +25,14 @@ Finetuned = Annotated[
     ),
 ]
 Base = Annotated[
-    Path, typer.Argument(metavar="BASE", help="The base model it was made from, likewise.")
+    Path,
+    typer.Argument(metavar="BASE", help="The base model that it was made from: a folder or an id."),
 ]
 Target = Annotated[
     Path,
     typer.Argument(
         metavar="TARGET",
-        help="The newer base model to graft on, or your own continued pre-training of BASE,"
-        " likewise.",
+        help="The newer base model, or your own continued pre-training of BASE: a folder or an id.",
     ),
 ]
 Diff = Annotated[
@@ -48,7 +48,7 @@ Out = Annotated[
         "--output",
         rich_help_panel=OUTPUT,
         metavar=PATH,
-        help="Folder to make; it must not exist yet.",
+        help="The output folder; it must not exist yet.",
     ),
 ]
 
@@ -57,7 +57,7 @@ Alpha = Annotated[
     typer.Option(
         rich_help_panel=HOW,
         metavar="FLOAT",
-        help="How strongly to graft: 1 adds the whole difference, 0.5 half of it, 0 none.",
+        help="Scale of the difference: 1 adds all of it, 0.5 half, and 0 copies the target.",
     ),
 ]
 AlphaFor = Annotated[
@@ -73,7 +73,7 @@ Include = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar="REGEX",
-        help="Only tensors whose name matches take part; repeatable, any match will do.",
+        help="Use only tensors whose name matches one of these; repeatable.",
     ),
 ]
 Exclude = Annotated[
@@ -81,7 +81,7 @@ Exclude = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar="REGEX",
-        help="Tensors whose name matches take no part, whatever --include says; repeatable.",
+        help="Leave out tensors whose name matches, even if --include matches; repeatable.",
     ),
 ]
 AllowMissing = Annotated[
@@ -89,8 +89,8 @@ AllowMissing = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar="REGEX",
-        help="Tensors that one model may lack: what only the target has is copied, what only"
-        " another has is dropped; repeatable.",
+        help="Tensors that a model may lack: those that only the target has are copied, others"
+        " are dropped; repeatable.",
     ),
 ]
 Added = Annotated[
@@ -99,8 +99,8 @@ Added = Annotated[
         rich_help_panel=WHAT,
         metavar="bring|drop|refuse",
         autocompletion=lambda: ["refuse", "bring", "drop"],
-        help="What to do with a head that fine-tuning added, such as a classifier: bring it whole,"
-        " with what the config says of it, drop it, or refuse.",
+        help="What to do with a head that fine-tuning added, such as a classifier: copy it with its"
+        " settings in the config, leave it out, or refuse.",
     ),
 ]
 Rename = Annotated[
@@ -108,8 +108,8 @@ Rename = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar="ROLE:REGEX=TEXT",
-        help="Pair the tensors of a role (finetuned, base or target) by other names, such as"
-        r" 'finetuned:^backbone\.=model.'; repeatable, in this order.",
+        help="Rename the tensors of finetuned, base or target before they pair, for example"
+        r" 'finetuned:^backbone\.=model.'; repeatable, applied in order.",
     ),
 ]
 Vocab = Annotated[
@@ -118,8 +118,8 @@ Vocab = Annotated[
         rich_help_panel=WHAT,
         metavar="auto|ids|tokens",
         autocompletion=lambda: ["auto", "ids", "tokens"],
-        help="How the rows of embeddings pair up: by id, by token string, or by ids where"
-        " the tokenizers agree and by tokens where they do not (auto).",
+        help="How rows of embeddings pair: by id, by token string, or (auto) by id if the"
+        " tokenizers agree and by token otherwise.",
     ),
 ]
 AllowNonfinite = Annotated[
@@ -127,7 +127,7 @@ AllowNonfinite = Annotated[
     typer.Option(
         "--allow-nonfinite",
         rich_help_panel=SAFETY,
-        help="Let NaN, infinity and overflow through instead of refusing them.",
+        help="Accept NaN, infinity and overflow.",
     ),
 ]
 AllowUnrelated = Annotated[
@@ -135,7 +135,7 @@ AllowUnrelated = Annotated[
     typer.Option(
         "--allow-unrelated",
         rich_help_panel=SAFETY,
-        help="Go on where two models have the same shapes and nothing else in common.",
+        help="Accept models that share their shapes but seem unrelated.",
     ),
 ]
 DiffDtype = Annotated[
@@ -144,8 +144,8 @@ DiffDtype = Annotated[
         rich_help_panel=OUTPUT,
         metavar="source|float32|bfloat16|float16|float64",
         autocompletion=lambda: ["source", "float32", "bfloat16", "float16", "float64"],
-        help="What the diff vector is stored in: source rounds it to finetuned's own dtypes;"
-        " float32 is twice as large for a 16-bit model, and nearly exact.",
+        help="Dtype of the diff vector: source rounds to the fine-tune's own dtypes; float32 is"
+        " twice as large for a 16-bit model, and nearly exact.",
     ),
 ]
 OutDtype = Annotated[
@@ -162,7 +162,8 @@ MaxShardSize = Annotated[
     typer.Option(
         rich_help_panel=OUTPUT,
         metavar="SIZE",
-        help="Cut shards at this size, such as 5GB; by default where the input's are cut.",
+        help="Largest shard, such as 5GB; by default the shards of the target (extract: of the"
+        " fine-tune).",
     ),
 ]
 Threads = Annotated[
@@ -172,7 +173,7 @@ Threads = Annotated[
         metavar="N",
         min=1,
         max=256,
-        help="Threads; by default one a processor, 8 at most.",
+        help="Number of threads; by default one per processor, at most 8.",
     ),
 ]
 Device = Annotated[
@@ -181,8 +182,8 @@ Device = Annotated[
         rich_help_panel=WHERE,
         metavar="cpu|cuda|cuda:N|auto",
         autocompletion=lambda: ["cpu", "cuda", "auto"],
-        help="Where the arithmetic runs, to the same bits; auto takes a GPU only where it could"
-        " save more than it takes to start, and says why.",
+        help="Where the arithmetic runs; the result is the same. auto uses a GPU only if it could"
+        " save more time than it takes to start, and says why.",
     ),
 ]
 DeviceMemory = Annotated[
@@ -190,7 +191,7 @@ DeviceMemory = Annotated[
     typer.Option(
         rich_help_panel=WHERE,
         metavar="SIZE",
-        help="The most that is allocated on a GPU, whatever the model.",
+        help="The most memory to allocate on a GPU.",
     ),
 ]
 Overwrite = Annotated[
@@ -198,7 +199,7 @@ Overwrite = Annotated[
     typer.Option(
         "--overwrite",
         rich_help_panel=SAFETY,
-        help="Replace the output folder if it exists and diffxfer made it.",
+        help="Replace the output folder if diffxfer made it.",
     ),
 ]
 Restart = Annotated[
@@ -206,8 +207,7 @@ Restart = Annotated[
     typer.Option(
         "--restart",
         rich_help_panel=SAFETY,
-        help="Discard what unfinished runs left beside the output folder, instead of going on"
-        " from it.",
+        help="Discard the unfinished runs beside the output folder instead of continuing them.",
     ),
 ]
 DryRun = Annotated[
@@ -215,7 +215,7 @@ DryRun = Annotated[
     typer.Option(
         "--dry-run",
         rich_help_panel=SAFETY,
-        help="Print what would be done, tensor by tensor; write nothing.",
+        help="Print the plan, tensor by tensor, and write nothing.",
     ),
 ]
 Stream = Annotated[
@@ -223,7 +223,7 @@ Stream = Annotated[
     typer.Option(
         "--stream",
         rich_help_panel=WHERE,
-        help="Read models on the Hub straight from there, and store nothing but the output.",
+        help="Read models directly from the Hub, and store only the output.",
     ),
 ]
 StreamInputs = Annotated[
@@ -231,7 +231,7 @@ StreamInputs = Annotated[
     typer.Option(
         "--stream",
         rich_help_panel=WHERE,
-        help="Read what is on the Hub straight from there, and store nothing.",
+        help="Read models directly from the Hub, and store nothing.",
     ),
 ]
 Json = Annotated[
@@ -244,14 +244,12 @@ Json = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "-q", "--quiet", rich_help_panel=OUTPUT, help="Print nothing but warnings and errors."
-    ),
+    typer.Option("-q", "--quiet", rich_help_panel=OUTPUT, help="Print only warnings and errors."),
 ]
 QuietTalk = Annotated[
     bool,
     typer.Option(
-        "-q", "--quiet", rich_help_panel=OUTPUT, help="Print no talk, only the result and errors."
+        "-q", "--quiet", rich_help_panel=OUTPUT, help="Print only the result, warnings and errors."
     ),
 ]
 

@@ -15,8 +15,8 @@ _License = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar="ID",
-        help="The licence in the card, such as apache-2.0; by default what the target's card"
-        " states.",
+        help="The licence in the model card, such as apache-2.0; by default that of the target's"
+        " card.",
     ),
 ]
 
@@ -25,20 +25,24 @@ def push(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar=PATH, help="A folder that diffxfer wrote: diff vector, graft or tuned model."
+            metavar=PATH,
+            help="A folder that diffxfer wrote: a diff vector, a graft or a tuned model.",
         ),
     ],
     repo_id: Annotated[
         str,
-        typer.Argument(metavar="org/name", help="Where to on the Hub; it is made if need be."),
+        typer.Argument(
+            metavar="org/name", help="The repository on the Hub; created if it does not exist."
+        ),
     ],
     private: Annotated[
-        bool, typer.Option("--private", rich_help_panel=WHERE, help="Make a private repository.")
+        bool,
+        typer.Option("--private", rich_help_panel=WHERE, help="Create the repository as private."),
     ] = False,
     message: Annotated[
         str | None,
         typer.Option(
-            "-m", "--message", rich_help_panel=WHAT, metavar="TEXT", help="What the commit says."
+            "-m", "--message", rich_help_panel=WHAT, metavar="TEXT", help="The commit message."
         ),
     ] = None,
     eval: Annotated[  # noqa: A002 the command's own word
@@ -46,7 +50,7 @@ def push(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=PATH,
-            help="A folder that eval --output left: this model's scores go into the card.",
+            help="A folder that eval --output wrote; this model's scores go into the model card.",
         ),
     ] = None,
     license: _License = None,  # noqa: A002 as the Hub calls it
@@ -55,13 +59,13 @@ def push(
         typer.Option(
             "--dry-run",
             rich_help_panel=SAFETY,
-            help="Print the files and the card; upload nothing.",
+            help="Print the files and the model card, and upload nothing.",
         ),
     ] = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Publish what diffxfer wrote on the Hub, with its card."""
+    """Publish what diffxfer wrote on the Hub, with a model card."""
     from diffxfer import push as publish
     from diffxfer.cli.push_console import PushConsole
 

@@ -30,7 +30,7 @@ def tune(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Train all parameters of a model further, on rows of text."""
+    """Train all parameters of a model further on rows of text."""
     from diffxfer import tune as tune_model
 
     with TuneConsole(output, json=json, quiet=quiet) as console:

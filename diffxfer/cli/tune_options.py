@@ -13,7 +13,7 @@ Model = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="The model to begin with, a graft or any: a folder, or org/name[@revision].",
+        help="The model to train, for example a graft: a folder, or org/name[@revision].",
     ),
 ]
 Data = Annotated[
@@ -22,28 +22,24 @@ Data = Annotated[
         rich_help_panel=WHAT,
         metavar=EITHER,
         help="Rows with messages, prompt and completion, or text: a .jsonl, .json or .parquet"
-        " file, or the id of a data set on the Hub, whose train split is read.",
+        " file, or the id of a data set on the Hub (its train split).",
     ),
 ]
 Steps = Annotated[
     int,
-    typer.Option(
-        rich_help_panel=TRAINING, metavar="N", min=1, help="How many times the optimizer steps."
-    ),
+    typer.Option(rich_help_panel=TRAINING, metavar="N", min=1, help="Number of optimizer steps."),
 ]
 LearningRate = Annotated[
     float,
     typer.Option(
         rich_help_panel=TRAINING,
         metavar="FLOAT",
-        help="AdamW's at the first step; it falls linearly to zero.",
+        help="AdamW's learning rate at the first step; it falls linearly to zero.",
     ),
 ]
 BatchSize = Annotated[
     int,
-    typer.Option(
-        rich_help_panel=TRAINING, metavar="N", min=1, help="Rows that a process takes at a time."
-    ),
+    typer.Option(rich_help_panel=TRAINING, metavar="N", min=1, help="Rows per process and batch."),
 ]
 GradientAccumulation = Annotated[
     int,
@@ -51,7 +47,7 @@ GradientAccumulation = Annotated[
         rich_help_panel=TRAINING,
         metavar="N",
         min=1,
-        help="Batches a step: larger steps in the same memory.",
+        help="Batches per step, for larger steps in the same memory.",
     ),
 ]
 GradientCheckpointing = Annotated[
@@ -59,7 +55,7 @@ GradientCheckpointing = Annotated[
     typer.Option(
         "--gradient-checkpointing",
         rich_help_panel=TRAINING,
-        help="Save memory by computing activations a second time.",
+        help="Compute activations twice to save memory.",
     ),
 ]
 MaxLength = Annotated[
@@ -68,13 +64,16 @@ MaxLength = Annotated[
         rich_help_panel=TRAINING,
         metavar="TOKENS",
         min=2,
-        help="Cut rows that are longer; a cut is told of.",
+        help="Cut rows that are longer, with a warning; at most the model's context.",
     ),
 ]
 Seed = Annotated[
     int,
     typer.Option(
-        rich_help_panel=TRAINING, metavar="N", min=0, help="Of the order of rows and of dropout."
+        rich_help_panel=TRAINING,
+        metavar="N",
+        min=0,
+        help="Seed for the order of rows and for dropout.",
     ),
 ]
 Teacher = Annotated[
@@ -82,8 +81,8 @@ Teacher = Annotated[
     typer.Option(
         rich_help_panel=DISTILLATION,
         metavar=EITHER,
-        help="Learn from this model too, which has the same vocabulary: the outdated"
-        " fine-tuned one.",
+        help="Also learn from this model, for example the outdated fine-tune; it must have the same"
+        " vocabulary.",
     ),
 ]
 DistillWeight = Annotated[
@@ -91,7 +90,7 @@ DistillWeight = Annotated[
     typer.Option(
         rich_help_panel=DISTILLATION,
         metavar="FLOAT",
-        help="How much the teacher counts against the rows, 0 to 1.",
+        help="Weight of the teacher against the rows, 0 to 1.",
     ),
 ]
 Temperature = Annotated[
@@ -99,7 +98,7 @@ Temperature = Annotated[
     typer.Option(
         rich_help_panel=DISTILLATION,
         metavar="FLOAT",
-        help="Divides the logits that are compared; more looks at less likely words.",
+        help="Divides the logits that are compared; higher values weigh unlikely tokens more.",
     ),
 ]
 HiddenWeight = Annotated[
@@ -107,7 +106,7 @@ HiddenWeight = Annotated[
     typer.Option(
         rich_help_panel=DISTILLATION,
         metavar="FLOAT",
-        help="How much the difference of hidden states counts beside; 0 is none.",
+        help="Weight of the difference of hidden states; 0 ignores it.",
     ),
 ]
 SaveEvery = Annotated[
@@ -116,7 +115,7 @@ SaveEvery = Annotated[
         rich_help_panel=SAFETY,
         metavar="N",
         min=1,
-        help="Steps from one state to continue from to the next; by default a tenth of all,"
-        " 50 at least.",
+        help="Steps between saved states, from which an interrupted run continues; by default a"
+        " tenth of all, at least 50.",
     ),
 ]

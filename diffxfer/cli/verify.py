@@ -33,8 +33,7 @@ def verify(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=EITHER,
-            help="Base of a diff vector, likewise, to prove that it gives the fine-tuned model"
-            " back.",
+            help="The base of a diff vector, to prove that base + diff vector is the fine-tune.",
         ),
     ] = None,
     finetuned: Annotated[
@@ -42,7 +41,7 @@ def verify(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=EITHER,
-            help="Fine-tuned model that it was extracted from, likewise.",
+            help="The fine-tune that it was extracted from.",
         ),
     ] = None,
     rename: opt.Rename = None,
@@ -51,7 +50,7 @@ def verify(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Check what diffxfer wrote, and name all that is damaged."""
+    """Check everything that diffxfer wrote, and name what is damaged."""
     from diffxfer import verify as verify_folder
 
     try:

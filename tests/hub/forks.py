@@ -26,18 +26,25 @@ _OURS = ("HF_", "HUGGING", "XDG_CACHE_HOME", "TRANSFORMERS_", "FORCE_COLOR", "DI
 
 
 class Forks:
-    """The process that forks."""
+    """The process that forks.
 
-    def __init__(self) -> None:
+    Args:
+        program: the module that is that process; it ends in `serve`.
+        env: what it has from the beginning, for what it imports.
+    """
+
+    def __init__(
+        self, program: str = "tests.hub.forks", env: Mapping[str, str] | None = None
+    ) -> None:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(_OURS)
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hub.forks"],
+            [sys.executable, "-m", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
-            env={**environment, "OMP_NUM_THREADS": "1"},
+            env={**environment, "OMP_NUM_THREADS": "1", **(env or {})},
             text=True,
         )
 
@@ -67,14 +74,8 @@ class Forks:
         self._process.wait(10)
 
 
-def _serve() -> None:
-    # Imported once, here; nothing may import huggingface_hub before the environment is set.
-    import diffxfer.cli.main
-    import diffxfer.diffs.extract
-    import diffxfer.diffs.graft
-    import diffxfer.streaming.engine  # noqa: F401 and llvmlite
-
-    assert "huggingface_hub" not in sys.modules
+def serve() -> None:
+    """Fork for every line of stdin, until it ends."""
     for line in sys.stdin:
         order = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -122,4 +123,11 @@ def _be(order: dict[str, Any], out: int, err: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    # Imported once, here; nothing may import huggingface_hub before the environment is set.
+    import diffxfer.cli.main
+    import diffxfer.diffs.extract
+    import diffxfer.diffs.graft
+    import diffxfer.streaming.engine  # noqa: F401 and llvmlite
+
+    assert "huggingface_hub" not in sys.modules
+    serve()
