@@ -11,11 +11,11 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import require_diff
-from diffxfer.evaluation.rows import Scored, best_alpha, compare_models, shown_columns
+from diffxfer.evaluation.eval_settings import Settings, make_settings
+from diffxfer.evaluation.model_roles import Cast, Subject, lend_templates, make_cast
+from diffxfer.evaluation.score_rows import Scored, best_alpha, compare_models, shown_columns
+from diffxfer.evaluation.scorer import Listeners, Scorer, check_graft
 from diffxfer.evaluation.scores import Evaluation
-from diffxfer.evaluation.scoring import Listeners, Scorer, check_graft
-from diffxfer.evaluation.settings import Settings, make_settings
-from diffxfer.evaluation.subjects import Cast, Subject, lend_templates, make_cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -148,8 +148,8 @@ def _prepare(
 ) -> tuple[Scorer, list[str]]:
     """Check everything that can be checked before the first model is scored."""
     from diffxfer.evaluation.harness import check_backend, check_device
-    from diffxfer.evaluation.store import Store
-    from diffxfer.evaluation.tasks import check_files, find_tasks
+    from diffxfer.evaluation.lm_eval_tasks import check_files, find_tasks
+    from diffxfer.evaluation.score_store import Store
 
     tell = listeners.tell
     check_files(settings)

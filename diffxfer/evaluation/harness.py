@@ -18,7 +18,7 @@ from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError
-from diffxfer.evaluation.tasks import first_line
+from diffxfer.evaluation.lm_eval_tasks import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.reader import Weights
     from diffxfer.checkpoints.source import Place
-    from diffxfer.evaluation.settings import Settings
-    from diffxfer.evaluation.tasks import TaskSet
+    from diffxfer.evaluation.eval_settings import Settings
+    from diffxfer.evaluation.lm_eval_tasks import TaskSet
 
 _LIBRARIES = ("vllm", "sglang")
 

@@ -14,15 +14,15 @@ from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.diffs.artifact.card import license_fields
 from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, manifest_bytes
 from diffxfer.errors import ArtifactError, OptionError
-from diffxfer.publishing.card import write_full_card
-from diffxfer.publishing.folder import README, OurFolder, open_folder
-from diffxfer.publishing.replacing import KINDS, refuse_replacing, stale_files
-from diffxfer.publishing.report import PushedFile, PushReport
-from diffxfer.publishing.results import read_results
+from diffxfer.publishing.model_card import write_full_card
+from diffxfer.publishing.overwrite_check import KINDS, refuse_replacing, stale_files
+from diffxfer.publishing.publishable_folder import README, OurFolder, open_folder
+from diffxfer.publishing.published_scores import read_results
+from diffxfer.publishing.push_report import PushedFile, PushReport
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.hub.upload import Files, Repository
-    from diffxfer.publishing.results import Result
+    from diffxfer.publishing.published_scores import Result
 
 
 def push(
@@ -212,7 +212,7 @@ def _make_card(
         warnings.append(f"{told}; see --license")
     results: tuple[Result, ...] = ()
     if scores is not None:
-        from diffxfer.evaluation.identity import content_key
+        from diffxfer.evaluation.content_hash import content_key
 
         results = read_results(Path(scores), content_key(folder))
     return write_full_card(repo, manifest, found.config, results, license=license_id)

@@ -22,7 +22,7 @@ from diffxfer.recycling.chain_plots import (
     scores_figure,
 )
 from diffxfer.recycling.chain_report import value_of
-from diffxfer.recycling.verdict import verdict
+from diffxfer.recycling.chain_summary import verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

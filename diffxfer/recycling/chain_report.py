@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffxfer.checkpoints.hub.names import shown_name
-from diffxfer.recycling.chain import round_name
+from diffxfer.recycling.chain_plan import round_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

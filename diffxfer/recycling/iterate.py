@@ -15,14 +15,14 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import OptionError
-from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
+from diffxfer.recycling.chain_disk import held_bytes, leftovers, peak_bytes, size_of
+from diffxfer.recycling.chain_plan import Step, Verb, plan_chain, round_name, to_remove
 from diffxfer.recycling.chain_report import ChainReport, make_report
-from diffxfer.recycling.data import is_file, read_rows
-from diffxfer.recycling.disk import held_bytes, leftovers, peak_bytes, size_of
-from diffxfer.recycling.inputs import file_identities, model_identity
+from diffxfer.recycling.chain_state import State
+from diffxfer.recycling.chain_steps import Hands, check_bases, check_scoring, do_step
+from diffxfer.recycling.input_fingerprints import file_identities, model_identity
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
-from diffxfer.recycling.state import State
-from diffxfer.recycling.steps import Hands, check_bases, check_scoring, do_step
+from diffxfer.recycling.training_data import is_file, read_rows
 from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:

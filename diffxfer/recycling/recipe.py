@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from diffxfer.checkpoints.hub.names import read_hub_id
 from diffxfer.errors import RecipeError
-from diffxfer.recycling.data import is_file
+from diffxfer.recycling.training_data import is_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,10 +15,10 @@ from transformers import PrinterCallback
 from trl import SFTTrainer
 
 from diffxfer.errors import DataError, TrainingError
-from diffxfer.recycling.distill import IGNORED, Weights, distillation_terms
-from diffxfer.recycling.keeper import Keeper
-from diffxfer.recycling.loading import check_names, first_line, load_model, load_tokenizer
-from diffxfer.recycling.processes import first_does
+from diffxfer.recycling.distillation_loss import IGNORED, Weights, distillation_terms
+from diffxfer.recycling.distributed import first_does
+from diffxfer.recycling.model_loading import check_names, first_line, load_model, load_tokenizer
+from diffxfer.recycling.trainer_callback import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.data import Rows
-    from diffxfer.recycling.options import TuneOptions
-    from diffxfer.recycling.work import WorkFolder
+    from diffxfer.recycling.training_data import Rows
+    from diffxfer.recycling.training_options import TuneOptions
+    from diffxfer.recycling.training_workspace import WorkFolder
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _TERMS = ("ce", "kl", "hidden")
@@ -162,7 +162,7 @@ def _cut(trainer: SFTTrainer, length: int, name: str) -> Cut:
 
 
 class _Distiller(SFTTrainer):
-    """A trainer that learns from a teacher too; see `recycling.distill`."""
+    """A trainer that learns from a teacher too; see `recycling.distillation_loss`."""
 
     def __init__(self, teacher: PreTrainedModel, weights: Weights, **known: Any) -> None:
         super().__init__(**known)

@@ -14,25 +14,25 @@ from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.diffs.extract import every_input
 from diffxfer.diffs.source import open_roles, source_entry
 from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
-from diffxfer.recycling.data import is_file, read_rows
-from diffxfer.recycling.options import (
+from diffxfer.recycling.teacher import check_teacher, context_length
+from diffxfer.recycling.trained_model import read_log, write_tuned
+from diffxfer.recycling.training_data import is_file, read_rows
+from diffxfer.recycling.training_options import (
     DISTILL_WEIGHT,
     TEMPERATURE,
     TuneOptions,
     check_options,
     training_bytes,
 )
-from diffxfer.recycling.report import TuneReport
-from diffxfer.recycling.save import read_log, write_tuned
-from diffxfer.recycling.teacher import check_teacher, context_length
-from diffxfer.recycling.work import WorkFolder, describe
+from diffxfer.recycling.training_report import TuneReport
+from diffxfer.recycling.training_workspace import WorkFolder, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.data import Rows
     from diffxfer.recycling.trainer import Cut
+    from diffxfer.recycling.training_data import Rows
 
 
 def tune(
@@ -196,9 +196,9 @@ def _run(
     began: float,
 ) -> TuneReport:
     """Train, in as many processes as there are, and write the result in one."""
-    from diffxfer.recycling.processes import first_does
-    from diffxfer.recycling.settings import make_config, quiet_libraries
+    from diffxfer.recycling.distributed import first_does
     from diffxfer.recycling.trainer import train
+    from diffxfer.recycling.trainer_config import make_config, quiet_libraries
 
     with quiet_libraries():
         config = make_config(job.options, work.path, device)

@@ -22,9 +22,9 @@ from lm_eval.tasks import TaskManager
 
 from diffxfer import Evaluation, apply_diff, evaluate, extract_diff
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError
-from diffxfer.evaluation.compare import compare_scores, recovered_share
-from diffxfer.evaluation.identity import content_key
-from diffxfer.evaluation.native import read_scores
+from diffxfer.evaluation.content_hash import content_key
+from diffxfer.evaluation.lm_eval_results import read_scores
+from diffxfer.evaluation.paired_statistics import compare_scores, recovered_share
 from tests.evaluation.conftest import FAMILY, QUICK
 
 TARGET, DIRECT, FINETUNED = (FAMILY / name for name in ("target", "direct", "finetuned"))
@@ -485,8 +485,8 @@ def test_groups_have_a_score_of_their_own_and_a_p_value(own_tasks: Path) -> None
 
 
 def test_lm_evals_own_index_is_not_read_where_ones_own_tasks_serve(own_tasks: Path) -> None:
-    from diffxfer.evaluation.settings import make_settings
-    from diffxfer.evaluation.tasks import find_tasks
+    from diffxfer.evaluation.eval_settings import make_settings
+    from diffxfer.evaluation.lm_eval_tasks import find_tasks
 
     def index(tasks: list[str]) -> list[str]:
         settings = make_settings(

@@ -20,7 +20,7 @@ from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.diffs.artifact.norms import norms_by_kind
 from diffxfer.errors import DiffxferError, MatchError, OptionError, OutputError, RelatednessError
-from diffxfer.evaluation.rows import best_alpha
+from diffxfer.evaluation.score_rows import best_alpha
 from diffxfer.evaluation.scratch import scratch_folder
 from tests.evaluation.conftest import FAMILY
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from diffxfer.evaluation.identity import content_key
+from diffxfer.evaluation.content_hash import content_key
 from tests import tiny
 from tests.hub import faults, writing
 from tests.hub.models import make_family

@@ -25,7 +25,7 @@ from diffxfer.errors import (
     OutputExistsError,
     RecipeError,
 )
-from diffxfer.recycling.inputs import file_identities
+from diffxfer.recycling.input_fingerprints import file_identities
 from diffxfer.recycling.recipe import read_recipe
 from tests import tiny
 from tests.checkpoints.test_writer import mounted

@@ -15,7 +15,7 @@ from diffxfer import transfer, tune
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.errors import OutputError, TrainingError, UnfinishedError
-from diffxfer.recycling.work import WorkFolder, describe
+from diffxfer.recycling.training_workspace import WorkFolder, describe
 from tests import families
 from tests.recycling.training import FAMILY, RATE, tune_shortly, write_rows
 
@@ -33,7 +33,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from diffxfer import transfer, tune
-from diffxfer.recycling.work import WorkFolder
+from diffxfer.recycling.training_workspace import WorkFolder
 model, data, out, teacher, when = sys.argv[1:]
 
 def kill(done, *_):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
 
-    from diffxfer.evaluation.settings import Settings
+    from diffxfer.evaluation.eval_settings import Settings
 
 _NEAR = 3
 _REASON = 200

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import list_companions
-from diffxfer.recycling.chain import Step, Verb, to_remove
-from diffxfer.recycling.options import training_bytes
+from diffxfer.recycling.chain_plan import Step, Verb, to_remove
+from diffxfer.recycling.training_options import training_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from diffxfer.diffs.artifact.card import base_models, write_card
 from diffxfer.diffs.artifact.manifest import LicenseEntry, Manifest, SourceEntry
-from diffxfer.publishing.card import write_full_card
-from diffxfer.publishing.results import Result
+from diffxfer.publishing.model_card import write_full_card
+from diffxfer.publishing.published_scores import Result
 
 COMMIT = "c" * 40
 LLAMA = LicenseEntry(license="llama3.1", license_link="LICENSE")

@@ -14,7 +14,7 @@ from diffxfer.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diffxfer.evaluation.settings import Settings
+    from diffxfer.evaluation.eval_settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

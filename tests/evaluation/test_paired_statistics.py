@@ -12,8 +12,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from diffxfer.evaluation import compare
-from diffxfer.evaluation.compare import Difference, Recovery, compare_scores, recovered_share
+from diffxfer.evaluation import paired_statistics
+from diffxfer.evaluation.paired_statistics import (
+    Difference,
+    Recovery,
+    compare_scores,
+    recovered_share,
+)
 from diffxfer.evaluation.scores import Score
 
 LN2 = math.log(2)
@@ -441,7 +446,7 @@ def test_the_order_of_samples_changes_nothing():
 
 def test_memory_stays_flat(monkeypatch):
     # Fewer draws take less time, and as much memory, unless they are all held at once.
-    monkeypatch.setattr(compare, "_RESAMPLES", 1_500)
+    monkeypatch.setattr(paired_statistics, "_RESAMPLES", 1_500)
     rng = np.random.default_rng(0)
     roles = [make_score(list(rng.normal(m, 1, 20_000))) for m in (1, 0, 2)]
     tracemalloc.start()

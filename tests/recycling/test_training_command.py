@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from diffxfer import iterate
 from diffxfer.errors import TrainingError
-from diffxfer.recycling.command import train_by_command
 from diffxfer.recycling.recipe import read_recipe
+from diffxfer.recycling.training_command import train_by_command
 from tests import families, tiny
 from tests.recycling.chains import left, weights
 from tests.recycling.training import FAMILY

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffxfer.diffs.artifact.manifest import Manifest, SourceEntry
-    from diffxfer.publishing.results import Result
+    from diffxfer.publishing.published_scores import Result
 
 _WHOSE = {
     "target": "the target's",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    from diffxfer.recycling.options import TuneOptions
-    from diffxfer.recycling.work import WorkFolder
+    from diffxfer.recycling.training_options import TuneOptions
+    from diffxfer.recycling.training_workspace import WorkFolder
 
 
 class Keeper(TrainerCallback):

@@ -12,7 +12,7 @@ from diffxfer.evaluation.scores import BestAlpha, Column, Row, Score
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from diffxfer.evaluation.tasks import TaskSet
+    from diffxfer.evaluation.lm_eval_tasks import TaskSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class _Parts:
 
 
 def _row(model: Scored, score: Score, parts: _Parts) -> Row:
-    from diffxfer.evaluation.compare import Recovery, compare_scores, recovered_share
+    from diffxfer.evaluation.paired_statistics import Recovery, compare_scores, recovered_share
 
     as_it_is = model.label if model.alpha is None else None
     delta = p_value = None

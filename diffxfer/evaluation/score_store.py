@@ -19,7 +19,7 @@ from diffxfer.checkpoints.companions import companion_path, read_object
 from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import CheckpointError, CompanionError, OutputError, OutputExistsError
-from diffxfer.evaluation.native import read_scores
+from diffxfer.evaluation.lm_eval_results import read_scores
 from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from lm_eval.loggers import EvaluationTracker
 
+    from diffxfer.evaluation.model_roles import Subject
     from diffxfer.evaluation.scores import Score
-    from diffxfer.evaluation.subjects import Subject
 
 _OURS = "diffxfer"
 COMPARISON = "comparison.json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diffxfer.errors import DataError
-from diffxfer.recycling.data import is_file, read_rows
+from diffxfer.recycling.training_data import is_file, read_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diffxfer.errors import EvaluationError
-from diffxfer.publishing.results import Result, read_results
+from diffxfer.publishing.published_scores import Result, read_results
 
 if TYPE_CHECKING:
     from pathlib import Path

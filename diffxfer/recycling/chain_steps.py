@@ -12,11 +12,11 @@ from diffxfer.diffs.extract import extract_diff
 from diffxfer.diffs.graft import apply_diff, transfer
 from diffxfer.diffs.matching.refusal import refusal
 from diffxfer.errors import EvaluationError, MatchError, RelatednessError, UnfinishedError
+from diffxfer.evaluation.eval_settings import make_settings
 from diffxfer.evaluation.evaluate import evaluate
-from diffxfer.evaluation.settings import make_settings
-from diffxfer.recycling.chain import Step, Verb, round_name
-from diffxfer.recycling.command import train_by_command
-from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
+from diffxfer.recycling.chain_plan import Step, Verb, round_name
+from diffxfer.recycling.training_command import train_by_command
+from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE
 from diffxfer.recycling.tune import tune
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def check_scoring(recipe: Recipe) -> None:
         DiffxferError: if a task is unknown or its data cannot be had, or an option is wrong.
     """
     from diffxfer.evaluation.harness import check_backend, check_device
-    from diffxfer.evaluation.tasks import check_files, find_tasks
+    from diffxfer.evaluation.lm_eval_tasks import check_files, find_tasks
 
     assert recipe.eval is not None
     given = _scoring(recipe.eval, tasks=recipe.eval.tasks)

@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from diffxfer.diffs.report import listed
 from diffxfer.errors import DataError, TrainingError
-from diffxfer.recycling.save import trained_tensors
+from diffxfer.recycling.trained_model import trained_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.data import Rows
+    from diffxfer.recycling.training_data import Rows
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
 """What transformers raises at configs and files that it cannot make a model from."""

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.recycling.chain import Step, Verb, plan_chain, to_remove
-from diffxfer.recycling.disk import Size, peak_bytes, size_of
+from diffxfer.recycling.chain_disk import Size, peak_bytes, size_of
+from diffxfer.recycling.chain_plan import Step, Verb, plan_chain, to_remove
 from diffxfer.recycling.recipe import Recipe
 from tests.recycling.chains import EVAL, recipe
 from tests.recycling.training import FAMILY

@@ -15,19 +15,19 @@ import xxhash
 
 from diffxfer.diffs.graft import apply_diff
 from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError
-from diffxfer.evaluation.asking import requests_counted
-from diffxfer.evaluation.identity import content_key
-from diffxfer.evaluation.rows import Scored
+from diffxfer.evaluation.content_hash import content_key
+from diffxfer.evaluation.request_progress import requests_counted
+from diffxfer.evaluation.score_rows import Scored
 from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from diffxfer.evaluation.eval_settings import Settings
+    from diffxfer.evaluation.lm_eval_tasks import TaskSet
+    from diffxfer.evaluation.model_roles import Cast, Subject
+    from diffxfer.evaluation.score_store import Store
     from diffxfer.evaluation.scores import Score
-    from diffxfer.evaluation.settings import Settings
-    from diffxfer.evaluation.store import Store
-    from diffxfer.evaluation.subjects import Cast, Subject
-    from diffxfer.evaluation.tasks import TaskSet
 
 _NOT_MADE = ".diffxfer-graft"
 _SCORES_HANG_ON = ("lm-eval", "transformers", "torch", "vllm", "sglang")
@@ -115,7 +115,7 @@ class Scorer:
             The scores, the content of what was scored if scores are kept, and what keeps them.
         """
         from diffxfer.evaluation.harness import score
-        from diffxfer.evaluation.native import read_scores
+        from diffxfer.evaluation.lm_eval_results import read_scores
 
         store, tasks = self.store, self.tasks
         tracker = None if store is None else store.tracker()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from diffxfer.recycling.options import TuneOptions
+    from diffxfer.recycling.training_options import TuneOptions
 
 
 @contextmanager

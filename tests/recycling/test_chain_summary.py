@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diffxfer.recycling.chain_report import ChainReport, Round
-from diffxfer.recycling.verdict import verdict
+from diffxfer.recycling.chain_summary import verdict
 
 MEASURE = ("words", "acc", "none")
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
 from diffxfer.errors import EvaluationError
-from diffxfer.evaluation.store import COMPARISON
+from diffxfer.evaluation.score_store import COMPARISON
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ def read_results(scores: Path, content: str) -> tuple[Result, ...]:
 
     Args:
         scores: the folder that `diffxfer eval --output` made.
-        content: the model's `evaluation.identity.content_key`.
+        content: the model's `evaluation.content_hash.content_key`.
 
     Returns:
         One a task, metric and filter, in the order in which they were asked for.

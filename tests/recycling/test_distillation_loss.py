@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffxfer.recycling.distill import IGNORED, Weights, distillation_terms
+from diffxfer.recycling.distillation_loss import IGNORED, Weights, distillation_terms
 
 BATCH, LENGTH, WORDS, WIDTH, LAYERS = 3, 7, 11, 5, 4
 
