@@ -57,12 +57,12 @@ def _table(report: ChainReport, measure: Measure) -> Table:
 def _cell(row: dict[str, Any] | None, best: float | None) -> Text:
     from rich.text import Text
 
-    from diffxfer.recycling.chain_report import value_of
+    from diffxfer.recycling.chain_report import format_value
 
     if row is None:
         return Text("")
     wins = best is not None and row["value"] == best
-    cell = Text(value_of(row), "bold" if wins else "")
+    cell = Text(format_value(row), "bold" if wins else "")
     if row["stderr"] is not None:
         cell.append(f" ± {row['stderr']:.4f}", "not bold")
     return cell

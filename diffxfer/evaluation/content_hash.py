@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _STEP = 1 << 22
 
 
-def content_key(folder: Path) -> str:
+def content_hash(folder: Path) -> str:
     """A hash of everything in a checkpoint or diff vector that shapes what it answers.
 
     The weights are read whole, at the speed of the disk: dates and sizes do not tell two models

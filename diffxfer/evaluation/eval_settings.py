@@ -18,7 +18,7 @@ DEFAULT_SEEDS: Seeds = (0, 1234, 1234, 1234)
 HF_BACKENDS = ("hf", "hf-auto", "huggingface")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _REMOTE = ("-completions", "-chat")
-_OURS = {
+_RESERVED_MODEL_ARGS = {
     "pretrained": "the models are the arguments",
     "device": "give --device",
     "dtype": "give --dtype",
@@ -28,7 +28,7 @@ _OURS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EvalSettings:
     """How models are scored.
 
     Attributes:
@@ -76,7 +76,7 @@ class Settings:
         return self.backend in HF_BACKENDS
 
     @property
-    def where(self) -> str | None:
+    def resolved_device(self) -> str | None:
         """The device: a GPU where there is one; lm-eval itself would ask for CUDA everywhere."""
         if self.device is not None or not self.is_hf:
             return self.device
@@ -84,7 +84,7 @@ class Settings:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def that_shapes_scores(self) -> dict[str, Any]:
+    def cache_key_fields(self) -> dict[str, Any]:
         """Everything but the tasks that a score hangs on, as values that JSON has."""
         paths = [value for value in self.model_args.values() if isinstance(value, str)]
         return {
@@ -92,7 +92,7 @@ class Settings:
             "num_fewshot": self.num_fewshot,
             "limit": self.limit,
             "batch_size": self.batch_size,
-            "device": self.where,
+            "device": self.resolved_device,
             "dtype": self.dtype,
             "apply_chat_template": self.apply_chat_template,
             "fewshot_as_multiturn": self.fewshot_as_multiturn,
@@ -122,25 +122,25 @@ def make_settings(
     model_args: str | Mapping[str, Any] | None,
     seed: str | int | Sequence[int | None] | None,
     trust_remote_code: bool,
-) -> Settings:
+) -> EvalSettings:
     """Check options of scoring and bring them into one form.
 
     Args:
-        tasks: see `Settings`; as one text, with commas.
-        include_path: see `Settings`.
-        num_fewshot: see `Settings`.
-        limit: see `Settings`.
-        batch_size: see `Settings`.
-        device: see `Settings`.
-        dtype: see `Settings`.
-        apply_chat_template: see `Settings`.
+        tasks: see `EvalSettings`; as one text, with commas.
+        include_path: see `EvalSettings`.
+        num_fewshot: see `EvalSettings`.
+        limit: see `EvalSettings`.
+        batch_size: see `EvalSettings`.
+        device: see `EvalSettings`.
+        dtype: see `EvalSettings`.
+        apply_chat_template: see `EvalSettings`.
         fewshot_as_multiturn: None for yes with a chat template and no without one.
-        system_instruction: see `Settings`.
-        gen_kwargs: see `Settings`; or ``"key=value,key=value"``.
-        backend: see `Settings`.
-        model_args: see `Settings`; or ``"key=value,key=value"``.
+        system_instruction: see `EvalSettings`.
+        gen_kwargs: see `EvalSettings`; or ``"key=value,key=value"``.
+        backend: see `EvalSettings`.
+        model_args: see `EvalSettings`; or ``"key=value,key=value"``.
         seed: one for all, or four; or these as text with commas; None for lm-eval's own.
-        trust_remote_code: see `Settings`.
+        trust_remote_code: see `EvalSettings`.
 
     Raises:
         OptionError: if one of them cannot mean anything.
@@ -163,7 +163,7 @@ def make_settings(
     if backend in HF_BACKENDS and dtype not in DTYPES:
         problem = f"{dtype!r} is unknown"
         raise OptionError("--dtype", problem, f"use one of {', '.join(DTYPES)}")
-    return Settings(
+    return EvalSettings(
         tasks=names,
         include_path=include_path,
         num_fewshot=num_fewshot,
@@ -216,7 +216,7 @@ def _arguments(option: str, given: str | Mapping[str, Any] | None) -> dict[str, 
 
 def _model_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     found = _arguments("--model-args", given)
-    for key, remedy in _OURS.items():
+    for key, remedy in _RESERVED_MODEL_ARGS.items():
         if key in found:
             raise OptionError("--model-args", f"{key} has an option of its own", remedy)
     return found

@@ -11,10 +11,20 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import require_diff
-from diffxfer.evaluation.eval_settings import Settings, make_settings
-from diffxfer.evaluation.model_roles import Cast, Subject, lend_templates, make_cast
-from diffxfer.evaluation.score_rows import Scored, best_alpha, compare_models, shown_columns
-from diffxfer.evaluation.scorer import Listeners, Scorer, check_graft
+from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
+from diffxfer.evaluation.model_roles import (
+    ModelRoles,
+    ModelUnderTest,
+    assign_roles,
+    supply_chat_templates,
+)
+from diffxfer.evaluation.score_rows import (
+    ScoredModel,
+    best_alpha,
+    compare_models,
+    requested_columns,
+)
+from diffxfer.evaluation.scorer import Callbacks, Scorer, check_grafts
 from diffxfer.evaluation.scores import Evaluation
 
 if TYPE_CHECKING:
@@ -115,17 +125,17 @@ def evaluate(
     )
     named = [models] if isinstance(models, str | Path) else list(models)
     alphas = [alpha] if isinstance(alpha, int | float) else alpha
-    cast = make_cast(named, baseline, finetuned, diff, alphas, settings)
-    listeners = Listeners(progress or _nobody_listens, moved, answered, opened)
-    scorer, warnings = _prepare(cast, settings, output, listeners)
-    done: list[Scored] = []
+    roles = assign_roles(named, baseline, finetuned, diff, alphas, settings)
+    callbacks = Callbacks(progress or _nobody_listens, moved, answered, opened)
+    scorer, warnings = _prepare(roles, settings, output, callbacks)
+    done: list[ScoredModel] = []
 
     def so_far() -> Evaluation:
         return _compare(scorer, done, warnings, time.perf_counter() - began)
 
     try:
-        for subject in scorer.cast.subjects:
-            scorer.score(subject, done)
+        for model in scorer.roles.models:
+            scorer.score(model, done)
         evaluation = so_far()
         if scorer.store is not None:
             scorer.store.write_comparison(evaluation.as_json())
@@ -141,74 +151,76 @@ def _nobody_listens(line: str) -> None:
 
 
 def _prepare(
-    cast: Cast,
-    settings: Settings,
+    roles: ModelRoles,
+    settings: EvalSettings,
     output: Path | str | None,
-    listeners: Listeners,
+    callbacks: Callbacks,
 ) -> tuple[Scorer, list[str]]:
     """Check everything that can be checked before the first model is scored."""
     from diffxfer.evaluation.harness import check_backend, check_device
-    from diffxfer.evaluation.lm_eval_tasks import check_files, find_tasks
-    from diffxfer.evaluation.score_store import Store
+    from diffxfer.evaluation.lm_eval_tasks import check_task_files, find_tasks
+    from diffxfer.evaluation.score_store import ScoreStore
 
-    tell = listeners.tell
-    check_files(settings)
+    tell = callbacks.tell
+    check_task_files(settings)
     check_backend(settings)
     shards: list[ShardFile] = []
     if settings.reads_folders:
-        cast, shards = _find(cast, tell)
-        cast = lend_templates(cast, settings, tell)
-    folders = [] if cast.diff is None else [cast.folder(cast.diff)]
-    folders += map(cast.folder, cast.labels()) if settings.reads_folders else []
+        roles, shards = _find(roles, tell)
+        roles = supply_chat_templates(roles, settings, tell)
+    folders = [] if roles.diff is None else [roles.folder(roles.diff)]
+    folders += map(roles.folder, roles.labels()) if settings.reads_folders else []
     check_device(settings)
-    store = None if output is None else Store(Path(output), folders)
-    if store is not None and listeners.opened is not None:
-        listeners.opened(store.folder)
-    warnings = list(check_graft(cast, None if store is None else store.folder))
+    store = None if output is None else ScoreStore(Path(output), folders)
+    if store is not None and callbacks.opened is not None:
+        callbacks.opened(store.folder)
+    warnings = list(check_grafts(roles, None if store is None else store.folder))
     for warning in warnings:
         tell(f"warning: {warning}")
-    fetch_shards(shards, listeners.moved)
+    fetch_shards(shards, callbacks.moved)
     tell(f"loading {', '.join(settings.tasks)}")
     tasks = find_tasks(settings, fingerprint=store is not None)
-    return Scorer(cast, settings, tasks, store, listeners), warnings
+    return Scorer(roles, settings, tasks, store, callbacks), warnings
 
 
-def _find(cast: Cast, tell: Callable[[str], None]) -> tuple[Cast, list[ShardFile]]:
+def _find(roles: ModelRoles, tell: Callable[[str], None]) -> tuple[ModelRoles, list[ShardFile]]:
     """Where everything is, in folders or on the Hub, and its shards."""
     from diffxfer.evaluation.harness import check_model
 
-    places = {label: find(label, "a model") for label in cast.labels()}
+    places = {label: find(label, "a model") for label in roles.labels()}
     shards = [shard for place in places.values() for shard in check_model(place).shards]
-    if cast.diff is not None:
-        place = places[str(cast.diff)] = find(cast.diff, "a diff vector")
+    if roles.diff is not None:
+        place = places[str(roles.diff)] = find(roles.diff, "a diff vector")
         require_diff(place.folder)
         shards += open_weights(place).shards
     for name in (name for name, place in places.items() if place.files is not None):
         tell(f"{name} is no folder, so it is taken from the Hub")
-    return replace(cast, found={name: place.folder for name, place in places.items()}), shards
+    return replace(roles, found={name: place.folder for name, place in places.items()}), shards
 
 
 def _compare(
-    scorer: Scorer, done: Sequence[Scored], warnings: Sequence[str], elapsed_s: float
+    scorer: Scorer, done: Sequence[ScoredModel], warnings: Sequence[str], elapsed_s: float
 ) -> Evaluation:
     """What is known once these models are scored."""
-    cast, store = scorer.cast, scorer.store
-    columns = shown_columns(scorer.tasks, done)
+    roles, store = scorer.roles, scorer.store
+    columns = requested_columns(scorer.tasks, done)
     rows = compare_models(
         done,
-        target=cast.target,
-        baseline=cast.baseline,
-        finetuned=cast.finetuned,
+        target=roles.target,
+        baseline=roles.baseline,
+        finetuned=roles.finetuned,
         columns=columns,
     )
-    reused = [Subject(model.label, cast.diff, model.alpha) for model in done if model.reused]
+    reused = [
+        ModelUnderTest(model.label, roles.diff, model.alpha) for model in done if model.reused
+    ]
     return Evaluation(
         rows=rows,
-        target=cast.target,
-        baseline=cast.baseline,
-        finetuned=cast.finetuned,
+        target=roles.target,
+        baseline=roles.baseline,
+        finetuned=roles.finetuned,
         columns=columns,
-        best=best_alpha(rows, columns, str(cast.diff), cast.target),
+        best=best_alpha(rows, columns, str(roles.diff), roles.target),
         reused=tuple(map(str, reused)),
         warnings=(*warnings, *([] if store is None else store.warnings)),
         output=None if store is None else store.folder,

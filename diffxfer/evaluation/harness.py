@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.reader import Weights
     from diffxfer.checkpoints.source import Place
-    from diffxfer.evaluation.eval_settings import Settings
+    from diffxfer.evaluation.eval_settings import EvalSettings
     from diffxfer.evaluation.lm_eval_tasks import TaskSet
 
-_LIBRARIES = ("vllm", "sglang")
+_IMPORTABLE_BACKENDS = ("vllm", "sglang")
 
 
 def check_model(place: Place) -> Weights:
@@ -66,7 +66,7 @@ def check_model(place: Place) -> Weights:
     return weights
 
 
-def lacks_template(folder: Path) -> bool:
+def lacks_chat_template(folder: Path) -> bool:
     """Whether a model surely has no chat template: it has a tokenizer that we can read, without.
 
     Args:
@@ -76,7 +76,7 @@ def lacks_template(folder: Path) -> bool:
     return tokenizer is not None and not tokenizer.chat_templates
 
 
-def no_template(label: str, *, has_diff: bool) -> EvaluationError:
+def missing_template_error(label: str, *, has_diff: bool) -> EvaluationError:
     """The refusal of a model that cannot be asked in a chat template.
 
     Args:
@@ -90,7 +90,7 @@ def no_template(label: str, *, has_diff: bool) -> EvaluationError:
     return EvaluationError(label, problem, remedy)
 
 
-def check_device(settings: Settings) -> None:
+def check_device(settings: EvalSettings) -> None:
     """Refuse a device that is not there.
 
     Raises:
@@ -121,7 +121,7 @@ def score(
     label: str,
     tasks: TaskSet,
     names: Sequence[str],
-    settings: Settings,
+    settings: EvalSettings,
     tracker: EvaluationTracker | None,
 ) -> dict[str, Any]:
     """Score a model on tasks.
@@ -148,14 +148,14 @@ def score(
     if settings.trust_remote_code:
         model_args["trust_remote_code"] = True
     seeds = settings.seeds
-    with _told(label, settings):
+    with _translate_errors(label, settings):
         results = simple_evaluate(
             model=settings.backend,
             model_args=model_args,
             tasks=list(names),
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
-            device=settings.where,
+            device=settings.resolved_device,
             limit=settings.limit,
             log_samples=True,
             evaluation_tracker=tracker,
@@ -187,7 +187,7 @@ def _free_memory() -> None:
 
 
 @contextmanager
-def _told(label: str, settings: Settings) -> Iterator[None]:
+def _translate_errors(label: str, settings: EvalSettings) -> Iterator[None]:
     """Turn what lm-eval and its libraries raise into an error of one line."""
     try:
         yield
@@ -205,7 +205,7 @@ def _told(label: str, settings: Settings) -> Iterator[None]:
             raise EvaluationError(label, problem, remedy) from exc
         if isinstance(exc, ImportError):
             problem = f"the backend {settings.backend} cannot be imported ({reason})"
-            raise EvaluationError(label, problem, _install(settings)) from exc
+            raise EvaluationError(label, problem, _install_hint(settings)) from exc
         remedy = "DIFFXFER_DEBUG=1 shows where it happened"
         if "max tokens to generate" in reason:
             remedy = "ask for fewer, as in --gen-kwargs max_gen_toks=64"
@@ -221,12 +221,12 @@ def _is_out_of_memory(exc: BaseException) -> bool:
     )
 
 
-def _install(settings: Settings) -> str:
+def _install_hint(settings: EvalSettings) -> str:
     extra = settings.backend if settings.reads_folders else "api"
     return f"install it: pip install 'lm-eval[{extra}]'"
 
 
-def check_backend(settings: Settings) -> None:
+def check_backend(settings: EvalSettings) -> None:
     """Refuse a backend that lm-eval does not have, or that is not installed.
 
     Raises:
@@ -243,7 +243,7 @@ def check_backend(settings: Settings) -> None:
         near = get_close_matches(settings.backend, known, n=3)
         remedy = f"did you mean {' or '.join(near)}?" if near else "such as hf or vllm"
         raise OptionError("--backend", f"lm-eval has no {short(settings.backend)}", remedy)
-    if settings.backend in _LIBRARIES and find_spec(settings.backend) is None:
+    if settings.backend in _IMPORTABLE_BACKENDS and find_spec(settings.backend) is None:
         raise EvaluationError(
-            "--backend", f"{settings.backend} is not installed", _install(settings)
+            "--backend", f"{settings.backend} is not installed", _install_hint(settings)
         )

@@ -6,7 +6,7 @@ from collections import Counter
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.evaluation.scores import Measure, SampleKey, Samples, Score
+from diffxfer.evaluation.scores import SampleKey, Samples, SampleValue, Score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -65,9 +65,9 @@ def _count(leaves: Iterable[str], results: Mapping[str, Any], samples: Samples) 
 
 def _samples(
     leaves: Sequence[str], samples: Mapping[str, Any], metric: str, filter_name: str
-) -> dict[SampleKey, Measure]:
+) -> dict[SampleKey, SampleValue]:
     """What each sample counted for; nothing if one of them is no number."""
-    found: dict[SampleKey, Measure] = {}
+    found: dict[SampleKey, SampleValue] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for leaf in leaves:
         for sample in samples.get(leaf, ()):
@@ -82,7 +82,7 @@ def _samples(
     return found
 
 
-def _measure(value: Any) -> Measure | None:
+def _measure(value: Any) -> SampleValue | None:
     if _is_number(value):
         return float(value)
     if isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
 
-    from diffxfer.evaluation.eval_settings import Settings
+    from diffxfer.evaluation.eval_settings import EvalSettings
 
 _NEAR = 3
 _REASON = 200
@@ -51,7 +51,7 @@ class TaskSet:
     sampled: bool
 
 
-def find_tasks(settings: Settings, *, fingerprint: bool) -> TaskSet:
+def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
     """Find every task, and load its data.
 
     Args:
@@ -71,7 +71,7 @@ def find_tasks(settings: Settings, *, fingerprint: bool) -> TaskSet:
         return _find(settings, include_defaults=True, fingerprint=fingerprint)
 
 
-def _find(settings: Settings, *, include_defaults: bool, fingerprint: bool) -> TaskSet:
+def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) -> TaskSet:
     """As `find_tasks`; reading the index of lm-eval's own tasks takes 6 s."""
     from lm_eval.tasks import TaskManager
 
@@ -106,13 +106,13 @@ def _refuse_overlap(leaves: Mapping[str, Sequence[str]]) -> None:
             seen[task] = name
 
 
-def _samples(task: Task, settings: Settings) -> bool:
+def _samples(task: Task, settings: EvalSettings) -> bool:
     """Whether a task draws its answers at random."""
     own = task.get_config("generation_kwargs") or {}
     return bool({**own, **settings.gen_kwargs}.get("do_sample"))
 
 
-def check_files(settings: Settings) -> None:
+def check_task_files(settings: EvalSettings) -> None:
     """Refuse YAML files that are not there, before an index of thousands is read.
 
     Raises:
@@ -196,31 +196,31 @@ def _data_remedy() -> str:
     )
 
 
-def _fingerprint(name: str, found: TaskDict, manager: TaskManager, settings: Settings) -> str:
+def _fingerprint(name: str, found: TaskDict, manager: TaskManager, settings: EvalSettings) -> str:
     """A hash of what a task asks: its definition, the code beside it, questions and examples."""
     whole = xxhash.xxh3_128()
     names = [name, *found["tasks"], *found.get("groups", {})]
-    for folder in sorted({_home(each, manager) for each in names} - {None}, key=str):
+    for folder in sorted({_task_folder(each, manager) for each in names} - {None}, key=str):
         for path in sorted(Path(str(folder)).iterdir()):
             if path.suffix in _CODE and path.is_file():
                 whole.update(path.name.encode() + xxhash.xxh3_128_digest(path.read_bytes()))
     for task_name, task in sorted(found["tasks"].items()):
         config = {k: v for k, v in task.dump_config().items() if k not in _NOT_THE_TASK}
-        whole.update(_text([task_name, config]))
+        whole.update(_as_bytes([task_name, config]))
         docs = task.eval_docs
         asked = len(docs) if settings.limit is None else _count(len(docs), settings.limit)
         for i in range(min(asked, len(docs))):
-            whole.update(_text(docs[i]))
+            whole.update(_as_bytes(docs[i]))
         shots = settings.num_fewshot
         if shots is None:
             shots = config.get("num_fewshot")
         if shots:
             for doc in task.fewshot_docs():
-                whole.update(_text(doc))
+                whole.update(_as_bytes(doc))
     return whole.hexdigest()
 
 
-def _home(name: str, manager: TaskManager) -> Path | None:
+def _task_folder(name: str, manager: TaskManager) -> Path | None:
     """The folder of a task's or group's YAML file, and of the code that it names."""
     if _is_file(name):
         return Path(name).parent
@@ -234,5 +234,5 @@ def _count(total: int, limit: float) -> int:
     return -int(-total * limit // 1) if limit < 1 else int(limit)
 
 
-def _text(value: Any) -> bytes:
+def _as_bytes(value: Any) -> bytes:
     return json.dumps(value, default=str, sort_keys=True).encode("utf-8", "surrogatepass")

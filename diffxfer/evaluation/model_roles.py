@@ -14,11 +14,11 @@ from diffxfer.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diffxfer.evaluation.eval_settings import Settings
+    from diffxfer.evaluation.eval_settings import EvalSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ModelUnderTest:
     """A model, or with `diff` and `alpha` a graft on it.
 
     Attributes:
@@ -37,18 +37,18 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class ModelRoles:
     """Who plays which part.
 
     Attributes:
-        subjects: what is scored, in the order of the rows, the target first.
+        models: what is scored, in the order of the rows, the target first.
         baseline: the label of the model to compare with.
         finetuned: the label of the directly fine-tuned target, if there is one.
         diff: the diff vector of the grafts, if there are any.
         found: the folders of what is on the Hub, by name.
     """
 
-    subjects: tuple[Subject, ...]
+    models: tuple[ModelUnderTest, ...]
     baseline: str
     finetuned: str | None
     diff: Path | None
@@ -61,21 +61,21 @@ class Cast:
     @property
     def target(self) -> str:
         """The label of the model that others are to improve."""
-        return self.subjects[0].label
+        return self.models[0].label
 
     def labels(self) -> list[str]:
         """Every model once, as it was named."""
-        return list(dict.fromkeys(subject.label for subject in self.subjects))
+        return list(dict.fromkeys(model.label for model in self.models))
 
 
-def make_cast(
+def assign_roles(
     named: Sequence[Path | str],
     baseline: Path | str | None,
     finetuned: Path | str | None,
     diff: Path | str | None,
     alphas: Sequence[float] | None,
-    settings: Settings,
-) -> Cast:
+    settings: EvalSettings,
+) -> ModelRoles:
     """Give everything that was named its part; one model under two names is one.
 
     Args:
@@ -93,28 +93,30 @@ def make_cast(
         raise OptionError("MODEL", "names no model", "give one or more folders")
     known: dict[str, str] = {}
     for label in map(str, named):
-        if _place(label) in known:
+        if _identity(label) in known:
             raise OptionError("MODEL", f"{label} is given twice", "give each model once")
-        known[_place(label)] = label
-    extra = [known.setdefault(_place(str(one)), str(one)) for one in (baseline, finetuned) if one]
+        known[_identity(label)] = label
+    extra = [
+        known.setdefault(_identity(str(one)), str(one)) for one in (baseline, finetuned) if one
+    ]
     first, *others = known.values()
     grafts = _grafts(first, diff, alphas, settings)
-    return Cast(
-        subjects=(Subject(first), *grafts, *map(Subject, others)),
+    return ModelRoles(
+        models=(ModelUnderTest(first), *grafts, *map(ModelUnderTest, others)),
         baseline=extra[0] if baseline else first,
         finetuned=extra[-1] if finetuned else None,
         diff=None if diff is None else Path(diff),
     )
 
 
-def _place(label: str) -> str:
+def _identity(label: str) -> str:
     """What tells a folder from another, however it is spelled."""
     return os.path.realpath(label) if Path(label).is_dir() else label
 
 
 def _grafts(
-    target: str, diff: Path | str | None, alphas: Sequence[float] | None, settings: Settings
-) -> list[Subject]:
+    target: str, diff: Path | str | None, alphas: Sequence[float] | None, settings: EvalSettings
+) -> list[ModelUnderTest]:
     if diff is None:
         if alphas is not None:
             problem = "scales a diff vector, and none is given"
@@ -127,34 +129,36 @@ def _grafts(
     if not scales or not all(map(math.isfinite, scales)):
         problem = f"{', '.join(map(str, scales)) or 'nothing'} is no scale"
         raise OptionError("--alpha", problem, "give one or more numbers, such as 0.8,1.0")
-    return [Subject(target, Path(diff), scale) for scale in scales]
+    return [ModelUnderTest(target, Path(diff), scale) for scale in scales]
 
 
-def lend_templates(cast: Cast, settings: Settings, tell: Callable[[str], None]) -> Cast:
+def supply_chat_templates(
+    roles: ModelRoles, settings: EvalSettings, tell: Callable[[str], None]
+) -> ModelRoles:
     """Refuse models without the chat template that is asked for; a target is lent finetuned's.
 
     Args:
-        cast: what is to be scored.
+        roles: what is to be scored.
         settings: how.
         tell: called with a line on what was lent.
 
     Returns:
-        The cast, its target with the diff vector where that lends it a template.
+        The roles, its target with the diff vector where that lends it a template.
 
     Raises:
         EvaluationError: if another model has none, or there is none to lend.
     """
-    from diffxfer.evaluation.harness import lacks_template, no_template
+    from diffxfer.evaluation.harness import lacks_chat_template, missing_template_error
 
     if not settings.apply_chat_template:
-        return cast
-    lend = cast.diff is not None and not lacks_template(cast.folder(cast.diff) / COMPANIONS)
-    lacking = [label for label in cast.labels() if lacks_template(cast.folder(label))]
+        return roles
+    lend = roles.diff is not None and not lacks_chat_template(roles.folder(roles.diff) / COMPANIONS)
+    lacking = [label for label in roles.labels() if lacks_chat_template(roles.folder(label))]
     for label in lacking:
-        if label != cast.target or not lend:
-            raise no_template(label, has_diff=cast.diff is not None)
+        if label != roles.target or not lend:
+            raise missing_template_error(label, has_diff=roles.diff is not None)
     if not lacking:
-        return cast
-    tell(f"{cast.target} has no chat template: it is asked in that of {cast.diff}")
-    first, *others = cast.subjects
-    return replace(cast, subjects=(replace(first, diff=cast.diff), *others))
+        return roles
+    tell(f"{roles.target} has no chat template: it is asked in that of {roles.diff}")
+    first, *others = roles.models
+    return replace(roles, models=(replace(first, diff=roles.diff), *others))

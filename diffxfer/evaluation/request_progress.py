@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def requests_counted(tell: Callable[[int, int], None] | None) -> Iterator[None]:
+def track_requests(tell: Callable[[int, int], None] | None) -> Iterator[None]:
     """Count requests and answers while lm-eval scores one model inside the block.
 
     lm-eval has no callback for this. Every backend of it passes every answer to the hook that

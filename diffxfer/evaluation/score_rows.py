@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.evaluation.scores import BestAlpha, Column, Row, Score
+from diffxfer.evaluation.scores import BestAlpha, MetricKey, Row, Score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredModel:
     """A model with its scores.
 
     Attributes:
@@ -24,7 +24,7 @@ class Scored:
         alpha: of a graft, its scale; None for a model as it is.
         scores: in the order of the tasks.
         reused: whether some of them were there already.
-        content: the `content_key` of what was scored, where it is known.
+        content: the `content_hash` of what was scored, where it is known.
     """
 
     label: str
@@ -33,18 +33,18 @@ class Scored:
     reused: bool
     content: str | None = None
 
-    def by_column(self) -> Mapping[Column, Score]:
+    def by_column(self) -> Mapping[MetricKey, Score]:
         """Its scores by task, metric and filter."""
         return {score.column: score for score in self.scores}
 
 
 def compare_models(
-    models: Sequence[Scored],
+    models: Sequence[ScoredModel],
     *,
     target: str,
     baseline: str,
     finetuned: str | None,
-    columns: Sequence[Column],
+    columns: Sequence[MetricKey],
 ) -> tuple[Row, ...]:
     """Put every score beside the baseline's.
 
@@ -59,41 +59,45 @@ def compare_models(
         A row for each score, in the order of the models.
     """
     by_label = {model.label: model.by_column() for model in models if model.alpha is None}
-    parts = _Parts(by_label, target, baseline, finetuned, frozenset(columns))
-    rows = [_row(model, score, parts) for model in models for score in model.scores]
+    references = _References(by_label, target, baseline, finetuned, frozenset(columns))
+    rows = [_row(model, score, references) for model in models for score in model.scores]
     return tuple(rows)
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class _References:
     """The models that all are compared with."""
 
-    by_label: Mapping[str, Mapping[Column, Score]]
+    by_label: Mapping[str, Mapping[MetricKey, Score]]
     target: str
     baseline: str
     finetuned: str | None
-    shown: frozenset[Column]
+    shown: frozenset[MetricKey]
 
-    def score(self, label: str | None, column: Column) -> Score | None:
+    def score(self, label: str | None, column: MetricKey) -> Score | None:
         return self.by_label.get(label or "", {}).get(column)
 
 
-def _row(model: Scored, score: Score, parts: _Parts) -> Row:
+def _row(model: ScoredModel, score: Score, references: _References) -> Row:
     from diffxfer.evaluation.paired_statistics import Recovery, compare_scores, recovered_share
 
     as_it_is = model.label if model.alpha is None else None
     delta = p_value = None
     recovery = Recovery(None, None, "")
     notes = []
-    other = parts.score(parts.baseline, score.column)
-    if other is not None and as_it_is != parts.baseline:
+    other = references.score(references.baseline, score.column)
+    if other is not None and as_it_is != references.baseline:
         difference = compare_scores(score, other)
         delta, p_value = difference.delta, difference.p_value
         notes.append(difference.note)
-    low = parts.score(parts.target, score.column)
-    high = parts.score(parts.finetuned, score.column)
-    if low is not None and high is not None and as_it_is not in (parts.target, parts.finetuned):
-        recovery = recovered_share(score, low, high, interval=score.column in parts.shown)
+    low = references.score(references.target, score.column)
+    high = references.score(references.finetuned, score.column)
+    if (
+        low is not None
+        and high is not None
+        and as_it_is not in (references.target, references.finetuned)
+    ):
+        recovery = recovered_share(score, low, high, interval=score.column in references.shown)
         notes.append(recovery.note)
     return Row(
         model=model.label,
@@ -105,7 +109,7 @@ def _row(model: Scored, score: Score, parts: _Parts) -> Row:
         stderr=score.stderr,
         n=score.n,
         higher_is_better=score.higher_is_better,
-        baseline=parts.baseline,
+        baseline=references.baseline,
         delta=delta,
         p_value=p_value,
         recovered=recovery.share,
@@ -115,7 +119,7 @@ def _row(model: Scored, score: Score, parts: _Parts) -> Row:
     )
 
 
-def shown_columns(tasks: TaskSet, models: Sequence[Scored]) -> tuple[Column, ...]:
+def requested_columns(tasks: TaskSet, models: Sequence[ScoredModel]) -> tuple[MetricKey, ...]:
     """The columns that a person asked for: a group's own score where it has one, not its tasks'.
 
     Args:
@@ -125,10 +129,12 @@ def shown_columns(tasks: TaskSet, models: Sequence[Scored]) -> tuple[Column, ...
     if not models:
         return ()
     columns = list(dict.fromkeys(score.column for model in models for score in model.scores))
-    return tuple(dict.fromkeys(c for name in tasks.names for c in _of(name, tasks, columns)))
+    return tuple(
+        dict.fromkeys(c for name in tasks.names for c in _columns_of(name, tasks, columns))
+    )
 
 
-def _of(name: str, tasks: TaskSet, columns: Sequence[Column]) -> Iterator[Column]:
+def _columns_of(name: str, tasks: TaskSet, columns: Sequence[MetricKey]) -> Iterator[MetricKey]:
     for group in tasks.groups[name]:
         found = [column for column in columns if column[0] == group]
         if found:
@@ -138,7 +144,7 @@ def _of(name: str, tasks: TaskSet, columns: Sequence[Column]) -> Iterator[Column
 
 
 def best_alpha(
-    rows: Sequence[Row], columns: Sequence[Column], diff: str, target: str
+    rows: Sequence[Row], columns: Sequence[MetricKey], diff: str, target: str
 ) -> BestAlpha | None:
     """The graft that scored best on the first task; of equal ones, that nearest to the target.
 

@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
     from lm_eval.loggers import EvaluationTracker
 
-    from diffxfer.evaluation.model_roles import Subject
+    from diffxfer.evaluation.model_roles import ModelUnderTest
     from diffxfer.evaluation.scores import Score
 
-_OURS = "diffxfer"
+_OUR_KEY = "diffxfer"
 COMPARISON = "comparison.json"
 """What `--json` prints, beside the folders of scores."""
 
 _SAMPLE_FIELDS = ("filter", "doc_hash", "target_hash", "metrics")
 _LONGEST = 200
 # What a file that somebody broke may lead to, whose scores are then made again.
-_BROKEN = (
+_CORRUPT_FILE_ERRORS = (
     *(CheckpointError, OSError, KeyError, TypeError, ValueError, AttributeError),
     *(RecursionError, OverflowError),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _StoredScores:
     """A file of results that holds the scores of one task or group.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Found:
     content: str | None
 
 
-class Store:
+class ScoreStore:
     """Scores on disk.
 
     Args:
@@ -74,7 +74,7 @@ class Store:
     def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
         self.folder = folder
         self.warnings: list[str] = []
-        self._by_key: dict[str, _Found] = {}
+        self._by_key: dict[str, _StoredScores] = {}
         real = Path(os.path.realpath(folder))
         for source in (Path(os.path.realpath(path)) for path in inputs):
             if source == real or source in real.parents:
@@ -95,7 +95,7 @@ class Store:
     def _index(self, path: Path) -> None:
         """Note what a file of results holds; one that is broken is as if it were not there."""
         try:
-            record = read_object(_inside(path)).get(_OURS)
+            record = read_object(_regular_file(path)).get(_OUR_KEY)
             record = record if isinstance(record, dict) else {"scored": {}}
             content = record.get("content")
             content = content if isinstance(content, str) else None
@@ -104,9 +104,9 @@ class Store:
                 if entry["key"] is None:  # what a server answered may be another model's tomorrow
                     continue
                 leaves, groups = tuple(entry["tasks"]), tuple(entry["groups"])
-                self._by_key[str(entry["key"])] = _Found(path, leaves, groups, content)
-        except _BROKEN as exc:
-            self.warnings.append(f"{path} is not used: {_why(exc)}")
+                self._by_key[str(entry["key"])] = _StoredScores(path, leaves, groups, content)
+        except _CORRUPT_FILE_ERRORS as exc:
+            self.warnings.append(f"{path} is not used: {_reason(exc)}")
 
     def tracker(self) -> EvaluationTracker:
         """lm-eval's writer of files, to be told of a run before it is saved."""
@@ -114,7 +114,7 @@ class Store:
 
         return EvaluationTracker(output_path=str(self.folder))
 
-    def find(self, key: str) -> list[Score] | None:
+    def load(self, key: str) -> list[Score] | None:
         """The scores of a task or group, if they are there.
 
         Args:
@@ -125,16 +125,16 @@ class Store:
             return None
         try:
             scores = _read(found)
-        except _BROKEN as exc:
-            scores, why = None, _why(exc)
+        except _CORRUPT_FILE_ERRORS as exc:
+            scores, why = None, _reason(exc)
         else:
             why = "samples are missing"
         if scores is None:
             self.warnings.append(f"{found.path} is not used: {why}")
         return scores
 
-    def content(self, key: str) -> str | None:
-        """The `content_key` of what has a score, None where that is not known.
+    def content_of(self, key: str) -> str | None:
+        """The `content_hash` of what has a score, None where that is not known.
 
         Args:
             key: as for `find`.
@@ -144,18 +144,18 @@ class Store:
 
     def save(
         self,
-        subject: Subject,
+        model: ModelUnderTest,
         content: str | None,
         labels: Sequence[str],
         results: dict[str, Any],
         scored: Mapping[str, Mapping[str, Any]],
         tracker: EvaluationTracker,
     ) -> None:
-        """Write a subject's scores as lm-eval does, and so that they are found again.
+        """Write a model's scores as lm-eval does, and so that they are found again.
 
         Args:
-            subject: what was scored.
-            content: its `content_key`; of a graft, that of the folder that was made.
+            model: what was scored.
+            content: its `content_hash`; of a graft, that of the folder that was made.
             labels: of all models of the run, to tell their folders apart.
             results: what lm-eval gave, with its samples.
             scored: by name that was asked for, its ``key``, ``tasks`` and ``groups``.
@@ -164,10 +164,10 @@ class Store:
         Raises:
             OutputError: if they cannot be written.
         """
-        name = _folder_name(subject, labels)
-        results[_OURS] = {
-            "model": subject.label,
-            "alpha": subject.alpha,
+        name = _folder_name(model, labels)
+        results[_OUR_KEY] = {
+            "model": model.label,
+            "alpha": model.alpha,
             "content": content,
             "scored": scored,
         }
@@ -180,11 +180,13 @@ class Store:
                 tracker.save_results_aggregated(results=results, samples=dict(samples))
                 for task, taken in samples.items():
                     tracker.save_results_samples(task_name=task, samples=taken)
-                self._take_over(scratch / name, getattr(tracker, "date_id", ""), list(samples))
+                self._move_into_place(
+                    scratch / name, getattr(tracker, "date_id", ""), list(samples)
+                )
         except OSError as exc:
             raise write_error(self.folder, f"scores of {name}", exc) from exc
 
-    def _take_over(self, written: Path, stamp: str, tasks: Sequence[str]) -> None:
+    def _move_into_place(self, written: Path, stamp: str, tasks: Sequence[str]) -> None:
         """Move lm-eval's files, named by the time, to their place; it only logs a failure."""
         home = self.folder / written.name
         home.mkdir(exist_ok=True)
@@ -213,20 +215,20 @@ class Store:
             raise write_error(self.folder, COMPARISON, exc) from exc
 
 
-def _folder_name(subject: Subject, labels: Sequence[str]) -> str:
-    """The folder of a subject's scores: the model's own name where that tells it from others."""
+def _folder_name(model: ModelUnderTest, labels: Sequence[str]) -> str:
+    """The folder of a model's scores: the model's own name where that tells it from others."""
     from lm_eval.utils import sanitize_model_name
 
     places = {label: Path(label).resolve() for label in labels}
-    place = places[subject.label]
+    place = places[model.label]
     alone = [each.name for each in places.values()].count(place.name) == 1
     name = sanitize_model_name(place.name if alone and place.name else str(place).strip("/"))
     if len(name.encode()) > _LONGEST:
         name = f"{name[:40]}-{xxhash.xxh3_64_hexdigest(name.encode())}"
-    return name if subject.alpha is None else f"{name}+{subject.alpha!r}"
+    return name if model.alpha is None else f"{name}+{model.alpha!r}"
 
 
-def _inside(path: Path) -> Path:
+def _regular_file(path: Path) -> Path:
     """A file of a folder of scores, if it is a regular one that lies there.
 
     Raises:
@@ -238,12 +240,12 @@ def _inside(path: Path) -> Path:
     return found
 
 
-def _read(found: _Found) -> list[Score] | None:
+def _read(found: _StoredScores) -> list[Score] | None:
     """The scores in a file of results; None if scores or samples of theirs are missing."""
-    results = read_object(_inside(found.path))
+    results = read_object(_regular_file(found.path))
     samples = {leaf: list(_read_samples(found.path, leaf)) for leaf in found.leaves}
     asked = {leaf: results["n-samples"][leaf]["effective"] for leaf in found.leaves}
-    if not all(_is_whole(samples[leaf], asked[leaf]) for leaf in found.leaves):
+    if not all(_is_complete(samples[leaf], asked[leaf]) for leaf in found.leaves):
         return None
     wanted = (*found.groups, *found.leaves)
     scores = [score for score in read_scores(results, samples) if score.task in wanted]
@@ -253,19 +255,21 @@ def _read(found: _Found) -> list[Score] | None:
 def _read_samples(results: Path, task: str) -> Iterator[dict[str, Any]]:
     """What the samples of a task counted for, from the file beside the results."""
     stamp = results.stem.removeprefix("results_")
-    with _inside(results.parent / f"samples_{task}_{stamp}.jsonl").open(encoding="utf-8") as file:
+    with _regular_file(results.parent / f"samples_{task}_{stamp}.jsonl").open(
+        encoding="utf-8"
+    ) as file:
         for line in file:
             sample = json.loads(line)
             kept = (*_SAMPLE_FIELDS, *sample["metrics"])
             yield {field: sample[field] for field in kept}
 
 
-def _is_whole(samples: list[dict[str, Any]], asked: int) -> bool:
+def _is_complete(samples: list[dict[str, Any]], asked: int) -> bool:
     by_filter = Counter(sample["filter"] for sample in samples)
     return bool(by_filter) and all(count == asked for count in by_filter.values())
 
 
-def _why(exc: BaseException) -> str:
+def _reason(exc: BaseException) -> str:
     if isinstance(exc, CheckpointError):
         return exc.problem
     return f"it is not whole ({type(exc).__name__}: {exc})"

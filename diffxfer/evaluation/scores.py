@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 SampleKey: TypeAlias = tuple[str, str, int]
 """A question: hash of the document, hash of its target, and which of several equal ones."""
 
-Measure: TypeAlias = float | tuple[float, float]
+SampleValue: TypeAlias = float | tuple[float, float]
 """What a sample counts for: a number, or for perplexities a log-likelihood and its weight."""
 
-Samples: TypeAlias = Mapping[SampleKey, Measure]
+Samples: TypeAlias = Mapping[SampleKey, SampleValue]
 
-Column: TypeAlias = tuple[str, str, str]
+MetricKey: TypeAlias = tuple[str, str, str]
 """What makes scores of several models comparable: task, metric and filter."""
 
 
@@ -47,7 +47,7 @@ class Score:
     samples: Samples
 
     @property
-    def column(self) -> Column:
+    def column(self) -> MetricKey:
         """Task, metric and filter."""
         return self.task, self.metric, self.filter
 
@@ -94,7 +94,7 @@ class Row:
     content: str | None = None
 
     @property
-    def column(self) -> Column:
+    def column(self) -> MetricKey:
         """Task, metric and filter."""
         return self.task, self.metric, self.filter
 
@@ -139,7 +139,7 @@ class Evaluation:
     target: str
     baseline: str
     finetuned: str | None
-    columns: tuple[Column, ...]
+    columns: tuple[MetricKey, ...]
     best: BestAlpha | None
     reused: tuple[str, ...]
     warnings: tuple[str, ...]

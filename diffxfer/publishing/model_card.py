@@ -36,7 +36,7 @@ _WHOSE = {
 }
 
 
-def write_full_card(
+def write_model_card(
     repo: str,
     manifest: Manifest,
     config: Mapping[str, Any],

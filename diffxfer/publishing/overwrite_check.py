@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.hub.upload import Files, Repository
     from diffxfer.diffs.artifact.manifest import Manifest
 
-KINDS = {"diff": "a diff vector", "graft": "a graft", "tuned": "a tuned model"}
+KIND_NAMES = {"diff": "a diff vector", "graft": "a graft", "tuned": "a tuned model"}
 """What a folder of ours is called."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 _MODELS = ("config.json", "adapter_config.json")
 
 
-def refuse_replacing(repository: Repository | None, manifest: Manifest, *, private: bool) -> None:
+def refuse_overwrite(repository: Repository | None, manifest: Manifest, *, private: bool) -> None:
     """Refuse to replace what somebody would miss.
 
     Args:
@@ -47,8 +47,10 @@ def refuse_replacing(repository: Repository | None, manifest: Manifest, *, priva
         return
     kind = _stored_manifest(repository).get("kind")
     if kind != manifest.kind:
-        is_there = KINDS.get(kind, "something else") if isinstance(kind, str) else "something else"
-        problem = f"holds {is_there}, and this is {KINDS[manifest.kind]}"
+        is_there = (
+            KIND_NAMES.get(kind, "something else") if isinstance(kind, str) else "something else"
+        )
+        problem = f"holds {is_there}, and this is {KIND_NAMES[manifest.kind]}"
         raise HubError(repo, None, "taken", problem, "push to another name")
 
 

@@ -23,23 +23,23 @@ README = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
-class OurFolder:
+class PublishableFolder:
     """A folder of ours, checked.
 
     Attributes:
         manifest: what it is.
         config: its config, of a diff vector finetuned's.
         files: what is to be published, but for card and manifest.
-        own_card: the card, where somebody has edited it.
+        edited_card: the card, where somebody has edited it.
     """
 
     manifest: Manifest
     config: dict[str, Any]
     files: dict[str, Path]
-    own_card: bytes | None
+    edited_card: bytes | None
 
 
-def open_folder(folder: Path) -> OurFolder:
+def open_publishable_folder(folder: Path) -> PublishableFolder:
     """Check a folder, as far as that is possible without reading its weights.
 
     Args:
@@ -72,4 +72,4 @@ def open_folder(folder: Path) -> OurFolder:
     )
     home = folder / COMPANIONS if manifest.kind == "diff" else folder
     files = {name: folder / name for name in (*sorted(manifest.shards), *sorted(names))}
-    return OurFolder(manifest, read_config(home), files, card if edited else None)
+    return PublishableFolder(manifest, read_config(home), files, card if edited else None)

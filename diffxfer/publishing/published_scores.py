@@ -60,12 +60,12 @@ class _Comparison(BaseModel):
     columns: list[tuple[str, str, str]]
 
 
-def read_results(scores: Path, content: str) -> tuple[Result, ...]:
+def read_published_scores(scores: Path, content: str) -> tuple[Result, ...]:
     """The scores of one model, those of the tasks that were asked for.
 
     Args:
         scores: the folder that `diffxfer eval --output` made.
-        content: the model's `evaluation.content_hash.content_key`.
+        content: the model's `evaluation.content_hash.content_hash`.
 
     Returns:
         One a task, metric and filter, in the order in which they were asked for.

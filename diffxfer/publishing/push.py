@@ -14,10 +14,14 @@ from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.diffs.artifact.card import license_fields
 from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, manifest_bytes
 from diffxfer.errors import ArtifactError, OptionError
-from diffxfer.publishing.model_card import write_full_card
-from diffxfer.publishing.overwrite_check import KINDS, refuse_replacing, stale_files
-from diffxfer.publishing.publishable_folder import README, OurFolder, open_folder
-from diffxfer.publishing.published_scores import read_results
+from diffxfer.publishing.model_card import write_model_card
+from diffxfer.publishing.overwrite_check import KIND_NAMES, refuse_overwrite, stale_files
+from diffxfer.publishing.publishable_folder import (
+    README,
+    PublishableFolder,
+    open_publishable_folder,
+)
+from diffxfer.publishing.published_scores import read_published_scores
 from diffxfer.publishing.push_report import PushedFile, PushReport
 
 if TYPE_CHECKING:
@@ -61,33 +65,32 @@ def push(
         >>> push("sft-diff", "me/sft-diff", private=True)  # doctest: +SKIP
     """
     began = time.perf_counter()
-    repo, found = _require_id(repo_id), open_folder(Path(path))
+    repo, folder = _require_id(repo_id), open_publishable_folder(Path(path))
+    manifest = folder.manifest
     warnings: list[str] = []
-    card = _make_card(found, repo, Path(path), eval, license, warnings)
-    repository = _look(repo, found.manifest, card, warnings, private=private, dry_run=dry_run)
-    todo = _compare(_with_card(found, card), repository)
-    after = repository
-    if not dry_run:
-        said = message or f"Upload {KINDS[found.manifest.kind]} with diffxfer"
-        after = _commit(todo, repository or repo, said, warnings, private, progress)
+    card = _make_card(folder, repo, Path(path), eval, license, warnings)
+    repository = _open_remote(repo, manifest, card, warnings, private=private, dry_run=dry_run)
+    changes = _find_changes(_with_card(folder, card), repository)
+    said, where = message or f"Upload {KIND_NAMES[manifest.kind]} with diffxfer", repository or repo
+    after = repository if dry_run else _commit(changes, where, said, warnings, private, progress)
     return PushReport(
         repo=repo,
-        url=_page(repo),
-        kind=found.manifest.kind,
+        url=_page_url(repo),
+        kind=manifest.kind,
         dry_run=dry_run,
-        pushed=todo.anything and not dry_run,
+        pushed=changes.anything and not dry_run,
         created=repository is None,
         private=private if after is None else after.private,
         commit=None if after is None else after.commit,
-        files=todo.fates,
+        files=changes.fates,
         card=card.decode(),
-        use=_use(found.manifest, repo),
+        use=_usage_line(manifest, repo),
         elapsed_s=round(time.perf_counter() - began, 3),
         warnings=tuple(warnings),
     )
 
 
-def _look(
+def _open_remote(
     repo: str,
     manifest: Manifest,
     card: bytes,
@@ -104,14 +107,14 @@ def _look(
         return None
     upload.require_login(repo)
     repository = upload.open_repository(repo)
-    refuse_replacing(repository, manifest, private=private)
+    refuse_overwrite(repository, manifest, private=private)
     if repository is None and not dry_run:
         upload.check_card(repo, card)
     return repository
 
 
 @dataclass(frozen=True, slots=True)
-class _ToDo:
+class _Changes:
     """What a repository lacks.
 
     Attributes:
@@ -130,7 +133,7 @@ class _ToDo:
         return bool(self.changed or self.removed)
 
 
-def _compare(files: Files, repository: Repository | None) -> _ToDo:
+def _find_changes(files: Files, repository: Repository | None) -> _Changes:
     from diffxfer.checkpoints.hub.upload import changed_files, size_of
 
     there = {} if repository is None else repository.files
@@ -142,11 +145,11 @@ def _compare(files: Files, repository: Repository | None) -> _ToDo:
         for name, content in files.items()
     ]
     gone = [PushedFile(name, 0, "removed") for name in removed]
-    return _ToDo(changed, removed, (*kept, *gone))
+    return _Changes(changed, removed, (*kept, *gone))
 
 
 def _commit(
-    todo: _ToDo,
+    changes: _Changes,
     where: Repository | str,
     message: str,
     warnings: list[str],
@@ -162,14 +165,16 @@ def _commit(
 
     if isinstance(where, str):
         where = upload.create_repository(where, private=private)
-    if not todo.anything:
+    if not changes.anything:
         return where
-    after, remarks = upload.commit_files(where, todo.changed, todo.removed, message, bars=progress)
+    after, remarks = upload.commit_files(
+        where, changes.changed, changes.removed, message, bars=progress
+    )
     warnings += remarks
     return after
 
 
-def _page(repo: str) -> str:
+def _page_url(repo: str) -> str:
     from diffxfer.checkpoints.hub.failures import page_of
 
     return page_of(repo)
@@ -184,7 +189,7 @@ def _require_id(repo_id: str) -> str:
 
 
 def _make_card(
-    found: OurFolder,
+    found: PublishableFolder,
     repo: str,
     folder: Path,
     scores: Path | str | None,
@@ -196,29 +201,29 @@ def _make_card(
     if scores is not None and manifest.kind == "diff":
         problem = "names scores, and a diff vector by itself has none"
         raise OptionError("--eval", problem, "give it when you push a graft")
-    if found.own_card is not None:
+    if found.edited_card is not None:
         if scores is not None or license_id is not None:
             problem = "was edited, so --eval and --license do not write into it"
             raise ArtifactError(folder / README, problem, "write them into it yourself")
         try:
-            found.own_card.decode()
+            found.edited_card.decode()
         except UnicodeDecodeError as exc:
             raise ArtifactError(folder / README, "is not UTF-8", "save it as such") from exc
         warnings.append(f"{README} was edited, and is published as it is")
-        return found.own_card
+        return found.edited_card
     if license_id is None and not license_fields(manifest):
         whose = {"graft": "the target", "tuned": "the model", "diff": "finetuned or base"}
         told = f"the card names no licence, since no card of {whose[manifest.kind]} does"
         warnings.append(f"{told}; see --license")
     results: tuple[Result, ...] = ()
     if scores is not None:
-        from diffxfer.evaluation.content_hash import content_key
+        from diffxfer.evaluation.content_hash import content_hash
 
-        results = read_results(Path(scores), content_key(folder))
-    return write_full_card(repo, manifest, found.config, results, license=license_id)
+        results = read_published_scores(Path(scores), content_hash(folder))
+    return write_model_card(repo, manifest, found.config, results, license=license_id)
 
 
-def _with_card(found: OurFolder, card: bytes) -> dict[str, bytes | Path]:
+def _with_card(found: PublishableFolder, card: bytes) -> dict[str, bytes | Path]:
     """All that is published: the manifest names the card that is published with it."""
     entry = FileEntry(size=len(card), xxh3=xxhash.xxh3_128_hexdigest(card))
     entries = dict(sorted({**found.manifest.files, README: entry}.items()))
@@ -227,7 +232,7 @@ def _with_card(found: OurFolder, card: bytes) -> dict[str, bytes | Path]:
     return {**found.files, README: card, MANIFEST_NAME: described}
 
 
-def _use(manifest: Manifest, repo: str) -> str:
+def _usage_line(manifest: Manifest, repo: str) -> str:
     if manifest.kind == "diff":
         return f"diffxfer apply {repo} TARGET -o OUT"
     return f'AutoModelForCausalLM.from_pretrained("{repo}")'

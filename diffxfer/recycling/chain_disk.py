@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import list_companions
-from diffxfer.recycling.chain_plan import Step, Verb, to_remove
-from diffxfer.recycling.training_options import training_bytes
+from diffxfer.recycling.chain_plan import Step, StepKind, removable_folders
+from diffxfer.recycling.training_options import peak_training_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ModelSize:
     """How large a model is.
 
     Attributes:
@@ -30,7 +30,7 @@ class Size:
     parameters: int
 
 
-def size_of(checkpoint: Checkpoint) -> Size:
+def model_size(checkpoint: Checkpoint) -> ModelSize:
     """How large a model on disk is.
 
     Args:
@@ -39,11 +39,11 @@ def size_of(checkpoint: Checkpoint) -> Size:
     folder = checkpoint.folder
     companions = ((folder / name).stat().st_size for name in list_companions(folder).names)
     shards = (shard.size for shard in checkpoint.weights.shards)
-    return Size(sum(shards) + sum(companions), checkpoint.elements)
+    return ModelSize(sum(shards) + sum(companions), checkpoint.elements)
 
 
-def peak_bytes(
-    pending: Sequence[Step], steps: Sequence[Step], recipe: Recipe, sizes: Mapping[str, Size]
+def peak_disk_bytes(
+    pending: Sequence[Step], steps: Sequence[Step], recipe: Recipe, sizes: Mapping[str, ModelSize]
 ) -> int:
     """The disk that the steps to do take at most, beyond what is there.
 
@@ -58,7 +58,7 @@ def peak_bytes(
     """
     known = {Path(path): size for path, size in sizes.items()}
     for step in steps:
-        if step.out is not None and step.verb is not Verb.SCORE:
+        if step.out is not None and step.kind is not StepKind.SCORE:
             known[step.out] = _output(step, known)
     done = {step.key for step in steps} - {step.key for step in pending}
     there: set[Path] = set()
@@ -66,10 +66,10 @@ def peak_bytes(
     for step in pending:
         now = sum(known[path].disk_bytes for path in there)
         peak = max(peak, now + _while_doing(step, known, recipe))
-        if step.out is not None and step.verb is not Verb.SCORE:
+        if step.out is not None and step.kind is not StepKind.SCORE:
             there.add(step.out)
         done.add(step.key)
-        there -= set(to_remove(steps, done, recipe.keep))
+        there -= set(removable_folders(steps, done, recipe.keep))
     return peak
 
 
@@ -79,13 +79,13 @@ def leftovers(step: Step) -> list[Path]:
     Args:
         step: the step.
     """
-    if step.out is None or step.verb is Verb.SCORE:
+    if step.out is None or step.kind is StepKind.SCORE:
         return []
     beside = (".tuning", ".command", ".partial-*")
     return [path for end in beside for path in step.out.parent.glob(f".{step.out.name}{end}")]
 
 
-def held_bytes(pending: Sequence[Step]) -> int:
+def reusable_bytes(pending: Sequence[Step]) -> int:
     """The disk that the steps to do hold already: what they will replace, or continue from.
 
     Args:
@@ -97,17 +97,17 @@ def held_bytes(pending: Sequence[Step]) -> int:
     return sum(file.lstat().st_size for file in files if file.is_file())
 
 
-def _output(step: Step, known: Mapping[Path, Size]) -> Size:
+def _output(step: Step, known: Mapping[Path, ModelSize]) -> ModelSize:
     """The size of what a step makes: a graft's is its base's, any other's what it is made from."""
-    grafts = step.verb in (Verb.GRAFT, Verb.CHOOSE)
-    return known[step.reads[1] if grafts else step.reads[0]]
+    grafts = step.kind in (StepKind.GRAFT, StepKind.CHOOSE)
+    return known[step.inputs[1] if grafts else step.inputs[0]]
 
 
-def _while_doing(step: Step, known: Mapping[Path, Size], recipe: Recipe) -> int:
+def _while_doing(step: Step, known: Mapping[Path, ModelSize], recipe: Recipe) -> int:
     """What a step takes until it is done."""
-    if step.verb is Verb.SCORE:
+    if step.kind is StepKind.SCORE:
         return 0
     made, train = _output(step, known), recipe.train
-    if step.verb is Verb.TUNE and train is not None and train.steps is not None:
-        return training_bytes(made.disk_bytes, made.parameters, train.steps, train.save_every)
+    if step.kind is StepKind.TUNE and train is not None and train.steps is not None:
+        return peak_training_bytes(made.disk_bytes, made.parameters, train.steps, train.save_every)
     return made.disk_bytes

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import printable
 from diffxfer.recycling.chain_plots import (
-    NAMES,
-    as_html,
-    legend_of,
+    STAGE_NAMES,
+    figure_html,
+    legend_entries,
     losses_figure,
     scores_figure,
 )
-from diffxfer.recycling.chain_report import value_of
-from diffxfer.recycling.chain_summary import verdict
+from diffxfer.recycling.chain_report import format_value
+from diffxfer.recycling.chain_summary import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +142,7 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
     page = _PAGE.format(
         style=_STYLE,
         title=escape(f"Chain of {len(report.rounds)} bases"),
-        verdict=_verdict(verdict(report)),
+        verdict=_summary_html(summarize(report)),
         summary=escape(f"{bases}; mode {report.recipe.get('mode', 'iter')}"),
         body="\n".join(parts),
         warnings=_warnings(warnings),
@@ -195,7 +195,7 @@ def _map_texts(value: Any, change: Any) -> Any:
     return [_map_texts(inner, change) for inner in value] if isinstance(value, list) else value
 
 
-def _verdict(lines: list[str]) -> str:
+def _summary_html(lines: list[str]) -> str:
     first, *others = map(escape, lines)
     items = "".join(f"<li>{line}</li>\n" for line in others)
     return f"<p>{first}</p>" + (f"\n<ul>\n{items}</ul>" if others else "")
@@ -209,7 +209,7 @@ def _warnings(warnings: Iterator[str]) -> str:
 def _section(report: ChainReport, measure: Measure) -> str:
     """The table of one measure."""
     columns = report.columns()
-    heads = "".join(f"<th>{escape(NAMES[column])}</th>" for column in columns)
+    heads = "".join(f"<th>{escape(STAGE_NAMES[column])}</th>" for column in columns)
     lines = []
     for each in report.rounds:
         best = each.best(measure)
@@ -241,8 +241,8 @@ def _cell(column: str, row: dict[str, Any] | None, best: float | None) -> str:
         return "<td></td>"
     stderr = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
     mark = ' class="best"' if best is not None and row["value"] == best else ""
-    name = escape(NAMES[column])
-    return f'<td{mark} data-column="{name}">{value_of(row)}<small>{stderr}</small></td>'
+    name = escape(STAGE_NAMES[column])
+    return f'<td{mark} data-column="{name}">{format_value(row)}<small>{stderr}</small></td>'
 
 
 def title_of(measure: Measure) -> str:
@@ -260,6 +260,6 @@ def _drawn(figure: Figure, *, first: bool) -> list[str]:
     entries = "".join(
         f'<li><i style="border-color:{colour}"{" class=dotted" if dotted else ""}></i>'
         f"{escape(name)}</li>"
-        for name, colour, dotted in legend_of(figure)
+        for name, colour, dotted in legend_entries(figure)
     )
-    return [f'<ul class="legend">{entries}</ul>', as_html(figure, first=first)]
+    return [f'<ul class="legend">{entries}</ul>', figure_html(figure, first=first)]

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from diffxfer.recycling.recipe import Recipe
 
 
-class Verb(Enum):
+class StepKind(Enum):
     """What a step does."""
 
     TUNE = "tune"
-    """Trains `reads[0]`, with `reads[1]` for a teacher if it is there."""
+    """Trains `inputs[0]`, with `inputs[1]` for a teacher if it is there."""
     EXTRACT = "extract"
-    """Writes `reads[0]` − `reads[1]`."""
+    """Writes `inputs[0]` − `inputs[1]`."""
     CHOOSE = "choose"
-    """Scores grafts of `reads[0]` on `reads[1]` at each alpha; writes nothing that stays."""
+    """Scores grafts of `inputs[0]` on `inputs[1]` at each alpha; writes nothing that stays."""
     GRAFT = "graft"
-    """Grafts `reads[0]` on `reads[1]`."""
+    """Grafts `inputs[0]` on `inputs[1]`."""
     SCORE = "score"
-    """Scores all of `reads`, which are `columns` of the table."""
+    """Scores all of `inputs`, which are `columns` of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ class Step:
         round: 1 for the first base.
         name: what it makes: ``"graft"``, ``"model"``, ``"direct"``, ``"diff"``, ``"alpha"`` or
             ``"scores"``.
-        verb: what it does.
-        reads: the folders that it needs.
+        kind: what it does.
+        inputs: the folders that it needs.
         out: the folder that it makes, None for a step that leaves none.
-        columns: of `reads`, for a step that scores: ``"base"``, ``"graft"``, ``"tuned"``,
+        columns: of `inputs`, for a step that scores: ``"base"``, ``"graft"``, ``"tuned"``,
             ``"direct"``.
     """
 
     round: int
     name: str
-    verb: Verb
-    reads: tuple[Path, ...]
+    kind: StepKind
+    inputs: tuple[Path, ...]
     out: Path | None
     columns: tuple[str, ...] = ()
 
@@ -70,14 +70,14 @@ def plan_chain(recipe: Recipe, run: Path) -> tuple[Step, ...]:
         recipe: what to do.
         run: the folder for all of it.
     """
-    chain = _Chain(recipe, run)
-    chain.begin()
+    chain = _Planner(recipe, run)
+    chain.plan_first_round()
     for number in range(2, len(recipe.bases) + 1):
-        chain.go_on(number)
+        chain.plan_round(number)
     return tuple(chain.steps)
 
 
-class _Chain:
+class _Planner:
     """A chain in the planning: its steps so far, and the models of the last round."""
 
     def __init__(self, recipe: Recipe, run: Path) -> None:
@@ -88,33 +88,33 @@ class _Chain:
         self._direct: Path | None = None
         self._diff = Path()
 
-    def begin(self) -> None:
+    def plan_first_round(self) -> None:
         """Round 1: the first base with M*1."""
         base = Path(self._recipe.bases[0])
         if self._recipe.finetuned is not None:
             self._model = Path(self._recipe.finetuned)
         else:
-            self._model = self._add(1, "model", Verb.TUNE, base)
+            self._model = self._add(1, "model", StepKind.TUNE, base)
         self._direct = self._model  # plain tuning of the first base is what M*1 is
         self._score(1, {"base": base, "tuned": self._model})
         self._next_diff(1)
 
-    def go_on(self, number: int) -> None:
+    def plan_round(self, number: int) -> None:
         """Round i: graft Δ on the next base, tune, score, and take the next Δ."""
         recipe = self._recipe
         base = Path(recipe.bases[number - 1])
         if len(recipe.alphas) > 1:
-            self._add(number, "alpha", Verb.CHOOSE, self._diff, base, folder=False)
-        graft = self._add(number, "graft", Verb.GRAFT, self._diff, base)
+            self._add(number, "alpha", StepKind.CHOOSE, self._diff, base, folder=False)
+        graft = self._add(number, "graft", StepKind.GRAFT, self._diff, base)
         models = {"base": base, "graft": graft}
         before, self._model, self._direct = self._model, graft, None
         if recipe.train is not None:
             teacher = [self._teacher(recipe.train.teacher, before)] if recipe.train.teacher else []
-            self._model = self._add(number, "model", Verb.TUNE, graft, *teacher)
+            self._model = self._add(number, "model", StepKind.TUNE, graft, *teacher)
             models["tuned"] = self._model
         last = number == len(recipe.bases)
         if "direct" in recipe.controls or (recipe.mode == "dir" and not last):
-            self._direct = models["direct"] = self._add(number, "direct", Verb.TUNE, base)
+            self._direct = models["direct"] = self._add(number, "direct", StepKind.TUNE, base)
         self._score(number, models)
         if not last:
             self._next_diff(number)
@@ -126,7 +126,7 @@ class _Chain:
         base = Path(self._recipe.bases[number - 1])
         source = self._direct if self._recipe.mode == "dir" else self._model
         assert source is not None, "mode dir tunes every base but the last plainly"
-        self._diff = self._add(number, "diff", Verb.EXTRACT, source, base)
+        self._diff = self._add(number, "diff", StepKind.EXTRACT, source, base)
 
     def _score(self, number: int, models: dict[str, Path]) -> None:
         if self._recipe.eval is None:
@@ -138,15 +138,19 @@ class _Chain:
         }
         columns = tuple(wanted)
         out = self._run / round_name(number) / "scores"
-        self.steps.append(Step(number, "scores", Verb.SCORE, tuple(wanted.values()), out, columns))
+        self.steps.append(
+            Step(number, "scores", StepKind.SCORE, tuple(wanted.values()), out, columns)
+        )
 
-    def _add(self, number: int, name: str, verb: Verb, *reads: Path, folder: bool = True) -> Path:
+    def _add(
+        self, number: int, name: str, kind: StepKind, *inputs: Path, folder: bool = True
+    ) -> Path:
         out = self._run / round_name(number) / name
-        self.steps.append(Step(number, name, verb, reads, out if folder else None))
+        self.steps.append(Step(number, name, kind, inputs, out if folder else None))
         return out
 
 
-def to_remove(steps: Sequence[Step], done: Iterable[str], keep: str) -> list[Path]:
+def removable_folders(steps: Sequence[Step], done: Iterable[str], keep: str) -> list[Path]:
     """The folders that nothing needs any more, and that are not to be kept.
 
     Args:
@@ -160,12 +164,12 @@ def to_remove(steps: Sequence[Step], done: Iterable[str], keep: str) -> list[Pat
     last = max(step.round for step in steps)
     found = []
     for step in steps:
-        passing = step.name == "diff" or (step.name == "graft" and step.round in trained)
+        temporary = step.name == "diff" or (step.name == "graft" and step.round in trained)
         earlier = step.round < last or step.name == "direct"
-        wanted = keep == "all" or not (passing or (keep == "last" and earlier))
-        if wanted or step.out is None or step.verb is Verb.SCORE or step.key not in finished:
+        wanted = keep == "all" or not (temporary or (keep == "last" and earlier))
+        if wanted or step.out is None or step.kind is StepKind.SCORE or step.key not in finished:
             continue
-        readers = (other for other in steps if step.out in other.reads)
+        readers = (other for other in steps if step.out in other.inputs)
         if all(reader.key in finished for reader in readers):
             found.append(step.out)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from typing import TYPE_CHECKING
 
-from diffxfer.recycling.chain_report import COLUMNS
+from diffxfer.recycling.chain_report import STAGES
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Colours that the colour-blind tell apart (after Okabe and Ito 2008), one for each column, that
 # stand out from white and from black.
 _COLOURS = {"base": "#8A8A8A", "graft": "#D98E00", "tuned": "#2B85C7", "direct": "#009E73"}
-NAMES = {
+STAGE_NAMES = {
     "base": "base alone",
     "graft": "graft",
     "tuned": "graft, tuned",
@@ -45,7 +45,7 @@ def scores_figure(report: ChainReport, measure: Measure) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for column in COLUMNS:
+    for column in STAGES:
         found = [(each, each.row(column, measure)) for each in report.rounds]
         there = [(each, row) for each, row in found if row is not None]
         if there:
@@ -55,7 +55,7 @@ def scores_figure(report: ChainReport, measure: Measure) -> Figure:
                     y=[row["value"] for _, row in there],
                     error_y={"type": "data", "array": [row["stderr"] or 0 for _, row in there]},
                     mode="lines+markers",
-                    name=NAMES[column],
+                    name=STAGE_NAMES[column],
                     line={"color": _COLOURS[column]},
                 )
             )
@@ -100,7 +100,7 @@ def _shade(share: float) -> str:
 
 def _trained(name: str, each: Round) -> str:
     plainly = name == "direct" or each.alpha is None
-    return NAMES["direct" if plainly else "tuned"]
+    return STAGE_NAMES["direct" if plainly else "tuned"]
 
 
 def _styled(figure: Figure) -> Figure:
@@ -114,7 +114,7 @@ def _styled(figure: Figure) -> Figure:
     return figure
 
 
-def legend_of(figure: Figure) -> Legend:
+def legend_entries(figure: Figure) -> Legend:
     """What the curves of a figure mean.
 
     Args:
@@ -123,7 +123,7 @@ def legend_of(figure: Figure) -> Legend:
     return [(line.name, line.line.color, line.line.dash == "dot") for line in figure.data]
 
 
-def as_html(figure: Figure, *, first: bool) -> str:
+def figure_html(figure: Figure, *, first: bool) -> str:
     """A figure as HTML.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Measure: TypeAlias = tuple[str, str, str]
 """Task, metric and filter."""
 
-COLUMNS = ("base", "graft", "tuned", "direct")
+STAGES = ("base", "graft", "tuned", "direct")
 """What a round may score: the base alone, the graft, the tuned graft, the base tuned plainly.
 
 The table of Lin et al. 2025 (table 6) has these; in round 1 the tuned model is M*1.
@@ -49,7 +49,7 @@ class Round:
         """One score, None if that was not scored.
 
         Args:
-            column: one of `COLUMNS`.
+            column: one of `STAGES`.
             measure: which task, metric and filter.
         """
         for row in self.scores.get(column, ()):
@@ -71,7 +71,7 @@ class Round:
         return float(choose(row["value"] for row in rows))
 
 
-def value_of(row: dict[str, Any]) -> str:
+def format_value(row: dict[str, Any]) -> str:
     """A score as text; that of a model that diverged is no number, which JSON does not have.
 
     Args:
@@ -104,7 +104,7 @@ class ChainReport:
 
     def columns(self) -> list[str]:
         """The columns that some round has."""
-        return [column for column in COLUMNS if any(column in each.scores for each in self.rounds)]
+        return [column for column in STAGES if any(column in each.scores for each in self.rounds)]
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has, and all scores as flat rows, as an evaluation's."""
@@ -114,7 +114,7 @@ class ChainReport:
         """Every score of every round.
 
         Returns:
-            A row for each round, stage (see `COLUMNS`), task, metric and filter. `alpha` is the
+            A row for each round, stage (see `STAGES`), task, metric and filter. `alpha` is the
             scale of the graft, also of one that was tuned further; None for a model that none is
             in.
         """
@@ -127,7 +127,7 @@ class ChainReport:
                 **{key: row[key] for key in _SCORE},
             }
             for each in self.rounds
-            for stage in COLUMNS
+            for stage in STAGES
             for row in each.scores.get(stage, ())
         ]
 
@@ -147,7 +147,7 @@ def make_report(
     rounds = []
     measures: dict[Measure, None] = {}
     for number, base in enumerate(recipe.bases, 1):
-        found = {key: done.get(f"{round_name(number)}/{key}") for key in _KEYS}
+        found = {key: done.get(f"{round_name(number)}/{key}") for key in _STEPS_REPORTED}
         scored = found["scores"] or {"rows": [], "columns": []}
         scores: dict[str, list[dict[str, Any]]] = {}
         for row in scored["rows"]:
@@ -166,4 +166,4 @@ def make_report(
     return ChainReport(run, tuple(rounds), tuple(measures), said, warnings, steps_done, elapsed_s)
 
 
-_KEYS = ("graft", "model", "direct", "scores")
+_STEPS_REPORTED = ("graft", "model", "direct", "scores")

@@ -21,7 +21,7 @@ FORMAT = 1
 _ANY_ROUND = 1 << 32
 
 
-class State:
+class ChainState:
     """The steps that are done, with what they found; use it as a context manager.
 
     Args:
@@ -54,7 +54,7 @@ class State:
         self._recipe = dict(recipe)
         self._inputs = dict(inputs)
         self.done: dict[str, Any] = {}
-        self.mixed = False
+        self.mixed_recipes = False
         self._lock_fd = -1
         self._open()
         try:
@@ -63,7 +63,7 @@ class State:
             self.close()
             raise
 
-    def __enter__(self) -> State:
+    def __enter__(self) -> ChainState:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,14 +105,14 @@ class State:
             if from_round is None or first < from_round:
                 problem = f"the recipe changed: {key} was {was} and is {now}"
                 raise RecipeError(self._run, problem, _remedy(first))
-            self.mixed |= not key.startswith("bases.")
+            self.mixed_recipes |= not key.startswith("bases.")
         for path, was in known.get("inputs", {}).items():
             keys = _keys_of(path, begun)
             first = min(map(_first_round, keys), default=_ANY_ROUND)
             if self._inputs.get(path) == was:
                 continue
             if from_round is not None and from_round <= first:
-                self.mixed |= not (keys and all(key.startswith("bases.") for key in keys))
+                self.mixed_recipes |= not (keys and all(key.startswith("bases.") for key in keys))
                 continue
             raise RecipeError(path, "changed since this run was begun", _remedy(first))
 
@@ -120,7 +120,7 @@ class State:
         """Take steps for not done."""
         self.done = {key: found for key, found in self.done.items() if key not in keys}
 
-    def finish(self, key: str, found: Any) -> None:
+    def record(self, key: str, found: Any) -> None:
         """Note that a step is done.
 
         Args:

@@ -14,7 +14,7 @@ from diffxfer.diffs.matching.refusal import refusal
 from diffxfer.errors import EvaluationError, MatchError, RelatednessError, UnfinishedError
 from diffxfer.evaluation.eval_settings import make_settings
 from diffxfer.evaluation.evaluate import evaluate
-from diffxfer.recycling.chain_plan import Step, Verb, round_name
+from diffxfer.recycling.chain_plan import Step, StepKind, round_name
 from diffxfer.recycling.training_command import train_by_command
 from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE
 from diffxfer.recycling.tune import tune
@@ -22,11 +22,11 @@ from diffxfer.recycling.tune import tune
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from diffxfer.recycling.recipe import EvalPart, Recipe, TrainPart
+    from diffxfer.recycling.recipe import EvalSection, Recipe, TrainSection
 
 
 @dataclass(frozen=True, slots=True)
-class Hands:
+class StepContext:
     """What steps have in common.
 
     Attributes:
@@ -49,12 +49,12 @@ class Hands:
     answered: Callable[[str, int, int], None] | None = None
     stage: Callable[[str], None] | None = None
 
-    def tell_of_scoring(self, line: str) -> None:
+    def tell_about_scoring(self, line: str) -> None:
         """A line on scoring, with the folders of the run as it has them."""
         self.tell(line.replace(f"{self.run}/", ""))
 
 
-def check_scoring(recipe: Recipe) -> None:
+def check_evaluation(recipe: Recipe) -> None:
     """Find the tasks and what runs the models, so that a slip is not met after hours of training.
 
     Args:
@@ -64,13 +64,13 @@ def check_scoring(recipe: Recipe) -> None:
         DiffxferError: if a task is unknown or its data cannot be had, or an option is wrong.
     """
     from diffxfer.evaluation.harness import check_backend, check_device
-    from diffxfer.evaluation.lm_eval_tasks import check_files, find_tasks
+    from diffxfer.evaluation.lm_eval_tasks import check_task_files, find_tasks
 
     assert recipe.eval is not None
-    given = _scoring(recipe.eval, tasks=recipe.eval.tasks)
+    given = _evaluation_options(recipe.eval, tasks=recipe.eval.tasks)
     folder = given.pop("include_path")
     settings = make_settings(include_path=None if folder is None else Path(folder), **given)
-    check_files(settings)
+    check_task_files(settings)
     check_backend(settings)
     check_device(settings)
     find_tasks(settings, fingerprint=False)
@@ -109,12 +109,12 @@ def check_bases(recipe: Recipe, run: Path) -> None:
         finetuned = None
 
 
-def do_step(step: Step, hands: Hands, done: Mapping[str, Any]) -> Any:
+def run_step(step: Step, context: StepContext, done: Mapping[str, Any]) -> Any:
     """Do one step.
 
     Args:
         step: which.
-        hands: what to do it with.
+        context: what to do it with.
         done: what earlier steps found, by their keys.
 
     Returns:
@@ -123,59 +123,61 @@ def do_step(step: Step, hands: Hands, done: Mapping[str, Any]) -> Any:
     Raises:
         DiffxferError: if it cannot be done; nothing is at `step.out` then.
     """
-    if step.out is not None and step.verb is not Verb.SCORE:
+    if step.out is not None and step.kind is not StepKind.SCORE:
         # Made just before a kill, and not noted; or made before, and to be made again.
         shutil.rmtree(step.out, ignore_errors=True)
     try:
-        return _do(step, hands, done, restart=False)
+        return _do(step, context, done, restart=False)
     except UnfinishedError:
         # Begun by another version, or with files of other dates: nobody else works in this folder.
-        return _do(step, hands, done, restart=True)
+        return _do(step, context, done, restart=True)
 
 
-def _do(step: Step, hands: Hands, done: Mapping[str, Any], *, restart: bool) -> Any:
-    match step.verb:
-        case Verb.TUNE:
-            return _tune(step, hands, restart=restart)
-        case Verb.EXTRACT:
-            return _extract(step, hands, restart=restart)
-        case Verb.CHOOSE:
-            return _choose(step, hands)
-        case Verb.GRAFT:
-            return _graft(step, hands, done, restart=restart)
-        case Verb.SCORE:
-            return _score(step, hands)
+def _do(step: Step, context: StepContext, done: Mapping[str, Any], *, restart: bool) -> Any:
+    match step.kind:
+        case StepKind.TUNE:
+            return _tune(step, context, restart=restart)
+        case StepKind.EXTRACT:
+            return _extract(step, context, restart=restart)
+        case StepKind.CHOOSE:
+            return _choose(step, context)
+        case StepKind.GRAFT:
+            return _graft(step, context, done, restart=restart)
+        case StepKind.SCORE:
+            return _score(step, context)
 
 
-def _extract(step: Step, hands: Hands, *, restart: bool) -> dict[str, Any]:
+def _extract(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
     assert step.out is not None
-    finetuned, base = step.reads
-    report = extract_diff(finetuned, base, step.out, restart=restart, progress=hands.moved)
+    finetuned, base = step.inputs
+    report = extract_diff(finetuned, base, step.out, restart=restart, progress=context.moved)
     return {"inexact": sum(report.inexact.values()), "warnings": list(report.warnings)}
 
 
-def _graft(step: Step, hands: Hands, done: Mapping[str, Any], *, restart: bool) -> dict[str, Any]:
+def _graft(
+    step: Step, context: StepContext, done: Mapping[str, Any], *, restart: bool
+) -> dict[str, Any]:
     assert step.out is not None
     chosen = done.get(f"{round_name(step.round)}/alpha")
-    alpha = chosen["alpha"] if chosen else hands.recipe.alphas[0]
-    diff, base = step.reads
-    report = apply_diff(diff, base, step.out, alpha=alpha, restart=restart, progress=hands.moved)
+    alpha = chosen["alpha"] if chosen else context.recipe.alphas[0]
+    diff, base = step.inputs
+    report = apply_diff(diff, base, step.out, alpha=alpha, restart=restart, progress=context.moved)
     return {"alpha": alpha, "tensors": report.tensors, "warnings": list(report.warnings)}
 
 
-def _tune(step: Step, hands: Hands, *, restart: bool) -> dict[str, Any]:
-    train, out = hands.recipe.train, step.out
+def _tune(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
+    train, out = context.recipe.train, step.out
     assert train is not None
     assert out is not None
-    model, *teachers = step.reads
+    model, *teachers = step.inputs
     teacher = teachers[0] if teachers else None
     if train.command is not None:
         train_by_command(
             *(train.command, model, out),
             number=step.round,
             teacher=teacher,
-            home=hands.home,
-            tell=hands.tell,
+            home=context.home,
+            tell=context.tell,
         )
         return {"log": []}
     report = tune(
@@ -184,14 +186,14 @@ def _tune(step: Step, hands: Hands, *, restart: bool) -> dict[str, Any]:
         out,
         teacher=teacher,
         restart=restart,
-        progress=hands.training,
-        **_tuning(train, distilled=teacher is not None),
+        progress=context.training,
+        **_tune_options(train, distilled=teacher is not None),
     )
     log = [{name: entry[name] for name in ("step", "loss")} for entry in report.log]
     return {"log": log, "warnings": list(report.warnings)}
 
 
-def _tuning(train: TrainPart, *, distilled: bool) -> dict[str, Any]:
+def _tune_options(train: TrainSection, *, distilled: bool) -> dict[str, Any]:
     """The recipe's part as `tune` takes it; without a teacher, nothing of distillation."""
     given = train.model_dump(exclude={"data", "teacher", "command"})
     distills = {
@@ -206,20 +208,20 @@ def _tuning(train: TrainPart, *, distilled: bool) -> dict[str, Any]:
     return given
 
 
-def _choose(step: Step, hands: Hands) -> dict[str, Any]:
+def _choose(step: Step, context: StepContext) -> dict[str, Any]:
     """The alpha whose graft scores best on the first task."""
-    scoring = hands.recipe.eval
+    scoring = context.recipe.eval
     assert scoring is not None
-    diff, base = step.reads
+    diff, base = step.inputs
     evaluation = evaluate(
         base,
         diff=diff,
-        alpha=hands.recipe.alphas,
-        output=hands.run / round_name(step.round) / "scores",
-        progress=hands.tell_of_scoring,
-        moved=hands.moved,
-        answered=hands.answered,
-        **_scoring(scoring, tasks=scoring.tasks[:1]),
+        alpha=context.recipe.alphas,
+        output=context.run / round_name(step.round) / "scores",
+        progress=context.tell_about_scoring,
+        moved=context.moved,
+        answered=context.answered,
+        **_evaluation_options(scoring, tasks=scoring.tasks[:1]),
     )
     if evaluation.best is None:
         problem = f"gives {base} no score to choose alpha by"
@@ -232,23 +234,23 @@ def _choose(step: Step, hands: Hands) -> dict[str, Any]:
         if row.alpha is not None and row.column == evaluation.columns[0]
     }
     listed = ", ".join(f"{alpha} scores {value:.4f}" for alpha, value in values.items())
-    hands.tell(f"alpha {evaluation.best.alpha!r} is best on {evaluation.best.task}: {listed}")
+    context.tell(f"alpha {evaluation.best.alpha!r} is best on {evaluation.best.task}: {listed}")
     return {"alpha": evaluation.best.alpha, "values": values}
 
 
-def _score(step: Step, hands: Hands) -> dict[str, Any]:
-    scoring = hands.recipe.eval
+def _score(step: Step, context: StepContext) -> dict[str, Any]:
+    scoring = context.recipe.eval
     assert scoring is not None
-    columns = dict(zip(step.columns, step.reads, strict=True))
+    columns = dict(zip(step.columns, step.inputs, strict=True))
     evaluation = evaluate(
         list(dict.fromkeys(columns.values())),
         # What is recovered is a share of what direct tuning gains over the base.
         finetuned=columns.get("direct") if "base" in columns else None,
         output=step.out,
-        progress=hands.tell_of_scoring,
-        moved=hands.moved,
-        answered=hands.answered,
-        **_scoring(scoring, tasks=scoring.tasks),
+        progress=context.tell_about_scoring,
+        moved=context.moved,
+        answered=context.answered,
+        **_evaluation_options(scoring, tasks=scoring.tasks),
     )
     known = evaluation.as_json()
     first = step.columns[0]
@@ -262,5 +264,5 @@ def _score(step: Step, hands: Hands) -> dict[str, Any]:
     return {"rows": rows, "columns": known["columns"], "warnings": list(evaluation.warnings)}
 
 
-def _scoring(scoring: EvalPart, *, tasks: list[str]) -> dict[str, Any]:
+def _evaluation_options(scoring: EvalSection, *, tasks: list[str]) -> dict[str, Any]:
     return {**scoring.model_dump(exclude={"tasks"}), "tasks": tasks}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.recycling.chain_report import value_of
+from diffxfer.recycling.chain_report import format_value
 
 if TYPE_CHECKING:
     from diffxfer.recycling.chain_report import ChainReport, Measure, Round
 
-_SURE = 0.05
+_SIGNIFICANCE = 0.05
 """Below this p-value a difference is not taken for chance."""
 _LOST = "Not recovered"
 _BETTER = "Better than the base"
@@ -20,7 +20,7 @@ _NO_SCORES = (
 )
 
 
-def verdict(report: ChainReport) -> list[str]:
+def summarize(report: ChainReport) -> list[str]:
     """What the last round's graft is worth, beside the models that were scored with it.
 
     Args:
@@ -39,17 +39,17 @@ def verdict(report: ChainReport) -> list[str]:
     ]
     if not found:
         return [_NO_SCORES]
-    return [_first(last, *found[0]), *(_further(last, *each) for each in found[1:])]
+    return [_first_line(last, *found[0]), *(_further_line(last, *each) for each in found[1:])]
 
 
-def _first(last: Round, stage: str, measure: Measure) -> str:
+def _first_line(last: Round, stage: str, measure: Measure) -> str:
     alpha = "" if last.alpha is None else f" at alpha {last.alpha:g}"
     outcome, figures = _outcome(last, stage, measure)
     what = f"{_MADE[stage]} on {last.base}{alpha} {figures}"
     return f"{outcome} on {_named(measure)}: {what}."
 
 
-def _further(last: Round, stage: str, measure: Measure) -> str:
+def _further_line(last: Round, stage: str, measure: Measure) -> str:
     outcome, figures = _outcome(last, stage, measure)
     # What other tasks measure need not be what fine-tuning taught.
     outcome = "No better than the base" if outcome == _LOST else outcome
@@ -65,18 +65,18 @@ def _outcome(last: Round, stage: str, measure: Measure) -> tuple[str, str]:
     """In a word what a model that was made is worth, and its score beside those of others."""
     row, base, direct = (last.row(column, measure) for column in (stage, "base", "direct"))
     assert row is not None
-    scores = f"scores {value_of(row)}"
+    scores = f"scores {format_value(row)}"
     if base is None:
         nothing = "the base alone was not scored to compare it with"
         return "Not known whether it helped", f"{scores}; {nothing}"
-    outcome, remark = _compared(row, base, direct)
-    scores += f", the base alone {value_of(base)}"
+    outcome, remark = _compare(row, base, direct)
+    scores += f", the base alone {format_value(base)}"
     if direct is not None:
-        scores += f", the base tuned plainly {value_of(direct)}"
+        scores += f", the base tuned plainly {format_value(direct)}"
     return outcome, f"{scores}; {remark}"
 
 
-def _compared(
+def _compare(
     row: dict[str, Any], base: dict[str, Any], direct: dict[str, Any] | None
 ) -> tuple[str, str]:
     """In a word whether it helped, and by how much."""
@@ -91,7 +91,7 @@ def _compared(
     if gain <= 0:
         how = "no better" if gain == 0 else f"{abs(gain):.4f} worse"
         return _LOST, f"that is {how} than the base{chance}"
-    if p_value is not None and p_value >= _SURE:
+    if p_value is not None and p_value >= _SIGNIFICANCE:
         return "Not shown to help", f"a gain of {gain:.4f}{chance} may be chance"
     return _share(row, base, direct, f"a gain of {gain:.4f}{chance}")
 

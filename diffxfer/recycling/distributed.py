@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def first_does(config: SFTConfig, action: Callable[[], T]) -> T:
+def run_in_first_process(config: SFTConfig, action: Callable[[], T]) -> T:
     """Do something in the first process, while the others wait for what comes of it.
 
     Without being told that it failed, they would wait for the first process where it no longer is,

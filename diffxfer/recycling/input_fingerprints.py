@@ -24,7 +24,7 @@ _STEP = 1 << 22
 _TASK_FILES = (".py", ".yaml", ".yml")
 
 
-def model_identity(checkpoint: Checkpoint) -> str:
+def sampled_fingerprint(checkpoint: Checkpoint) -> str:
     """Tells one state of a model from another, whatever its dates.
 
     By headers, companions, and blocks spread over each shard: training changes nearly every
@@ -55,7 +55,7 @@ def model_identity(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def file_identities(recipe: Recipe, home: Path, run: Path) -> dict[str, str]:
+def file_fingerprints(recipe: Recipe, home: Path, run: Path) -> dict[str, str]:
     """What tells one state from another, of everything else that a recipe names, by its path.
 
     Those are the rows to train on, where they are in a file; the files that a command's words name,

@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from diffxfer.diffs.report import listed
 from diffxfer.errors import DataError, TrainingError
-from diffxfer.recycling.trained_model import trained_tensors
+from diffxfer.recycling.trained_model import pair_trained_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.training_data import Rows
+    from diffxfer.recycling.training_data import TrainingRows
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
 """What transformers raises at configs and files that it cannot make a model from."""
@@ -72,7 +72,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def check_names(checkpoint: Checkpoint, model: PreTrainedModel, scratch: Path) -> None:
+def check_saved_names(checkpoint: Checkpoint, model: PreTrainedModel, scratch: Path) -> None:
     """Make sure, before anything is trained, that the result can be saved as the model was.
 
     The names on disk are known only by saving: transformers fuses and renames tensors in memory.
@@ -90,11 +90,11 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel, scratch: Path) -
         return
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
-    trained_tensors(checkpoint, scratch)
+    pair_trained_tensors(checkpoint, scratch)
     shutil.rmtree(scratch)
 
 
-def load_tokenizer(folder: Path, rows: Rows) -> Any:
+def load_tokenizer(folder: Path, rows: TrainingRows) -> Any:
     """Load a tokenizer that can make tokens of these rows.
 
     Args:
@@ -126,7 +126,7 @@ def load_tokenizer(folder: Path, rows: Rows) -> Any:
     return tokenizer
 
 
-def _try_template(tokenizer: Any, rows: Rows) -> None:
+def _try_template(tokenizer: Any, rows: TrainingRows) -> None:
     for number, values in enumerate(zip(*rows.columns.values(), strict=True), 1):
         messages = [message for part in values for message in part]
         try:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from diffxfer.checkpoints.hub.names import read_hub_id
 from diffxfer.errors import RecipeError
-from diffxfer.recycling.training_data import is_file
+from diffxfer.recycling.training_data import is_local_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,12 +29,12 @@ Alpha = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     # Strict: `steps: yes` is not 1 step.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class TrainPart(_Part):
+class TrainSection(_Section):
     """How each round trains: see `diffxfer.tune`, or a command of the user's own.
 
     Attributes:
@@ -60,7 +60,7 @@ class TrainPart(_Part):
     command: Name | None = None
 
     @model_validator(mode="after")
-    def _one_way_to_train(self) -> TrainPart:
+    def _check_training_method(self) -> TrainSection:
         distills = (self.distill_weight, self.temperature, self.hidden_weight)
         if self.command is not None:
             beside = self.model_fields_set - {"command", "teacher"}
@@ -86,7 +86,7 @@ def _check_command(command: str, teacher: str | None) -> None:
         raise ValueError("command has {teacher}, and no teacher is named")
 
 
-class EvalPart(_Part):
+class EvalSection(_Section):
     """How each round is scored: see `diffxfer.evaluate`, whose options these are."""
 
     tasks: list[Name] = Field(min_length=1)
@@ -106,7 +106,7 @@ class EvalPart(_Part):
     trust_remote_code: bool = False
 
 
-class Recipe(_Part):
+class Recipe(_Section):
     """A chain of bases, and what happens at each.
 
     Attributes:
@@ -125,8 +125,8 @@ class Recipe(_Part):
     finetuned: Name | None = None
     mode: Literal["iter", "dir"] = "iter"
     alpha: Alpha | list[Alpha] = 1.0
-    train: TrainPart | None = None
-    eval: EvalPart | None = None
+    train: TrainSection | None = None
+    eval: EvalSection | None = None
     controls: list[Literal["base", "direct"]] = ["base"]
     keep: Literal["all", "models", "last"] = "all"
 
@@ -137,12 +137,12 @@ class Recipe(_Part):
         return list(dict.fromkeys(given))
 
     @property
-    def tunes_plainly(self) -> bool:
+    def tunes_bases_directly(self) -> bool:
         """Whether a base is tuned by itself somewhere in the chain, without a teacher."""
         between = self.mode == "dir" and len(self.bases) > 2
         return self.finetuned is None or "direct" in self.controls or between
 
-    def found(self, folders: Mapping[str, str]) -> Recipe:
+    def with_folders(self, folders: Mapping[str, str]) -> Recipe:
         """The same with other names of models.
 
         Args:
@@ -160,7 +160,7 @@ class Recipe(_Part):
         )
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Recipe:
+    def _check_consistency(self) -> Recipe:
         if self.finetuned is None and self.train is None:
             raise ValueError("needs finetuned, or train to make it from the first base")
         if self.mode == "dir" and self.train is None and len(self.bases) > 2:
@@ -172,7 +172,7 @@ class Recipe(_Part):
         if len(self.alphas) > 1 and self.eval is None:
             raise ValueError("several alphas are chosen from by a task: it needs eval")
         command = self.train.command if self.train is not None else None
-        if command is not None and "{teacher}" in command and self.tunes_plainly:
+        if command is not None and "{teacher}" in command and self.tunes_bases_directly:
             raise ValueError(
                 "command has {teacher}, and a base tuned plainly has none: give finetuned, and "
                 "neither mode dir nor the control direct"
@@ -187,18 +187,18 @@ def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
         recipe: as values that JSON has; it is not checked.
     """
     filled = _defaults(Recipe) | dict(recipe)
-    for key, part in _PARTS.items():
+    for key, part in _SECTIONS.items():
         if isinstance(filled[key], dict):
             filled[key] = _defaults(part) | filled[key]
     return filled
 
 
-def _defaults(part: type[_Part]) -> dict[str, Any]:
+def _defaults(part: type[_Section]) -> dict[str, Any]:
     fields = part.model_fields.items()
     return {name: field.default for name, field in fields if not field.is_required()}
 
 
-_PARTS: dict[str, type[_Part]] = {"train": TrainPart, "eval": EvalPart}
+_SECTIONS: dict[str, type[_Section]] = {"train": TrainSection, "eval": EvalSection}
 
 
 class _Loader(yaml.SafeLoader):
@@ -277,7 +277,7 @@ def _refusal(path: Path, document: dict[Any, Any], exc: ValidationError) -> Reci
     key, first = next((k, e) for k, e in alike if len(k) == deepest)
     where = f"{path}: {'.'.join(key)}" if key else str(path)
     if first["type"] == "extra_forbidden":
-        known = sorted(_PARTS.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
+        known = sorted(_SECTIONS.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
         near = get_close_matches(key[-1], known, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return RecipeError(where, "is no key of a recipe", remedy)
@@ -315,7 +315,9 @@ def _resolve(recipe: Recipe, home: Path) -> Recipe:
         changed: dict[str, str] = {}
         if train.teacher not in (None, PREVIOUS):
             changed["teacher"] = model(str(train.teacher))
-        if train.data is not None and (is_file(train.data) or Path(folder(train.data)).exists()):
+        if train.data is not None and (
+            is_local_file(train.data) or Path(folder(train.data)).exists()
+        ):
             changed["data"] = folder(train.data)
             if not Path(changed["data"]).is_file():
                 raise RecipeError(changed["data"], "is no file, and train.data names it", _PATHS)

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from diffxfer.diffs.artifact.manifest import SourceEntry
     from diffxfer.diffs.report import Report
 
-LOG = "training_log.jsonl"
+LOG_NAME = "training_log.jsonl"
 """One line a step, in the output: what a report can plot."""
 
 _LOGGED = ("step", "loss", "ce", "kl", "hidden", "learning_rate", "grad_norm")
-_KEPT = "transformers does not load it"
+_NOT_LOADED = "transformers does not load it"
 
 
-def trained_tensors(model: Checkpoint, state: Path) -> dict[str, TensorSpec | None]:
+def pair_trained_tensors(model: Checkpoint, state: Path) -> dict[str, TensorSpec | None]:
     """Pair a saved state with the model that it began as.
 
     Args:
@@ -82,7 +82,7 @@ def read_log(state: Path) -> tuple[dict[str, float], ...]:
     )
 
 
-def write_tuned(
+def write_trained_model(
     model: Checkpoint,
     state: Path,
     out: Path,
@@ -107,7 +107,7 @@ def write_tuned(
     Raises:
         DiffxferError: if that fails; nothing is at `out` then.
     """
-    found = trained_tensors(model, state)
+    found = pair_trained_tensors(model, state)
     tasks, fates = [], []
     for name, spec in model.tensors.items():
         trained = found[name]
@@ -116,12 +116,12 @@ def write_tuned(
         fates.append(
             Fate("tuned", name, spec.elements)
             if tuned
-            else Fate("copied", name, spec.elements, _KEPT if trained is None else "integers")
+            else Fate("copied", name, spec.elements, _NOT_LOADED if trained is None else "integers")
         )
     kept = sorted(name for name, trained in found.items() if trained is None)
     companions = list_companions(model.folder)
     files: dict[str, bytes | Path] = {name: model.folder / name for name in companions.names}
-    files[LOG] = "".join(f"{json.dumps(entry)}\n" for entry in read_log(state)).encode()
+    files[LOG_NAME] = "".join(f"{json.dumps(entry)}\n" for entry in read_log(state)).encode()
     job = Job(
         verb="tune",
         out=out,
@@ -134,8 +134,8 @@ def write_tuned(
         fates=fates,
         problems=[],
         finish=nothing_more,
-        left_out=tuple(name for name in companions.left_out if name != LOG),
-        warnings=[f"kept as it was, since {_KEPT}: {name}" for name in kept],
+        left_out=tuple(name for name in companions.left_out if name != LOG_NAME),
+        warnings=[f"kept as it was, since {_NOT_LOADED}: {name}" for name in kept],
     )
     # What an earlier write of the same state left is made again in the time of a copy.
     return do(job, RunOptions(overwrite=overwrite, restart=True))

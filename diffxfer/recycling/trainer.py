@@ -16,9 +16,14 @@ from trl import SFTTrainer
 
 from diffxfer.errors import DataError, TrainingError
 from diffxfer.recycling.distillation_loss import IGNORED, Weights, distillation_terms
-from diffxfer.recycling.distributed import first_does
-from diffxfer.recycling.model_loading import check_names, first_line, load_model, load_tokenizer
-from diffxfer.recycling.trainer_callback import Keeper
+from diffxfer.recycling.distributed import run_in_first_process
+from diffxfer.recycling.model_loading import (
+    check_saved_names,
+    first_line,
+    load_model,
+    load_tokenizer,
+)
+from diffxfer.recycling.trainer_callback import TrainingCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,21 +33,21 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.training_data import Rows
+    from diffxfer.recycling.training_data import TrainingRows
     from diffxfer.recycling.training_options import TuneOptions
-    from diffxfer.recycling.training_workspace import WorkFolder
+    from diffxfer.recycling.training_workspace import TrainingWorkspace
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _TERMS = ("ce", "kl", "hidden")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Truncation:
     """What became of rows that are longer than a row may be.
 
     Attributes:
         length: the most tokens of a row.
-        shortened: how many rows were cut.
+        shortened: how many rows were truncation.
         dropped: how many have nothing left to predict, and are not trained on.
     """
 
@@ -54,14 +59,14 @@ class Cut:
 def train(
     model: Checkpoint,
     teacher: Checkpoint | None,
-    rows: Rows,
+    rows: TrainingRows,
     options: TuneOptions,
     config: SFTConfig,
-    work: WorkFolder,
+    workspace: TrainingWorkspace,
     *,
     length: int,
     progress: Callable[[int, int, float], None] | None,
-) -> Cut:
+) -> Truncation:
     """Train to the last step, from the newest complete state or from the beginning.
 
     Args:
@@ -70,23 +75,25 @@ def train(
         rows: what it learns from.
         options: what was asked for.
         config: the Trainer's settings.
-        work: where states to continue from are.
+        workspace: where states to continue from are.
         length: the most tokens of a row.
         progress: called with the steps done, the steps in all and the last step's loss.
 
     Returns:
-        What became of long rows; the trained state is in `work`.
+        What became of long rows; the trained state is in `workspace`.
 
     Raises:
         DiffxferError: if it cannot be done.
     """
-    newest = work.newest()
+    newest = workspace.latest_state()
     trainer: Any = None
     try:
-        trainer = _make_trainer(model, teacher, rows, options, config, work, fresh=newest is None)
-        cut = _cut(trainer, length, rows.name)
+        trainer = _make_trainer(
+            model, teacher, rows, options, config, workspace, fresh=newest is None
+        )
+        truncation = _truncate_rows(trainer, length, rows.name)
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
-        trainer.add_callback(Keeper(trainer, options, work, progress))
+        trainer.add_callback(TrainingCallback(trainer, options, workspace, progress))
         # Its files are pickles, which torch opens with `weights_only`; we wrote them ourselves.
         trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     except (torch.OutOfMemoryError, RuntimeError) as exc:
@@ -104,23 +111,25 @@ def train(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return cut
+    return truncation
 
 
 def _make_trainer(
     model: Checkpoint,
     teacher: Checkpoint | None,
-    rows: Rows,
+    rows: TrainingRows,
     options: TuneOptions,
     config: SFTConfig,
-    work: WorkFolder,
+    workspace: TrainingWorkspace,
     *,
     fresh: bool,
 ) -> SFTTrainer:
     tokenizer = load_tokenizer(model.folder, rows)
     student = load_model(model, torch.float32)
     if fresh:
-        first_does(config, lambda: check_names(model, student, work.path / "names"))
+        run_in_first_process(
+            config, lambda: check_saved_names(model, student, workspace.path / "names")
+        )
     known: dict[str, Any] = {
         "model": student,
         "args": config,
@@ -130,16 +139,16 @@ def _make_trainer(
     if teacher is None:
         trainer = SFTTrainer(**known)
     else:
-        guide = load_model(teacher, torch.bfloat16 if config.bf16 else torch.float32)
+        teacher_model = load_model(teacher, torch.bfloat16 if config.bf16 else torch.float32)
         weights = Weights(options.distill_weight, options.temperature, options.hidden_weight)
-        trainer = _Distiller(guide, weights, **known)
+        trainer = _DistillationTrainer(teacher_model, weights, **known)
     if trainer.is_fsdp_enabled:
         # Any other kind leaves parts of tensors, which only the same number of processes can read.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     return trainer
 
 
-def _cut(trainer: SFTTrainer, length: int, name: str) -> Cut:
+def _truncate_rows(trainer: SFTTrainer, length: int, name: str) -> Truncation:
     """Shorten the rows of a trainer, and leave out those that have nothing to predict."""
     before = trainer.train_dataset
     assert isinstance(before, datasets.Dataset)
@@ -158,18 +167,18 @@ def _cut(trainer: SFTTrainer, length: int, name: str) -> Cut:
     trainer.train_dataset = after
     batches = before.select_columns(["input_ids"]).iter(1000)
     shortened = sum(len(ids) > length for batch in batches for ids in batch["input_ids"])
-    return Cut(length, shortened, len(before) - len(after))
+    return Truncation(length, shortened, len(before) - len(after))
 
 
-class _Distiller(SFTTrainer):
+class _DistillationTrainer(SFTTrainer):
     """A trainer that learns from a teacher too; see `recycling.distillation_loss`."""
 
     def __init__(self, teacher: PreTrainedModel, weights: Weights, **known: Any) -> None:
         super().__init__(**known)
         self._teacher = teacher.requires_grad_(False)  # `from_pretrained` gives it in eval mode
         torch.nn.Module.to(self._teacher, self.args.device)
-        self._weights = weights
-        self._sums: dict[str, Tensor] = {}
+        self._loss_weights = weights
+        self._term_sums: dict[str, Tensor] = {}
 
     def compute_loss(
         self,
@@ -189,14 +198,16 @@ class _Distiller(SFTTrainer):
         assert not return_outputs
         labels = inputs["labels"]
         read = {name: value for name, value in inputs.items() if name != "labels"}
-        read |= {"use_cache": False, "output_hidden_states": self._weights.hidden > 0}
+        read |= {"use_cache": False, "output_hidden_states": self._loss_weights.hidden > 0}
         more = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = model(**read, **more)
         with torch.no_grad():
             taught = self._teacher(**read)
-        hidden = (outputs.hidden_states, taught.hidden_states) if self._weights.hidden else None
+        hidden = (
+            (outputs.hidden_states, taught.hidden_states) if self._loss_weights.hidden else None
+        )
         logits = outputs.logits, taught.logits
-        terms = distillation_terms(*logits, labels, self._weights.temperature, hidden)
+        terms = distillation_terms(*logits, labels, self._loss_weights.temperature, hidden)
         steps = self.current_gradient_accumulation_steps
         if num_items_in_batch is None:  # a mean over the batch, that the Trainer divides further
             count: Tensor | float = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
@@ -207,8 +218,8 @@ class _Distiller(SFTTrainer):
         for name in _TERMS:
             term = getattr(terms, name)
             if term is not None:
-                self._sums[name] = self._sums.get(name, 0) + term.detach() * share
-        loss = self._weights.total(terms) / count
+                self._term_sums[name] = self._term_sums.get(name, 0) + term.detach() * share
+        loss = self._loss_weights.total(terms) / count
         if self.aux_loss_enabled:
             parts = 1 if num_items_in_batch is None else steps
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / parts
@@ -221,7 +232,7 @@ class _Distiller(SFTTrainer):
             logs: what the Trainer logs.
             start_time: when training began.
         """
-        for name, total in self._sums.items():
+        for name, total in self._term_sums.items():
             logs[name] = float(self.accelerator.reduce(total, "mean"))
-        self._sums.clear()
+        self._term_sums.clear()
         super().log(logs, start_time)

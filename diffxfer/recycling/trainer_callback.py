@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from diffxfer.recycling.training_options import TuneOptions
-    from diffxfer.recycling.training_workspace import WorkFolder
+    from diffxfer.recycling.training_workspace import TrainingWorkspace
 
 
-class Keeper(TrainerCallback):
+class TrainingCallback(TrainerCallback):
     """Says when states are saved, declares them complete, and looks at every loss.
 
     Args:
         trainer: the trainer.
         options: what was asked for.
-        work: where states to continue from are.
+        workspace: where states to continue from are.
         progress: called with the steps done, the steps in all and the last step's loss.
     """
 
@@ -35,12 +35,12 @@ class Keeper(TrainerCallback):
         self,
         trainer: Trainer,
         options: TuneOptions,
-        work: WorkFolder,
+        workspace: TrainingWorkspace,
         progress: Callable[[int, int, float], None] | None,
     ) -> None:
         self._trainer = trainer
         self._options = options
-        self._work = work
+        self._workspace = workspace
         self._progress = progress
 
     def on_step_end(
@@ -57,7 +57,7 @@ class Keeper(TrainerCallback):
         if last:
             # Nothing is continued from there: the weights and the log are all that is needed.
             args.save_only_model = True
-        control.should_save = last or state.global_step % self._options.interval == 0
+        control.should_save = last or state.global_step % self._options.save_interval == 0
         return control
 
     def on_log(
@@ -108,4 +108,4 @@ class Keeper(TrainerCallback):
         """
         self._trainer.accelerator.wait_for_everyone()  # each writes a file of its own
         if state.is_world_process_zero:
-            self._work.complete(self._work.path / f"checkpoint-{state.global_step}")
+            self._workspace.mark_complete(self._workspace.path / f"checkpoint-{state.global_step}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Let transformers and datasets say nothing but errors, and put that back afterwards.
 
     transformers says what `TRANSFORMERS_VERBOSITY` asks for, where it does.
@@ -45,7 +45,7 @@ def quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def make_config(options: TuneOptions, output: Path, device: str | None) -> SFTConfig:
+def make_trainer_config(options: TuneOptions, output: Path, device: str | None) -> SFTConfig:
     """The Trainer's settings; making them joins the other processes, if there are any.
 
     Args:
@@ -92,8 +92,8 @@ def make_config(options: TuneOptions, output: Path, device: str | None) -> SFTCo
         bf16=gpus > 0 and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=gpus > 0,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # `Keeper` is to see them
-        save_strategy="no",  # `Keeper` says when
+        logging_nan_inf_filter=False,  # `TrainingCallback` is to see them
+        save_strategy="no",  # `TrainingCallback` says when
         report_to=[],
         disable_tqdm=True,
         **checkpointing,

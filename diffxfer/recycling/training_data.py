@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Numbered: TypeAlias = Iterable[tuple[str, object]]
     """Rows with their places, such as ``"line 3"``."""
 
-FORMS = (("messages",), ("prompt", "completion"), ("text",))
+ROW_FORMS = (("messages",), ("prompt", "completion"), ("text",))
 """The keys of a row, one of these sets."""
 
 _FILES = (".jsonl", ".json", ".parquet")
@@ -32,7 +32,7 @@ _ROLES = ("role", "content")
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TrainingRows:
     """Rows to train on, of one form.
 
     Attributes:
@@ -55,7 +55,7 @@ class Rows:
         return not isinstance(next(iter(self.columns.values()))[0], str)
 
 
-def is_file(data: str) -> bool:
+def is_local_file(data: str) -> bool:
     """Whether what was named is a file on this machine, or was meant to be one.
 
     Args:
@@ -65,7 +65,7 @@ def is_file(data: str) -> bool:
     return meant or Path(data).exists() or _HUB_ID.fullmatch(data) is None
 
 
-def read_rows(data: str) -> Rows:
+def read_rows(data: str) -> TrainingRows:
     """Read and check rows.
 
     Args:
@@ -78,8 +78,8 @@ def read_rows(data: str) -> Rows:
     Raises:
         DataError: if there are none, or one is not like the first.
     """
-    if not is_file(data):
-        return _collect(data, data, _read_hub(data))
+    if not is_local_file(data):
+        return _validate_rows(data, data, _read_hub(data))
     path = Path(data)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "no such file"
@@ -90,7 +90,7 @@ def read_rows(data: str) -> Rows:
     if reader is None:
         remedy = f"store its rows as one of {', '.join(_FILES)}"
         raise DataError(data, "is no kind of file that we can read rows from", remedy)
-    return _collect(data, path.name, reader(path))
+    return _validate_rows(data, path.name, reader(path))
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, object]]:
@@ -150,19 +150,19 @@ def _first_line(exc: BaseException) -> str:
     return next(iter(str(exc).splitlines()), "")[:300]
 
 
-def _collect(where: str, name: str, rows: Numbered) -> Rows:
+def _validate_rows(where: str, name: str, rows: Numbered) -> TrainingRows:
     digest = xxhash.xxh3_128()
     columns: dict[str, list[Any]] = {}
     first = ""
     for place, row in rows:
         if not isinstance(row, dict):
             problem = f"{place} is {short(row)}, where an object is due"
-            raise DataError(where, problem, _forms())
+            raise DataError(where, problem, _forms_hint())
         if not columns:
             first = place
-            columns = {key: [] for key in _form(where, place, row)}
+            columns = {key: [] for key in _match_form(where, place, row)}
         for key, values in columns.items():
-            value = _check(where, place, key, row)
+            value = _check_value(where, place, key, row)
             if values and type(value) is not type(values[0]):
                 kinds = {True: "text", False: "messages"}
                 problem = (
@@ -178,25 +178,25 @@ def _collect(where: str, name: str, rows: Numbered) -> Rows:
     if len(kinds_found) > 1:
         problem = f"{first} has text for one of prompt and completion, and messages for the other"
         raise DataError(where, problem, "give both as text, or both as lists of messages")
-    return Rows(name, columns, digest.hexdigest())
+    return TrainingRows(name, columns, digest.hexdigest())
 
 
-def _forms() -> str:
-    return f"give every row {', or '.join(' and '.join(keys) for keys in FORMS)}"
+def _forms_hint() -> str:
+    return f"give every row {', or '.join(' and '.join(keys) for keys in ROW_FORMS)}"
 
 
-def _form(where: str, place: str, row: dict[str, Any]) -> tuple[str, ...]:
-    for keys in FORMS:
+def _match_form(where: str, place: str, row: dict[str, Any]) -> tuple[str, ...]:
+    for keys in ROW_FORMS:
         if all(row.get(key) is not None for key in keys):
             return keys
-    partial = next((key for keys in FORMS for key in keys if row.get(key) is not None), None)
+    partial = next((key for keys in ROW_FORMS for key in keys if row.get(key) is not None), None)
     found = f"has the keys {', '.join(map(short, list(row)[:8])) or 'none'}"
     if partial is not None:
         found = f"has {partial!r} alone"
-    raise DataError(where, f"{place} {found}, which is no form that we know", _forms())
+    raise DataError(where, f"{place} {found}, which is no form that we know", _forms_hint())
 
 
-def _check(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
+def _check_value(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
     """A value of a row, as it is trained on."""
     value = row.get(key)
 
@@ -212,14 +212,14 @@ def _check(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
         return value
     if key == "text" or not isinstance(value, list):
         due = "text" if key == "text" else "a list of messages"
-        due = "text or a list of messages" if key in FORMS[1] else due
+        due = "text or a list of messages" if key in ROW_FORMS[1] else due
         raise fail(f"has {short(value)} for {key!r}, where {due} is due", "mend that row")
     if not value:
         raise fail(f"has an empty {key!r}", "leave such rows out")
-    return [_message(fail, key, number, message) for number, message in enumerate(value, 1)]
+    return [_check_message(fail, key, number, message) for number, message in enumerate(value, 1)]
 
 
-def _message(fail: Any, key: str, number: int, message: object) -> dict[str, str]:
+def _check_message(fail: Any, key: str, number: int, message: object) -> dict[str, str]:
     if not isinstance(message, dict):
         problem = f"has {short(message)} as message {number} of {key!r}"
         raise fail(problem, 'a message is an object with "role" and "content"')

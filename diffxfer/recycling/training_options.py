@@ -45,11 +45,11 @@ class TuneOptions:
     save_every: int | None
 
     @property
-    def interval(self) -> int:
+    def save_interval(self) -> int:
         """Steps from one resumable state to the next."""
-        return _interval(self.steps, self.save_every)
+        return _save_interval(self.steps, self.save_every)
 
-    def command(self, *, distilled: bool) -> dict[str, float]:
+    def recorded(self, *, distilled: bool) -> dict[str, float]:
         """What a manifest says of them: all that shapes the result.
 
         Args:
@@ -63,11 +63,13 @@ class TuneOptions:
         return {name: getattr(self, name) for name in names}
 
 
-def _interval(steps: int, save_every: int | None) -> int:
+def _save_interval(steps: int, save_every: int | None) -> int:
     return save_every or max(50, steps // 10)
 
 
-def training_bytes(result_bytes: int, parameters: int, steps: int, save_every: int | None) -> int:
+def peak_training_bytes(
+    result_bytes: int, parameters: int, steps: int, save_every: int | None
+) -> int:
     """The disk that training takes at most, its result included.
 
     Args:
@@ -76,7 +78,7 @@ def training_bytes(result_bytes: int, parameters: int, steps: int, save_every: i
         steps: see `TuneOptions`.
         save_every: see `TuneOptions`.
     """
-    states = min(2, (steps - 1) // _interval(steps, save_every))
+    states = min(2, (steps - 1) // _save_interval(steps, save_every))
     return result_bytes + 4 * parameters * (3 * states + 1)
 
 

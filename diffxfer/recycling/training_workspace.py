@@ -31,7 +31,7 @@ _HASHED = ("model", "teacher", "data")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def describe(checkpoint: Checkpoint) -> str:
+def quick_fingerprint(checkpoint: Checkpoint) -> str:
     """Tells one state of a model's folder from another, by its shards' headers and times.
 
     Args:
@@ -46,7 +46,7 @@ def describe(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-class WorkFolder:
+class TrainingWorkspace:
     """Where a run keeps what it can be continued from.
 
     Args:
@@ -57,8 +57,8 @@ class WorkFolder:
         place = place_of(out)
         self.path = place.parent / f".{place.name}.tuning"
         self._lock_fd = -1
-        self._made_parents: list[Path] = []
-        self._ours = False
+        self._created_parents: list[Path] = []
+        self._created = False
 
     def open(self, run: dict[str, Any], *, restart: bool) -> None:
         """Make the folder, or make sure that it is this run's; one process does this.
@@ -74,7 +74,7 @@ class WorkFolder:
         """
         try:
             parents = self.path.parents
-            self._made_parents = [path for path in parents if not os.path.lexists(path)]
+            self._created_parents = [path for path in parents if not os.path.lexists(path)]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_fd = lock_folder(self.path)
         except BlockingIOError as exc:
@@ -83,23 +83,23 @@ class WorkFolder:
         except OSError as exc:
             problem = f"cannot be written ({exc.strerror or exc})"
             raise OutputError(self.path, problem, "choose another -o") from exc
-        known = self._known()
+        known = self._read_run()
         # Where no state was complete there is nothing to lose.
-        if known is not None and not restart and self.newest() is not None:
-            self._refuse_other(known, run)
+        if known is not None and not restart and self.latest_state() is not None:
+            self._refuse_other_run(known, run)
         else:
-            self._ours = True
-            self._empty()
+            self._created = True
+            self._clear()
             write_durably(self.path / _RUN, json.dumps(run, indent=1).encode())
-        for folder in self._checkpoints():
+        for folder in self._states():
             if not _is_complete(folder):
                 shutil.rmtree(folder)
 
-    def _known(self) -> dict[str, Any] | None:
+    def _read_run(self) -> dict[str, Any] | None:
         """What the run in the folder is made from; None if there is none."""
         path = self.path / _RUN
         names = [inner.name for inner in self.path.iterdir()]
-        if not path.exists() and all(map(_is_own, names)):
+        if not path.exists() and all(map(_is_leftover, names)):
             return None  # cut off while it was made, emptied or removed
         try:
             return read_object(path)
@@ -107,7 +107,7 @@ class WorkFolder:
             problem = "is not what a run of diffxfer tune left"
             raise TrainingError(self.path, problem, "move it elsewhere") from exc
 
-    def _refuse_other(self, known: dict[str, Any], run: dict[str, Any]) -> None:
+    def _refuse_other_run(self, known: dict[str, Any], run: dict[str, Any]) -> None:
         for key in run:
             if known.get(key) != run[key]:
                 was = "" if key in _HASHED else f": {known.get(key)} there, {run[key]} here"
@@ -117,19 +117,19 @@ class WorkFolder:
                     "repeat that run's command to continue it, or give --restart to drop it",
                 )
 
-    def _empty(self) -> None:
+    def _clear(self) -> None:
         # What tells that the folder is ours goes last.
         for path in sorted(self.path.iterdir(), key=lambda path: path.name == _RUN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def newest(self) -> tuple[int, Path] | None:
+    def latest_state(self) -> tuple[int, Path] | None:
         """The last step of which there is a complete state, and where that is."""
         return max(
-            ((_step(folder), folder) for folder in self._checkpoints() if _is_complete(folder)),
+            ((_step(folder), folder) for folder in self._states() if _is_complete(folder)),
             default=None,
         )
 
-    def complete(self, folder: Path) -> None:
+    def mark_complete(self, folder: Path) -> None:
         """Declare a checkpoint complete, and remove those before it; one process does this.
 
         Args:
@@ -145,33 +145,33 @@ class WorkFolder:
                 sync_folder(path)
         write_durably(folder / _COMPLETE, json.dumps({"sizes": sizes}).encode())
         sync_folder(self.path)
-        for other in self._checkpoints():
+        for other in self._states():
             if _step(other) < _step(folder):
                 shutil.rmtree(other)
 
     def remove(self) -> None:
         """Remove the folder, once the output is there."""
         with suppress(OSError):
-            self._empty()
+            self._clear()
             self.path.rmdir()
 
     def close(self) -> None:
         """Let go of it: it stays only if there is something in it to continue from."""
         if self._lock_fd < 0:  # another process has it, or another run
             return
-        if self._ours and self.path.is_dir() and self.newest() is None:
+        if self._created and self.path.is_dir() and self.latest_state() is None:
             self.remove()
         os.close(self._lock_fd)
         self._lock_fd = -1
-        for folder in self._made_parents:
+        for folder in self._created_parents:
             with suppress(OSError):  # above all where there is something in it by now
                 folder.rmdir()
 
-    def _checkpoints(self) -> list[Path]:
+    def _states(self) -> list[Path]:
         return [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
 
 
-def _is_own(name: str) -> bool:
+def _is_leftover(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) or name in (f"{_RUN}.partial", "names")
 
 

@@ -15,24 +15,24 @@ from diffxfer.diffs.extract import every_input
 from diffxfer.diffs.source import open_roles, source_entry
 from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
 from diffxfer.recycling.teacher import check_teacher, context_length
-from diffxfer.recycling.trained_model import read_log, write_tuned
-from diffxfer.recycling.training_data import is_file, read_rows
+from diffxfer.recycling.trained_model import read_log, write_trained_model
+from diffxfer.recycling.training_data import is_local_file, read_rows
 from diffxfer.recycling.training_options import (
     DISTILL_WEIGHT,
     TEMPERATURE,
     TuneOptions,
     check_options,
-    training_bytes,
+    peak_training_bytes,
 )
 from diffxfer.recycling.training_report import TuneReport
-from diffxfer.recycling.training_workspace import WorkFolder, describe
+from diffxfer.recycling.training_workspace import TrainingWorkspace, quick_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.trainer import Cut
-    from diffxfer.recycling.training_data import Rows
+    from diffxfer.recycling.trainer import Truncation
+    from diffxfer.recycling.training_data import TrainingRows
 
 
 def tune(
@@ -83,7 +83,7 @@ def tune(
         hidden_weight: how much the difference of hidden states counts beside.
         save_every: steps from one state to continue from to the next; None for a tenth of all, 50
             at least.
-        restart: begin anew, whatever a run that was cut off has left.
+        restart: begin anew, whatever a run that was truncation off has left.
         device: ``"cpu"``, ``"cuda"``, or None for a GPU where there is one.
         overwrite: replace a folder of ours at `out`.
         progress: called with the steps done, the steps in all and the last step's loss.
@@ -115,16 +115,18 @@ def tune(
     )
     check_options(options, distilled=teacher is not None, device=device)
     require_trl()
-    job = _open(model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved)
-    work = WorkFolder(job.out)
+    job = _prepare(model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved)
+    workspace = TrainingWorkspace(job.out)
     try:
-        return _run(job, work, device, restart, _Listeners(progress, opened), began)
+        return _train_and_write(
+            job, workspace, device, restart, _Callbacks(progress, opened), began
+        )
     finally:
-        work.close()
+        workspace.close()
 
 
 @dataclass(frozen=True, slots=True)
-class _Listeners:
+class _Callbacks:
     """What is called on the way; see `tune`."""
 
     progress: Callable[[int, int, float], None] | None
@@ -132,12 +134,12 @@ class _Listeners:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _TrainingJob:
     """Everything that is known before torch is imported."""
 
     model: Checkpoint
     teacher: Checkpoint | None
-    rows: Rows
+    rows: TrainingRows
     options: TuneOptions
     out: Path
     overwrite: bool
@@ -163,7 +165,7 @@ def require_trl() -> None:
         )
 
 
-def _open(
+def _prepare(
     model: Path | str,
     data: str,
     out: Path,
@@ -172,11 +174,11 @@ def _open(
     *,
     overwrite: bool,
     moved: Callable[[int, int], None] | None,
-) -> _Job:
+) -> _TrainingJob:
     named = {"starting": model, **({} if teacher is None else {"teacher": teacher})}
     opened = open_roles(named)
     inputs = every_input(*opened.values())
-    if is_file(data):
+    if is_local_file(data):
         inputs.append(Path(data))
     refuse_unsafe_output(out, inputs, overwrite=overwrite)
     if "teacher" in opened:
@@ -184,52 +186,54 @@ def _open(
         check_teacher(opened["starting"], opened["teacher"], hidden=hidden)
     rows = read_rows(data)
     fetch_shards((shard for each in opened.values() for shard in each.weights.shards), moved)
-    return _Job(opened["starting"], opened.get("teacher"), rows, options, out, overwrite)
+    return _TrainingJob(opened["starting"], opened.get("teacher"), rows, options, out, overwrite)
 
 
-def _run(
-    job: _Job,
-    work: WorkFolder,
+def _train_and_write(
+    job: _TrainingJob,
+    workspace: TrainingWorkspace,
     device: str | None,
     restart: bool,
-    listeners: _Listeners,
+    callbacks: _Callbacks,
     began: float,
 ) -> TuneReport:
     """Train, in as many processes as there are, and write the result in one."""
-    from diffxfer.recycling.distributed import first_does
+    from diffxfer.recycling.distributed import run_in_first_process
     from diffxfer.recycling.trainer import train
-    from diffxfer.recycling.trainer_config import make_config, quiet_libraries
+    from diffxfer.recycling.trainer_config import make_trainer_config, silence_libraries
 
-    with quiet_libraries():
-        config = make_config(job.options, work.path, device)
+    with silence_libraries():
+        config = make_trainer_config(job.options, workspace.path, device)
         processes = config.world_size
 
         def begin() -> tuple[int, Path] | None:
-            work.open(_identity(job, processes, config.device.type), restart=restart)
-            newest = work.newest()
+            workspace.open(_run_parameters(job, processes, config.device.type), restart=restart)
+            newest = workspace.latest_state()
             if newest is None:
                 if not restart:
                     _refuse_unfinished(job.out)
                 refuse_small_disk(job.out, _bytes_needed(job))
             return newest
 
-        newest = first_does(config, begin)
-        if listeners.opened is not None:
-            listeners.opened(work.path)
-        cut = None
+        newest = run_in_first_process(config, begin)
+        if callbacks.opened is not None:
+            callbacks.opened(workspace.path)
+        truncation = None
         if newest is None or newest[0] < job.options.steps:
-            cut = train(
-                *(job.model, job.teacher, job.rows, job.options, config, work),
+            truncation = train(
+                *(job.model, job.teacher, job.rows, job.options, config, workspace),
                 length=job.length,
-                progress=listeners.progress if config.process_index == 0 else None,
+                progress=callbacks.progress if config.process_index == 0 else None,
             )
 
         def end() -> TuneReport:
-            report = _write(job, work, processes, cut, newest[0] if newest else 0, began)
-            work.remove()
+            report = _write_result(
+                job, workspace, processes, truncation, newest[0] if newest else 0, began
+            )
+            workspace.remove()
             return report
 
-        return first_does(config, end)
+        return run_in_first_process(config, end)
 
 
 def _refuse_unfinished(out: Path) -> None:
@@ -241,44 +245,49 @@ def _refuse_unfinished(out: Path) -> None:
         raise UnfinishedError(out, problem, remedy)
 
 
-def _identity(job: _Job, processes: int, device: str) -> dict[str, Any]:
+def _run_parameters(job: _TrainingJob, processes: int, device: str) -> dict[str, Any]:
     """What makes two runs the same, as values that JSON has."""
     return {
-        "model": describe(job.model),
-        "teacher": describe(job.teacher) if job.teacher else None,
+        "model": quick_fingerprint(job.model),
+        "teacher": quick_fingerprint(job.teacher) if job.teacher else None,
         "data": job.rows.digest,
-        **job.options.command(distilled=job.teacher is not None),
+        **job.options.recorded(distilled=job.teacher is not None),
         "number of processes": processes,
         "device": device,
     }
 
 
-def _bytes_needed(job: _Job) -> int:
+def _bytes_needed(job: _TrainingJob) -> int:
     """The disk that training takes at most."""
     result = sum(shard.size for shard in job.model.weights.shards)
     options = job.options
-    return training_bytes(result, job.model.elements, options.steps, options.save_every)
+    return peak_training_bytes(result, job.model.elements, options.steps, options.save_every)
 
 
-def _write(
-    job: _Job, work: WorkFolder, processes: int, cut: Cut | None, begun: int, began: float
+def _write_result(
+    job: _TrainingJob,
+    workspace: TrainingWorkspace,
+    processes: int,
+    truncation: Truncation | None,
+    begun: int,
+    began: float,
 ) -> TuneReport:
-    newest = work.newest()
+    newest = workspace.latest_state()
     assert newest is not None
-    entries = {"model": source_entry(job.model.weights)}
+    sources = {"model": source_entry(job.model.weights)}
     if job.teacher is not None:
-        entries["teacher"] = source_entry(job.teacher.weights)
+        sources["teacher"] = source_entry(job.teacher.weights)
     command: dict[str, str | float] = {
         "data": job.rows.name,
         "data_xxh3": job.rows.digest,
         "rows": len(job.rows),
-        **job.options.command(distilled=job.teacher is not None),
+        **job.options.recorded(distilled=job.teacher is not None),
         **({"processes": processes} if processes > 1 else {}),
     }
     step, state = newest
     try:
-        written = write_tuned(
-            job.model, state, job.out, command=command, sources=entries, overwrite=job.overwrite
+        written = write_trained_model(
+            job.model, state, job.out, command=command, sources=sources, overwrite=job.overwrite
         )
     except NonFiniteError as exc:
         exc.remedy = "train anew with a smaller --learning-rate and --restart"
@@ -294,16 +303,18 @@ def _write(
         parameters=written.parameters,
         bytes_to_write=written.bytes_to_write,
         elapsed_s=round(time.perf_counter() - began, 3),
-        warnings=(*_warnings(cut), *written.warnings),
+        warnings=(*_warnings(truncation), *written.warnings),
     )
 
 
-def _warnings(cut: Cut | None) -> list[str]:
-    if cut is None or not (cut.shortened or cut.dropped):
+def _warnings(truncation: Truncation | None) -> list[str]:
+    if truncation is None or not (truncation.shortened or truncation.dropped):
         return []
     found = []
-    if cut.shortened:
-        found.append(f"rows cut, being longer than {cut.length} tokens: {cut.shortened:,}")
-    if cut.dropped:
-        found.append(f"rows left out, having nothing to predict: {cut.dropped:,}")
+    if truncation.shortened:
+        found.append(
+            f"rows cut, being longer than {truncation.length} tokens: {truncation.shortened:,}"
+        )
+    if truncation.dropped:
+        found.append(f"rows left out, having nothing to predict: {truncation.dropped:,}")
     return found

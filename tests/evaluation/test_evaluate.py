@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from diffxfer import Evaluation, apply_diff, evaluate, extract_diff
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError
-from diffxfer.evaluation.content_hash import content_key
+from diffxfer.evaluation.content_hash import content_hash
 from diffxfer.evaluation.lm_eval_results import read_scores
 from diffxfer.evaluation.paired_statistics import compare_scores, recovered_share
 from tests.evaluation.conftest import FAMILY, QUICK
@@ -247,9 +247,9 @@ class TestTheOutput:
         self, whole: tuple[Evaluation, Path], grafts: dict[float, Path]
     ) -> None:
         contents = {(row.model, row.alpha): row.content for row in whole[0].rows}
-        assert contents[str(TARGET), None] == content_key(TARGET)
+        assert contents[str(TARGET), None] == content_hash(TARGET)
         for alpha in ALPHAS:
-            assert contents[str(TARGET), alpha] == content_key(grafts[alpha])
+            assert contents[str(TARGET), alpha] == content_hash(grafts[alpha])
 
     def test_is_used_again(self, whole: tuple[Evaluation, Path], diff: Path) -> None:
         before, output = whole

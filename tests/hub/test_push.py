@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from diffxfer.evaluation.content_hash import content_key
+from diffxfer.evaluation.content_hash import content_hash
 from tests import tiny
 from tests.hub import faults, writing
 from tests.hub.models import make_family
@@ -200,8 +200,8 @@ def test_scores_of_this_very_model_are_in_its_card(hub: Hub, writer: User, made:
     scores.mkdir()
     row = {"task": "gsm8k", "metric": "acc", "filter": "none", "stderr": None, "n": 9}
     rows = [
-        {**row, "model": "graft", "value": 0.75, "content": content_key(made.graft)},
-        {**row, "model": "diff", "value": 0.25, "content": content_key(made.roles["target"])},
+        {**row, "model": "graft", "value": 0.75, "content": content_hash(made.graft)},
+        {**row, "model": "diff", "value": 0.25, "content": content_hash(made.roles["target"])},
     ]
     tiny.write_json(
         scores / "comparison.json", {"rows": rows, "columns": [["gsm8k", "acc", "none"]]}

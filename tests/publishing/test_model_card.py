@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffxfer.diffs.artifact.card import base_models, write_card
 from diffxfer.diffs.artifact.manifest import LicenseEntry, Manifest, SourceEntry
-from diffxfer.publishing.model_card import write_full_card
+from diffxfer.publishing.model_card import write_model_card
 from diffxfer.publishing.published_scores import Result
 
 COMMIT = "c" * 40
@@ -53,7 +53,7 @@ ROLES = {
 
 def test_a_graft() -> None:
     scores = Result("gsm8k", "exact_match", "strict-match", 0.75, 0.01, 100)
-    front, body = split(write_full_card("me/graft", manifest("graft", ROLES), CAUSAL, [scores]))
+    front, body = split(write_model_card("me/graft", manifest("graft", ROLES), CAUSAL, [scores]))
     (index,) = front.pop("model-index")
     assert front == {
         "base_model": ["org/target", "me/sft", "org/base"],
@@ -77,7 +77,7 @@ def test_a_graft() -> None:
 
 def test_a_diff_vector_says_how_to_apply_it() -> None:
     roles = {role: ROLES[role] for role in ("finetuned", "base")}
-    front, body = split(write_full_card("me/diff", manifest("diff", roles), {}, []))
+    front, body = split(write_model_card("me/diff", manifest("diff", roles), {}, []))
     assert front["library_name"] == "diffxfer"
     assert front["base_model"] == ["me/sft", "org/base"]
     assert not {"base_model_relation", "license", "model-index"} & front.keys()
@@ -87,7 +87,7 @@ def test_a_diff_vector_says_how_to_apply_it() -> None:
 
 def test_a_tuned_model_is_no_model_of_its_teacher() -> None:
     roles = {"model": source("me/graft", license=LLAMA), "teacher": source("me/sft")}
-    front, _ = split(write_full_card("me/tuned", manifest("tuned", roles), CAUSAL, []))
+    front, _ = split(write_model_card("me/tuned", manifest("tuned", roles), CAUSAL, []))
     assert front["base_model"] == ["me/graft"]
     assert front["base_model_relation"] == "finetune"
     assert front["license"] == "llama3.1"
@@ -103,7 +103,7 @@ def test_a_graft_by_way_of_a_diff_vector_is_of_the_same_models() -> None:
 
 def test_folders_are_no_models_of_the_hub() -> None:
     roles = {**ROLES, "target": source("my-folder", hub=False), "base": source("../../etc")}
-    front, body = split(write_full_card("me/graft", manifest("graft", roles), CAUSAL, []))
+    front, body = split(write_model_card("me/graft", manifest("graft", roles), CAUSAL, []))
     assert front["base_model"] == ["me/sft"]
     assert "license" not in front
     assert "| target | my-folder |" in body
@@ -113,13 +113,13 @@ def test_folders_are_no_models_of_the_hub() -> None:
 def test_whose_card_states_the_licence_of_a_diff_vector(role: str, whose: str) -> None:
     roles = {name: ROLES[name] for name in ("finetuned", "base")}
     roles[role] = roles[role].model_copy(update={"license": LLAMA})
-    front, body = split(write_full_card("me/diff", manifest("diff", roles), {}, []))
+    front, body = split(write_model_card("me/diff", manifest("diff", roles), {}, []))
     assert front["license"] == "llama3.1"
     assert f"llama3.1, as the {whose}'s card states it." in body
 
 
 def test_a_licence_of_the_user() -> None:
-    card = write_full_card("me/g", manifest("graft", ROLES), CAUSAL, [], license="mit")
+    card = write_model_card("me/g", manifest("graft", ROLES), CAUSAL, [], license="mit")
     assert split(card)[0]["license"] == "mit"
     assert "license_link" not in split(card)[0]
 
@@ -134,7 +134,7 @@ def test_a_licence_of_the_user() -> None:
     ],
 )
 def test_how_it_is_loaded(config: dict[str, Any], line: str) -> None:
-    assert line in write_full_card("me/g", manifest("graft", ROLES), config, []).decode()
+    assert line in write_model_card("me/g", manifest("graft", ROLES), config, []).decode()
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,7 +145,7 @@ def test_hostile_names(hub: bool, name: str, word: str) -> None:
     hostile = LicenseEntry(license=f"a\n---\n{text}", license_name=text, license_link=text)
     roles = {**ROLES, "target": source(f"{name}\n---\nlicense: mit", hub=hub, license=hostile)}
     score = Result(f"{word}|\n---", word, word, 0.5, None, 1)
-    card = write_full_card("me/g", manifest("graft", roles), CAUSAL, [score])
+    card = write_model_card("me/g", manifest("graft", roles), CAUSAL, [score])
     front = card.decode().split("\n---\n", 1)[0].removeprefix("---\n")
     found = yaml.safe_load(front)
     assert found["license"] == hostile.license

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diffxfer.errors import EvaluationError
-from diffxfer.publishing.published_scores import Result, read_results
+from diffxfer.publishing.published_scores import Result, read_published_scores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def test_this_models_scores_on_what_was_asked(tmp_path: Path) -> None:
         row("mmlu_law", "ours"),
         row("mmlu", "ours", value=0.7, stderr=None),
     )
-    assert read_results(folder, "ours") == (
+    assert read_published_scores(folder, "ours") == (
         Result("mmlu", "acc", "none", 0.7, None, 9),
         Result("gsm8k", "acc", "none", 0.5, 0.1, 9),
     )
@@ -42,14 +42,14 @@ def test_this_models_scores_on_what_was_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["other", None])
 def test_another_models_scores(tmp_path: Path, content: str | None) -> None:
     with pytest.raises(EvaluationError, match="no score of this very model"):
-        read_results(scores(tmp_path, row("gsm8k", content)), "ours")
+        read_published_scores(scores(tmp_path, row("gsm8k", content)), "ours")
 
 
 def test_no_scores(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"has no comparison\.json"):
-        read_results(tmp_path, "ours")
+        read_published_scores(tmp_path, "ours")
     with pytest.raises(EvaluationError, match=r"has no comparison\.json"):
-        read_results(tmp_path / "none", "ours")
+        read_published_scores(tmp_path / "none", "ours")
     (tmp_path / "comparison.json").write_text('{"rows": 5}')
     with pytest.raises(EvaluationError, match="not what diffxfer eval writes"):
-        read_results(tmp_path, "ours")
+        read_published_scores(tmp_path, "ours")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.recycling.chain_disk import Size, peak_bytes, size_of
-from diffxfer.recycling.chain_plan import Step, Verb, plan_chain, to_remove
+from diffxfer.recycling.chain_disk import ModelSize, model_size, peak_disk_bytes
+from diffxfer.recycling.chain_plan import Step, StepKind, plan_chain, removable_folders
 from diffxfer.recycling.recipe import Recipe
 from tests.recycling.chains import EVAL, recipe
 from tests.recycling.training import FAMILY
@@ -28,8 +28,8 @@ def made(**changes: Any) -> Recipe:
 def told(steps: tuple[Step, ...]) -> list[str]:
     """Each step on a line, as short as it goes."""
     return [
-        f"{step.round} {step.name} = {step.verb.value}"
-        f"({', '.join(str(path).removeprefix('/run/round-0') for path in step.reads)})"
+        f"{step.round} {step.name} = {step.kind.value}"
+        f"({', '.join(str(path).removeprefix('/run/round-0') for path in step.inputs)})"
         for step in steps
     ]
 
@@ -116,15 +116,15 @@ def test_what_is_read_is_an_input_or_made_before(plan: Recipe) -> None:
     there = {Path(path) for path in (*plan.bases, plan.finetuned) if path}
     keys = set()
     for step in plan_chain(plan, RUN):
-        assert set(step.reads) <= there, step
+        assert set(step.inputs) <= there, step
         assert step.key not in keys
         keys.add(step.key)
         if step.out is not None:
             assert step.out not in there
             assert step.out == RUN / step.key
             there.add(step.out)
-        assert (step.verb is Verb.SCORE) == bool(step.columns)
-        assert not step.columns or len(step.columns) == len(step.reads)
+        assert (step.kind is StepKind.SCORE) == bool(step.columns)
+        assert not step.columns or len(step.columns) == len(step.inputs)
 
 
 @given(recipes())
@@ -132,11 +132,11 @@ def test_nothing_goes_before_it_was_read_for_the_last_time(plan: Recipe) -> None
     steps = plan_chain(plan, RUN)
     gone: set[Path] = set()
     for number, step in enumerate(steps, 1):
-        assert gone.isdisjoint(step.reads)
-        removed = to_remove(steps, [other.key for other in steps[:number]], plan.keep)
+        assert gone.isdisjoint(step.inputs)
+        removed = removable_folders(steps, [other.key for other in steps[:number]], plan.keep)
         assert gone <= set(removed), "what went stays gone"
         gone = set(removed)
-    made_here = {step.out for step in steps if step.verb not in (Verb.SCORE, Verb.CHOOSE)}
+    made_here = {step.out for step in steps if step.kind not in (StepKind.SCORE, StepKind.CHOOSE)}
     stays = {path.name for path in made_here - gone if path is not None}
     match plan.keep:
         case "all":
@@ -150,20 +150,20 @@ def test_nothing_goes_before_it_was_read_for_the_last_time(plan: Recipe) -> None
             assert made_here - gone == {RUN / f"round-{len(plan.bases):02}" / last}
 
 
-SIZES = {path: Size(100, 50) for path in ("/a", "/b", "/c", "/sft", "/m1", "/m2", "/m3")}
+SIZES = {path: ModelSize(100, 50) for path in ("/a", "/b", "/c", "/sft", "/m1", "/m2", "/m3")}
 
 
 @given(recipes())
 def test_the_disk_needed_is_no_less_than_what_is_kept(plan: Recipe) -> None:
     steps = plan_chain(plan, RUN)
-    folders = [step for step in steps if step.out and step.verb is not Verb.SCORE]
-    removed = to_remove(steps, [step.key for step in steps], plan.keep)
-    peak = peak_bytes(steps, steps, plan, SIZES)
+    folders = [step for step in steps if step.out and step.kind is not StepKind.SCORE]
+    removed = removable_folders(steps, [step.key for step in steps], plan.keep)
+    peak = peak_disk_bytes(steps, steps, plan, SIZES)
     assert peak >= 100 * (len(folders) - len(removed))
     if plan.train is None and plan.keep == "all" and len(plan.alphas) == 1:
         assert peak == 100 * len(folders)
     # A later start needs no more.
-    assert peak_bytes(steps[1:], steps, plan, SIZES) <= peak
+    assert peak_disk_bytes(steps[1:], steps, plan, SIZES) <= peak
 
 
 @pytest.mark.parametrize(
@@ -182,17 +182,17 @@ def test_the_disk_needed_is_no_less_than_what_is_kept(plan: Recipe) -> None:
 def test_the_disk_needed(changes: dict[str, Any], peak: int) -> None:
     plan = made(**changes)
     steps = plan_chain(plan, RUN)
-    assert peak_bytes(steps, steps, plan, SIZES) == peak
+    assert peak_disk_bytes(steps, steps, plan, SIZES) == peak
 
 
 def test_a_size_counts_companions() -> None:
     model = open_checkpoint(FAMILY / "target", "target")
     files_bytes = sum(path.stat().st_size for path in model.folder.iterdir())
-    assert size_of(model) == Size(files_bytes, model.elements)
+    assert model_size(model) == ModelSize(files_bytes, model.elements)
 
 
 def test_the_sizes_are_those_of_what_is_grafted_on() -> None:
     plan = made(bases=["/m1", "/m2"])
-    sizes = SIZES | {"/m2": Size(1000, 500), "/sft": Size(110, 55)}
+    sizes = SIZES | {"/m2": ModelSize(1000, 500), "/sft": ModelSize(110, 55)}
     steps = plan_chain(plan, RUN)
-    assert peak_bytes(steps, steps, plan, sizes) == 110 + 1000
+    assert peak_disk_bytes(steps, steps, plan, sizes) == 110 + 1000

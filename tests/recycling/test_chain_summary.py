@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diffxfer.recycling.chain_report import ChainReport, Round
-from diffxfer.recycling.chain_summary import verdict
+from diffxfer.recycling.chain_summary import summarize
 
 MEASURE = ("words", "acc", "none")
 
@@ -22,7 +22,7 @@ def row(value: float | None, **more: Any) -> dict[str, Any]:
 def said(**columns: dict[str, Any]) -> list[str]:
     scores = {column: [found] for column, found in columns.items()}
     rounds = (Round(1, "old", None, {}, {}), Round(2, "new", 0.8, scores, {}))
-    return verdict(ChainReport(Path("/run"), rounds, (MEASURE,), {}, (), 1, 1.0))
+    return summarize(ChainReport(Path("/run"), rounds, (MEASURE,), {}, (), 1, 1.0))
 
 
 def test_recovered() -> None:

@@ -25,7 +25,7 @@ from diffxfer.errors import (
     OutputExistsError,
     RecipeError,
 )
-from diffxfer.recycling.input_fingerprints import file_identities
+from diffxfer.recycling.input_fingerprints import file_fingerprints
 from diffxfer.recycling.recipe import read_recipe
 from tests import tiny
 from tests.checkpoints.test_writer import mounted
@@ -275,7 +275,7 @@ class TestAgain:
         path = write_recipe(home, eval=EVAL | {"include_path": "tasks"})
 
         def seen() -> dict[str, str]:
-            return file_identities(read_recipe(path), home, home / "tasks" / "run")
+            return file_fingerprints(read_recipe(path), home, home / "tasks" / "run")
 
         before = seen()
         assert before.keys() == {str(home / "tasks")}

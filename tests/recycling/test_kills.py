@@ -25,7 +25,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from diffxfer import iterate
-from diffxfer.recycling.chain_state import State
+from diffxfer.recycling.chain_state import ChainState
 recipe, run, when, where = sys.argv[1:]
 seen = []
 
@@ -45,14 +45,14 @@ def training(done, total, loss):
     if done == 2:
         die("in the middle of")
 
-finish = State.finish
+record = ChainState.record
 def noted(self, key, found):
     if key == where and when == "before noting":
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(self, key, found)
+    record(self, key, found)
     if key == where and when == "after noting":
         os.kill(os.getpid(), signal.SIGKILL)
-State.finish = noted
+ChainState.record = noted
 
 iterate(recipe, run, progress=say, moved=moved, training=training)
 """

@@ -15,7 +15,7 @@ from diffxfer import transfer, tune
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.errors import OutputError, TrainingError, UnfinishedError
-from diffxfer.recycling.training_workspace import WorkFolder, describe
+from diffxfer.recycling.training_workspace import TrainingWorkspace, quick_fingerprint
 from tests import families
 from tests.recycling.training import FAMILY, RATE, tune_shortly, write_rows
 
@@ -33,21 +33,21 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from diffxfer import transfer, tune
-from diffxfer.recycling.training_workspace import WorkFolder
+from diffxfer.recycling.training_workspace import TrainingWorkspace
 model, data, out, teacher, when = sys.argv[1:]
 
 def kill(done, *_):
     if f"after {done}" == when:
         os.kill(os.getpid(), signal.SIGKILL)
 
-complete = WorkFolder.complete
+complete = TrainingWorkspace.mark_complete
 def declare(self, folder):
     if f"before {folder.name} is complete" == when:
         (folder / "model.safetensors").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     complete(self, folder)
 
-WorkFolder.complete = declare
+TrainingWorkspace.mark_complete = declare
 tune(
     model, data, out, steps=9, save_every=2, batch_size=8, learning_rate=1e-3, device="cpu",
     teacher=teacher or None, progress=kill,
@@ -176,8 +176,10 @@ class TestWhatIsLeft:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_a_run_that_goes_on(self, data: Path, tmp_path: Path) -> None:
-        other = WorkFolder(tmp_path / "out")
-        other.open({"model": describe(open_checkpoint(FAMILY / "base", "base"))}, restart=False)
+        other = TrainingWorkspace(tmp_path / "out")
+        other.open(
+            {"model": quick_fingerprint(open_checkpoint(FAMILY / "base", "base"))}, restart=False
+        )
         with pytest.raises(OutputError, match="is in use by another run"):
             tune_shortly(FAMILY / "target", data, tmp_path / "out")
         assert other.path.exists()

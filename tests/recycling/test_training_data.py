@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diffxfer.errors import DataError
-from diffxfer.recycling.training_data import is_file, read_rows
+from diffxfer.recycling.training_data import is_local_file, read_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +81,10 @@ GOOD = FORMS["completion"]
             [{"messages": [*MESSAGES, {"role": "a", "content": "", "tool_calls": [1]}]}],
             "line 1 has 'tool_calls' in message 3 of 'messages', which is not supported",
         ),
-        ([GOOD, FORMS["chat completion"]], "line 2 has messages for 'prompt', and line 1 has text"),
+        (
+            [GOOD, FORMS["chat completion"]],
+            "line 2 has messages for 'prompt', and line 1 has text",
+        ),
         ([{"prompt": "a", "completion": MESSAGES}], "line 1 has text for one of prompt and"),
         ([{"text": "\ud800"}], "line 1 has half a surrogate pair in 'text'"),
     ],
@@ -121,7 +124,7 @@ def test_a_file_that_cannot_be_read(name: str, content: bytes, said: str, tmp_pa
     ],
 )
 def test_a_file_that_is_not_there(data: str, said: str) -> None:
-    assert is_file(data)
+    assert is_local_file(data)
     with pytest.raises(DataError, match=said):
         read_rows(data)
 
@@ -130,7 +133,7 @@ def test_anything_else_is_a_data_set_on_the_hub(monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("datasets")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    assert not is_file("nobody/has-this-data-set@main")
+    assert not is_local_file("nobody/has-this-data-set@main")
     with pytest.raises(DataError, match="taken for a data set on the Hub") as caught:
         read_rows("nobody/has-this-data-set@main")
     assert "\n" not in str(caught.value)
