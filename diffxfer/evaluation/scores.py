@@ -23,18 +23,16 @@ MetricKey: TypeAlias = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """What one model scored on one task by one metric.
+class TaskScore:
+    """The score of one model on one task by one metric.
 
     Attributes:
-        task: the task's name in lm-eval, or a group's.
+        task: lm-eval's name of the task or group.
         metric: such as ``"exact_match"``.
-        filter: lm-eval's filter, such as ``"strict-match"``; ``"none"`` for none.
-        value: the score, as lm-eval gives it.
-        stderr: its standard error, None where lm-eval has none.
-        n: how many samples it is of.
-        higher_is_better: None where lm-eval does not say.
-        samples: what each sample counted for; empty where it is no number.
+        filter: lm-eval's filter, such as ``"strict-match"``; ``"none"`` if there is none.
+        value: the score, as reported by lm-eval.
+        stderr: its standard error; None if lm-eval reports none.
+        n: the number of samples.
     """
 
     task: str
@@ -43,13 +41,29 @@ class Score:
     value: float
     stderr: float | None
     n: int
-    higher_is_better: bool | None
-    samples: Samples
 
     @property
     def column(self) -> MetricKey:
         """Task, metric and filter."""
         return self.task, self.metric, self.filter
+
+    @property
+    def label(self) -> str:
+        """The metric, with its filter if there is one."""
+        return self.metric if self.filter == "none" else f"{self.metric} ({self.filter})"
+
+
+@dataclass(frozen=True, slots=True)
+class Score(TaskScore):
+    """A score with its samples, from which scores of several models are compared.
+
+    Attributes:
+        higher_is_better: None if lm-eval does not say.
+        samples: the value of each sample; empty if the values are not numbers.
+    """
+
+    higher_is_better: bool | None
+    samples: Samples
 
 
 @dataclass(frozen=True, slots=True)

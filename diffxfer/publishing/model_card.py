@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffxfer.diffs.artifact.manifest import Manifest, SourceEntry
-    from diffxfer.publishing.published_scores import Result
+    from diffxfer.evaluation.scores import TaskScore
 
 _WHOSE = {
     "target": "the target's",
@@ -40,7 +40,7 @@ def write_model_card(
     repo: str,
     manifest: Manifest,
     config: Mapping[str, Any],
-    results: Sequence[Result],
+    results: Sequence[TaskScore],
     *,
     license: str | None = None,  # noqa: A002 as the Hub calls it
 ) -> bytes:
@@ -71,7 +71,7 @@ def write_model_card(
 
 
 def _front_matter(
-    name: str, manifest: Manifest, licensed: Mapping[str, Any], results: Sequence[Result]
+    name: str, manifest: Manifest, licensed: Mapping[str, Any], results: Sequence[TaskScore]
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -136,7 +136,7 @@ def _how_to_load(repo: str, config: Mapping[str, Any]) -> str:
     )
 
 
-def _scores(results: Sequence[Result]) -> str:
+def _scores(results: Sequence[TaskScore]) -> str:
     if not results:
         return ""
     rows = "".join(

@@ -2,94 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
 from diffxfer.errors import EvaluationError
 from diffxfer.evaluation.score_store import COMPARISON
+from diffxfer.evaluation.scores import TaskScore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A score to publish.
-
-    Attributes:
-        task: lm-eval's name of it.
-        metric: such as ``"exact_match"``.
-        filter: lm-eval's filter, ``"none"`` for none.
-        value: the score.
-        stderr: its standard error, None where there is none.
-        n: of how many questions.
-    """
-
-    task: str
-    metric: str
-    filter: str
-    value: float
-    stderr: float | None
-    n: int
-
-    @property
-    def label(self) -> str:
-        """The metric, with its filter where there is one."""
-        return self.metric if self.filter == "none" else f"{self.metric} ({self.filter})"
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    content: str | None = None
-    task: str
-    metric: str
-    filter: str
-    value: float | None
-    stderr: float | None
-    n: int
+_SCORES = TypeAdapter(list[TaskScore])
 
 
 class _Comparison(BaseModel):
+    """The fields of `comparison.json` that are read here."""
+
     model_config = ConfigDict(extra="ignore")
 
-    rows: list[_Row]
+    rows: list[dict[str, Any]]
     columns: list[tuple[str, str, str]]
 
 
-def read_published_scores(scores: Path, content: str) -> tuple[Result, ...]:
-    """The scores of one model, those of the tasks that were asked for.
+def read_published_scores(scores: Path, content: str) -> tuple[TaskScore, ...]:
+    """Read the scores of one model on the tasks that the user asked for.
 
     Args:
-        scores: the folder that `diffxfer eval --output` made.
-        content: the model's `evaluation.content_hash.content_hash`.
+        scores: the folder that `diffxfer eval --output` wrote.
+        content: the `content_hash` of the model.
 
     Returns:
-        One a task, metric and filter, in the order in which they were asked for.
+        One score per task, metric and filter, in the order of the request.
 
     Raises:
-        EvaluationError: if there are no scores, or none of this very model.
-        CheckpointError: if they cannot be read.
+        EvaluationError: if the folder has no scores, or none of this model.
+        CheckpointError: if the file cannot be read.
     """
     again = "score it: diffxfer eval MODEL --tasks TASKS --output DIR"
     path = companion_path(scores, COMPARISON) if scores.is_dir() else None
     if path is None:
         raise EvaluationError(scores, f"has no {COMPARISON}, where scores are due", again)
     try:
-        found = _Comparison.model_validate_json(read_bytes(path))
+        comparison = _Comparison.model_validate_json(read_bytes(path))
+        # A score that is not a finite number is null in JSON.
+        rows = [
+            row
+            for row in comparison.rows
+            if row.get("content") == content and row.get("value") is not None
+        ]
+        scored = {score.column: score for score in _SCORES.validate_python(rows)}
     except ValidationError as exc:
         raise EvaluationError(path, "is not what diffxfer eval writes", again) from exc
-    ours = {(row.task, row.metric, row.filter): row for row in found.rows if row.content == content}
-    shown = [ours[column] for column in found.columns if column in ours]
-    results = tuple(
-        Result(row.task, row.metric, row.filter, row.value, row.stderr, row.n)
-        for row in shown
-        if row.value is not None
-    )
-    if not results:
+    published = tuple(scored[column] for column in comparison.columns if column in scored)
+    if not published:
         problem = "has no score of this very model, by the content of its files"
         raise EvaluationError(path, problem, again)
-    return results
+    return published

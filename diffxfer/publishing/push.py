@@ -26,7 +26,7 @@ from diffxfer.publishing.push_report import PushedFile, PushReport
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.hub.upload import Files, Repository
-    from diffxfer.publishing.published_scores import Result
+    from diffxfer.evaluation.scores import TaskScore
 
 
 def push(
@@ -215,7 +215,7 @@ def _make_card(
         whose = {"graft": "the target", "tuned": "the model", "diff": "finetuned or base"}
         told = f"the card names no licence, since no card of {whose[manifest.kind]} does"
         warnings.append(f"{told}; see --license")
-    results: tuple[Result, ...] = ()
+    results: tuple[TaskScore, ...] = ()
     if scores is not None:
         from diffxfer.evaluation.content_hash import content_hash
 

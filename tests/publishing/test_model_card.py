@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from diffxfer.diffs.artifact.card import base_models, write_card
 from diffxfer.diffs.artifact.manifest import LicenseEntry, Manifest, SourceEntry
+from diffxfer.evaluation.scores import TaskScore
 from diffxfer.publishing.model_card import write_model_card
-from diffxfer.publishing.published_scores import Result
 
 COMMIT = "c" * 40
 LLAMA = LicenseEntry(license="llama3.1", license_link="LICENSE")
@@ -52,7 +52,7 @@ ROLES = {
 
 
 def test_a_graft() -> None:
-    scores = Result("gsm8k", "exact_match", "strict-match", 0.75, 0.01, 100)
+    scores = TaskScore("gsm8k", "exact_match", "strict-match", 0.75, 0.01, 100)
     front, body = split(write_model_card("me/graft", manifest("graft", ROLES), CAUSAL, [scores]))
     (index,) = front.pop("model-index")
     assert front == {
@@ -144,7 +144,7 @@ def test_hostile_names(hub: bool, name: str, word: str) -> None:
     text = "".join(char for char in name if char.isprintable())
     hostile = LicenseEntry(license=f"a\n---\n{text}", license_name=text, license_link=text)
     roles = {**ROLES, "target": source(f"{name}\n---\nlicense: mit", hub=hub, license=hostile)}
-    score = Result(f"{word}|\n---", word, word, 0.5, None, 1)
+    score = TaskScore(f"{word}|\n---", word, word, 0.5, None, 1)
     card = write_model_card("me/g", manifest("graft", roles), CAUSAL, [score])
     front = card.decode().split("\n---\n", 1)[0].removeprefix("---\n")
     found = yaml.safe_load(front)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diffxfer.errors import EvaluationError
-from diffxfer.publishing.published_scores import Result, read_published_scores
+from diffxfer.evaluation.scores import TaskScore
+from diffxfer.publishing.published_scores import read_published_scores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +35,8 @@ def test_this_models_scores_on_what_was_asked(tmp_path: Path) -> None:
         row("mmlu", "ours", value=0.7, stderr=None),
     )
     assert read_published_scores(folder, "ours") == (
-        Result("mmlu", "acc", "none", 0.7, None, 9),
-        Result("gsm8k", "acc", "none", 0.5, 0.1, 9),
+        TaskScore("mmlu", "acc", "none", 0.7, None, 9),
+        TaskScore("gsm8k", "acc", "none", 0.5, 0.1, 9),
     )
 
 
