@@ -21,6 +21,7 @@ from diffxfer.diffs.artifact.card import (
     plain,
     sources_in_order,
 )
+from diffxfer.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,10 +82,11 @@ def _front_matter(
     scored = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=result.task,
-            dataset_name=result.task,
-            metric_type=result.metric,
-            metric_name=result.label,
+            # PyYAML does not read back every control character that it writes, such as U+0085.
+            dataset_type=printable(result.task),
+            dataset_name=printable(result.task),
+            metric_type=printable(result.metric),
+            metric_name=printable(result.label),
             metric_value=result.value,
         )
         for result in results

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from diffxfer.diffs.artifact.card import base_models, write_card
 from diffxfer.diffs.artifact.manifest import LicenseEntry, Manifest, SourceEntry
+from diffxfer.errors import printable
 from diffxfer.evaluation.scores import TaskScore
 from diffxfer.publishing.model_card import write_model_card
 
@@ -150,7 +151,7 @@ def test_hostile_names(hub: bool, name: str, word: str) -> None:
     found = yaml.safe_load(front)
     assert found["license"] == hostile.license
     assert found["base_model"] == ["me/sft", "org/base"]
-    assert found["model-index"][0]["results"][0]["dataset"]["type"] == score.task
+    assert found["model-index"][0]["results"][0]["dataset"]["type"] == printable(score.task)
     rows = [line for line in card.decode().splitlines() if line.startswith("| target |")]
     assert len(rows) == 2
     assert all(line.replace("\\|", "").count("|") == 3 for line in rows)
