@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from diffxfer.recycling.chain_report import ChainReport, Measure
+    from diffxfer.evaluation.scores import MetricKey
+    from diffxfer.recycling.chain_report import ChainReport
 
 
 def print_chain(report: ChainReport) -> None:
@@ -32,7 +33,7 @@ def print_chain(report: ChainReport) -> None:
         out.print(_table(report, measure))
 
 
-def _table(report: ChainReport, measure: Measure) -> Table:
+def _table(report: ChainReport, measure: MetricKey) -> Table:
     from rich.table import Table
     from rich.text import Text
 

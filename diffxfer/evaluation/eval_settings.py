@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +17,7 @@ Seeds: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 DEFAULT_SEEDS: Seeds = (0, 1234, 1234, 1234)
 HF_BACKENDS = ("hf", "hf-auto", "huggingface")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+_TASK_FIELDS = ("tasks", "include_path")
 _REMOTE = ("-completions", "-chat")
 _RESERVED_MODEL_ARGS = {
     "pretrained": "the models are the arguments",
@@ -86,22 +87,12 @@ class EvalSettings:
 
     def cache_key_fields(self) -> dict[str, Any]:
         """Everything but the tasks that a score hangs on, as values that JSON has."""
+        names = [field.name for field in fields(self) if field.name not in _TASK_FIELDS]
         paths = [value for value in self.model_args.values() if isinstance(value, str)]
         return {
-            "files": {path: _files(Path(path)) for path in paths if Path(path).exists()},
-            "num_fewshot": self.num_fewshot,
-            "limit": self.limit,
-            "batch_size": self.batch_size,
+            **{name: getattr(self, name) for name in names},
             "device": self.resolved_device,
-            "dtype": self.dtype,
-            "apply_chat_template": self.apply_chat_template,
-            "fewshot_as_multiturn": self.fewshot_as_multiturn,
-            "system_instruction": self.system_instruction,
-            "gen_kwargs": dict(self.gen_kwargs),
-            "backend": self.backend,
-            "model_args": dict(self.model_args),
-            "seeds": list(self.seeds),
-            "trust_remote_code": self.trust_remote_code,
+            "files": {path: _files(Path(path)) for path in paths if Path(path).exists()},
         }
 
 

@@ -126,7 +126,7 @@ def evaluate(
     named = [models] if isinstance(models, str | Path) else list(models)
     alphas = [alpha] if isinstance(alpha, int | float) else alpha
     roles = assign_roles(named, baseline, finetuned, diff, alphas, settings)
-    callbacks = Callbacks(progress or _nobody_listens, moved, answered, opened)
+    callbacks = Callbacks(progress or (lambda _: None), moved, answered, opened)
     scorer, warnings = _prepare(roles, settings, output, callbacks)
     done: list[ScoredModel] = []
 
@@ -144,10 +144,6 @@ def evaluate(
             salvage(so_far())
         raise
     return evaluation
-
-
-def _nobody_listens(line: str) -> None:
-    del line
 
 
 def _prepare(

@@ -17,8 +17,7 @@ from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
-from diffxfer.errors import DiffxferError, EvaluationError, OptionError
-from diffxfer.evaluation.lm_eval_tasks import first_line
+from diffxfer.errors import DiffxferError, EvaluationError, OptionError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from diffxfer.errors import EvaluationError, OptionError
+from diffxfer.errors import EvaluationError, OptionError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.eval_settings import EvalSettings
 
 _NEAR = 3
-_REASON = 200
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 # Where the task's file lies is no part of what it asks.
 _NOT_THE_TASK = ("metadata",)
@@ -167,15 +166,6 @@ def _load(manager: TaskManager, name: str) -> TaskDict:
             ) from exc
         remedy = "mend its YAML file, or see the whole of it with DIFFXFER_DEBUG=1"
         raise EvaluationError(name, f"is a task that does not load ({reason})", remedy) from exc
-
-
-def first_line(exc: BaseException) -> str:
-    """The first line of what an exception of another's says.
-
-    Args:
-        exc: the exception.
-    """
-    return next(iter(str(exc).splitlines()), "")[:_REASON] or type(exc).__name__
 
 
 def _is_about_data(exc: BaseException) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import printable
+from diffxfer.recycling.atomic_write import write_atomically
 from diffxfer.recycling.chain_plots import (
     STAGE_NAMES,
     figure_html,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from plotly.graph_objects import Figure
 
-    from diffxfer.recycling.chain_report import ChainReport, Measure
+    from diffxfer.evaluation.scores import MetricKey
+    from diffxfer.recycling.chain_report import ChainReport
 
 _ABSOLUTE = re.compile(
     r"(?<![\w.:/…~}-])(?:~[\w.-]*)?(?:/[^\s/'\"<>,;:()]+)+/([^\s/'\"<>,;:()]+)/?"
@@ -149,10 +151,8 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
         recipe=escape(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)),
         version=version("diffxfer"),
     )
-    partial = path.with_suffix(".partial")
     try:
-        partial.write_text(page, "utf-8")
-        partial.replace(path)
+        write_atomically(path, page.encode())
     except OSError as exc:
         raise write_error(path.parent, path.name, exc) from exc
 
@@ -206,7 +206,7 @@ def _warnings(warnings: Iterator[str]) -> str:
     return f"<h2>Warnings</h2>\n<ul>\n{lines}</ul>\n" if lines else ""
 
 
-def _section(report: ChainReport, measure: Measure) -> str:
+def _section(report: ChainReport, measure: MetricKey) -> str:
     """The table of one measure."""
     columns = report.columns()
     heads = "".join(f"<th>{escape(STAGE_NAMES[column])}</th>" for column in columns)
@@ -224,7 +224,7 @@ def _section(report: ChainReport, measure: Measure) -> str:
     )
 
 
-def _caption(report: ChainReport, measure: Measure) -> str:
+def _caption(report: ChainReport, measure: MetricKey) -> str:
     """Which way is better, and what stands behind ±."""
     found = (each.row(column, measure) for each in report.rounds for column in report.columns())
     rows = [row for row in found if row is not None]
@@ -245,7 +245,7 @@ def _cell(column: str, row: dict[str, Any] | None, best: float | None) -> str:
     return f'<td{mark} data-column="{name}">{format_value(row)}<small>{stderr}</small></td>'
 
 
-def title_of(measure: Measure) -> str:
+def title_of(measure: MetricKey) -> str:
     """A measure as a person would say it.
 
     Args:

@@ -109,8 +109,9 @@ class _Planner:
         models = {"base": base, "graft": graft}
         before, self._model, self._direct = self._model, graft, None
         if recipe.train is not None:
-            teacher = [self._teacher(recipe.train.teacher, before)] if recipe.train.teacher else []
-            self._model = self._add(number, "model", StepKind.TUNE, graft, *teacher)
+            teacher = recipe.train.teacher
+            teachers = [before if teacher == PREVIOUS else Path(teacher)] if teacher else []
+            self._model = self._add(number, "model", StepKind.TUNE, graft, *teachers)
             models["tuned"] = self._model
         last = number == len(recipe.bases)
         if "direct" in recipe.controls or (recipe.mode == "dir" and not last):
@@ -118,9 +119,6 @@ class _Planner:
         self._score(number, models)
         if not last:
             self._next_diff(number)
-
-    def _teacher(self, name: str, before: Path) -> Path:
-        return before if name == PREVIOUS else Path(name)
 
     def _next_diff(self, number: int) -> None:
         base = Path(self._recipe.bases[number - 1])

@@ -10,7 +10,8 @@ from diffxfer.recycling.chain_report import STAGES
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from diffxfer.recycling.chain_report import ChainReport, Measure, Round
+    from diffxfer.evaluation.scores import MetricKey
+    from diffxfer.recycling.chain_report import ChainReport, Round
 
 # Colours that the colour-blind tell apart (after Okabe and Ito 2008), one for each column, that
 # stand out from white and from black.
@@ -35,7 +36,7 @@ Legend = list[tuple[str, str, bool]]
 """Of each curve its name, its colour, and whether it is dotted."""
 
 
-def scores_figure(report: ChainReport, measure: Measure) -> Figure:
+def scores_figure(report: ChainReport, measure: MetricKey) -> Figure:
     """Rounds against score, a curve for each column, with standard errors.
 
     Args:

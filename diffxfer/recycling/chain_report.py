@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.hub.names import shown_name
+from diffxfer.evaluation.scores import TaskScore
 from diffxfer.recycling.chain_plan import round_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from diffxfer.evaluation.scores import MetricKey
     from diffxfer.recycling.recipe import Recipe
-
-Measure: TypeAlias = tuple[str, str, str]
-"""Task, metric and filter."""
 
 STAGES = ("base", "graft", "tuned", "direct")
 """What a round may score: the base alone, the graft, the tuned graft, the base tuned plainly.
@@ -24,7 +23,7 @@ The table of Lin et al. 2025 (table 6) has these; in round 1 the tuned model is 
 """
 
 _GRAFTED = ("graft", "tuned")
-_SCORE = ("task", "metric", "filter", "value", "stderr", "n")
+_SCORE_FIELDS = tuple(field.name for field in fields(TaskScore))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Round:
     scores: dict[str, list[dict[str, Any]]]
     losses: dict[str, list[dict[str, float]]]
 
-    def row(self, column: str, measure: Measure) -> dict[str, Any] | None:
+    def row(self, column: str, measure: MetricKey) -> dict[str, Any] | None:
         """One score, None if that was not scored.
 
         Args:
@@ -57,7 +56,7 @@ class Round:
                 return row
         return None
 
-    def best(self, measure: Measure) -> float | None:
+    def best(self, measure: MetricKey) -> float | None:
         """The value that no other column beats; None where that means nothing.
 
         Args:
@@ -96,7 +95,7 @@ class ChainReport:
 
     run: Path
     rounds: tuple[Round, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[MetricKey, ...]
     recipe: dict[str, Any]
     warnings: tuple[str, ...]
     steps_done: int
@@ -124,7 +123,7 @@ class ChainReport:
                 "base": each.base,
                 "stage": stage,
                 "alpha": each.alpha if stage in _GRAFTED else None,
-                **{key: row[key] for key in _SCORE},
+                **{key: row[key] for key in _SCORE_FIELDS},
             }
             for each in self.rounds
             for stage in STAGES
@@ -145,7 +144,7 @@ def make_report(
         elapsed_s: seconds that it took.
     """
     rounds = []
-    measures: dict[Measure, None] = {}
+    measures: dict[MetricKey, None] = {}
     for number, base in enumerate(recipe.bases, 1):
         found = {key: done.get(f"{round_name(number)}/{key}") for key in _STEPS_REPORTED}
         scored = found["scores"] or {"rows": [], "columns": []}

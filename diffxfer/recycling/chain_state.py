@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import read_object
-from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
+from diffxfer.checkpoints.filesystem import lock_folder
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OutputError, OutputExistsError, RecipeError
+from diffxfer.recycling.atomic_write import write_atomically
 from diffxfer.recycling.recipe import with_defaults
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ class ChainState:
     ) -> None:
         self._run = run
         self._path = run / STATE_NAME
-        self._partial = self._path.with_suffix(".partial")
         self._recipe = dict(recipe)
         self._inputs = dict(inputs)
         self.done: dict[str, Any] = {}
@@ -78,8 +78,9 @@ class ChainState:
     def _open(self) -> None:
         try:
             self._run.mkdir(parents=True, exist_ok=True)
-            # A kill may have left the first state half written.
-            others = (path for path in self._run.iterdir() if path != self._partial)
+            # A run that was killed may have left its first state half written.
+            partial = self._path.with_suffix(".partial")
+            others = (path for path in self._run.iterdir() if path != partial)
             if not self._path.exists() and any(others):
                 problem = f"is not empty, and has no {STATE_NAME} of a run"
                 raise OutputExistsError(self._run, problem, "choose another -o")
@@ -147,12 +148,7 @@ class ChainState:
             "done": self.done,
         }
         try:
-            with self._partial.open("w", encoding="utf-8") as file:
-                json.dump(document, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
-            self._partial.replace(self._path)
-            sync_folder(self._run)
+            write_atomically(self._path, json.dumps(document, indent=2).encode())
         except OSError as exc:
             raise write_error(self._run, STATE_NAME, exc) from exc
 

@@ -16,7 +16,7 @@ from diffxfer.evaluation.eval_settings import make_settings
 from diffxfer.evaluation.evaluate import evaluate
 from diffxfer.recycling.chain_plan import Step, StepKind, round_name
 from diffxfer.recycling.training_command import train_by_command
-from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE
+from diffxfer.recycling.training_options import DISTILLATION_DEFAULTS
 from diffxfer.recycling.tune import tune
 
 if TYPE_CHECKING:
@@ -196,12 +196,7 @@ def _tune(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
 def _tune_options(train: TrainSection, *, distilled: bool) -> dict[str, Any]:
     """The recipe's part as `tune` takes it; without a teacher, nothing of distillation."""
     given = train.model_dump(exclude={"data", "teacher", "command"})
-    distills = {
-        "distill_weight": DISTILL_WEIGHT,
-        "temperature": TEMPERATURE,
-        "hidden_weight": 0.0,
-    }
-    for name, default in distills.items():
+    for name, default in DISTILLATION_DEFAULTS.items():
         value = given.pop(name)
         if distilled:
             given[name] = default if value is None else value

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.recycling.chain_report import format_value
 
 if TYPE_CHECKING:
-    from diffxfer.recycling.chain_report import ChainReport, Measure, Round
+    from diffxfer.evaluation.scores import MetricKey
+    from diffxfer.recycling.chain_report import ChainReport, Round
 
 _SIGNIFICANCE = 0.05
 """Below this p-value a difference is not taken for chance."""
@@ -42,26 +43,26 @@ def summarize(report: ChainReport) -> list[str]:
     return [_first_line(last, *found[0]), *(_further_line(last, *each) for each in found[1:])]
 
 
-def _first_line(last: Round, stage: str, measure: Measure) -> str:
+def _first_line(last: Round, stage: str, measure: MetricKey) -> str:
     alpha = "" if last.alpha is None else f" at alpha {last.alpha:g}"
     outcome, figures = _outcome(last, stage, measure)
     what = f"{_MADE[stage]} on {last.base}{alpha} {figures}"
     return f"{outcome} on {_named(measure)}: {what}."
 
 
-def _further_line(last: Round, stage: str, measure: Measure) -> str:
+def _further_line(last: Round, stage: str, measure: MetricKey) -> str:
     outcome, figures = _outcome(last, stage, measure)
     # What other tasks measure need not be what fine-tuning taught.
     outcome = "No better than the base" if outcome == _LOST else outcome
     return f"{outcome} on {_named(measure)}: {_MADE[stage]} {figures}."
 
 
-def _named(measure: Measure) -> str:
+def _named(measure: MetricKey) -> str:
     task, metric, chosen = measure
     return f"{task} ({metric}" + (")" if chosen == "none" else f", {chosen})")
 
 
-def _outcome(last: Round, stage: str, measure: Measure) -> tuple[str, str]:
+def _outcome(last: Round, stage: str, measure: MetricKey) -> tuple[str, str]:
     """In a word what a model that was made is worth, and its score beside those of others."""
     row, base, direct = (last.row(column, measure) for column in (stage, "base", "direct"))
     assert row is not None

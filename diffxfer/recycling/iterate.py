@@ -87,7 +87,7 @@ def iterate(
         >>> iterate("chain.yaml", "run")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    recipe, run, tell = Path(recipe), Path(run).absolute(), progress or _nobody_listens
+    recipe, run, tell = Path(recipe), Path(run).absolute(), progress or (lambda _: None)
     models, plan = _open_models(recipe, from_round)
     refuse_unsafe_output(run / "rounds", [*map(Path, models), recipe], overwrite=False)
     steps = plan_chain(plan, run)
@@ -128,10 +128,6 @@ def _check_round(plan: Recipe, from_round: int | None) -> None:
     if from_round is not None and not 1 <= from_round <= len(plan.bases):
         problem = f"{from_round} is no round of this recipe"
         raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
-
-
-def _nobody_listens(line: str) -> None:
-    del line
 
 
 def _open_models(path: Path, from_round: int | None) -> tuple[dict[str, Checkpoint], Recipe]:

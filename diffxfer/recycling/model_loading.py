@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from diffxfer.diffs.report import listed
-from diffxfer.errors import DataError, TrainingError
+from diffxfer.errors import DataError, TrainingError, first_line
 from diffxfer.recycling.trained_model import pair_trained_tensors
 
 if TYPE_CHECKING:
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
 """What transformers raises at configs and files that it cannot make a model from."""
-
-
-def first_line(exc: BaseException) -> str:
-    """The beginning of an error's text.
-
-    Args:
-        exc: the error.
-    """
-    return next((line for line in str(exc).splitlines() if line.strip()), type(exc).__name__)[:300]
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:

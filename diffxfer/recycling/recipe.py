@@ -19,7 +19,6 @@ from diffxfer.recycling.training_data import is_local_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PLACEHOLDERS = ("{model}", "{output}", "{round}", "{teacher}")
 PREVIOUS = "previous"
 _MAX_BYTES = 1_000_000
 _PATHS = "paths in a recipe are relative to its folder"

@@ -14,12 +14,11 @@ import torch
 from transformers import PrinterCallback
 from trl import SFTTrainer
 
-from diffxfer.errors import DataError, TrainingError
+from diffxfer.errors import DataError, TrainingError, first_line
 from diffxfer.recycling.distillation_loss import IGNORED, Weights, distillation_terms
 from diffxfer.recycling.distributed import run_in_first_process
 from diffxfer.recycling.model_loading import (
     check_saved_names,
-    first_line,
     load_model,
     load_tokenizer,
 )

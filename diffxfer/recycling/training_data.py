@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import xxhash
 
 from diffxfer.checkpoints.header import short
-from diffxfer.errors import DataError
+from diffxfer.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -126,7 +126,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
             rows = (row for batch in batches for row in batch)
             yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
     except ArrowException as exc:
-        problem = f"is no parquet file that can be read ({_first_line(exc)})"
+        problem = f"is no parquet file that can be read ({first_line(exc)})"
         raise DataError(path, problem, "download or store it again") from exc
 
 
@@ -140,14 +140,10 @@ def _read_hub(data: str) -> Numbered:
         raise DataError(
             data,
             "taken for a data set on the Hub, since there is no such file, it cannot be loaded"
-            f" ({type(exc).__name__}: {_first_line(exc)})",
+            f" ({type(exc).__name__}: {first_line(exc)})",
             "check the id and that it has a train split; or download it, and give the file",
         ) from exc
     return ((f"row {number}", row) for number, row in enumerate(found, 1))
-
-
-def _first_line(exc: BaseException) -> str:
-    return next(iter(str(exc).splitlines()), "")[:300]
 
 
 def _validate_rows(where: str, name: str, rows: Numbered) -> TrainingRows:

@@ -11,6 +11,11 @@ from diffxfer.errors import OptionError
 # since the teacher is sure of every answer; T = 5 also keeps more of what the student knew.
 DISTILL_WEIGHT = 0.7
 TEMPERATURE = 5.0
+DISTILLATION_DEFAULTS = {
+    "distill_weight": DISTILL_WEIGHT,
+    "temperature": TEMPERATURE,
+    "hidden_weight": 0.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +124,7 @@ def check_options(options: TuneOptions, *, distilled: bool, device: str | None) 
 
 
 def _refuse_without_teacher(options: TuneOptions) -> None:
-    defaults = {"distill_weight": DISTILL_WEIGHT, "temperature": TEMPERATURE, "hidden_weight": 0.0}
-    for name, default in defaults.items():
+    for name, default in DISTILLATION_DEFAULTS.items():
         if getattr(options, name) != default:
             raise OptionError(_flag(name), "means nothing without a teacher", "give --teacher too")
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
-from diffxfer.checkpoints.filesystem import lock_folder, sync_folder
+from diffxfer.checkpoints.filesystem import lock_folder, sync_folder, sync_tree
 from diffxfer.checkpoints.place import place_of
 from diffxfer.errors import CompanionError, OutputError, TrainingError, UnfinishedError
+from diffxfer.recycling.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _RUN = "run.json"
 _COMPLETE = "complete.json"
+# The second name is that of versions before 0.2.
+_TEMPORARY = ("run.partial", "run.json.partial", "names")
 _HASHED = ("model", "teacher", "data")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -90,7 +93,7 @@ class TrainingWorkspace:
         else:
             self._created = True
             self._clear()
-            write_durably(self.path / _RUN, json.dumps(run, indent=1).encode())
+            write_atomically(self.path / _RUN, json.dumps(run, indent=1).encode())
         for folder in self._states():
             if not _is_complete(folder):
                 shutil.rmtree(folder)
@@ -135,15 +138,10 @@ class TrainingWorkspace:
         Args:
             folder: the checkpoint, all of whose files are written.
         """
-        sizes = {}
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-            else:
-                sync_folder(path)
-        write_durably(folder / _COMPLETE, json.dumps({"sizes": sizes}).encode())
+        sync_tree(folder)
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        write_atomically(folder / _COMPLETE, json.dumps({"sizes": sizes}).encode())
         sync_folder(self.path)
         for other in self._states():
             if _step(other) < _step(folder):
@@ -172,7 +170,7 @@ class TrainingWorkspace:
 
 
 def _is_leftover(name: str) -> bool:
-    return bool(_NAME.fullmatch(name)) or name in (f"{_RUN}.partial", "names")
+    return bool(_NAME.fullmatch(name)) or name in _TEMPORARY
 
 
 def _step(folder: Path) -> int:
@@ -189,19 +187,3 @@ def _is_complete(folder: Path) -> bool:
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, size in sizes.items()
     )
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there.
-
-    Args:
-        path: the file.
-        content: its bytes.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
