@@ -58,7 +58,7 @@ def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
         fingerprint: whether scores are to be found again later; it reads all questions.
 
     Raises:
-        EvaluationError: if a task is unknown, or its data cannot be had.
+        EvaluationError: if a task is unknown, or its data cannot be loaded.
     """
     own = settings.include_path is not None or all(map(_is_file, settings.tasks))
     try:
@@ -162,7 +162,7 @@ def _load(manager: TaskManager, name: str) -> TaskDict:
             raise EvaluationError(name, f"needs a package ({reason})", remedy) from exc
         if _is_about_data(exc):
             raise EvaluationError(
-                name, f"its data cannot be had ({reason})", _data_remedy()
+                name, f"its data cannot be loaded ({reason})", _data_remedy()
             ) from exc
         remedy = "mend its YAML file, or see the whole of it with DIFFXFER_DEBUG=1"
         raise EvaluationError(name, f"is a task that does not load ({reason})", remedy) from exc

@@ -1,4 +1,4 @@
-"""How much disk a chain takes at most, before it begins."""
+"""An estimate of the disk space that a chain needs, made before it begins."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """How large a model is.
+    """The size of a model.
 
     Attributes:
-        disk_bytes: of its shards and companions.
-        parameters: the elements of its tensors.
+        disk_bytes: the size of its shards and companions.
+        parameters: the number of elements of its tensors.
     """
 
     disk_bytes: int
@@ -31,7 +31,7 @@ class ModelSize:
 
 
 def model_size(checkpoint: Checkpoint) -> ModelSize:
-    """How large a model on disk is.
+    """Measure a model on disk.
 
     Args:
         checkpoint: the model.
@@ -45,16 +45,16 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
 def peak_disk_bytes(
     pending: Sequence[Step], steps: Sequence[Step], recipe: Recipe, sizes: Mapping[str, ModelSize]
 ) -> int:
-    """The disk that the steps to do take at most, beyond what is there.
+    """The maximum disk space that the pending steps need, beyond what is used now.
 
     Args:
-        pending: the steps to do.
-        steps: of the whole chain.
-        recipe: what stays.
-        sizes: of every model that the recipe names.
+        pending: the steps that are not done.
+        steps: all steps of the chain.
+        recipe: the recipe, which says what is kept.
+        sizes: the size of each model that the recipe names, by path.
 
     Returns:
-        Bytes. What a command of the user's own needs beside its output is not known.
+        Bytes. Temporary files of a custom training command are not included.
     """
     known = {Path(path): size for path, size in sizes.items()}
     for step in steps:
@@ -74,7 +74,7 @@ def peak_disk_bytes(
 
 
 def leftovers(step: Step) -> list[Path]:
-    """The hidden folders in which a step that was cut off left what it can continue from.
+    """The hidden folders from which an interrupted step can be resumed.
 
     Args:
         step: the step.
@@ -86,10 +86,10 @@ def leftovers(step: Step) -> list[Path]:
 
 
 def reusable_bytes(pending: Sequence[Step]) -> int:
-    """The disk that the steps to do hold already: what they will replace, or continue from.
+    """The disk space that the pending steps use already and will replace or reuse.
 
     Args:
-        pending: the steps to do.
+        pending: the steps that are not done.
     """
     folders = [path for step in pending for path in (*leftovers(step), step.out)]
     made = [path for path in folders if path is not None and path.is_dir()]
@@ -98,13 +98,13 @@ def reusable_bytes(pending: Sequence[Step]) -> int:
 
 
 def _output(step: Step, known: Mapping[Path, ModelSize]) -> ModelSize:
-    """The size of what a step makes: a graft's is its base's, any other's what it is made from."""
+    """The size of a step's result: that of the base for a graft, else that of the first input."""
     grafts = step.kind in (StepKind.GRAFT, StepKind.CHOOSE)
     return known[step.inputs[1] if grafts else step.inputs[0]]
 
 
 def _while_doing(step: Step, known: Mapping[Path, ModelSize], recipe: Recipe) -> int:
-    """What a step takes until it is done."""
+    """The disk space that a step needs while it runs."""
     if step.kind is StepKind.SCORE:
         return 0
     made, train = _output(step, known), recipe.train

@@ -1,6 +1,6 @@
-"""A chain as one page of HTML: its table and its curves, with nothing to fetch from anywhere.
+"""The report of a chain as a self-contained HTML page with tables and plots.
 
-The page is there to be shown to others: no folder of this machine is named in it.
+The page is meant to be shared, so it has no local paths.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _ABSOLUTE = re.compile(
     r"(?<![\w.:/…~}-])(?:~[\w.-]*)?(?:/[^\s/'\"<>,;:()]+)+/([^\s/'\"<>,;:()]+)/?"
 )
-"""An absolute path within a text, and its last name."""
+"""An absolute path in a text; the group is its last component."""
 
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #222; --soft: #5c5c5c; --line: #ddd; --ground: #fff;
@@ -122,12 +122,12 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
     """Write the page of a chain.
 
     Args:
-        report: what it came to.
-        path: the file to write, whole or not at all.
-        home: the folder of the recipe, within which paths are named as the recipe names them.
+        report: the result of the chain.
+        path: the file to write, atomically.
+        home: the folder of the recipe; paths in it are shown relative to it.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the file cannot be written.
     """
     import yaml
 
@@ -158,28 +158,28 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
 
 
 def escape(text: str) -> str:
-    """Text as a page may have it: neither markup, nor what turns or hides the text around it.
+    """Escape markup and control characters, such as those that change the text direction.
 
     Args:
-        text: any text; its lines stay.
+        text: any text; its line breaks are kept.
     """
     return "\n".join(html.escape(printable(line)) for line in text.split("\n"))
 
 
 def without_folders(text: str, run: Path, home: Path | None) -> str:
-    """The same without a folder of this machine: of paths elsewhere, the last name stays.
+    """Shorten local paths in a text.
 
     Args:
-        text: any text with paths in it.
-        run: the folder of the run; paths in it are relative to it.
-        home: the folder of the recipe, likewise.
+        text: any text with paths in it; a path outside of the two folders keeps its last component.
+        run: the folder of the run; paths in it become relative to it.
+        home: the folder of the recipe; paths in it become relative to it.
     """
     whole = Path(text)
     for folder in (run, home):
         if folder is not None and folder.is_absolute():
             text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
     if whole.is_absolute() and text == str(whole) and "\n" not in text:
-        return f"…/{whole.name}"  # also one with spaces in it
+        return f"…/{whole.name}"  # a path with spaces does not match the pattern
     for folder in (Path.home(), Path(gettempdir())):
         if len(folder.parts) > 1:
             text = text.replace(f"{folder}/", "…/")
@@ -187,7 +187,7 @@ def without_folders(text: str, run: Path, home: Path | None) -> str:
 
 
 def _map_texts(value: Any, change: Any) -> Any:
-    """The same with every text in it changed."""
+    """Apply a function to every string in a nested value."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -207,7 +207,7 @@ def _warnings(warnings: Iterator[str]) -> str:
 
 
 def _section(report: ChainReport, measure: MetricKey) -> str:
-    """The table of one measure."""
+    """The heading and table of one measure."""
     columns = report.columns()
     heads = "".join(f"<th>{escape(STAGE_NAMES[column])}</th>" for column in columns)
     lines = []
@@ -225,7 +225,7 @@ def _section(report: ChainReport, measure: MetricKey) -> str:
 
 
 def _caption(report: ChainReport, measure: MetricKey) -> str:
-    """Which way is better, and what stands behind ±."""
+    """The caption: whether higher is better, and the meaning of ±."""
     found = (each.row(column, measure) for each in report.rounds for column in report.columns())
     rows = [row for row in found if row is not None]
     said = []
@@ -246,7 +246,7 @@ def _cell(column: str, row: dict[str, Any] | None, best: float | None) -> str:
 
 
 def title_of(measure: MetricKey) -> str:
-    """A measure as a person would say it.
+    """The title of a measure.
 
     Args:
         measure: task, metric and filter.
@@ -256,7 +256,7 @@ def title_of(measure: MetricKey) -> str:
 
 
 def _drawn(figure: Figure, *, first: bool) -> list[str]:
-    """A figure below what its curves mean."""
+    """A figure below its legend."""
     entries = "".join(
         f'<li><i style="border-color:{colour}"{" class=dotted" if dotted else ""}></i>'
         f"{escape(name)}</li>"

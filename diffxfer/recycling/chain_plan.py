@@ -1,4 +1,4 @@
-"""The steps of a chain, planned before the first of them: pure, from the recipe alone."""
+"""The steps of a chain, planned from the recipe alone, without I/O."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 
 
 class StepKind(Enum):
-    """What a step does."""
+    """The kinds of step."""
 
     TUNE = "tune"
-    """Trains `inputs[0]`, with `inputs[1]` for a teacher if it is there."""
+    """Trains `inputs[0]`, with `inputs[1]` as the teacher if there is one."""
     EXTRACT = "extract"
     """Writes `inputs[0]` − `inputs[1]`."""
     CHOOSE = "choose"
-    """Scores grafts of `inputs[0]` on `inputs[1]` at each alpha; writes nothing that stays."""
+    """Scores grafts of `inputs[0]` on `inputs[1]` at each alpha; keeps no folder."""
     GRAFT = "graft"
     """Grafts `inputs[0]` on `inputs[1]`."""
     SCORE = "score"
-    """Scores all of `inputs`, which are `columns` of the table."""
+    """Scores all of `inputs`, whose stages are `columns`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step.
+    """One step of a chain.
 
     Attributes:
         round: 1 for the first base.
-        name: what it makes: ``"graft"``, ``"model"``, ``"direct"``, ``"diff"``, ``"alpha"`` or
+        name: its result: ``"graft"``, ``"model"``, ``"direct"``, ``"diff"``, ``"alpha"`` or
             ``"scores"``.
         kind: what it does.
-        inputs: the folders that it needs.
-        out: the folder that it makes, None for a step that leaves none.
-        columns: of `inputs`, for a step that scores: ``"base"``, ``"graft"``, ``"tuned"``,
-            ``"direct"``.
+        inputs: the folders that it reads.
+        out: the folder that it writes; None for a step that keeps none.
+        columns: for a step that scores, the stage of each input: ``"base"``, ``"graft"``,
+            ``"tuned"``, ``"direct"``.
     """
 
     round: int
@@ -54,21 +54,21 @@ class Step:
 
     @property
     def key(self) -> str:
-        """What names it in the state: its folder, relative to the run."""
+        """The name of the step in the state file: its folder, relative to the run."""
         return f"{round_name(self.round)}/{self.name}"
 
 
 def round_name(number: int) -> str:
-    """The folder of a round."""
+    """The name of the folder of a round."""
     return f"round-{number:02}"
 
 
 def plan_chain(recipe: Recipe, run: Path) -> tuple[Step, ...]:
-    """Every step of a chain, in order.
+    """Plan every step of a chain, in order.
 
     Args:
-        recipe: what to do.
-        run: the folder for all of it.
+        recipe: the recipe.
+        run: the folder of the run.
     """
     chain = _Planner(recipe, run)
     chain.plan_first_round()
@@ -78,7 +78,7 @@ def plan_chain(recipe: Recipe, run: Path) -> tuple[Step, ...]:
 
 
 class _Planner:
-    """A chain in the planning: its steps so far, and the models of the last round."""
+    """Collects the steps of a chain and remembers the models of the last round."""
 
     def __init__(self, recipe: Recipe, run: Path) -> None:
         self._recipe = recipe
@@ -89,18 +89,18 @@ class _Planner:
         self._diff = Path()
 
     def plan_first_round(self) -> None:
-        """Round 1: the first base with M*1."""
+        """Plan round 1: the first base and its fine-tuned model M*1."""
         base = Path(self._recipe.bases[0])
         if self._recipe.finetuned is not None:
             self._model = Path(self._recipe.finetuned)
         else:
             self._model = self._add(1, "model", StepKind.TUNE, base)
-        self._direct = self._model  # plain tuning of the first base is what M*1 is
+        self._direct = self._model  # M*1 is the first base, fine-tuned directly
         self._score(1, {"base": base, "tuned": self._model})
         self._next_diff(1)
 
     def plan_round(self, number: int) -> None:
-        """Round i: graft Δ on the next base, tune, score, and take the next Δ."""
+        """Plan round i: graft Δ on the next base, tune, score, and extract the next Δ."""
         recipe = self._recipe
         base = Path(recipe.bases[number - 1])
         if len(recipe.alphas) > 1:
@@ -123,7 +123,7 @@ class _Planner:
     def _next_diff(self, number: int) -> None:
         base = Path(self._recipe.bases[number - 1])
         source = self._direct if self._recipe.mode == "dir" else self._model
-        assert source is not None, "mode dir tunes every base but the last plainly"
+        assert source is not None, "mode dir fine-tunes every base but the last directly"
         self._diff = self._add(number, "diff", StepKind.EXTRACT, source, base)
 
     def _score(self, number: int, models: dict[str, Path]) -> None:
@@ -149,15 +149,15 @@ class _Planner:
 
 
 def removable_folders(steps: Sequence[Step], done: Iterable[str], keep: str) -> list[Path]:
-    """The folders that nothing needs any more, and that are not to be kept.
+    """The folders that no step needs any more and that the recipe does not keep.
 
     Args:
-        steps: of the whole chain.
-        done: the keys of those that are done.
-        keep: what stays: ``"all"``, ``"models"`` or ``"last"``.
+        steps: all steps of the chain.
+        done: the keys of the steps that are done.
+        keep: which folders to keep: ``"all"``, ``"models"`` or ``"last"``.
     """
     finished = set(done)
-    # Without training, the grafts are the models.
+    # In a round without training, the graft is the model.
     trained = {step.round for step in steps if step.name == "model"}
     last = max(step.round for step in steps)
     found = []

@@ -1,4 +1,4 @@
-"""What a chain came to, round by round."""
+"""The result of a chain, round by round."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from diffxfer.recycling.recipe import Recipe
 
 STAGES = ("base", "graft", "tuned", "direct")
-"""What a round may score: the base alone, the graft, the tuned graft, the base tuned plainly.
+"""The models that a round may score: base, graft, tuned graft, and directly fine-tuned base.
 
-The table of Lin et al. 2025 (table 6) has these; in round 1 the tuned model is M*1.
+These are the columns of table 6 in Lin et al. 2025; in round 1, the tuned model is M*1.
 """
 
 _GRAFTED = ("graft", "tuned")
@@ -32,10 +32,10 @@ class Round:
 
     Attributes:
         number: 1 for the first base.
-        base: the base's name.
+        base: the name of the base.
         alpha: the scale of the graft; None in round 1.
-        scores: by column, one row for each measure: see `diffxfer.Row`, whose fields they have.
-        losses: by what was trained, ``"model"`` or ``"direct"``, the step and loss of each step.
+        scores: by stage, one row for each measure, with the fields of `diffxfer.Row`.
+        losses: by trained model, ``"model"`` or ``"direct"``, the number and loss of each step.
     """
 
     number: int
@@ -45,11 +45,11 @@ class Round:
     losses: dict[str, list[dict[str, float]]]
 
     def row(self, column: str, measure: MetricKey) -> dict[str, Any] | None:
-        """One score, None if that was not scored.
+        """A score; None if the model was not scored.
 
         Args:
             column: one of `STAGES`.
-            measure: which task, metric and filter.
+            measure: the task, metric and filter.
         """
         for row in self.scores.get(column, ()):
             if (row["task"], row["metric"], row["filter"]) == measure:
@@ -57,10 +57,10 @@ class Round:
         return None
 
     def best(self, measure: MetricKey) -> float | None:
-        """The value that no other column beats; None where that means nothing.
+        """The best value of the round; None if there is nothing to compare.
 
         Args:
-            measure: which task, metric and filter.
+            measure: the task, metric and filter.
         """
         found = (self.row(column, measure) for column in self.scores)
         rows = [row for row in found if row is not None and row["value"] is not None]
@@ -71,7 +71,7 @@ class Round:
 
 
 def format_value(row: dict[str, Any]) -> str:
-    """A score as text; that of a model that diverged is no number, which JSON does not have.
+    """Format a score; a score that is not finite is None, as JSON has no NaN.
 
     Args:
         row: one of `Round.scores`.
@@ -81,16 +81,16 @@ def format_value(row: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """What a chain came to.
+    """The result of a chain.
 
     Attributes:
-        run: its folder.
-        rounds: in order.
-        measures: what was scored, those that were asked for.
-        recipe: what it says beside defaults, as values that JSON has.
-        warnings: of all steps, one line each.
-        steps_done: how many steps were done now; 0 if all of them were done already.
-        elapsed_s: seconds from the call to the result.
+        run: the folder of the run.
+        rounds: the rounds, in order.
+        measures: the task, metric and filter of each requested score.
+        recipe: the keys of the recipe that differ from their defaults, as JSON values.
+        warnings: the warnings of all steps, one line each.
+        steps_done: the number of steps run by this call; 0 if all steps were done before.
+        elapsed_s: the duration of the call in seconds.
     """
 
     run: Path
@@ -102,20 +102,19 @@ class ChainReport:
     elapsed_s: float
 
     def columns(self) -> list[str]:
-        """The columns that some round has."""
+        """The stages that at least one round has."""
         return [column for column in STAGES if any(column in each.scores for each in self.rounds)]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has, and all scores as flat rows, as an evaluation's."""
+        """The report as JSON values, with all scores as flat rows, as in an evaluation."""
         return {"rows": self.rows(), **asdict(self), "run": str(self.run)}
 
     def rows(self) -> list[dict[str, Any]]:
         """Every score of every round.
 
         Returns:
-            A row for each round, stage (see `STAGES`), task, metric and filter. `alpha` is the
-            scale of the graft, also of one that was tuned further; None for a model that none is
-            in.
+            One row for each round, stage (see `STAGES`), task, metric and filter. `alpha` is the
+            scale of the graft or tuned graft; None for models without a graft.
         """
         return [
             {
@@ -134,14 +133,14 @@ class ChainReport:
 def make_report(
     recipe: Recipe, run: Path, done: Mapping[str, Any], steps_done: int, elapsed_s: float
 ) -> ChainReport:
-    """Put together what the steps of a chain found.
+    """Make the report of a chain from the results of its steps.
 
     Args:
-        recipe: what was done.
-        run: where.
-        done: what each step found, by its key.
-        steps_done: how many steps were done now.
-        elapsed_s: seconds that it took.
+        recipe: the recipe.
+        run: the folder of the run.
+        done: the result of each step, by key.
+        steps_done: the number of steps run by this call.
+        elapsed_s: the duration of the call in seconds.
     """
     rounds = []
     measures: dict[MetricKey, None] = {}

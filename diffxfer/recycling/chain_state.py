@@ -1,4 +1,4 @@
-"""What of a chain is done: `state.json` in the run's folder, whole after any kill."""
+"""The progress of a chain: `state.json` in the folder of the run, written atomically."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _ANY_ROUND = 1 << 32
 
 
 class ChainState:
-    """The steps that are done, with what they found; use it as a context manager.
+    """The steps that are done and their results; a context manager that locks the folder.
 
     Args:
-        run: the run's folder, which is made.
-        recipe: as values that JSON has.
-        inputs: what tells one state of each input from another, by its path.
-        from_round: this round and all later ones are to be done again, so that what the recipe says
-            of them may have changed; None to go on.
+        run: the folder of the run, which is created if necessary.
+        recipe: the recipe as JSON values.
+        inputs: the fingerprint of each input, by path.
+        from_round: the first round to repeat. The recipe may have changed for this round and later
+            ones. None to continue.
 
     Attributes:
-        done: what each step found, by its key.
-        mixed: whether rounds that are not done again were done by another recipe.
+        done: the result of each step, by key.
+        mixed_recipes: whether the rounds that are kept were run with a different recipe.
 
     Raises:
         OutputError: if the folder cannot be used, or another run is using it.
-        RecipeError: if it was begun by another recipe, or with other inputs.
+        RecipeError: if the run began with a different recipe or different inputs.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ChainState:
         self.close()
 
     def close(self) -> None:
-        """Let another run use the folder."""
+        """Unlock the folder."""
         fd, self._lock_fd = self._lock_fd, -1
         if fd >= 0:
             os.close(fd)
@@ -82,7 +82,7 @@ class ChainState:
             partial = self._path.with_suffix(".partial")
             others = (path for path in self._run.iterdir() if path != partial)
             if not self._path.exists() and any(others):
-                problem = f"is not empty, and has no {STATE_NAME} of a run"
+                problem = f"is not empty, and has no {STATE_NAME}"
                 raise OutputExistsError(self._run, problem, "choose another -o")
             self._lock_fd = lock_folder(self._run)
         except BlockingIOError as exc:
@@ -96,10 +96,10 @@ class ChainState:
             return
         known = read_object(self._path)
         if known.get("format") != FORMAT:
-            problem = f"has format {known.get('format')!r}, and this diffxfer reads {FORMAT}"
+            problem = f"has format {known.get('format')!r}, but this version reads {FORMAT}"
             raise RecipeError(self._path, problem, "choose another -o")
         self.done = dict(known.get("done", {}))
-        # A key that is newer than the run was not said, so it had its default.
+        # A key that was introduced after the run began had its default value.
         begun = with_defaults(known.get("recipe", {}))
         for key, was, now in _differences(begun, self._recipe):
             first = _first_round(key)
@@ -115,28 +115,28 @@ class ChainState:
             if from_round is not None and from_round <= first:
                 self.mixed_recipes |= not (keys and all(key.startswith("bases.") for key in keys))
                 continue
-            raise RecipeError(path, "changed since this run was begun", _remedy(first))
+            raise RecipeError(path, "changed since this run began", _remedy(first))
 
     def forget(self, keys: set[str]) -> None:
-        """Take steps for not done."""
+        """Remove steps from those that are done, by key."""
         self.done = {key: found for key, found in self.done.items() if key not in keys}
 
     def record(self, key: str, found: Any) -> None:
-        """Note that a step is done.
+        """Record that a step is done, and save the state.
 
         Args:
-            key: the step's.
-            found: what later steps or the report need of it, as values that JSON has.
+            key: the key of the step.
+            found: its result, as JSON values.
 
         Raises:
             OutputError: if it cannot be written.
         """
-        # As a later run reads it: with lists for tuples.
+        # The same values that a later run reads: tuples become lists.
         self.done[key] = json.loads(json.dumps(found))
         self.save()
 
     def save(self) -> None:
-        """Write it, whole or not at all, durably.
+        """Write the state file atomically and durably.
 
         Raises:
             OutputError: if it cannot be written.
@@ -155,11 +155,11 @@ class ChainState:
 
 def _remedy(first: int) -> str:
     again = f"--from-round {first}" if first < _ANY_ROUND else "--from-round"
-    return f"put it back, choose another -o, or give {again} to do rounds again"
+    return f"restore it, choose another -o, or give {again} to repeat rounds"
 
 
 def _first_round(key: str) -> int:
-    """The first round that a key of a recipe shapes; a large number if that is left to a person."""
+    """The first round that a recipe key affects; a large number if only the user can know."""
     name, _, rest = key.partition(".")
     if name == "bases" and rest.isdigit():
         return int(rest) + 1
@@ -167,12 +167,12 @@ def _first_round(key: str) -> int:
 
 
 def _keys_of(path: str, recipe: Mapping[str, Any]) -> list[str]:
-    """The keys of a recipe that name an input; none do for a file among a command's words."""
+    """The recipe keys whose value is this path; none for a file that a command names."""
     return [key for key, value in _leaves(recipe) if value == path]
 
 
 def _leaves(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping or list, with its key."""
+    """Every value that is neither a mapping nor a list, with its dotted key."""
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in pairs:
@@ -182,7 +182,7 @@ def _leaves(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The keys in which two recipes differ, and what they are in each."""
+    """The keys in which two recipes differ, with both values as JSON."""
     old, new = dict(_leaves(was)), dict(_leaves(now))
     for key in dict.fromkeys((*old, *new)):
         if (key in old, old.get(key)) != (key in new, new.get(key)):

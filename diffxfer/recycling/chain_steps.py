@@ -1,4 +1,4 @@
-"""Doing one step of a chain."""
+"""Running one step of a chain."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What steps have in common.
+    """The recipe, the folders and the callbacks that all steps share.
 
     Attributes:
-        recipe: what to do.
+        recipe: the recipe.
         run: the folder of the run.
         home: the folder of the recipe.
-        tell: called with a line on what is done.
-        training: called with the steps done, the steps in all and the last step's loss.
-        moved: called with the bytes done and the bytes in all.
-        answered: called with a model, its requests answered and its requests in all.
-        stage: called with a few words on each step.
+        tell: called with a line about the current work.
+        training: called with the number of training steps done, the total, and the last loss.
+        moved: called with the bytes done and the total.
+        answered: called with a model, its requests answered and the total.
+        stage: called with a short description when a step begins.
     """
 
     recipe: Recipe
@@ -50,18 +50,18 @@ class StepContext:
     stage: Callable[[str], None] | None = None
 
     def tell_about_scoring(self, line: str) -> None:
-        """A line on scoring, with the folders of the run as it has them."""
+        """Report a line about scoring, with folders relative to the run."""
         self.tell(line.replace(f"{self.run}/", ""))
 
 
 def check_evaluation(recipe: Recipe) -> None:
-    """Find the tasks and what runs the models, so that a slip is not met after hours of training.
+    """Check the eval part of a recipe before hours of training depend on it.
 
     Args:
-        recipe: what to do.
+        recipe: a recipe with an eval part.
 
     Raises:
-        DiffxferError: if a task is unknown or its data cannot be had, or an option is wrong.
+        DiffxferError: if an option is invalid, a task is unknown, or its data cannot be loaded.
     """
     from diffxfer.evaluation.harness import check_backend, check_device
     from diffxfer.evaluation.lm_eval_tasks import check_task_files, find_tasks
@@ -77,16 +77,16 @@ def check_evaluation(recipe: Recipe) -> None:
 
 
 def check_bases(recipe: Recipe, run: Path) -> None:
-    """See that every base takes what was made from the one before, without hours of training.
+    """Check, by a dry run of each graft, that the bases are compatible with one another.
 
-    A model that is tuned has its base's tensors and tokens, so that the base stands for it.
+    A tuned model has the tensors and tokens of its base, so the base can represent it here.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe.
         run: the folder of the run.
 
     Raises:
-        DiffxferError: if tensors or tokens do not fit, or two models are unrelated.
+        DiffxferError: if tensors or tokens do not match, or two models are unrelated.
     """
     finetuned = recipe.finetuned
     for before, base in pairwise(recipe.bases):
@@ -110,26 +110,26 @@ def check_bases(recipe: Recipe, run: Path) -> None:
 
 
 def run_step(step: Step, context: StepContext, done: Mapping[str, Any]) -> Any:
-    """Do one step.
+    """Run one step.
 
     Args:
-        step: which.
-        context: what to do it with.
-        done: what earlier steps found, by their keys.
+        step: the step.
+        context: the recipe, folders and callbacks.
+        done: the results of earlier steps, by key.
 
     Returns:
-        What later steps or the report need of it, as values that JSON has.
+        What later steps and the report need to know, as JSON values.
 
     Raises:
-        DiffxferError: if it cannot be done; nothing is at `step.out` then.
+        DiffxferError: if the step fails; then there is nothing at `step.out`.
     """
     if step.out is not None and step.kind is not StepKind.SCORE:
-        # Made just before a kill, and not noted; or made before, and to be made again.
+        # Written just before the run was killed and not recorded, or to be written again.
         shutil.rmtree(step.out, ignore_errors=True)
     try:
         return _do(step, context, done, restart=False)
     except UnfinishedError:
-        # Begun by another version, or with files of other dates: nobody else works in this folder.
+        # The state is of another version, or input files have new dates. Only chains write here.
         return _do(step, context, done, restart=True)
 
 
@@ -194,7 +194,7 @@ def _tune(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
 
 
 def _tune_options(train: TrainSection, *, distilled: bool) -> dict[str, Any]:
-    """The recipe's part as `tune` takes it; without a teacher, nothing of distillation."""
+    """The train part as keyword arguments of `tune`; those of distillation need a teacher."""
     given = train.model_dump(exclude={"data", "teacher", "command"})
     for name, default in DISTILLATION_DEFAULTS.items():
         value = given.pop(name)
@@ -204,7 +204,7 @@ def _tune_options(train: TrainSection, *, distilled: bool) -> dict[str, Any]:
 
 
 def _choose(step: Step, context: StepContext) -> dict[str, Any]:
-    """The alpha whose graft scores best on the first task."""
+    """Choose the alpha whose graft scores best on the first task."""
     scoring = context.recipe.eval
     assert scoring is not None
     diff, base = step.inputs
@@ -219,7 +219,7 @@ def _choose(step: Step, context: StepContext) -> dict[str, Any]:
         **_evaluation_options(scoring, tasks=scoring.tasks[:1]),
     )
     if evaluation.best is None:
-        problem = f"gives {base} no score to choose alpha by"
+        problem = f"yields no score of {base} to choose alpha by"
         raise EvaluationError(
             scoring.tasks[0], problem, "put another task first, or give one alpha"
         )
@@ -239,7 +239,7 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
     columns = dict(zip(step.columns, step.inputs, strict=True))
     evaluation = evaluate(
         list(dict.fromkeys(columns.values())),
-        # What is recovered is a share of what direct tuning gains over the base.
+        # The recovered share is relative to the gain of direct fine-tuning over the base.
         finetuned=columns.get("direct") if "base" in columns else None,
         output=step.out,
         progress=context.tell_about_scoring,
@@ -249,7 +249,7 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
     )
     known = evaluation.as_json()
     first = step.columns[0]
-    # One folder may be two columns: a base that is its own fine-tuned model.
+    # One folder may have two stages: a base that is its own fine-tuned model.
     rows = [
         {**row, "model": column, "baseline": first}
         for column, folder in columns.items()

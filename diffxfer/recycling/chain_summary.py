@@ -1,4 +1,4 @@
-"""What came out of a chain, in plain sentences that claim no more than was scored."""
+"""A summary of a chain in sentences that claim no more than the scores support."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     from diffxfer.recycling.chain_report import ChainReport, Round
 
 _SIGNIFICANCE = 0.05
-"""Below this p-value a difference is not taken for chance."""
+"""A difference with a smaller p-value is considered significant."""
 _LOST = "Not recovered"
 _BETTER = "Better than the base"
 _MADE = {"graft": "the graft", "tuned": "the graft that was tuned further"}
 _NO_SCORES = (
-    "Nothing was scored, since the recipe has no eval part: whether the fine-tuning carried over is"
-    " not known."
+    "Nothing was scored, since the recipe has no eval part: it is not known whether the fine-tuning"
+    " carried over."
 )
 
 
 def summarize(report: ChainReport) -> list[str]:
-    """What the last round's graft is worth, beside the models that were scored with it.
+    """Compare the graft of the last round with the other models that were scored.
 
     Args:
-        report: what a chain came to.
+        report: the result of the chain.
 
     Returns:
-        One line for each measure and each model made; the first one, a whole sentence, is on the
-        graft and the measure that was asked for first.
+        One line for each measure and each graft or tuned graft; the first line is about the first
+        requested measure.
     """
     last = report.rounds[-1]
     found = [
@@ -52,7 +52,7 @@ def _first_line(last: Round, stage: str, measure: MetricKey) -> str:
 
 def _further_line(last: Round, stage: str, measure: MetricKey) -> str:
     outcome, figures = _outcome(last, stage, measure)
-    # What other tasks measure need not be what fine-tuning taught.
+    # Fine-tuning need not have taught what other tasks measure.
     outcome = "No better than the base" if outcome == _LOST else outcome
     return f"{outcome} on {_named(measure)}: {_MADE[stage]} {figures}."
 
@@ -63,7 +63,7 @@ def _named(measure: MetricKey) -> str:
 
 
 def _outcome(last: Round, stage: str, measure: MetricKey) -> tuple[str, str]:
-    """In a word what a model that was made is worth, and its score beside those of others."""
+    """The outcome for a model, and its score beside those of the other models."""
     row, base, direct = (last.row(column, measure) for column in (stage, "base", "direct"))
     assert row is not None
     scores = f"scores {format_value(row)}"
@@ -80,11 +80,13 @@ def _outcome(last: Round, stage: str, measure: MetricKey) -> tuple[str, str]:
 def _compare(
     row: dict[str, Any], base: dict[str, Any], direct: dict[str, Any] | None
 ) -> tuple[str, str]:
-    """In a word whether it helped, and by how much."""
+    """The outcome against the base, and the difference."""
     better = row["higher_is_better"]
     if better is None or None in (row["value"], base["value"]):
         return "Not known whether it helped", (
-            "lm-eval does not say which way is better" if better is None else "one is no number"
+            "lm-eval does not say whether higher is better"
+            if better is None
+            else "a score is not a number"
         )
     gain = _gain(row, base)
     p_value = row.get("p_value") if row.get("baseline") == "base" else None
@@ -98,14 +100,14 @@ def _compare(
 
 
 def _gain(row: dict[str, Any], base: dict[str, Any]) -> float:
-    """By how much a model is better than the base."""
+    """The gain over the base, positive if the model is better."""
     return float(row["value"] - base["value"]) * (1 if row["higher_is_better"] else -1)
 
 
 def _share(
     row: dict[str, Any], base: dict[str, Any], direct: dict[str, Any] | None, gain: str
 ) -> tuple[str, str]:
-    """How much of what plain tuning gains a better model recovers."""
+    """The recovered share of the gain of direct fine-tuning, for a model better than the base."""
     if direct is None:
         return _BETTER, (
             f"{gain}; the share of plain tuning's gain is not known, since controls has no direct"

@@ -1,11 +1,12 @@
-"""The loss that learns from rows and from a teacher, the outdated fine-tuned model, at once.
+"""The loss for learning from rows and from a teacher, the outdated fine-tuned model, at once.
 
     L = (1 − w)·CE + w·T²·KL(softmax(teacher/T) ‖ softmax(student/T)) + b·½·MSE(hidden states)
 
 from Qin et al. 2023 (arXiv 2305.08702). All three terms are means over the predicted tokens: the
 KL divergence is summed over the vocabulary and averaged over tokens ("batchmean"), where the
-paper's code averages over the logits too ("mean"), which makes it smaller by the vocabulary's
-size. The mean square is over hidden dimensions and layers as well, the embedding's output included.
+paper's code also averages over the logits ("mean"), which divides it by the size of the
+vocabulary. The mean square is also taken over hidden dimensions and layers, including the output of
+the embedding.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
-"""The label of a token that is not to be predicted."""
+"""The label of a token that is not predicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How the terms are weighed.
+    """The weights of the terms.
 
     Attributes:
         distill: w, between 0 and 1.
         temperature: T, above 0.
-        hidden: b, 0 to leave the hidden states alone.
+        hidden: b, 0 to ignore the hidden states.
     """
 
     distill: float
@@ -40,19 +41,19 @@ class Weights:
     hidden: float
 
     def total(self, terms: Terms) -> Tensor:
-        """L, of the means or the sums of the terms; a scalar."""
+        """L, a scalar, from the means or the sums of the terms."""
         total = (1 - self.distill) * terms.ce + self.distill * self.temperature**2 * terms.kl
         return total if terms.hidden is None else total + self.hidden * 0.5 * terms.hidden
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The terms of the loss, scalars in float32, summed over predicted tokens.
+    """The terms of the loss, summed over the predicted tokens; scalars in float32.
 
     Attributes:
-        ce: cross entropy with the labels, in nats.
+        ce: the cross entropy with the labels, in nats.
         kl: KL(teacher ‖ student) at the temperature, in nats.
-        hidden: mean square difference of the hidden states; None where they take no part.
+        hidden: the mean square difference of the hidden states; None if it is not used.
     """
 
     ce: Tensor
@@ -67,14 +68,14 @@ def distillation_terms(
     temperature: float,
     hidden: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
 ) -> Terms:
-    """Sum each term over the tokens that are to be predicted.
+    """Sum each term over the predicted tokens.
 
     Args:
         student: logits of shape `(batch, length, vocabulary)`.
-        teacher: likewise.
-        labels: shape `(batch, length)`, `IGNORED` where nothing is predicted; the logits at one
-            place predict the label at the next.
-        temperature: what both logits are divided by for the divergence.
+        teacher: logits of the same shape.
+        labels: shape `(batch, length)`, `IGNORED` for tokens that are not predicted; the logits at
+            one position predict the label at the next.
+        temperature: the divisor of both logits in the divergence.
         hidden: the student's and the teacher's hidden states, each of shape
             `(batch, length, width)`.
 
@@ -82,7 +83,7 @@ def distillation_terms(
         The sums.
     """
     wanted = labels[:, 1:] != IGNORED
-    # Only these rows are made float32: the logits of a large vocabulary are most of the memory.
+    # Only these rows become float32, as the logits of a large vocabulary dominate the memory.
     ours, theirs = student[:, :-1][wanted].float(), teacher[:, :-1][wanted].float()
     ce = functional.cross_entropy(ours, labels[:, 1:][wanted], reduction="sum")
     kl = functional.kl_div(

@@ -1,6 +1,6 @@
-"""What one of several processes does for all of them, such as looking at the disk and writing.
+"""Work that the first of several training processes does for all of them.
 
-Imports accelerate: only what trains imports it.
+The module imports accelerate; only code that trains may import it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ T = TypeVar("T")
 
 
 def run_in_first_process(config: SFTConfig, action: Callable[[], T]) -> T:
-    """Do something in the first process, while the others wait for what comes of it.
+    """Run a function in the first process and return its result in every process.
 
-    Without being told that it failed, they would wait for the first process where it no longer is,
-    and bury its one line below tracebacks of their own.
+    If it fails, the other processes fail too. Otherwise they would wait for the first process in
+    the next collective operation, and their tracebacks would hide its one-line error.
 
     Args:
         config: the Trainer's settings, which know the processes.
-        action: what to do; other processes get what it returns as a copy, by pickle.
+        action: the function; the other processes receive its result as a pickled copy.
 
     Returns:
-        What it returned, in every process.
+        The result of the function.
 
     Raises:
-        DiffxferError: what it raised; in the other processes a `TrainingError` of the same text.
+        DiffxferError: the error of the function; in the other processes, a `TrainingError` with
+            the same text.
     """
     refusal: DiffxferError | None = None
     told: list[Any] = [None, None]
@@ -47,6 +48,6 @@ def run_in_first_process(config: SFTConfig, action: Callable[[], T]) -> T:
     if refusal is not None:
         raise refusal
     if told[1] is not None:
-        raise TrainingError("", f"the first process refused: {told[1]}")
+        raise TrainingError("", f"the first process failed: {told[1]}")
     result: T = told[0]
     return result

@@ -1,4 +1,4 @@
-"""Telling whether the inputs of a chain are those that it was begun with."""
+"""Fingerprints by which a chain detects that one of its inputs changed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TASK_FILES = (".py", ".yaml", ".yml")
 
 
 def sampled_fingerprint(checkpoint: Checkpoint) -> str:
-    """Tells one state of a model from another, whatever its dates.
+    """A hash of a model's headers, companions and blocks sampled from each shard.
 
-    By headers, companions, and blocks spread over each shard: training changes nearly every
-    element, and to read all of a large model takes minutes.
+    Sampling suffices, because training changes nearly every element; reading a large model
+    completely would take minutes. File dates have no effect.
 
     Args:
         checkpoint: the model.
@@ -37,7 +37,7 @@ def sampled_fingerprint(checkpoint: Checkpoint) -> str:
         An xxh3-128, in hexadecimal.
 
     Raises:
-        CheckpointError: if it cannot be read.
+        CheckpointError: if a file cannot be read.
     """
     digest = xxhash.xxh3_128()
     for shard in checkpoint.weights.shards:
@@ -56,25 +56,25 @@ def sampled_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def file_fingerprints(recipe: Recipe, home: Path, run: Path) -> dict[str, str]:
-    """What tells one state from another, of everything else that a recipe names, by its path.
+    """Hash the other files that a recipe names, by path.
 
-    Those are the rows to train on, where they are in a file; the files that a command's words name,
-    such as its script; and the YAML files and code in the folder of tasks.
+    These are the file of training rows, the files among the arguments of a training command, such
+    as its script, and the YAML and Python files in the folder of tasks.
 
     Args:
-        recipe: what is to be done.
-        home: the folder that a command is run in.
-        run: the folder of the run, which may lie in that of the tasks, and is no part of it.
+        recipe: the recipe.
+        home: the working directory of the training command.
+        run: the folder of the run; if it is inside the folder of tasks, it is skipped.
 
     Raises:
-        OSError: if they cannot be read.
+        OSError: if a file cannot be read.
     """
     train, scored = recipe.train, recipe.eval
     named: set[Path] = set()
     if train is not None and train.data is not None:
         named.add(Path(train.data))
     if train is not None and train.command is not None:
-        # Not the program: another Python is no other recipe.
+        # The program itself is skipped: another Python does not make another recipe.
         named |= {home / word for word in shlex.split(train.command)[1:]}
     found = {str(path): _digest([path]) for path in sorted(named) if _is_file(path)}
     if scored is not None and scored.include_path is not None:
@@ -86,7 +86,7 @@ def file_fingerprints(recipe: Recipe, home: Path, run: Path) -> dict[str, str]:
 
 
 def _is_file(path: Path) -> bool:
-    # `Path.is_file` fails at an argument that is too long for a name.
+    # `Path.is_file` raises an error if an argument is too long for a file name.
     return os.path.isfile(path)  # noqa: PTH113
 
 

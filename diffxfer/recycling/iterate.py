@@ -1,4 +1,4 @@
-"""Chains of rounds: recycle, tune further, and again as new bases appear."""
+"""Chains of rounds: graft a diff vector on each new base, tune, score, and extract the next one."""
 
 from __future__ import annotations
 
@@ -60,28 +60,27 @@ def iterate(
     stage: Callable[[str], None] | None = None,
     opened: Callable[[Path], None] | None = None,
 ) -> ChainReport:
-    """Follow a recipe: graft on each new base, tune, score, and take the next diff vector.
+    """Run a recipe: graft on each new base, tune, score, and extract the next diff vector.
 
-    A second call with the same recipe continues after the last finished step, and does nothing
-    where all is done. See Lin et al. 2025, section 6, and Qin et al. 2023.
+    A second call with the same recipe continues after the last finished step; if every step is
+    done, it does nothing. See Lin et al. 2025, section 6, and Qin et al. 2023.
 
     Args:
         recipe: a YAML file.
-        run: the folder of rounds, state and report; it is made, or continued.
-        from_round: do this round and all later ones again, by the recipe as it is now.
-        progress: called with a line on what is done next.
-        moved: called with the bytes done and the bytes in all of a download, an extraction or a
-            graft.
-        training: called with the steps done, the steps in all and the last step's loss.
-        answered: called with the model that is scored, its requests answered and in all.
-        stage: called with a few words on each step when it begins, such as ``"round 2/3, tuning"``.
-        opened: called with `run`, once it may be written to.
+        run: the folder of rounds, state and report; an existing run is continued.
+        from_round: repeat this round and all later ones with the current recipe.
+        progress: called with a line about the next work.
+        moved: called with the bytes done and the total of a download, an extraction or a graft.
+        training: called with the number of training steps done, the total, and the last loss.
+        answered: called with the model being scored, its requests answered and the total.
+        stage: called when a step begins, with a short text such as ``"round 2/3, tuning"``.
+        opened: called with `run` when the folder can be written to.
 
     Returns:
-        What each round scored.
+        The scores of each round.
 
     Raises:
-        DiffxferError: for every known failure; what is done stays done.
+        DiffxferError: for every known failure; finished steps are kept.
 
     Example:
         >>> iterate("chain.yaml", "run")  # doctest: +SKIP
@@ -113,7 +112,7 @@ def iterate(
 def _make_report(
     context: StepContext, state: ChainState, steps_done: int, began: float
 ) -> ChainReport:
-    """What it came to, also as a page if there is none of it."""
+    """Make the report, and write its page if anything changed or the page is missing."""
     elapsed_s = time.perf_counter() - began
     report = make_report(context.recipe, context.run, state.done, steps_done, elapsed_s)
     page = context.run / REPORT_NAME
@@ -126,12 +125,12 @@ def _make_report(
 
 def _check_round(plan: Recipe, from_round: int | None) -> None:
     if from_round is not None and not 1 <= from_round <= len(plan.bases):
-        problem = f"{from_round} is no round of this recipe"
+        problem = f"{from_round} is not a round of this recipe"
         raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
 
 
 def _open_models(path: Path, from_round: int | None) -> tuple[dict[str, Checkpoint], Recipe]:
-    """The models of a recipe, checked before anything is done; the recipe with their folders."""
+    """Check and open the models of a recipe; also return the recipe with their folders."""
     plan = read_recipe(path)
     _check_round(plan, from_round)
     if plan.train is not None and plan.train.command is None:
@@ -158,36 +157,38 @@ def _download(
     tell: Callable[[str], None],
     moved: Callable[[int, int], None] | None,
 ) -> None:
-    """Download what is on the Hub alone."""
+    """Download the shards that are not on this machine."""
     shards = [shard for checkpoint in opened.values() for shard in checkpoint.weights.shards]
     for repo in sorted({file.repo for file in missing_files(shards)}):
-        tell(f"{repo} is taken from the Hub")
+        tell(f"downloading {repo} from the Hub")
     fetch_shards(shards, moved)
 
 
 def _refuse_overwritten_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
-    """Refuse what a step would overwrite, or remove when nothing needs it any more."""
+    """Refuse an input that a step would overwrite or remove later."""
     made = {Path(os.path.realpath(step.out)) for step in steps if step.out is not None}
     for path in inputs:
         real = Path(os.path.realpath(path))
         if not made.isdisjoint((real, *real.parents)):
-            problem = "is both an input and a folder that this run makes"
+            problem = "is an input, and also a folder that this run writes"
             raise OptionError(path, problem, "choose another -o")
 
 
 def _select_pending(steps: Sequence[Step], state: ChainState, from_round: int | None) -> list[Step]:
-    """The steps to do; what the state knew of them is forgotten."""
+    """Select the steps to run, and remove them from the state."""
     if from_round is not None:
         again = [step for step in steps if step.round >= from_round]
-        # What another recipe planned besides is not this one's.
+        # Steps of an earlier recipe that this one does not have are removed, too.
         planned = {step.key for step in steps}
         state.forget({step.key for step in again} | (state.done.keys() - planned))
     pending = _pending(steps, state.done)
     first = min((step.round for step in pending), default=from_round or 1)
     if from_round is not None and state.mixed_recipes and first < from_round:
         folder = next(step.key for step in pending if step.round == first)
-        problem = f"{folder} is gone, which round {from_round} needs, and the recipe changed"
-        raise OptionError("--from-round", problem, f"give {first}, to do all of it by the new one")
+        problem = f"round {from_round} needs {folder}, which is missing, and the recipe changed"
+        raise OptionError(
+            "--from-round", problem, f"give {first} to repeat every round with the new recipe"
+        )
     state.forget({step.key for step in pending})
     return pending
 
@@ -198,7 +199,7 @@ def _check_feasible(
     context: StepContext,
     opened: Mapping[str, Checkpoint],
 ) -> None:
-    """Refuse, before anything is done, what could not be done to the end."""
+    """Check, before the first step runs, that every step can be completed."""
     check_bases(context.recipe, context.run)
     if any(step.kind in (StepKind.SCORE, StepKind.CHOOSE) for step in pending):
         check_evaluation(context.recipe)
@@ -208,14 +209,14 @@ def _check_feasible(
 
 
 def _discard_rounds(steps: Sequence[Step], from_round: int | None) -> None:
-    """Remove what a run that was killed left of rounds that are to be done again."""
+    """Remove what an interrupted run left of the rounds that are repeated."""
     for step in steps:
         if from_round is not None and step.round >= from_round:
             _discard_leftovers(step)
 
 
 def _discard_leftovers(step: Step) -> None:
-    """Remove what a run that was killed left of a step, which is not to be continued."""
+    """Remove what an interrupted run left of a step, so that the step is not resumed."""
     if step.out is None or step.kind is StepKind.SCORE:
         return
     for left in leftovers(step):
@@ -223,7 +224,7 @@ def _discard_leftovers(step: Step) -> None:
 
 
 def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
-    """The steps to do: those that are not done, and those whose folders they need and are gone."""
+    """The steps that are not done, and those whose missing output is needed by one of them."""
     makers = {step.out: step for step in steps if step.out is not None}
     wanted = {step.key for step in steps if step.key not in done}
     waiting = [step for step in steps if step.key in wanted]
@@ -239,7 +240,9 @@ def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
 def _run_steps(
     pending: Sequence[Step], steps: Sequence[Step], context: StepContext, state: ChainState
 ) -> None:
-    _remove_unneeded(pending, steps, context)  # a kill may have come before the last run did
+    _remove_unneeded(
+        pending, steps, context
+    )  # the last run may have been killed before it did this
     made: set[Path | None] = set()
     for number, step in enumerate(pending, 1):
         what = f"{_STEP_PHRASES[step.kind]} {_describe_inputs(step, context.run)}"
@@ -249,21 +252,21 @@ def _run_steps(
                 f"round {step.round}/{len(context.recipe.bases)}, {_STEP_NAMES[step.kind]}"
             )
         if not made.isdisjoint(step.inputs):
-            _discard_leftovers(step)  # it was begun with what stood there before
+            _discard_leftovers(step)  # it was begun with earlier inputs
         state.record(step.key, run_step(step, context, state.done))
         made.add(step.out)
         _remove_unneeded(pending[number:], steps, context)
 
 
 def _remove_unneeded(later: Sequence[Step], steps: Sequence[Step], context: StepContext) -> None:
-    """Remove the folders that no later step needs, and that are not to be kept."""
+    """Remove the folders that no later step needs and that the recipe does not keep."""
     settled = {step.key for step in steps} - {step.key for step in later}
     for folder in removable_folders(steps, settled, context.recipe.keep):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _describe_inputs(step: Step, run: Path) -> str:
-    """What a step works on, as a person would say it."""
+    """The inputs of a step, as text for the user."""
 
     def short(path: Path) -> str:
         return str(path.relative_to(run)) if path.is_relative_to(run) else shown_name(path)

@@ -1,7 +1,7 @@
-"""From a trained state on disk to a checkpoint like the one that training began with.
+"""Writing the trained model in the layout of the model that training began with.
 
-The trained state is what transformers' `save_pretrained` wrote, in float32 and under the names that
-belong on disk. The output has the first model's names, dtypes, shards and companions.
+The trained state was written by `save_pretrained` of transformers, in float32. The output has the
+tensor names, dtypes, shards and companions of the original model.
 """
 
 from __future__ import annotations
@@ -29,36 +29,35 @@ if TYPE_CHECKING:
     from diffxfer.diffs.report import Report
 
 LOG_NAME = "training_log.jsonl"
-"""One line a step, in the output: what a report can plot."""
+"""The file in the output that has one JSON line per training step."""
 
 _LOGGED = ("step", "loss", "ce", "kl", "hidden", "learning_rate", "grad_norm")
 _NOT_LOADED = "transformers does not load it"
 
 
 def pair_trained_tensors(model: Checkpoint, state: Path) -> dict[str, TensorSpec | None]:
-    """Pair a saved state with the model that it began as.
+    """Pair the tensors of a model with those of its trained state.
 
     Args:
-        model: the model.
-        state: what `save_pretrained` wrote.
+        model: the model that training began with.
+        state: the folder that `save_pretrained` wrote.
 
     Returns:
-        The trained tensor of each of the model's, by the model's names; None for one that
-        transformers does not load, such as a buffer that it computes or a head for a task that it
-        does not know.
+        The trained tensor for each tensor name of the model; None for a tensor that transformers
+        does not load, such as a buffer that it computes, or the head of an unknown task.
 
     Raises:
-        TrainingError: if the state is not that model's, tensor by tensor.
+        TrainingError: if the state has other tensors or shapes than the model.
     """
     trained = open_weights(state).tensors
     pairs = pair_names(model.tensors, trained, ("the model", "its trained state"))
     head = find_head(model.tensors, model.config)
     if head.state is HeadState.TIED and head.name is not None and head.name not in pairs:
         pairs[head.name] = pairs.get(head.embedding or "", "")
-    homeless = sorted(trained.keys() - pairs.values())
-    if homeless:
-        problem = f"transformers saves {homeless[0]}, which the model does not have on disk"
-        remedy = f"save the model with save_pretrained first ({len(homeless)} such tensors)"
+    unpaired = sorted(trained.keys() - pairs.values())
+    if unpaired:
+        problem = f"transformers saves {unpaired[0]}, which the model does not have on disk"
+        remedy = f"save the model with save_pretrained first ({len(unpaired)} such tensors)"
         raise TrainingError(model.folder, problem, remedy)
     found = {name: trained.get(pairs.get(name, "")) for name in model.tensors}
     for name, spec in found.items():
@@ -69,10 +68,10 @@ def pair_trained_tensors(model: Checkpoint, state: Path) -> dict[str, TensorSpec
 
 
 def read_log(state: Path) -> tuple[dict[str, float], ...]:
-    """The training log in a Trainer's checkpoint, one entry a step.
+    """Read the training log, one entry per step, from a state of the Trainer.
 
     Args:
-        state: the checkpoint.
+        state: the folder of the state.
     """
     history: list[dict[str, Any]] = read_object(state / "trainer_state.json")["log_history"]
     return tuple(
@@ -94,18 +93,18 @@ def write_trained_model(
     """Write the trained model.
 
     Args:
-        model: what training began with.
-        state: the Trainer's last checkpoint.
-        out: the folder to make.
-        command: the options, for manifest and card.
+        model: the model that training began with.
+        state: the last state of the Trainer.
+        out: the folder to write.
+        command: the options, for the manifest and the card.
         sources: the inputs by role.
-        overwrite: replace a folder of ours at `out`.
+        overwrite: replace a folder at `out` that diffxfer wrote.
 
     Returns:
         What was written.
 
     Raises:
-        DiffxferError: if that fails; nothing is at `out` then.
+        DiffxferError: if writing fails; then there is nothing at `out`.
     """
     found = pair_trained_tensors(model, state)
     tasks, fates = [], []
@@ -137,12 +136,12 @@ def write_trained_model(
         left_out=tuple(name for name in companions.left_out if name != LOG_NAME),
         warnings=[f"kept as it was, since {_NOT_LOADED}: {name}" for name in kept],
     )
-    # What an earlier write of the same state left is made again in the time of a copy.
+    # Restarting an interrupted write takes no longer than a copy.
     return do(job, RunOptions(overwrite=overwrite, restart=True))
 
 
 def _task(spec: TensorSpec, source: TensorSpec) -> TensorTask:
-    """Write a tensor's values in the dtype, and to the shard, of the model's own."""
+    """Write the values of `source` with the name, dtype and shard of `spec`."""
     return TensorTask(
         name=spec.name,
         operation=Operation.COPY,

@@ -1,6 +1,7 @@
-"""Training itself: TRL's SFTTrainer, with a loss for distillation and states to continue from.
+"""Training with TRL's SFTTrainer, with a distillation loss and resumable states.
 
-Imports torch, transformers, datasets and TRL: only `recycling.tune` imports it, when it trains.
+The module imports torch, transformers, datasets and TRL; only `recycling.tune` imports it, when it
+trains.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ _TERMS = ("ce", "kl", "hidden")
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What became of rows that are longer than a row may be.
+    """The effect of the maximum length on the training rows.
 
     Attributes:
-        length: the most tokens of a row.
-        shortened: how many rows were truncation.
-        dropped: how many have nothing left to predict, and are not trained on.
+        length: the maximum number of tokens of a row.
+        shortened: the number of rows that were truncated.
+        dropped: the number of rows that were dropped because no token to predict was left.
     """
 
     length: int
@@ -66,23 +67,23 @@ def train(
     length: int,
     progress: Callable[[int, int, float], None] | None,
 ) -> Truncation:
-    """Train to the last step, from the newest complete state or from the beginning.
+    """Train to the last step, from the latest complete state or from the beginning.
 
     Args:
-        model: what training begins with.
-        teacher: what it learns from beside the rows.
-        rows: what it learns from.
-        options: what was asked for.
+        model: the model to train.
+        teacher: the model to learn from, in addition to the rows.
+        rows: the training rows.
+        options: the options of the run.
         config: the Trainer's settings.
-        workspace: where states to continue from are.
-        length: the most tokens of a row.
-        progress: called with the steps done, the steps in all and the last step's loss.
+        workspace: the folder of saved states.
+        length: the maximum number of tokens of a row.
+        progress: called with the number of steps done, the total, and the loss of the last step.
 
     Returns:
-        What became of long rows; the trained state is in `workspace`.
+        The effect of `length` on the rows; the trained state is in `workspace`.
 
     Raises:
-        DiffxferError: if it cannot be done.
+        DiffxferError: if training fails for a known reason.
     """
     newest = workspace.latest_state()
     trainer: Any = None
@@ -91,21 +92,21 @@ def train(
             model, teacher, rows, options, config, workspace, fresh=newest is None
         )
         truncation = _truncate_rows(trainer, length, rows.name)
-        trainer.remove_callback(PrinterCallback)  # it prints to stdout
+        trainer.remove_callback(PrinterCallback)  # it writes to stdout
         trainer.add_callback(TrainingCallback(trainer, options, workspace, progress))
-        # Its files are pickles, which torch opens with `weights_only`; we wrote them ourselves.
+        # The state has pickles. diffxfer wrote them, and torch reads them with `weights_only`.
         trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     except (torch.OutOfMemoryError, RuntimeError) as exc:
         if not any(text in str(exc).lower() for text in _NO_MEMORY):
             raise
         raise TrainingError(
             model.folder,
-            f"the memory does not suffice ({first_line(exc)})",
+            f"training ran out of memory ({first_line(exc)})",
             "give a smaller --batch-size with more --gradient-accumulation,"
             " --gradient-checkpointing, or a smaller --max-length",
         ) from exc
     finally:
-        # The Trainer and its callback hold each other, and all of the model's memory.
+        # The Trainer and its callback refer to each other and keep the model in memory.
         trainer = None
         gc.collect()
         if torch.cuda.is_available():
@@ -142,26 +143,26 @@ def _make_trainer(
         weights = Weights(options.distill_weight, options.temperature, options.hidden_weight)
         trainer = _DistillationTrainer(teacher_model, weights, **known)
     if trainer.is_fsdp_enabled:
-        # Any other kind leaves parts of tensors, which only the same number of processes can read.
+        # Other types save parts of tensors, which only the same number of processes can read.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     return trainer
 
 
 def _truncate_rows(trainer: SFTTrainer, length: int, name: str) -> Truncation:
-    """Shorten the rows of a trainer, and leave out those that have nothing to predict."""
+    """Truncate the trainer's rows, and drop those that have no token to predict."""
     before = trainer.train_dataset
     assert isinstance(before, datasets.Dataset)
 
     def shorten(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         pairs = zip(batch["input_ids"], batch["labels"], strict=True)
         short = [(ids[:length], labels[:length]) for ids, labels in pairs]
-        # The first token is never predicted.
+        # No token precedes the first one, so it is never predicted.
         kept = [pair for pair in short if any(label != IGNORED for label in pair[1][1:])]
         return {"input_ids": [ids for ids, _ in kept], "labels": [labels for _, labels in kept]}
 
     after = before.map(shorten, batched=True, remove_columns=before.column_names)
     if not len(after):
-        problem = f"no row has anything to predict within {length} tokens"
+        problem = f"no row has a token to predict within {length} tokens"
         raise DataError(name, problem, "give longer completions, or a larger --max-length")
     trainer.train_dataset = after
     batches = before.select_columns(["input_ids"]).iter(1000)
@@ -170,11 +171,11 @@ def _truncate_rows(trainer: SFTTrainer, length: int, name: str) -> Truncation:
 
 
 class _DistillationTrainer(SFTTrainer):
-    """A trainer that learns from a teacher too; see `recycling.distillation_loss`."""
+    """An SFTTrainer with the loss of `recycling.distillation_loss`."""
 
     def __init__(self, teacher: PreTrainedModel, weights: Weights, **known: Any) -> None:
         super().__init__(**known)
-        self._teacher = teacher.requires_grad_(False)  # `from_pretrained` gives it in eval mode
+        self._teacher = teacher.requires_grad_(False)  # `from_pretrained` returns it in eval mode
         torch.nn.Module.to(self._teacher, self.args.device)
         self._loss_weights = weights
         self._term_sums: dict[str, Tensor] = {}
@@ -186,13 +187,13 @@ class _DistillationTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of a batch, as a share of the step's; see `Trainer.compute_loss`.
+        """The contribution of a batch to the loss of the step; see `Trainer.compute_loss`.
 
         Args:
-            model: the student, wrapped for other processes where there are any.
+            model: the student, wrapped for distributed training if there are several processes.
             inputs: the batch.
             return_outputs: not supported.
-            num_items_in_batch: the predicted tokens of the whole step, in all processes.
+            num_items_in_batch: the number of predicted tokens of the step, over all processes.
         """
         assert not return_outputs
         labels = inputs["labels"]
@@ -208,10 +209,12 @@ class _DistillationTrainer(SFTTrainer):
         logits = outputs.logits, taught.logits
         terms = distillation_terms(*logits, labels, self._loss_weights.temperature, hidden)
         steps = self.current_gradient_accumulation_steps
-        if num_items_in_batch is None:  # a mean over the batch, that the Trainer divides further
+        if (
+            num_items_in_batch is None
+        ):  # a mean over the batch, which the Trainer divides by `steps`
             count: Tensor | float = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
             share: Tensor | float = 1 / (count * steps)
-        else:  # DDP averages over processes what is a share of all of them
+        else:  # DDP averages over the processes, although `count` covers all of them
             count = num_items_in_batch / self.accelerator.num_processes
             share = 1 / count
         for name in _TERMS:
@@ -225,11 +228,11 @@ class _DistillationTrainer(SFTTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the terms beside the loss.
+        """Add the terms of the loss to what the Trainer logs.
 
         Args:
-            logs: what the Trainer logs.
-            start_time: when training began.
+            logs: the values that the Trainer logs.
+            start_time: the time at which training began.
         """
         for name, total in self._term_sums.items():
             logs[name] = float(self.accelerator.reduce(total, "mean"))

@@ -1,6 +1,6 @@
-"""What happens between steps: states to continue from, and a look at the loss.
+"""The Trainer's callback: it saves states to resume from and checks the loss of each step.
 
-Imports transformers: only `recycling.trainer` imports it.
+The module imports transformers; only `recycling.trainer` may import it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class TrainingCallback(TrainerCallback):
-    """Says when states are saved, declares them complete, and looks at every loss.
+    """Decides when training state is saved, marks it complete, and checks the loss of each step.
 
     Args:
         trainer: the trainer.
-        options: what was asked for.
-        workspace: where states to continue from are.
-        progress: called with the steps done, the steps in all and the last step's loss.
+        options: the options of the run.
+        workspace: where states are saved.
+        progress: called with the number of steps done, the total, and the loss of the last step.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TrainingCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Ask for a state at the right steps.
+        """Request a save every `save_interval` steps and after the last one.
 
         Args:
             args: the Trainer's settings.
@@ -55,7 +55,7 @@ class TrainingCallback(TrainerCallback):
         """
         last = state.global_step >= self._options.steps
         if last:
-            # Nothing is continued from there: the weights and the log are all that is needed.
+            # No run resumes from the last step, so the optimizer's state is not needed.
             args.save_only_model = True
         control.should_save = last or state.global_step % self._options.save_interval == 0
         return control
@@ -67,19 +67,19 @@ class TrainingCallback(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002 the Trainer gives it
         **more: Any,
     ) -> None:
-        """Refuse to go on from a loss that is no number, and tell of one that is.
+        """Report the loss of a step; stop training if it is not finite.
 
         Args:
             args: the Trainer's settings.
             state: where it is.
             control: what it is to do next.
-            more: what it logged, among others.
+            more: further arguments of the Trainer, among them `logs`.
 
         Raises:
             TrainingError: if the loss or the gradient is NaN or infinite.
         """
         logs: dict[str, float] = more["logs"]
-        if "loss" not in logs:  # the summary at the end
+        if "loss" not in logs:  # the Trainer's summary after the last step
             return
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
@@ -87,7 +87,7 @@ class TrainingCallback(TrainerCallback):
                 raise TrainingError(
                     "",
                     f"the {what} is {logs[name]} at step {state.global_step}",
-                    "give a smaller --learning-rate, and look at the rows",
+                    "give a smaller --learning-rate, or check the training rows",
                 )
         if self._progress is not None:
             self._progress(state.global_step, self._options.steps, logs["loss"])
@@ -99,13 +99,13 @@ class TrainingCallback(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002 the Trainer gives it
         **_: Any,
     ) -> None:
-        """Declare a state complete.
+        """Mark a saved state complete.
 
         Args:
             args: the Trainer's settings.
             state: where it is.
             control: what it is to do next.
         """
-        self._trainer.accelerator.wait_for_everyone()  # each writes a file of its own
+        self._trainer.accelerator.wait_for_everyone()  # each process writes its own files
         if state.is_world_process_zero:
             self._workspace.mark_complete(self._workspace.path / f"checkpoint-{state.global_step}")

@@ -1,6 +1,7 @@
-"""The settings of transformers' Trainer, and how its libraries talk.
+"""The settings of the Trainer, and the verbosity of its libraries.
 
-Imports torch, transformers, datasets and TRL: only `recycling.tune` imports it, when it trains.
+The module imports torch, transformers, datasets and TRL; only `recycling.tune` imports it, when it
+trains.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Let transformers and datasets say nothing but errors, and put that back afterwards.
+    """Reduce the output of transformers and datasets to errors inside the block.
 
-    transformers says what `TRANSFORMERS_VERBOSITY` asks for, where it does.
+    `TRANSFORMERS_VERBOSITY`, if it is set, still decides for transformers.
     """
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     data_bars = datasets.are_progress_bars_disabled()
@@ -46,19 +47,19 @@ def silence_libraries() -> Iterator[None]:
 
 
 def make_trainer_config(options: TuneOptions, output: Path, device: str | None) -> SFTConfig:
-    """The Trainer's settings; making them joins the other processes, if there are any.
+    """Make the Trainer's settings, which also connects the processes of a distributed run.
 
     Args:
-        options: what was asked for.
-        output: where states to continue from go.
-        device: ``"cpu"``, ``"cuda"``, or None for a GPU where there is one.
+        options: the options of the run.
+        output: the folder for saved states.
+        device: ``"cpu"``, ``"cuda"``, or None for a GPU if there is one.
 
     Returns:
         The settings.
 
     Raises:
-        OptionError: if there is no such device.
-        TrainingError: if several GPUs are visible to one process.
+        OptionError: if the device does not exist.
+        TrainingError: if one process sees several GPUs.
     """
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     gpus = 0 if device == "cpu" or launched_on_cpu else torch.cuda.device_count()
@@ -68,11 +69,11 @@ def make_trainer_config(options: TuneOptions, output: Path, device: str | None) 
     if gpus > 1 and processes == 1:
         raise TrainingError(
             "",
-            f"{gpus} GPUs are visible, and one process trains on one",
-            "run it as accelerate launch --multi_gpu -m diffxfer tune …, or name one in"
+            f"{gpus} GPUs are visible, but one process trains on one GPU",
+            "run accelerate launch --multi_gpu -m diffxfer tune …, or select one with"
             " CUDA_VISIBLE_DEVICES",
         )
-    # Older releases of transformers know it by the other name alone.
+    # Older releases of transformers have only the other name.
     name = "activation_checkpointing"
     known = name in SFTConfig.__dataclass_fields__
     checkpointing: dict[str, Any] = {
@@ -86,14 +87,14 @@ def make_trainer_config(options: TuneOptions, output: Path, device: str | None) 
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation,
         seed=options.seed,
-        max_length=None,  # `trainer` does that, and counts
+        max_length=None,  # `trainer` truncates the rows and counts them
         use_cpu=gpus == 0,
         ddp_backend="gloo" if gpus == 0 and processes > 1 else None,
         bf16=gpus > 0 and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=gpus > 0,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # `TrainingCallback` is to see them
-        save_strategy="no",  # `TrainingCallback` says when
+        logging_nan_inf_filter=False,  # `TrainingCallback` checks them
+        save_strategy="no",  # `TrainingCallback` decides
         report_to=[],
         disable_tqdm=True,
         **checkpointing,

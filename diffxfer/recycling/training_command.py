@@ -1,4 +1,4 @@
-"""Training by a command of the user's own: run without a shell, its output kept."""
+"""Training by a command that the user supplies; it runs without a shell, and its output is kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import CheckpointError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.header import TensorSpec
@@ -41,19 +41,19 @@ def train_by_command(
     home: Path,
     tell: Callable[[str], None],
 ) -> None:
-    """Run a command that trains a model, and take over what it left.
+    """Run a command that trains a model, and validate and publish the model that it writes.
 
     Args:
-        command: with placeholders.
-        model: the folder to begin with.
-        out: the folder to make; the command writes to another, which is renamed when it is sound.
-        number: the round.
-        teacher: for ``{teacher}``.
-        home: the folder to run it in.
-        tell: called with the last lines of its output if it fails.
+        command: the command line, with placeholders.
+        model: the folder of the model to train.
+        out: the folder to publish; the command writes to a temporary one, which is then renamed.
+        number: the number of the round, for ``{round}``.
+        teacher: the folder of the teacher, for ``{teacher}``.
+        home: the working directory of the command.
+        tell: called with the last lines of the output if the command fails.
 
     Raises:
-        TrainingError: if it fails, or leaves anything but a model with the same tensors.
+        TrainingError: if the command fails, or does not write a model with the same tensors.
     """
     scratch = out.with_name(f".{out.name}.command")
     log = out.with_name(f"{out.name}.log")
@@ -79,10 +79,8 @@ def train_by_command(
         last = list(_tail(log, begun))
         for line in last:
             tell(f"  {line}")
-        said = f"; it said last: {last[-1]}" if last else ""
-        ended = f"was ended by {_name(-status)}" if status < 0 else f"exited with status {status}"
-        problem = f"{ended}{said}"[:300]
-        raise TrainingError(words[0], problem, f"its whole output is in {log}")
+        problem = _describe_failure(status, last)
+        raise TrainingError(words[0], problem, f"see its output in {log}")
     _check(model, scratch, words[0], log)
     try:
         _drop_copied_manifest(model, scratch)
@@ -93,28 +91,34 @@ def train_by_command(
         raise write_error(out, "", exc) from exc
 
 
-def _name(number: int) -> str:
-    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+def _describe_failure(status: int, output: Sequence[str]) -> str:
+    """The exit status, or the signal that ended the command, and its last line of output."""
+    ended = f"exited with status {status}"
+    if status < 0:
+        names = (known.name for known in signal.Signals if known == -status)
+        ended = f"was terminated by {next(names, f'signal {-status}')}"
+    last = f"; its last output line is: {output[-1]}" if output else ""
+    return f"{ended}{last}"[:300]
 
 
 def _fill(word: str, filled: Mapping[str, str]) -> str:
-    """Replace placeholders; other braces, of JSON for example, are left alone."""
+    """Replace the placeholders; other braces, such as those of JSON, are kept."""
     for placeholder, value in filled.items():
         word = word.replace(placeholder, value)
     return word
 
 
 def _lock(log: BinaryIO, program: str) -> None:
-    """Refuse to begin beside a command that outlived a run that was killed.
+    """Refuse to start while a command of an earlier, killed run is still running.
 
-    The command writes to this very log, and so holds its lock for as long as it runs.
+    That command inherited the open log file, and so holds its lock as long as it runs.
     """
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
-        problem = "is still running, for a run that was killed"
+        problem = "is still running for a run that was killed"
         raise TrainingError(
-            program, problem, f"end it, or wait for it; it writes {log.name}"
+            program, problem, f"terminate it, or wait for it; it writes to {log.name}"
         ) from exc
 
 
@@ -126,7 +130,7 @@ def _run(words: list[str], log: BinaryIO, home: Path) -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # In a group of its own: Ctrl-C reaches it by way of us, with all that it started.
+            # In its own process group, so that Ctrl-C also ends the processes that it started.
             start_new_session=True,
         )
     except OSError as exc:
@@ -138,7 +142,7 @@ def _run(words: list[str], log: BinaryIO, home: Path) -> int:
 
 @contextmanager
 def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """No command outlives a run that is interrupted: it is asked to end, then made to."""
+    """Terminate the command, and kill it if necessary, when the block is interrupted."""
     try:
         yield
     finally:
@@ -159,7 +163,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def _tail(log: Path, begun: int) -> Iterator[str]:
-    """The last lines of a run, whose output begins at that byte of the log."""
+    """The last lines of the output that begins at this byte of the log."""
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(begun)
         lines = deque((line.rstrip() for line in file if line.strip()), maxlen=_TAIL)
@@ -167,31 +171,33 @@ def _tail(log: Path, begun: int) -> Iterator[str]:
 
 
 def _check(model: Path, made: Path, command: str, log: Path) -> None:
-    """Refuse what is no checkpoint with the tensors of the model that training began with."""
-    remedy = f"let it save the model it was given with save_pretrained; its output is in {log}"
+    """Check that the command wrote a checkpoint with the tensors of the model that it trained."""
+    remedy = f"save the trained model with save_pretrained; see its output in {log}"
     if not made.is_dir():
-        raise TrainingError(command, "ended well, and left nothing at {output}", remedy)
+        raise TrainingError(command, "succeeded, but wrote no folder {output}", remedy)
     try:
         found = _own_tensors(open_checkpoint(made, "trained"))
     except CheckpointError as exc:
-        problem = f"left no checkpoint at {{output}} ({exc.problem})"
+        problem = f"wrote no valid checkpoint to {{output}} ({exc.problem})"
         raise TrainingError(command, problem, remedy) from exc
     expected = _own_tensors(open_checkpoint(model, "starting"))
     for name in sorted({*expected, *found}):
         ours, theirs = expected.get(name), found.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = [str(spec.shape) if spec else "nothing" for spec in (ours, theirs)]
-            problem = f"{name} is {shapes[0]} in {model} and {shapes[1]} in what it left"
+            problem = f"{name} is {shapes[0]} in {model} and {shapes[1]} in its output"
             raise TrainingError(command, problem, remedy)
     if read_tokenizer(model) is not None and read_tokenizer(made) is None:
-        raise TrainingError(command, "left no tokenizer at {output}", f"save it too; {remedy}")
+        raise TrainingError(
+            command, "wrote no tokenizer to {output}", f"save the tokenizer, too; {remedy}"
+        )
 
 
 def _drop_copied_manifest(model: Path, made: Path) -> None:
-    """Remove the manifest of the model it began with, if the command copied that along.
+    """Remove the manifest if the command copied it from the model that it trained.
 
-    It would say of the trained model what is true of the graft. One of its own, as of a command
-    that calls diffxfer tune, stays.
+    A copied manifest describes the graft, not the trained model. A new manifest, such as that of a
+    command that calls diffxfer tune, is kept.
     """
     theirs, copied = (folder / MANIFEST_NAME for folder in (model, made))
     if theirs.is_file() and copied.is_file() and theirs.read_bytes() == copied.read_bytes():
@@ -199,5 +205,5 @@ def _drop_copied_manifest(model: Path, made: Path) -> None:
 
 
 def _own_tensors(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
-    """All but a tied head, which transformers leaves out when it saves."""
+    """All tensors but a tied head, which transformers does not save."""
     return without_tied_head(checkpoint.tensors, find_head(checkpoint.tensors, checkpoint.config))

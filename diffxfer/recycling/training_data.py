@@ -1,7 +1,7 @@
-"""Rows to train on: read from a file or the Hub, and checked before anything is trained.
+"""Training rows, read from a file or the Hub and validated before training begins.
 
-A row has `messages`, `prompt` and `completion`, or `text`; the first row says which, and all others
-must be like it. What else a row has is not read.
+A row has `messages`, `prompt` and `completion`, or `text`. All rows must have the format of the
+first one; further keys are ignored.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     Numbered: TypeAlias = Iterable[tuple[str, object]]
-    """Rows with their places, such as ``"line 3"``."""
+    """Rows with their positions, such as ``"line 3"``."""
 
 ROW_FORMS = (("messages",), ("prompt", "completion"), ("text",))
-"""The keys of a row, one of these sets."""
+"""The supported sets of keys of a row."""
 
 _FILES = (".jsonl", ".json", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@\S+)?")
@@ -33,12 +33,12 @@ _ROLES = ("role", "content")
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Rows to train on, of one form.
+    """Training rows of one format.
 
     Attributes:
-        name: the file's name, or the Hub id.
-        columns: the values of each key, row by row.
-        digest: xxh3-128 of the values, in hexadecimal; another order is another digest.
+        name: the name of the file, or the id of the dataset on the Hub.
+        columns: the values of each key, in the order of the rows.
+        digest: the xxh3-128 of the values in their order, in hexadecimal.
     """
 
     name: str
@@ -46,50 +46,50 @@ class TrainingRows:
     digest: str
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return len(next(iter(self.columns.values())))
 
     @property
     def chat(self) -> bool:
-        """Whether a row is made of messages, which a chat template puts together."""
+        """Whether a row consists of messages, which a chat template formats."""
         return not isinstance(next(iter(self.columns.values()))[0], str)
 
 
 def is_local_file(data: str) -> bool:
-    """Whether what was named is a file on this machine, or was meant to be one.
+    """Whether the data is a local file, or looks like the path of one.
 
     Args:
-        data: what the user named.
+        data: a path, or the id of a dataset on the Hub.
     """
-    meant = data.endswith(_FILES) or data.startswith((".", "/", "~"))
-    return meant or Path(data).exists() or _HUB_ID.fullmatch(data) is None
+    looks_like_a_path = data.endswith(_FILES) or data.startswith((".", "/", "~"))
+    return looks_like_a_path or Path(data).exists() or _HUB_ID.fullmatch(data) is None
 
 
 def read_rows(data: str) -> TrainingRows:
-    """Read and check rows.
+    """Read and validate training rows.
 
     Args:
-        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a data set's id on the Hub, whose
-            ``train`` split is read; ``id@revision`` for another revision than the newest.
+        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or the id of a dataset on the Hub, of
+            which the ``train`` split is read; ``id@revision`` selects a revision.
 
     Returns:
         The rows, in memory.
 
     Raises:
-        DataError: if there are none, or one is not like the first.
+        DataError: if there are no rows, or one of them is invalid.
     """
     if not is_local_file(data):
         return _validate_rows(data, data, _read_hub(data))
     path = Path(data)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "no such file"
-        remedy = f"give one that ends in {', '.join(_FILES)}, or a data set's id on the Hub"
-        raise DataError(data, f"{problem}, where rows to train on are due", remedy)
+        remedy = f"give a file that ends in {', '.join(_FILES)}, or the id of a dataset on the Hub"
+        raise DataError(data, f"{problem}, expected a file of training rows", remedy)
     readers = {".jsonl": _read_lines, ".json": _read_array, ".parquet": _read_parquet}
     reader = readers.get(path.suffix)
     if reader is None:
-        remedy = f"store its rows as one of {', '.join(_FILES)}"
-        raise DataError(data, "is no kind of file that we can read rows from", remedy)
+        remedy = f"convert it to one of {', '.join(_FILES)}"
+        raise DataError(data, "has an unsupported file type", remedy)
     return _validate_rows(data, path.name, reader(path))
 
 
@@ -103,8 +103,8 @@ def _read_lines(path: Path) -> Iterator[tuple[str, object]]:
 def _read_array(path: Path) -> Iterator[tuple[str, object]]:
     found = _parse(path.read_bytes(), path, "")
     if not isinstance(found, list):
-        problem = f"holds {short(found)}, where a JSON array of rows is due"
-        raise DataError(path, problem, "store one row a line and name the file .jsonl")
+        problem = f"contains {short(found)}, expected a JSON array of rows"
+        raise DataError(path, problem, "store one row per line in a .jsonl file")
     for number, row in enumerate(found, 1):
         yield f"row {number}", row
 
@@ -114,7 +114,7 @@ def _parse(raw: bytes, path: Path, place: str) -> object:
         return json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as exc:
         problem = f"{place}is not JSON ({exc})"
-        raise DataError(path, problem, "store one JSON object a line, in UTF-8") from exc
+        raise DataError(path, problem, "store one JSON object per line, in UTF-8") from exc
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
@@ -126,7 +126,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
             rows = (row for batch in batches for row in batch)
             yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
     except ArrowException as exc:
-        problem = f"is no parquet file that can be read ({first_line(exc)})"
+        problem = f"is not a readable Parquet file ({first_line(exc)})"
         raise DataError(path, problem, "download or store it again") from exc
 
 
@@ -136,12 +136,12 @@ def _read_hub(data: str) -> Numbered:
     name, _, revision = data.partition("@")
     try:
         found = datasets.load_dataset(name, split="train", revision=revision or None)
-    except Exception as exc:  # a loader lets through whatever its libraries raise
+    except Exception as exc:  # the loader passes on any exception of its libraries
         raise DataError(
             data,
-            "taken for a data set on the Hub, since there is no such file, it cannot be loaded"
+            "is not a local file, and cannot be loaded as a dataset from the Hub"
             f" ({type(exc).__name__}: {first_line(exc)})",
-            "check the id and that it has a train split; or download it, and give the file",
+            "check the id, and that it has a train split; or download it and give the file",
         ) from exc
     return ((f"row {number}", row) for number, row in enumerate(found, 1))
 
@@ -152,7 +152,7 @@ def _validate_rows(where: str, name: str, rows: Numbered) -> TrainingRows:
     first = ""
     for place, row in rows:
         if not isinstance(row, dict):
-            problem = f"{place} is {short(row)}, where an object is due"
+            problem = f"{place} is {short(row)}, expected an object"
             raise DataError(where, problem, _forms_hint())
         if not columns:
             first = place
@@ -165,14 +165,14 @@ def _validate_rows(where: str, name: str, rows: Numbered) -> TrainingRows:
                     f"{place} has {kinds[isinstance(value, str)]} for {key!r}, and {first} has"
                     f" {kinds[isinstance(values[0], str)]}"
                 )
-                raise DataError(where, problem, "give all rows the same form")
+                raise DataError(where, problem, "give all rows the same format")
             values.append(value)
             digest.update(json.dumps([key, value], sort_keys=True).encode())
     if not columns:
         raise DataError(where, "has no rows", "give at least one")
     kinds_found = {isinstance(values[0], str) for values in columns.values()}
     if len(kinds_found) > 1:
-        problem = f"{first} has text for one of prompt and completion, and messages for the other"
+        problem = f"{first} has text for one of prompt and completion, but messages for the other"
         raise DataError(where, problem, "give both as text, or both as lists of messages")
     return TrainingRows(name, columns, digest.hexdigest())
 
@@ -188,30 +188,30 @@ def _match_form(where: str, place: str, row: dict[str, Any]) -> tuple[str, ...]:
     partial = next((key for keys in ROW_FORMS for key in keys if row.get(key) is not None), None)
     found = f"has the keys {', '.join(map(short, list(row)[:8])) or 'none'}"
     if partial is not None:
-        found = f"has {partial!r} alone"
-    raise DataError(where, f"{place} {found}, which is no form that we know", _forms_hint())
+        found = f"has only {partial!r}"
+    raise DataError(where, f"{place} {found}, which is not a supported format", _forms_hint())
 
 
 def _check_value(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
-    """A value of a row, as it is trained on."""
+    """Validate a value of a row, and return it in the form used for training."""
     value = row.get(key)
 
     def fail(problem: str, remedy: str) -> DataError:
         return DataError(where, f"{place} {problem}", remedy)
 
     if value is None:
-        raise fail(f"has no {key!r}, and the first row has one", "give all rows the same form")
+        raise fail(f"lacks {key!r}, which the first row has", "give all rows the same format")
     if isinstance(value, str) and key != "messages":
         if not value and key != "prompt":
-            raise fail(f"has an empty {key!r}", "leave such rows out")
+            raise fail(f"has an empty {key!r}", "remove such rows")
         _refuse_surrogates(fail, key, value)
         return value
     if key == "text" or not isinstance(value, list):
         due = "text" if key == "text" else "a list of messages"
         due = "text or a list of messages" if key in ROW_FORMS[1] else due
-        raise fail(f"has {short(value)} for {key!r}, where {due} is due", "mend that row")
+        raise fail(f"has {short(value)} for {key!r}, expected {due}", "correct that row")
     if not value:
-        raise fail(f"has an empty {key!r}", "leave such rows out")
+        raise fail(f"has an empty {key!r}", "remove such rows")
     return [_check_message(fail, key, number, message) for number, message in enumerate(value, 1)]
 
 
@@ -224,11 +224,11 @@ def _check_message(fail: Any, key: str, number: int, message: object) -> dict[st
             problem = f"has no text for {name!r} in message {number} of {key!r}"
             raise fail(problem, 'a message is an object with "role" and "content", both text')
         _refuse_surrogates(fail, key, message[name])
-    # Left out, they would change what is trained on without a word.
+    # Ignoring them would silently change what the model is trained on.
     other = sorted(name for name, value in message.items() if name not in _ROLES and value)
     if other:
         problem = f"has {short(other[0])} in message {number} of {key!r}, which is not supported"
-        raise fail(problem, 'a message has "role" and "content" alone')
+        raise fail(problem, 'a message has only "role" and "content"')
     return {name: message[name] for name in _ROLES}
 
 
@@ -236,4 +236,4 @@ def _refuse_surrogates(fail: Any, key: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as exc:
-        raise fail(f"has half a surrogate pair in {key!r}", "leave that character out") from exc
+        raise fail(f"has an unpaired surrogate in {key!r}", "remove that character") from exc

@@ -1,4 +1,4 @@
-"""The options of tuning, checked before anything is read."""
+"""The options of `tune`, validated before any file is read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from diffxfer.errors import OptionError
 
-# Both are in the grid of the paper. On the shipped family, T = 1 adds next to nothing to the rows,
-# since the teacher is sure of every answer; T = 5 also keeps more of what the student knew.
+# Both values are in the grid of the paper. On the shipped family, T = 1 adds almost nothing to the
+# rows, since the teacher is certain of every answer; T = 5 also preserves more of what the student
+# knew before.
 DISTILL_WEIGHT = 0.7
 TEMPERATURE = 5.0
 DISTILLATION_DEFAULTS = {
@@ -20,21 +21,20 @@ DISTILLATION_DEFAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
-    """What shapes a tuned model, beside its inputs.
+    """The options that, beside the inputs, determine the trained model.
 
     Attributes:
-        steps: how many times the optimizer steps.
-        learning_rate: the first step's; it falls linearly to zero.
-        batch_size: rows a process takes at a time.
-        gradient_accumulation: how many such batches a step takes.
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        max_length: tokens of a row; what is longer is cut.
-        seed: of the rows' order and of dropout.
-        distill_weight: w of the loss, where there is a teacher.
-        temperature: T of the loss.
-        hidden_weight: b of the loss.
-        save_every: steps from one resumable state to the next; None for a tenth of all, 50 at
-            least.
+        steps: the number of optimizer steps.
+        learning_rate: of the first step; it decays linearly to zero.
+        batch_size: rows per process and batch.
+        gradient_accumulation: batches per step.
+        gradient_checkpointing: recompute activations instead of storing them.
+        max_length: the maximum number of tokens of a row; longer rows are truncated.
+        seed: of the order of the rows and of dropout.
+        distill_weight: the weight w of the loss, if there is a teacher.
+        temperature: the temperature T of the loss.
+        hidden_weight: the weight b of the loss.
+        save_every: steps between resumable states; None for a tenth of all steps, but at least 50.
     """
 
     steps: int
@@ -51,11 +51,11 @@ class TuneOptions:
 
     @property
     def save_interval(self) -> int:
-        """Steps from one resumable state to the next."""
+        """The number of steps between resumable states."""
         return _save_interval(self.steps, self.save_every)
 
     def recorded(self, *, distilled: bool) -> dict[str, float]:
-        """What a manifest says of them: all that shapes the result.
+        """The options that the manifest records: those that determine the result.
 
         Args:
             distilled: whether there is a teacher.
@@ -75,11 +75,12 @@ def _save_interval(steps: int, save_every: int | None) -> int:
 def peak_training_bytes(
     result_bytes: int, parameters: int, steps: int, save_every: int | None
 ) -> int:
-    """The disk that training takes at most, its result included.
+    """The maximum disk space that training uses, including its result.
 
     Args:
-        result_bytes: of what it makes.
-        parameters: of the model; in a state, each is a float32, and so are AdamW's two moments.
+        result_bytes: the size of the result.
+        parameters: the number of parameters; a state stores each one and AdamW's two moments of it
+            in float32.
         steps: see `TuneOptions`.
         save_every: see `TuneOptions`.
     """
@@ -88,15 +89,15 @@ def peak_training_bytes(
 
 
 def check_options(options: TuneOptions, *, distilled: bool, device: str | None) -> None:
-    """Refuse options that cannot mean anything.
+    """Check the values of the options.
 
     Args:
-        options: what was asked for.
+        options: the options of the run.
         distilled: whether there is a teacher.
-        device: what to compute on.
+        device: the device to compute on.
 
     Raises:
-        OptionError: at the first such option.
+        OptionError: for the first invalid option.
     """
     least = {"steps": 1, "batch_size": 1, "gradient_accumulation": 1, "max_length": 2, "seed": 0}
     if options.save_every is not None:
@@ -110,12 +111,14 @@ def check_options(options: TuneOptions, *, distilled: bool, device: str | None) 
     for name in ("learning_rate", "temperature"):
         value = getattr(options, name)
         if not 0 < value < math.inf:
-            raise OptionError(_flag(name), f"{value} is no number above 0", "give one such as 1.0")
+            raise OptionError(
+                _flag(name), f"{value} is not a number above 0", "give one such as 1.0"
+            )
     if not 0 <= options.distill_weight <= 1:
         problem = f"{options.distill_weight} is not between 0 and 1"
         raise OptionError("--distill-weight", problem, "give one such as 0.7")
     if not 0 <= options.hidden_weight < math.inf:
-        problem = f"{options.hidden_weight} is no number from 0 on"
+        problem = f"{options.hidden_weight} is not a number of at least 0"
         raise OptionError("--hidden-weight", problem, "give one such as 1.0")
     if not distilled:
         _refuse_without_teacher(options)
@@ -126,7 +129,7 @@ def check_options(options: TuneOptions, *, distilled: bool, device: str | None) 
 def _refuse_without_teacher(options: TuneOptions) -> None:
     for name, default in DISTILLATION_DEFAULTS.items():
         if getattr(options, name) != default:
-            raise OptionError(_flag(name), "means nothing without a teacher", "give --teacher too")
+            raise OptionError(_flag(name), "has no effect without a teacher", "give --teacher too")
 
 
 def _flag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What tuning tells its caller."""
+"""The result of `tune`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TuneReport:
-    """What was done.
+    """What a training run did.
 
     Attributes:
         command: ``"tune"``.
-        output: the folder.
-        steps: how many were made in all.
-        continued_from: the step at which a run that was cut off was continued, 0 if it was not.
-        rows: how many there were to train on.
-        log: one entry a step: `step`, `loss`, `learning_rate`, `grad_norm`; with a teacher also
-            the terms of the loss, unweighted: `ce`, `kl`, and `hidden` where it takes part.
-        tensors: how many tensors had each fate: tuned, copied.
-        parameters: how many elements those have.
-        bytes_to_write: of shards.
-        elapsed_s: seconds from the call to the result.
+        output: the folder that was written.
+        steps: the number of training steps in all.
+        continued_from: the step from which an interrupted run was resumed; 0 for a new run.
+        rows: the number of training rows.
+        log: one entry per step: `step`, `loss`, `learning_rate`, `grad_norm`; with a teacher also
+            the unweighted terms of the loss: `ce`, `kl`, and `hidden` if it is used.
+        tensors: the number of tensors that were tuned and copied.
+        parameters: the number of elements of these tensors.
+        bytes_to_write: the size of the shards.
+        elapsed_s: the duration of the call in seconds.
         warnings: one line each.
     """
 
@@ -41,7 +41,7 @@ class TuneReport:
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
+        """The report as JSON values."""
         from dataclasses import asdict
 
         return {**asdict(self), "output": str(self.output)}

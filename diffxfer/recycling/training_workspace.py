@@ -1,7 +1,8 @@
-"""The folder `.OUT.tuning` beside the output: what a run that was cut off continues from.
+"""The folder `.OUT.tuning` beside the output, from which an interrupted run is resumed.
 
-It holds `run.json`, what the run is made from, and the Trainer's checkpoints. A checkpoint counts
-once it has `complete.json`, which is written last, after all its files are on the disk.
+It contains `run.json`, the inputs and options of the run, and the states that the Trainer saves as
+`checkpoint-STEP`. A state is valid if it has a `complete.json`, which is written last, after all
+files of the state are durable.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def quick_fingerprint(checkpoint: Checkpoint) -> str:
-    """Tells one state of a model's folder from another, by its shards' headers and times.
+    """A hash of a checkpoint's shard headers, modification times and companions.
+
+    It detects that the checkpoint changed without reading its weights.
 
     Args:
         checkpoint: the model.
@@ -50,10 +53,10 @@ def quick_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 class TrainingWorkspace:
-    """Where a run keeps what it can be continued from.
+    """The folder in which a training run saves the states from which it can be resumed.
 
     Args:
-        out: the output, beside which it is.
+        out: the output folder; the workspace is created beside it.
     """
 
     def __init__(self, out: Path) -> None:
@@ -64,16 +67,16 @@ class TrainingWorkspace:
         self._created = False
 
     def open(self, run: dict[str, Any], *, restart: bool) -> None:
-        """Make the folder, or make sure that it is this run's; one process does this.
+        """Create the folder, or check that it belongs to this run; only one process calls this.
 
         Args:
-            run: what the run is made from, as values that JSON has.
-            restart: begin anew, whatever is there.
+            run: the inputs and options of the run, as JSON values.
+            restart: discard the state of an earlier run.
 
         Raises:
-            TrainingError: if the folder is not ours.
-            UnfinishedError: if another run's state is there.
-            OutputError: if it cannot be written, or a run is going on in it.
+            TrainingError: if the folder was not created by diffxfer.
+            UnfinishedError: if it has the state of a different run.
+            OutputError: if it cannot be written, or another run is using it.
         """
         try:
             parents = self.path.parents
@@ -87,7 +90,7 @@ class TrainingWorkspace:
             problem = f"cannot be written ({exc.strerror or exc})"
             raise OutputError(self.path, problem, "choose another -o") from exc
         known = self._read_run()
-        # Where no state was complete there is nothing to lose.
+        # Without a complete state, nothing is lost by starting over.
         if known is not None and not restart and self.latest_state() is not None:
             self._refuse_other_run(known, run)
         else:
@@ -99,15 +102,15 @@ class TrainingWorkspace:
                 shutil.rmtree(folder)
 
     def _read_run(self) -> dict[str, Any] | None:
-        """What the run in the folder is made from; None if there is none."""
+        """The inputs and options of the run in the folder; None if there is no run."""
         path = self.path / _RUN
         names = [inner.name for inner in self.path.iterdir()]
         if not path.exists() and all(map(_is_leftover, names)):
-            return None  # cut off while it was made, emptied or removed
+            return None  # the process was killed while it created or cleared the folder
         try:
             return read_object(path)
         except CompanionError as exc:
-            problem = "is not what a run of diffxfer tune left"
+            problem = "is not the state of a diffxfer tune run"
             raise TrainingError(self.path, problem, "move it elsewhere") from exc
 
     def _refuse_other_run(self, known: dict[str, Any], run: dict[str, Any]) -> None:
@@ -116,27 +119,27 @@ class TrainingWorkspace:
                 was = "" if key in _HASHED else f": {known.get(key)} there, {run[key]} here"
                 raise UnfinishedError(
                     self.path,
-                    f"holds a run that was cut off, and whose {key} is another{was}",
-                    "repeat that run's command to continue it, or give --restart to drop it",
+                    f"has the state of an interrupted run, in which {key} differs{was}",
+                    "repeat that run's command to resume it, or give --restart to discard it",
                 )
 
     def _clear(self) -> None:
-        # What tells that the folder is ours goes last.
+        # `run.json` identifies the folder as ours, so it is removed last.
         for path in sorted(self.path.iterdir(), key=lambda path: path.name == _RUN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def latest_state(self) -> tuple[int, Path] | None:
-        """The last step of which there is a complete state, and where that is."""
+        """The number of the last step with a complete state, and the folder of that state."""
         return max(
             ((_step(folder), folder) for folder in self._states() if _is_complete(folder)),
             default=None,
         )
 
     def mark_complete(self, folder: Path) -> None:
-        """Declare a checkpoint complete, and remove those before it; one process does this.
+        """Mark a state complete and remove earlier ones; only one process calls this.
 
         Args:
-            folder: the checkpoint, all of whose files are written.
+            folder: the state, after all of its files were written.
         """
         sync_tree(folder)
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -148,21 +151,21 @@ class TrainingWorkspace:
                 shutil.rmtree(other)
 
     def remove(self) -> None:
-        """Remove the folder, once the output is there."""
+        """Remove the folder after the output was published."""
         with suppress(OSError):
             self._clear()
             self.path.rmdir()
 
     def close(self) -> None:
-        """Let go of it: it stays only if there is something in it to continue from."""
-        if self._lock_fd < 0:  # another process has it, or another run
+        """Unlock the folder; remove it if it has no state to resume from."""
+        if self._lock_fd < 0:  # another process or run has opened it
             return
         if self._created and self.path.is_dir() and self.latest_state() is None:
             self.remove()
         os.close(self._lock_fd)
         self._lock_fd = -1
         for folder in self._created_parents:
-            with suppress(OSError):  # above all where there is something in it by now
+            with suppress(OSError):  # for example because it is no longer empty
                 folder.rmdir()
 
     def _states(self) -> list[Path]:
@@ -178,7 +181,7 @@ def _step(folder: Path) -> int:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether all files are there that were there when it was declared so."""
+    """Whether a state has a marker and every file that the marker lists, with its size."""
     marker = folder / _COMPLETE
     if not marker.is_file():
         return False

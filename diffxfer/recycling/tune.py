@@ -1,4 +1,4 @@
-"""Further training of a model: plain, or with a teacher whose knowledge is distilled into it."""
+"""Further training of a model, optionally with distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -61,40 +61,39 @@ def tune(
 ) -> TuneReport:
     """Train all parameters of a model further on rows of text.
 
-    A run that is cut off leaves a folder `.OUT.tuning` beside `out`; the same call continues it.
+    An interrupted run leaves the folder `.OUT.tuning` beside `out`; the same call resumes it.
 
     Args:
-        model: the checkpoint to begin with, such as a graft: a folder, or a model on the Hub,
+        model: the checkpoint to train, such as a graft: a folder, or a model on the Hub,
             ``"org/name"`` or ``"org/name@revision"``.
-        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a data set's id on the Hub; its rows
-            have `messages`, `prompt` and `completion`, or `text`.
-        out: the folder to make.
-        steps: how many times the optimizer steps.
-        learning_rate: of AdamW at the first step; it falls linearly to zero.
-        batch_size: rows a process takes at a time.
-        gradient_accumulation: batches a step.
-        gradient_checkpointing: save memory by computing activations twice.
-        max_length: tokens of a row; what is longer is cut.
-        seed: of the rows' order and of dropout.
-        teacher: a model of the same vocabulary to learn from too, likewise: the outdated
-            fine-tuned one.
-        distill_weight: how much the teacher counts against the rows, from 0 to 1.
-        temperature: what logits are divided by to compare them with the teacher's.
-        hidden_weight: how much the difference of hidden states counts beside.
-        save_every: steps from one state to continue from to the next; None for a tenth of all, 50
-            at least.
-        restart: begin anew, whatever a run that was truncation off has left.
-        device: ``"cpu"``, ``"cuda"``, or None for a GPU where there is one.
-        overwrite: replace a folder of ours at `out`.
-        progress: called with the steps done, the steps in all and the last step's loss.
-        moved: called with the bytes done and the bytes in all of a download from the Hub.
-        opened: called with the folder of states, beside `out`, once it may be written to.
+        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or the id of a dataset on the Hub; its
+            rows have `messages`, `prompt` and `completion`, or `text`.
+        out: the folder to write.
+        steps: the number of optimizer steps.
+        learning_rate: of AdamW at the first step; it decays linearly to zero.
+        batch_size: rows per process and batch.
+        gradient_accumulation: batches per step.
+        gradient_checkpointing: save memory by recomputing activations.
+        max_length: the maximum number of tokens of a row; longer rows are truncated.
+        seed: of the order of the rows and of dropout.
+        teacher: a model of the same vocabulary to learn from as well, such as the outdated
+            fine-tuned model; a folder or a model on the Hub.
+        distill_weight: the weight of the teacher against the rows, from 0 to 1.
+        temperature: the divisor of the logits when they are compared with the teacher's.
+        hidden_weight: the weight of the difference of the hidden states.
+        save_every: steps between resumable states; None for a tenth of all steps, but at least 50.
+        restart: start over, and discard the state of an interrupted run.
+        device: ``"cpu"``, ``"cuda"``, or None for a GPU if there is one.
+        overwrite: replace a folder at `out` that diffxfer wrote.
+        progress: called with the number of steps done, the total, and the loss of the last step.
+        moved: called with the bytes done and the total of a download from the Hub.
+        opened: called with the folder of saved states, when it can be written to.
 
     Returns:
-        What was done; under `accelerate launch`, in every process.
+        The report; under `accelerate launch`, in every process.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then.
+        DiffxferError: for every known failure; then there is nothing at `out`.
 
     Example:
         >>> tune("llama-3.1-grafted", "train.jsonl", "tuned", steps=200)  # doctest: +SKIP
@@ -127,7 +126,7 @@ def tune(
 
 @dataclass(frozen=True, slots=True)
 class _Callbacks:
-    """What is called on the way; see `tune`."""
+    """The callbacks of `tune` that are called during training."""
 
     progress: Callable[[int, int, float], None] | None
     opened: Callable[[Path], None] | None
@@ -135,7 +134,7 @@ class _Callbacks:
 
 @dataclass(frozen=True, slots=True)
 class _TrainingJob:
-    """Everything that is known before torch is imported."""
+    """The checked inputs and options of a run, known before torch is imported."""
 
     model: Checkpoint
     teacher: Checkpoint | None
@@ -146,13 +145,13 @@ class _TrainingJob:
 
     @property
     def length(self) -> int:
-        """The most tokens of a row: no more than the model can read at once."""
+        """The maximum number of tokens of a row, limited by the context length of the model."""
         context = context_length(self.model.config)
         return min(self.options.max_length, context or self.options.max_length)
 
 
 def require_trl() -> None:
-    """Refuse to train where TRL is not installed.
+    """Check that TRL is installed.
 
     Raises:
         TrainingError: if it is not.
@@ -197,7 +196,7 @@ def _train_and_write(
     callbacks: _Callbacks,
     began: float,
 ) -> TuneReport:
-    """Train, in as many processes as there are, and write the result in one."""
+    """Train in all processes, and write the result in the first one."""
     from diffxfer.recycling.distributed import run_in_first_process
     from diffxfer.recycling.trainer import train
     from diffxfer.recycling.trainer_config import make_trainer_config, silence_libraries
@@ -237,16 +236,16 @@ def _train_and_write(
 
 
 def _refuse_unfinished(out: Path) -> None:
-    """Tell before the training what would be in the way after it."""
+    """Refuse, before training, an unfinished output that would block writing the result."""
     kept = find_unfinished(out)
     if kept:
-        problem = f"an unfinished run of another command is there: {kept}"
-        remedy = "give that run's command to continue it, or --restart to discard it"
+        problem = f"another command left an unfinished output there: {kept}"
+        remedy = "repeat that command to resume it, or give --restart to discard it"
         raise UnfinishedError(out, problem, remedy)
 
 
 def _run_parameters(job: _TrainingJob, processes: int, device: str) -> dict[str, Any]:
-    """What makes two runs the same, as values that JSON has."""
+    """The inputs and options that must be equal for a run to be resumed, as JSON values."""
     return {
         "model": quick_fingerprint(job.model),
         "teacher": quick_fingerprint(job.teacher) if job.teacher else None,
@@ -258,7 +257,7 @@ def _run_parameters(job: _TrainingJob, processes: int, device: str) -> dict[str,
 
 
 def _bytes_needed(job: _TrainingJob) -> int:
-    """The disk that training takes at most."""
+    """The maximum disk space that training uses."""
     result = sum(shard.size for shard in job.model.weights.shards)
     options = job.options
     return peak_training_bytes(result, job.model.elements, options.steps, options.save_every)
@@ -290,7 +289,7 @@ def _write_result(
             job.model, state, job.out, command=command, sources=sources, overwrite=job.overwrite
         )
     except NonFiniteError as exc:
-        exc.remedy = "train anew with a smaller --learning-rate and --restart"
+        exc.remedy = "train again with --restart and a smaller --learning-rate"
         raise
     return TuneReport(
         command="tune",
@@ -312,9 +311,7 @@ def _warnings(truncation: Truncation | None) -> list[str]:
         return []
     found = []
     if truncation.shortened:
-        found.append(
-            f"rows cut, being longer than {truncation.length} tokens: {truncation.shortened:,}"
-        )
+        found.append(f"rows truncated to {truncation.length} tokens: {truncation.shortened:,}")
     if truncation.dropped:
-        found.append(f"rows left out, having nothing to predict: {truncation.dropped:,}")
+        found.append(f"rows dropped, since they have no token to predict: {truncation.dropped:,}")
     return found

@@ -388,7 +388,7 @@ class TestErrors:
         text = (own_tasks / "written.yaml").read_text()
         text = text.replace("custom_dataset: !function data.written", "dataset_path: gone/words")
         (own_tasks / "written.yaml").write_text(text)
-        with pytest.raises(EvaluationError, match="its data cannot be had") as caught:
+        with pytest.raises(EvaluationError, match="its data cannot be loaded") as caught:
             evaluate(TARGET, tasks="written", include_path=own_tasks)
         assert "unset HF_HUB_OFFLINE" in self.one_line(caught)
 

@@ -61,7 +61,7 @@ def test_recovered() -> None:
         (
             row(0.3, higher_is_better=None),
             {"base": row(0.2)},
-            *("Not known whether it helped on", "which way is better"),
+            *("Not known whether it helped on", "whether higher is better"),
         ),
     ],
 )
@@ -91,6 +91,6 @@ def test_what_was_tuned_further_has_a_line_of_its_own() -> None:
 
 def test_without_scores_nothing_is_claimed() -> None:
     assert said() == [
-        "Nothing was scored, since the recipe has no eval part: whether the fine-tuning carried"
-        " over is not known."
+        "Nothing was scored, since the recipe has no eval part: it is not known whether the"
+        " fine-tuning carried over."
     ]

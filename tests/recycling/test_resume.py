@@ -117,15 +117,15 @@ class TestWhatIsLeft:
     def test_another_run_is_refused(self, work: Path, data: Path) -> None:
         before = families.contents(work)
         changed: list[tuple[dict[str, Any], str]] = [
-            ({"steps": 10}, "whose steps is another: 9 there, 10 here"),
-            ({"learning_rate": 0.5}, "whose learning_rate is another: 0.001 there, 0.5 here"),
-            ({"teacher": FAMILY / "finetuned"}, "whose teacher is another; "),
+            ({"steps": 10}, "in which steps differs: 9 there, 10 here"),
+            ({"learning_rate": 0.5}, "in which learning_rate differs: 0.001 there, 0.5 here"),
+            ({"teacher": FAMILY / "finetuned"}, "in which teacher differs; "),
         ]
         for options, said in changed:
             with pytest.raises(UnfinishedError, match=said) as caught:
                 tune_shortly(FAMILY / "target", data, work.parent / "out", **(OPTIONS | options))
             assert "--restart" in str(caught.value)
-        with pytest.raises(UnfinishedError, match="whose model is another; "):
+        with pytest.raises(UnfinishedError, match="in which model differs; "):
             tune_shortly(FAMILY / "base", data, work.parent / "out", **OPTIONS)
         assert families.contents(work) == before
 
@@ -151,7 +151,7 @@ class TestWhatIsLeft:
         (tmp_path / ".out.tuning").mkdir()
         (tmp_path / ".out.tuning" / "diary").write_text("dear")
         for restart in (False, True):
-            with pytest.raises(TrainingError, match="is not what a run of diffxfer tune left"):
+            with pytest.raises(TrainingError, match="is not the state of a diffxfer tune run"):
                 tune_shortly(FAMILY / "target", data, tmp_path / "out", restart=restart)
         assert (tmp_path / ".out.tuning" / "diary").read_text() == "dear"
 
@@ -165,7 +165,9 @@ class TestWhatIsLeft:
             transfer(*models, tmp_path / "out", progress=stop)
         before = families.contents(tmp_path)
         steps: list[int] = []
-        with pytest.raises(UnfinishedError, match="an unfinished run of another command is there"):
+        with pytest.raises(
+            UnfinishedError, match="another command left an unfinished output there"
+        ):
             tune_shortly(
                 *(FAMILY / "target", data, tmp_path / "out"),
                 progress=lambda done, *_: steps.append(done),
@@ -233,8 +235,8 @@ def test_a_refusal_of_the_first_of_two_processes_is_told(data: Path, tmp_path: P
     done = launch_two(*argv)
     assert done.returncode == 1
     told = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
-    said = f"{tmp_path / '.out.tuning'}: is not what a run of diffxfer tune left; move it elsewhere"
-    assert told == [f"error: {said}", f"error: the first process refused: {said}"]
+    said = f"{tmp_path / '.out.tuning'}: is not the state of a diffxfer tune run; move it elsewhere"
+    assert told == [f"error: {said}", f"error: the first process failed: {said}"]
     # Tracebacks are the launcher's own, on processes that ended with a status.
     assert "diffxfer/recycling" not in done.stderr
     assert (tmp_path / ".out.tuning" / "diary").read_text() == "dear"

@@ -89,7 +89,7 @@ def test_the_tail_of_a_failure_is_shown(train: Callable[..., list[str]], tmp_pat
     )
     command = shlex.join([sys.executable, "trainer.py", "{model}", "{output}"])
     with pytest.raises(
-        TrainingError, match="exited with status 3; it said last: line 29"
+        TrainingError, match="exited with status 3; its last output line is: line 29"
     ) as caught:
         train_by_command(
             *(command, FAMILY / "base", tmp_path / "run" / "model"),
@@ -104,7 +104,7 @@ def test_the_tail_of_a_failure_is_shown(train: Callable[..., list[str]], tmp_pat
 
 
 def test_a_signal_is_a_failure(train: Callable[..., list[str]]) -> None:
-    with pytest.raises(TrainingError, match="was ended by SIGKILL"):
+    with pytest.raises(TrainingError, match="was terminated by SIGKILL"):
         train("os.kill(os.getpid(), 9)", "{model}", "{output}")
 
 
@@ -138,30 +138,30 @@ def _lose(folder: Path) -> None:
 
 
 WRONG = {
-    "nothing": ("pass", r"ended well, and left nothing at \{output\}"),
-    "a file": ("open(sys.argv[2], 'w')", r"left nothing at \{output\}"),
-    "an empty folder": ("os.mkdir(sys.argv[2])", r"left no checkpoint at \{output\}"),
+    "nothing": ("pass", r"succeeded, but wrote no folder \{output\}"),
+    "a file": ("open(sys.argv[2], 'w')", r"wrote no folder \{output\}"),
+    "an empty folder": ("os.mkdir(sys.argv[2])", r"wrote no valid checkpoint to \{output\}"),
     "an adapter": (
         f"{COPY}; os.remove(sys.argv[2] + '/model.safetensors'); "
         "open(sys.argv[2] + '/adapter_config.json', 'w').write('{}'); "
         "open(sys.argv[2] + '/adapter_model.safetensors', 'w')",
-        r"left no checkpoint at \{output\} \(.*adapter",
+        r"wrote no valid checkpoint to \{output\} \(.*adapter",
     ),
     "a pickle": (
         f"{COPY}; os.rename(sys.argv[2] + '/model.safetensors', sys.argv[2] + '/model.bin')",
-        r"left no checkpoint at \{output\}",
+        r"wrote no valid checkpoint to \{output\}",
     ),
     "no tokenizer": (
         f"{COPY}; os.remove(sys.argv[2] + '/tokenizer.json')",
-        r"left no tokenizer at \{output\}; save it too",
+        r"wrote no tokenizer to \{output\}; save the tokenizer, too",
     ),
     "another shape": (
         "shutil.copytree('../cut', sys.argv[2])",
-        r"model\.layers\.0\.mlp\.\w+\.weight is \(\d+, \d+\) in .* and \(1, \d+\) in what it left",
+        r"model\.layers\.0\.mlp\.\w+\.weight is \(\d+, \d+\) in .* and \(1, \d+\) in its output",
     ),
     "a tensor less": (
         "shutil.copytree('../less', sys.argv[2])",
-        r"model\.norm\.weight is \(128,\) in .* and nothing in what it left",
+        r"model\.norm\.weight is \(128,\) in .* and nothing in its output",
     ),
 }
 

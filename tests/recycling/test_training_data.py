@@ -65,15 +65,15 @@ GOOD = FORMS["completion"]
     ("rows", "said"),
     [
         ([], "has no rows; give at least one"),
-        (["hi"], "line 1 is 'hi', where an object is due; give every row messages, or prompt"),
-        ([{"question": "a"}], "line 1 has the keys 'question', which is no form that we know"),
-        ([{"prompt": "a"}], "line 1 has 'prompt' alone, which is no form that we know"),
-        ([GOOD, {"prompt": "a"}], "line 2 has no 'completion', and the first row has one"),
-        ([GOOD, {"text": "a"}], "line 2 has no 'prompt', and the first row has one"),
+        (["hi"], "line 1 is 'hi', expected an object; give every row messages, or prompt"),
+        ([{"question": "a"}], "line 1 has the keys 'question', which is not a supported format"),
+        ([{"prompt": "a"}], "line 1 has only 'prompt', which is not a supported format"),
+        ([GOOD, {"prompt": "a"}], "line 2 lacks 'completion', which the first row has"),
+        ([GOOD, {"text": "a"}], "line 2 lacks 'prompt', which the first row has"),
         ([GOOD, {"prompt": "a", "completion": ""}], "line 2 has an empty 'completion'"),
-        ([{"text": 5}], "line 1 has 5 for 'text', where text is due"),
-        ([{"text": MESSAGES}], "for 'text', where text is due"),
-        ([{"messages": "hi"}], "line 1 has 'hi' for 'messages', where a list of messages is due"),
+        ([{"text": 5}], "line 1 has 5 for 'text', expected text"),
+        ([{"text": MESSAGES}], "for 'text', expected text"),
+        ([{"messages": "hi"}], "line 1 has 'hi' for 'messages', expected a list of messages"),
         ([{"messages": []}], "line 1 has an empty 'messages'"),
         ([{"messages": ["hi"]}], "line 1 has 'hi' as message 1 of 'messages'"),
         ([{"messages": [{"role": "user"}]}], "line 1 has no text for 'content' in message 1"),
@@ -86,7 +86,7 @@ GOOD = FORMS["completion"]
             "line 2 has messages for 'prompt', and line 1 has text",
         ),
         ([{"prompt": "a", "completion": MESSAGES}], "line 1 has text for one of prompt and"),
-        ([{"text": "\ud800"}], "line 1 has half a surrogate pair in 'text'"),
+        ([{"text": "\ud800"}], "line 1 has an unpaired surrogate in 'text'"),
     ],
 )
 def test_a_row_that_cannot_be_trained_on(rows: list[Any], said: str, tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_row_that_cannot_be_trained_on(rows: list[Any], said: str, tmp_path: P
     [
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: is not JSON"),
         ("a.jsonl", b"\xff\xfe", "line 1: is not JSON"),
-        ("a.json", b'{"text": "a"}', "where a JSON array of rows is due"),
-        ("a.parquet", b"PAR2", "is no parquet file that can be read"),
-        ("a.csv", b"text\na\n", "is no kind of file that we can read rows from"),
+        ("a.json", b'{"text": "a"}', "expected a JSON array of rows"),
+        ("a.parquet", b"PAR2", "is not a readable Parquet file"),
+        ("a.csv", b"text\na\n", "has an unsupported file type"),
     ],
 )
 def test_a_file_that_cannot_be_read(name: str, content: bytes, said: str, tmp_path: Path) -> None:
@@ -134,6 +134,6 @@ def test_anything_else_is_a_data_set_on_the_hub(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert not is_local_file("nobody/has-this-data-set@main")
-    with pytest.raises(DataError, match="taken for a data set on the Hub") as caught:
+    with pytest.raises(DataError, match="cannot be loaded as a dataset from the Hub") as caught:
         read_rows("nobody/has-this-data-set@main")
     assert "\n" not in str(caught.value)
