@@ -1,4 +1,4 @@
-"""Telling whether a model is the one that was scored before: by its content, not by its name."""
+"""Recognising a model that was scored before by its content, not by its name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ _STEP = 1 << 22
 
 
 def content_hash(folder: Path) -> str:
-    """A hash of everything in a checkpoint or diff vector that shapes what it answers.
+    """Hash everything in a checkpoint or diff vector that determines its answers.
 
-    The weights are read whole, at the speed of the disk: dates and sizes do not tell two models
-    of one shape apart.
+    All weights are read, since dates and sizes do not distinguish two models of the same shape.
 
     Args:
         folder: a checkpoint, or a diff vector.
@@ -31,13 +30,14 @@ def content_hash(folder: Path) -> str:
         An xxh3-128, in hexadecimal.
 
     Raises:
-        CheckpointError: if it cannot be read.
+        CheckpointError: if a file cannot be read.
     """
     whole = xxhash.xxh3_128()
     manifest = read_manifest(folder)
     home = folder
     if manifest is not None and manifest.kind == "diff":
-        # How its tokens pair stands there alone. A graft's says nothing that its files do not.
+        # Only the manifest has the token tables of a diff vector. That of a graft adds nothing to
+        # its other files.
         whole.update(read_bytes(folder / MANIFEST_NAME))
         home = folder / COMPANIONS
     for name in list_companions(home).names:

@@ -1,4 +1,4 @@
-"""How to score: lm-eval's own options under its own names, checked before anything is loaded."""
+"""The options of lm-eval under their own names, validated before any model is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _TASK_FIELDS = ("tasks", "include_path")
 _REMOTE = ("-completions", "-chat")
 _RESERVED_MODEL_ARGS = {
-    "pretrained": "the models are the arguments",
+    "pretrained": "give the models as arguments",
     "device": "give --device",
     "dtype": "give --dtype",
     "batch_size": "give --batch-size",
@@ -33,21 +33,21 @@ class EvalSettings:
     """How models are scored.
 
     Attributes:
-        tasks: names of tasks, groups or tags, patterns of those, or YAML files.
-        include_path: a folder of tasks of the user's own.
-        num_fewshot: examples before each question; None for what the task says.
-        limit: questions a task, or below 1 the share of them; None for all.
-        batch_size: questions at a time, ``"auto"``, or ``"auto:N"``.
-        device: such as ``"cuda:0"``; None for the backend's own choice.
-        dtype: of the loaded model; ``"auto"`` for the checkpoint's own.
-        apply_chat_template: whether questions are put in the model's chat template.
+        tasks: names of tasks, groups or tags, patterns, or YAML files.
+        include_path: a folder of custom tasks.
+        num_fewshot: examples before each question; None for the default of the task.
+        limit: questions per task, or the share of them if below 1; None for all.
+        batch_size: questions per batch, ``"auto"``, or ``"auto:N"``.
+        device: such as ``"cuda:0"``; None for the default of the backend.
+        dtype: the dtype of the loaded model; ``"auto"`` for that of the checkpoint.
+        apply_chat_template: whether questions are formatted with the chat template of the model.
         fewshot_as_multiturn: whether examples are turns of a conversation.
-        system_instruction: what the conversation begins with.
-        gen_kwargs: how text is generated, over what the task says.
-        backend: lm-eval's name of what runs the model.
-        model_args: passed on to it.
+        system_instruction: the system prompt.
+        gen_kwargs: generation options, which override those of the task.
+        backend: the name of the backend in lm-eval.
+        model_args: options for the backend.
         seeds: see `Seeds`.
-        trust_remote_code: whether code of a checkpoint may run.
+        trust_remote_code: whether code in a checkpoint may be executed.
     """
 
     tasks: tuple[str, ...]
@@ -68,7 +68,7 @@ class EvalSettings:
 
     @property
     def reads_folders(self) -> bool:
-        """Whether the backend loads a model from a folder, and does not ask a server."""
+        """Whether the backend loads a model from a folder instead of asking a server."""
         return not self.backend.endswith(_REMOTE)
 
     @property
@@ -78,7 +78,7 @@ class EvalSettings:
 
     @property
     def resolved_device(self) -> str | None:
-        """The device: a GPU where there is one; lm-eval itself would ask for CUDA everywhere."""
+        """The device, by default a GPU if there is one; lm-eval would always default to CUDA."""
         if self.device is not None or not self.is_hf:
             return self.device
         import torch
@@ -86,7 +86,7 @@ class EvalSettings:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def cache_key_fields(self) -> dict[str, Any]:
-        """Everything but the tasks that a score hangs on, as values that JSON has."""
+        """Everything but the tasks that a score depends on, as JSON values."""
         names = [field.name for field in fields(self) if field.name not in _TASK_FIELDS]
         paths = [value for value in self.model_args.values() if isinstance(value, str)]
         return {
@@ -114,10 +114,10 @@ def make_settings(
     seed: str | int | Sequence[int | None] | None,
     trust_remote_code: bool,
 ) -> EvalSettings:
-    """Check options of scoring and bring them into one form.
+    """Validate and normalise the options of an evaluation.
 
     Args:
-        tasks: see `EvalSettings`; as one text, with commas.
+        tasks: see `EvalSettings`; a list, or one string with commas.
         include_path: see `EvalSettings`.
         num_fewshot: see `EvalSettings`.
         limit: see `EvalSettings`.
@@ -130,11 +130,11 @@ def make_settings(
         gen_kwargs: see `EvalSettings`; or ``"key=value,key=value"``.
         backend: see `EvalSettings`.
         model_args: see `EvalSettings`; or ``"key=value,key=value"``.
-        seed: one for all, or four; or these as text with commas; None for lm-eval's own.
+        seed: one number, or four, or a string of these with commas; None for lm-eval's default.
         trust_remote_code: see `EvalSettings`.
 
     Raises:
-        OptionError: if one of them cannot mean anything.
+        OptionError: for the first invalid option.
     """
     given = tasks.split(",") if isinstance(tasks, str) else tasks
     names = tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
@@ -146,7 +146,7 @@ def make_settings(
     if num_fewshot is not None and num_fewshot < 0:
         raise OptionError("--num-fewshot", f"{num_fewshot} is below 0", "give 0 or more")
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
-        problem = f"{limit:g} is neither a number of questions nor a share of them"
+        problem = f"{limit:g} is neither a number of questions nor a share"
         raise OptionError("--limit", problem, "give a whole number, or a share between 0 and 1")
     if fewshot_as_multiturn and not apply_chat_template:
         problem = "needs a chat template"
@@ -176,7 +176,7 @@ def make_settings(
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
-    """What tells one state of a file or folder that a model argument names from another."""
+    """The names, sizes and dates of the files at a path that a model argument names."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(str(each.relative_to(path)), each.stat()) for each in found if each.is_file()]
     return [(name, status.st_size, status.st_mtime_ns) for name, status in stats]
@@ -187,19 +187,21 @@ def _batch_size(value: int | str) -> int | str:
     if text == "auto" or (text.startswith("auto:") and text[5:].isdecimal()):
         return text
     if not text.isdecimal() or int(text) < 1:
-        raise OptionError("--batch-size", f"{text!r} is no batch size", "give 1 or more, or auto")
+        raise OptionError(
+            "--batch-size", f"{text!r} is not a batch size", "give 1 or more, or auto"
+        )
     return int(text)
 
 
 def _arguments(option: str, given: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Read ``key=value,key=value`` as lm-eval does."""
+    """Parse ``key=value,key=value`` as lm-eval does."""
     if given is None or not isinstance(given, str):
         return dict(given or {})
     for part in filter(None, given.split(",")):
         key, equals, _ = part.partition("=")
         if not key.strip() or not equals:
             problem = f"{part!r} is not of the form key=value"
-            raise OptionError(option, problem, "separate them by commas: a=1,b=2")
+            raise OptionError(option, problem, "give pairs with commas, as in a=1,b=2")
     from lm_eval.utils import simple_parse_args_string
 
     return dict(simple_parse_args_string(given))
@@ -209,7 +211,7 @@ def _model_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     found = _arguments("--model-args", given)
     for key, remedy in _RESERVED_MODEL_ARGS.items():
         if key in found:
-            raise OptionError("--model-args", f"{key} has an option of its own", remedy)
+            raise OptionError("--model-args", f"{key} has a separate option", remedy)
     return found
 
 
@@ -234,6 +236,6 @@ def _seed(text: str) -> int | None:
     if text == "None":
         return None
     if not text.isdecimal() or int(text) >= 1 << 32:
-        problem = f"{text!r} is no seed"
+        problem = f"{text!r} is not a seed"
         raise OptionError("--seed", problem, "give whole numbers below 2³², as in 0,1,2,3")
     return int(text)

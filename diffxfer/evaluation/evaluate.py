@@ -1,4 +1,4 @@
-"""Scoring models and grafts side by side."""
+"""Scoring and comparing models and grafts."""
 
 from __future__ import annotations
 
@@ -62,45 +62,45 @@ def evaluate(
     opened: Callable[[Path], None] | None = None,
     salvage: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Score models with lm-eval, and compare them on the same questions.
+    """Score models with lm-eval, and compare them on the same samples.
 
     Args:
         models: folders, or models on the Hub, ``"org/name"`` or ``"org/name@revision"``; the first
-            is the target that others are to improve.
-        tasks: names of lm-eval's tasks, groups or tags, patterns, or YAML files; as one text, with
-            commas.
+            one is the target, which the others should improve on.
+        tasks: names of lm-eval tasks, groups or tags, patterns, or YAML files; a list, or one
+            string with commas.
         baseline: the model to compare with; the first one by default.
-        finetuned: the directly fine-tuned target, whose gain grafts are to recover.
+        finetuned: the directly fine-tuned target, whose gain a graft should recover.
         diff: a diff vector to graft on the first model.
-        alpha: scales of the diff vector, each of which makes a graft to score; 1 by default.
-        include_path: a folder of tasks of your own.
-        num_fewshot: examples before each question; None for what the task says.
-        limit: questions a task, or below 1 the share of them.
-        batch_size: questions at a time, ``"auto"``, or ``"auto:N"``.
-        device: such as ``"cuda:0"``; None for a GPU where there is one.
-        dtype: of the loaded model; ``"auto"`` for the checkpoint's own.
-        apply_chat_template: put questions in the model's chat template.
-        fewshot_as_multiturn: examples as turns of a conversation; None: with a chat template.
-        system_instruction: what the conversation begins with.
-        gen_kwargs: how text is generated: a mapping, or ``"key=value,key=value"``.
-        backend: what runs the model: ``"hf"``, ``"vllm"``, or another of lm-eval's.
-        model_args: passed on to the backend: a mapping, or ``"key=value,key=value"``.
+        alpha: the scales of the diff vector; each gives a graft to score; 1 by default.
+        include_path: a folder of custom tasks.
+        num_fewshot: examples before each question; None for the default of the task.
+        limit: questions per task, or the share of them if below 1.
+        batch_size: questions per batch, ``"auto"``, or ``"auto:N"``.
+        device: such as ``"cuda:0"``; None for a GPU if there is one.
+        dtype: the dtype of the loaded model; ``"auto"`` for that of the checkpoint.
+        apply_chat_template: format questions with the chat template of the model.
+        fewshot_as_multiturn: format examples as turns of a conversation; None for yes with a chat
+            template.
+        system_instruction: the system prompt.
+        gen_kwargs: generation options: a mapping, or ``"key=value,key=value"``.
+        backend: the backend of lm-eval: ``"hf"``, ``"vllm"``, or another one.
+        model_args: options for the backend: a mapping, or ``"key=value,key=value"``.
         seed: one number, or four: for Python, numpy, torch and the choice of examples.
-        trust_remote_code: let code of a checkpoint run.
-        output: a folder for lm-eval's files and `comparison.json`; what it holds is not done again.
-        progress: called with a line on what is done next.
-        moved: called with the bytes done and the bytes in all of a download from the Hub, or of a
-            graft that is made.
-        answered: called with the model that is scored, the requests that it answered, and its
-            requests in all, 0 before they are made.
-        opened: called with the output folder, once it may be written to.
-        salvage: called with what was scored, when a failure ends it early.
+        trust_remote_code: execute code in the checkpoint.
+        output: a folder for lm-eval's files and `comparison.json`; scores in it are reused.
+        progress: called with a line about the next work.
+        moved: called with the bytes done and the total of a download or a graft.
+        answered: called with the model being scored, the number of answered requests and the
+            total, which is 0 before the requests are built.
+        opened: called with the output folder when it can be written to.
+        salvage: called with the finished scores if a failure ends the evaluation early.
 
     Returns:
-        A row for each model, task and metric.
+        The comparison, with a row for each model, task and metric.
 
     Raises:
-        DiffxferError: for every known failure; what was scored is in `output` then.
+        DiffxferError: for every known failure; finished scores are kept in `output`.
 
     Example:
         >>> evaluate(["llama-3.1", "grafted"], tasks=["gsm8k"])  # doctest: +SKIP
@@ -180,7 +180,7 @@ def _prepare(
 
 
 def _find(roles: ModelRoles, tell: Callable[[str], None]) -> tuple[ModelRoles, list[ShardFile]]:
-    """Where everything is, in folders or on the Hub, and its shards."""
+    """Find all models and the diff vector, in folders or on the Hub, and list their shards."""
     from diffxfer.evaluation.harness import check_model
 
     places = {label: find(label, "a model") for label in roles.labels()}
@@ -190,14 +190,14 @@ def _find(roles: ModelRoles, tell: Callable[[str], None]) -> tuple[ModelRoles, l
         require_diff(place.folder)
         shards += open_weights(place).shards
     for name in (name for name, place in places.items() if place.files is not None):
-        tell(f"{name} is no folder, so it is taken from the Hub")
+        tell(f"{name} is not a folder, so it is taken from the Hub")
     return replace(roles, found={name: place.folder for name, place in places.items()}), shards
 
 
 def _compare(
     scorer: Scorer, done: Sequence[ScoredModel], warnings: Sequence[str], elapsed_s: float
 ) -> Evaluation:
-    """What is known once these models are scored."""
+    """Compare the models that are scored so far."""
     roles, store = scorer.roles, scorer.store
     columns = requested_columns(scorer.tasks, done)
     rows = compare_models(

@@ -1,7 +1,7 @@
-"""Asking lm-eval to score one model, and telling its failures in one line.
+"""Scoring one model with lm-eval, with one-line errors.
 
-See https://github.com/EleutherAI/lm-evaluation-harness: what a task is, how it is asked and how
-answers are scored is all lm-eval's.
+lm-eval defines what a task is, how it is asked, and how answers are scored; see
+https://github.com/EleutherAI/lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -34,23 +34,21 @@ _IMPORTABLE_BACKENDS = ("vllm", "sglang")
 
 
 def check_model(place: Place) -> Weights:
-    """Refuse what cannot be scored, before any time is spent on another model.
+    """Check that a checkpoint can be scored.
 
     Args:
-        place: a checkpoint.
+        place: the location of the checkpoint.
 
     Returns:
         Its tensors.
 
     Raises:
-        DiffxferError: if it is no model, or its vocabulary is larger than its embedding.
+        DiffxferError: if it is not a model, or its tokenizer is larger than its embedding.
     """
     folder = place.folder
     manifest = read_manifest(folder)
     if manifest is not None and manifest.kind == "diff":
-        raise EvaluationError(
-            folder, "is a diff vector, where a model is due", "give it with --diff"
-        )
+        raise EvaluationError(folder, "is a diff vector, expected a model", "give it with --diff")
     weights = open_weights(place)
     tensors = weights.tensors
     tokenizer = read_tokenizer(folder)
@@ -59,14 +57,14 @@ def check_model(place: Place) -> Weights:
     if rows and tokens > max(rows):
         raise EvaluationError(
             folder,
-            f"its tokenizer has {tokens:,} tokens, its embedding {max(rows):,} rows",
-            "give it its own tokenizer, or call model.resize_token_embeddings(len(tokenizer))",
+            f"its tokenizer has {tokens:,} tokens, but its embedding has {max(rows):,} rows",
+            "use the tokenizer of the model, or call model.resize_token_embeddings(len(tokenizer))",
         )
     return weights
 
 
 def lacks_chat_template(folder: Path) -> bool:
-    """Whether a model surely has no chat template: it has a tokenizer that we can read, without.
+    """Whether a model has a readable tokenizer without a chat template.
 
     Args:
         folder: a checkpoint, or the companions of a diff vector.
@@ -76,25 +74,25 @@ def lacks_chat_template(folder: Path) -> bool:
 
 
 def missing_template_error(label: str, *, has_diff: bool) -> EvaluationError:
-    """The refusal of a model that cannot be asked in a chat template.
+    """The error for a model without the requested chat template.
 
     Args:
         label: the model.
-        has_diff: whether there is a diff vector, which can lend it finetuned's.
+        has_diff: whether there is a diff vector, which has the template of finetuned.
     """
-    remedy = "leave that option out, or name the diff vector with --diff, whose template is lent"
+    remedy = "omit that option, or give --diff, whose chat template is then used"
     if has_diff:
-        remedy = f"leave it out, or lend it one: diffxfer apply DIFF {label} --alpha 0 -o OUT"
-    problem = "has no chat template, as --apply-chat-template asks for"
+        remedy = f"omit it, or add the template: diffxfer apply DIFF {label} --alpha 0 -o OUT"
+    problem = "has no chat template, which --apply-chat-template requires"
     return EvaluationError(label, problem, remedy)
 
 
 def check_device(settings: EvalSettings) -> None:
-    """Refuse a device that is not there.
+    """Check that the device exists.
 
     Raises:
-        OptionError: if it is none that torch knows.
-        EvaluationError: if torch does not find it.
+        OptionError: if torch does not know the name.
+        EvaluationError: if torch does not find the device.
     """
     device = settings.device
     if device is None or not settings.is_hf:
@@ -104,7 +102,7 @@ def check_device(settings: EvalSettings) -> None:
     try:
         kind = torch.device(device)
     except RuntimeError as exc:
-        problem = f"{short(device)} is no device"
+        problem = f"{short(device)} is not a device"
         raise OptionError("--device", problem, "give cpu, cuda, cuda:0 or mps") from exc
     found = torch.cuda.device_count() if kind.type == "cuda" else 1
     if kind.type == "cuda" and (kind.index or 0) >= found:
@@ -126,15 +124,15 @@ def score(
     """Score a model on tasks.
 
     Args:
-        model: its folder, or its name at the server that the backend asks.
-        label: what a person calls it.
-        tasks: where lm-eval finds the tasks.
-        names: which of them.
-        settings: how.
-        tracker: lm-eval's writer of files; None to write none.
+        model: its folder, or its name on the server of a remote backend.
+        label: its name for the user.
+        tasks: the task set.
+        names: the tasks to score.
+        settings: how to score.
+        tracker: lm-eval's writer of result files; None to write none.
 
     Returns:
-        lm-eval's results with its samples.
+        The results of lm-eval, including samples.
 
     Raises:
         EvaluationError: if lm-eval fails.
@@ -170,15 +168,15 @@ def score(
         )
     _free_memory()
     if results is None:
-        problem = "is scored by several processes, of which this is not the first"
+        problem = "is being scored by several processes, and this is not the first one"
         raise EvaluationError(
-            label, problem, "run one process; --model-args parallelize=True uses several GPUs"
+            label, problem, "run a single process; --model-args parallelize=True uses several GPUs"
         )
     return dict(results)
 
 
 def _free_memory() -> None:
-    """Give the model's memory back before the next one is loaded."""
+    """Free the memory of a model before the next one is loaded."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -187,7 +185,7 @@ def _free_memory() -> None:
 
 @contextmanager
 def _translate_errors(label: str, settings: EvalSettings) -> Iterator[None]:
-    """Turn what lm-eval and its libraries raise into an error of one line."""
+    """Convert exceptions of lm-eval and its libraries to one-line errors."""
     try:
         yield
     except DiffxferError:
@@ -198,16 +196,16 @@ def _translate_errors(label: str, settings: EvalSettings) -> Iterator[None]:
         if _is_out_of_memory(exc):
             problem = f"does not fit in memory at batch size {settings.batch_size} ({reason})"
             remedy = (
-                "lower --batch-size (auto finds one), give --dtype bfloat16, or spread it over "
-                "GPUs with --model-args parallelize=True"
+                "give a smaller --batch-size (or auto), --dtype bfloat16, or use several GPUs with "
+                "--model-args parallelize=True"
             )
             raise EvaluationError(label, problem, remedy) from exc
         if isinstance(exc, ImportError):
             problem = f"the backend {settings.backend} cannot be imported ({reason})"
             raise EvaluationError(label, problem, _install_hint(settings)) from exc
-        remedy = "DIFFXFER_DEBUG=1 shows where it happened"
+        remedy = "set DIFFXFER_DEBUG=1 for the traceback"
         if "max tokens to generate" in reason:
-            remedy = "ask for fewer, as in --gen-kwargs max_gen_toks=64"
+            remedy = "generate fewer tokens, as in --gen-kwargs max_gen_toks=64"
         raise EvaluationError(label, f"lm-eval could not score it ({reason})", remedy) from exc
 
 
@@ -226,21 +224,21 @@ def _install_hint(settings: EvalSettings) -> str:
 
 
 def check_backend(settings: EvalSettings) -> None:
-    """Refuse a backend that lm-eval does not have, or that is not installed.
+    """Check that lm-eval has the backend and that its library is installed.
 
     Raises:
-        OptionError: if there is none of that name.
-        EvaluationError: if its library is not there.
+        OptionError: if lm-eval has no such backend.
+        EvaluationError: if its library is not installed.
     """
     from difflib import get_close_matches
 
-    import lm_eval.models  # noqa: F401 registers them
+    import lm_eval.models  # noqa: F401 the import registers the backends
     from lm_eval.api.registry import model_registry
 
     known = sorted(model_registry.keys())
     if settings.backend not in known:
         near = get_close_matches(settings.backend, known, n=3)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "such as hf or vllm"
+        remedy = f"did you mean {' or '.join(near)}?" if near else "give one such as hf or vllm"
         raise OptionError("--backend", f"lm-eval has no {short(settings.backend)}", remedy)
     if settings.backend in _IMPORTABLE_BACKENDS and find_spec(settings.backend) is None:
         raise EvaluationError(

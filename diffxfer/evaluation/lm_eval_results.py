@@ -1,4 +1,4 @@
-"""Reading lm-eval's results: which numbers of them are scores, and what each sample counted for."""
+"""Reading the scores, and the value of each sample, from the results of lm-eval."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _STDERR = "_stderr"
 
 
 def read_scores(results: Mapping[str, Any], samples: Mapping[str, Any]) -> list[Score]:
-    """Every score in lm-eval's results, in its order.
+    """Read all scores, in the order of lm-eval.
 
     Args:
-        results: what `simple_evaluate` returns, or what a file of its results holds.
-        samples: by task, what it returns or what a file of samples holds.
+        results: the result of `simple_evaluate`, or the content of a results file.
+        samples: the samples by task, from the same result or from samples files.
 
     Returns:
-        One score for each task or group that has a number, metric and filter.
+        One score for each number: by task or group, metric and filter.
     """
     found = []
     for task, numbers in results["results"].items():
@@ -31,7 +31,7 @@ def read_scores(results: Mapping[str, Any], samples: Mapping[str, Any]) -> list[
         for key, value in numbers.items():
             metric, comma, filter_name = key.rpartition(",")
             if not comma or metric.endswith(_STDERR) or not _is_number(value):
-                continue  # an infinite or undefined score is one to be seen
+                continue  # NaN and infinity are numbers here, so that the user sees them
             stderr = numbers.get(f"{metric}{_STDERR},{filter_name}")
             measured = _samples(leaves, samples, metric, filter_name)
             found.append(
@@ -50,7 +50,7 @@ def read_scores(results: Mapping[str, Any], samples: Mapping[str, Any]) -> list[
 
 
 def _leaves(task: str, subtasks: Mapping[str, Sequence[str]]) -> list[str]:
-    """The tasks that a group stands for; a task stands for itself."""
+    """The tasks of a group; for a task, the task itself."""
     inner = subtasks.get(task)
     if not inner:
         return [task]
@@ -66,7 +66,7 @@ def _count(leaves: Iterable[str], results: Mapping[str, Any], samples: Samples) 
 def _samples(
     leaves: Sequence[str], samples: Mapping[str, Any], metric: str, filter_name: str
 ) -> dict[SampleKey, SampleValue]:
-    """What each sample counted for; nothing if one of them is no number."""
+    """The value of each sample; empty if one of them is not a number."""
     found: dict[SampleKey, SampleValue] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for leaf in leaves:
@@ -91,5 +91,5 @@ def _measure(value: Any) -> SampleValue | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether this is a number, numpy's too; lm-eval writes "N/A" where it has none."""
+    """Whether this is a number of Python or numpy; lm-eval writes "N/A" for a missing number."""
     return isinstance(value, Real) or type(value).__name__ == "bool_"  # of numpy

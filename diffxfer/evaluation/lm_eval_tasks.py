@@ -1,4 +1,4 @@
-"""Finding lm-eval's tasks by name, and telling one state of a task from another."""
+"""Finding the tasks of lm-eval by name, and fingerprinting their content."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 _NEAR = 3
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-# Where the task's file lies is no part of what it asks.
+# The location of the task file does not affect the questions.
 _NOT_THE_TASK = ("metadata",)
 _CODE = (".py", ".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
-    """The tasks of a run, found and loaded once to see that they can be.
+    """The tasks of an evaluation, loaded once to check that this is possible.
 
     Attributes:
         manager: lm-eval's index of tasks.
-        names: what was asked for, patterns replaced by what they match.
-        leaves: the tasks that each of those stands for: itself, or a group's.
-        groups: the groups that each of those stands for, the outermost first.
-        fingerprints: of each of those, by its definition and its questions.
-        sampled: whether one of them draws its answers at random.
+        names: the requested tasks and groups, with patterns expanded.
+        leaves: for each name, its tasks: itself, or those of the group.
+        groups: for each name, its groups, the outermost first.
+        fingerprints: for each name, a hash of its definition and questions.
+        sampled: whether a task samples its answers.
     """
 
     manager: TaskManager
@@ -54,8 +54,8 @@ def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
     """Find every task, and load its data.
 
     Args:
-        settings: which tasks, and where they are looked for.
-        fingerprint: whether scores are to be found again later; it reads all questions.
+        settings: the names of the tasks, and where to find them.
+        fingerprint: whether to fingerprint the tasks, which reads all questions.
 
     Raises:
         EvaluationError: if a task is unknown, or its data cannot be loaded.
@@ -66,12 +66,12 @@ def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
     except EvaluationError as exc:
         if not own or not isinstance(exc.__cause__, KeyError | ValueError | None):
             raise
-        # A task of lm-eval's own, or a group of the user's that speaks of one.
+        # It is a built-in task, or a custom group that refers to one.
         return _find(settings, include_defaults=True, fingerprint=fingerprint)
 
 
 def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) -> TaskSet:
-    """As `find_tasks`; reading the index of lm-eval's own tasks takes 6 s."""
+    """As `find_tasks`; including the index of built-in tasks takes 6 s."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(
@@ -106,20 +106,20 @@ def _refuse_overlap(leaves: Mapping[str, Sequence[str]]) -> None:
 
 
 def _samples(task: Task, settings: EvalSettings) -> bool:
-    """Whether a task draws its answers at random."""
+    """Whether a task samples its answers."""
     own = task.get_config("generation_kwargs") or {}
     return bool({**own, **settings.gen_kwargs}.get("do_sample"))
 
 
 def check_task_files(settings: EvalSettings) -> None:
-    """Refuse YAML files that are not there, before an index of thousands is read.
+    """Check that task files exist, before the index of thousands of tasks is read.
 
     Raises:
         EvaluationError: if one is missing.
     """
     for name in settings.tasks:
         if _is_file(name) and not Path(name).is_file():
-            raise EvaluationError(name, "is no task file: there is no such file", "check the path")
+            raise EvaluationError(name, "no such task file", "check the path")
 
 
 def _is_file(name: str) -> bool:
@@ -127,7 +127,7 @@ def _is_file(name: str) -> bool:
 
 
 def _resolve(asked: Sequence[str], known: Sequence[str], *, own: bool) -> tuple[str, ...]:
-    """What each name or pattern stands for."""
+    """Expand patterns, and check that every name is known."""
     from lm_eval.utils import pattern_match
 
     names: list[str] = []
@@ -145,10 +145,10 @@ def _resolve(asked: Sequence[str], known: Sequence[str], *, own: bool) -> tuple[
 def _unknown(name: str, known: Sequence[str], *, own: bool) -> EvaluationError:
     near = get_close_matches(name, known, n=_NEAR, cutoff=0.75)
     remedies = [f"did you mean {' or '.join(near)}?"] if near else []
-    remedies += [] if own else ["a task of your own needs --include-path DIR"]
-    where = " or of --include-path" if own else ""
-    remedy = "; ".join(remedies) or "lm-eval ls tasks prints all"
-    return EvaluationError(name, f"is no task of lm-eval's{where}", remedy)
+    remedies += [] if own else ["a custom task needs --include-path DIR"]
+    where = " and not in --include-path" if own else ""
+    remedy = "; ".join(remedies) or "lm-eval ls tasks lists all tasks"
+    return EvaluationError(name, f"is not a task of lm-eval{where}", remedy)
 
 
 def _load(manager: TaskManager, name: str) -> TaskDict:
@@ -158,18 +158,18 @@ def _load(manager: TaskManager, name: str) -> TaskDict:
         reason = first_line(exc)
         if isinstance(exc, ImportError):
             package = (exc.name or "").split(".")[0]
-            remedy = f"pip install {package}, or lm-eval's extra for it, such as lm-eval[ifeval]"
+            remedy = f"pip install {package}, or the extra of lm-eval, such as lm-eval[ifeval]"
             raise EvaluationError(name, f"needs a package ({reason})", remedy) from exc
         if _is_about_data(exc):
             raise EvaluationError(
                 name, f"its data cannot be loaded ({reason})", _data_remedy()
             ) from exc
-        remedy = "mend its YAML file, or see the whole of it with DIFFXFER_DEBUG=1"
-        raise EvaluationError(name, f"is a task that does not load ({reason})", remedy) from exc
+        remedy = "correct its YAML file; DIFFXFER_DEBUG=1 shows the traceback"
+        raise EvaluationError(name, f"cannot be loaded as a task ({reason})", remedy) from exc
 
 
 def _is_about_data(exc: BaseException) -> bool:
-    """Whether the data set is at fault: it is missing, gated, broken, or out of reach."""
+    """Whether the dataset is the cause: it is missing, gated, corrupt or unreachable."""
     modules = {kind.__module__.split(".")[0] for kind in type(exc).__mro__}
     return isinstance(exc, OSError) or bool(
         modules & {"datasets", "huggingface_hub", "httpx", "httpx2"}
@@ -179,15 +179,15 @@ def _is_about_data(exc: BaseException) -> bool:
 def _data_remedy() -> str:
     offline = [name for name in _OFFLINE if os.environ.get(name, "").lower() in ("1", "true")]
     if offline:
-        return f"unset {' and '.join(offline)} once, to let it be downloaded into the cache"
+        return f"unset {' and '.join(offline)} once, so that it is downloaded into the cache"
     return (
-        "check the data set's name, its paths (relative ones begin at the current folder), or the "
-        "connection; a gated one needs hf auth login"
+        "check the name of the dataset, its paths (relative to the current folder), or the "
+        "connection; a gated dataset needs hf auth login"
     )
 
 
 def _fingerprint(name: str, found: TaskDict, manager: TaskManager, settings: EvalSettings) -> str:
-    """A hash of what a task asks: its definition, the code beside it, questions and examples."""
+    """Hash the definition of a task, the code beside it, its questions and examples."""
     whole = xxhash.xxh3_128()
     names = [name, *found["tasks"], *found.get("groups", {})]
     for folder in sorted({_task_folder(each, manager) for each in names} - {None}, key=str):
@@ -211,7 +211,7 @@ def _fingerprint(name: str, found: TaskDict, manager: TaskManager, settings: Eva
 
 
 def _task_folder(name: str, manager: TaskManager) -> Path | None:
-    """The folder of a task's or group's YAML file, and of the code that it names."""
+    """The folder of the YAML file of a task or group, and of the code that it uses."""
     if _is_file(name):
         return Path(name).parent
     entry = manager.task_index.get(name)
@@ -220,7 +220,7 @@ def _task_folder(name: str, manager: TaskManager) -> Path | None:
 
 
 def _count(total: int, limit: float) -> int:
-    """How many questions lm-eval asks with that limit."""
+    """The number of questions that lm-eval asks with a limit."""
     return -int(-total * limit // 1) if limit < 1 else int(limit)
 
 

@@ -1,4 +1,4 @@
-"""What is scored: models as they are, and grafts on the first of them."""
+"""The models of an evaluation and their roles: target, baseline, fine-tuned target, grafts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ModelUnderTest:
     """A model, or with `diff` and `alpha` a graft on it.
 
     Attributes:
-        label: the model as it was named.
-        diff: the diff vector; alone it lends the model finetuned's chat template, as a graft
-            with alpha 0 has it.
-        alpha: its scale.
+        label: the model as given.
+        diff: the diff vector. Without `alpha`, the model is scored as a graft with alpha 0, which
+            has the chat template of finetuned.
+        alpha: the scale of the diff vector.
     """
 
     label: str
@@ -38,14 +38,14 @@ class ModelUnderTest:
 
 @dataclass(frozen=True, slots=True)
 class ModelRoles:
-    """Who plays which part.
+    """The models of an evaluation and their roles.
 
     Attributes:
-        models: what is scored, in the order of the rows, the target first.
+        models: the models and grafts to score, in the order of the rows, the target first.
         baseline: the label of the model to compare with.
         finetuned: the label of the directly fine-tuned target, if there is one.
         diff: the diff vector of the grafts, if there are any.
-        found: the folders of what is on the Hub, by name.
+        found: the folder of each model that was found, by name.
     """
 
     models: tuple[ModelUnderTest, ...]
@@ -55,16 +55,16 @@ class ModelRoles:
     found: Mapping[str, Path] = field(default_factory=dict)
 
     def folder(self, named: Path | str) -> Path:
-        """Where a model or the diff vector is, by its name."""
+        """The folder of a model or the diff vector."""
         return self.found.get(str(named), Path(named))
 
     @property
     def target(self) -> str:
-        """The label of the model that others are to improve."""
+        """The label of the model that others should improve on."""
         return self.models[0].label
 
     def labels(self) -> list[str]:
-        """Every model once, as it was named."""
+        """The label of every model, without duplicates."""
         return list(dict.fromkeys(model.label for model in self.models))
 
 
@@ -76,21 +76,21 @@ def assign_roles(
     alphas: Sequence[float] | None,
     settings: EvalSettings,
 ) -> ModelRoles:
-    """Give everything that was named its part; one model under two names is one.
+    """Assign the roles; two paths of one folder are one model.
 
     Args:
-        named: models, as they were named.
-        baseline: one to compare with, None for the first.
+        named: the models as given.
+        baseline: the model to compare with; None for the first one.
         finetuned: the directly fine-tuned target, if there is one.
         diff: a diff vector for grafts on the first model.
-        alphas: its scales, None for 1.
-        settings: how they are to be scored.
+        alphas: the scales of the diff vector; None for 1.
+        settings: how to score.
 
     Raises:
-        OptionError: if these make no sense together.
+        OptionError: if the options do not fit together.
     """
     if not named:
-        raise OptionError("MODEL", "names no model", "give one or more folders")
+        raise OptionError("MODEL", "no model is given", "give one or more folders")
     known: dict[str, str] = {}
     for label in map(str, named):
         if _identity(label) in known:
@@ -110,7 +110,7 @@ def assign_roles(
 
 
 def _identity(label: str) -> str:
-    """What tells a folder from another, however it is spelled."""
+    """The real path of a folder; any other label as it is."""
     return os.path.realpath(label) if Path(label).is_dir() else label
 
 
@@ -119,11 +119,11 @@ def _grafts(
 ) -> list[ModelUnderTest]:
     if diff is None:
         if alphas is not None:
-            problem = "scales a diff vector, and none is given"
+            problem = "scales a diff vector, but none is given"
             raise OptionError("--alpha", problem, "give --diff too")
         return []
     if not settings.reads_folders:
-        problem = f"makes a folder, and the backend {settings.backend} asks a server"
+        problem = f"needs a local model, but the backend {settings.backend} asks a server"
         raise OptionError("--diff", problem, "serve the graft, or give --backend hf")
     scales = [1.0] if alphas is None else list(dict.fromkeys(map(float, alphas)))
     if not scales or not all(map(math.isfinite, scales)):
@@ -135,18 +135,20 @@ def _grafts(
 def supply_chat_templates(
     roles: ModelRoles, settings: EvalSettings, tell: Callable[[str], None]
 ) -> ModelRoles:
-    """Refuse models without the chat template that is asked for; a target is lent finetuned's.
+    """Check that every model has a chat template if one is requested.
+
+    A target without a template gets that of finetuned, if the diff vector has one.
 
     Args:
-        roles: what is to be scored.
-        settings: how.
-        tell: called with a line on what was lent.
+        roles: the models and their roles.
+        settings: how to score.
+        tell: called with a line if the target gets a template.
 
     Returns:
-        The roles, its target with the diff vector where that lends it a template.
+        The roles; the target has the diff vector if it needs its template.
 
     Raises:
-        EvaluationError: if another model has none, or there is none to lend.
+        EvaluationError: if a model has no template and gets none.
     """
     from diffxfer.evaluation.harness import lacks_chat_template, missing_template_error
 
@@ -159,6 +161,6 @@ def supply_chat_templates(
             raise missing_template_error(label, has_diff=roles.diff is not None)
     if not lacking:
         return roles
-    tell(f"{roles.target} has no chat template: it is asked in that of {roles.diff}")
+    tell(f"{roles.target} has no chat template: that of {roles.diff} is used")
     first, *others = roles.models
     return replace(roles, models=(replace(first, diff=roles.diff), *others))

@@ -1,4 +1,4 @@
-"""How sure a difference between two models' scores is: paired statistics, without I/O."""
+"""Paired tests and intervals for the difference between two models' scores, without I/O."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 _Array: TypeAlias = npt.NDArray[np.float64]
 
 _RESAMPLES = 9_999
-_BATCH_NUMBERS = 1_500_000  # of 8 bytes each; scipy holds about five arrays of that size at once
-_CHANCE = 0.05  # above this, a gain to divide by may be none
-_NOISY = 0.025  # as many draws without a gain as the lower tail of a 95 % interval holds
+_BATCH_NUMBERS = 1_500_000  # of 8 bytes each; scipy allocates about five arrays of this size
+_CHANCE = 0.05  # with a larger p-value, the gain that is divided by may be noise
+_NOISY = 0.025  # the share of draws in the lower tail of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One score beside another.
+    """The difference between two scores.
 
     Attributes:
         delta: score − baseline.
-        p_value: of the paired test that delta is 0; None where there is none.
-        note: why there is no p-value, else empty.
+        p_value: of the paired test of delta = 0; None if no test is valid.
+        note: the reason why there is no p-value, else empty.
     """
 
     delta: float
@@ -39,12 +39,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How much of what fine-tuning gains a graft has.
+    """The share of the gain of fine-tuning that a graft recovers.
 
     Attributes:
-        share: 0 for the target itself, 1 for as much as fine-tuning it; None for no meaning.
-        interval: the 95 % interval of the share; None where there is none.
-        note: why a number is missing, else empty.
+        share: 0 for the score of the target, 1 for that of its fine-tuning; None if undefined.
+        interval: the 95 % interval of the share; None if there is none.
+        note: the reason why a number is missing, else empty.
     """
 
     share: float | None
@@ -56,7 +56,7 @@ class _Pairs(NamedTuple):
     """The same samples of several models.
 
     Attributes:
-        values: what each sample counted for, shape `(models, samples)`.
+        values: the value of each sample, shape `(models, samples)`.
         linear: whether the scores are linear in the values' sums.
     """
 
@@ -67,16 +67,17 @@ class _Pairs(NamedTuple):
 def compare_scores(score: Score, baseline: Score, *, seed: int = 1234) -> Difference:
     """Compare two models' scores on the same samples.
 
-    Samples that are right or wrong get McNemar's exact test, others a two-sided test that flips
-    the signs of the paired differences: exact for up to 13 of them, else by 9,999 random flips.
+    Binary samples are tested with McNemar's exact test. Other samples are tested with a two-sided
+    sign-flip test of the paired differences: exact for up to 13 differences, else with 9,999 random
+    flips.
 
     Args:
-        score: what a model scored.
-        baseline: what the model scored that it is compared with, in the same column.
-        seed: of the random flips.
+        score: the score of a model.
+        baseline: the score of the model to compare with, in the same column.
+        seed: the seed of the random flips.
 
     Returns:
-        The difference; where a test would mislead, a note in place of its p-value.
+        The difference; if a test would be misleading, with a note instead of a p-value.
     """
     delta = float(score.value - baseline.value)
     pairs = _pair_samples(score, baseline)
@@ -94,27 +95,27 @@ def compare_scores(score: Score, baseline: Score, *, seed: int = 1234) -> Differ
 def recovered_share(
     graft: Score, target: Score, finetuned: Score, *, interval: bool = True, seed: int = 1234
 ) -> Recovery:
-    """Say how much of fine-tuning's gain over the target a graft on that target recovers.
+    """Compute which share of the gain of fine-tuning over the target a graft recovers.
 
-    The interval is a percentile interval (Efron 1981) of 9,999 draws of samples, the same for
-    all three models. Draws in which the fine-tuned model gains nothing have no share: they are
-    left out, and where they are more than 2.5 %, or the gain itself has p > 0.05, there is no
-    interval.
+    The interval is a percentile bootstrap interval (Efron 1981) over 9,999 draws of samples, which
+    are the same for all three models. The share is undefined in draws without a gain of the
+    fine-tuned model; they are omitted. If they exceed 2.5 %, or the gain itself has p > 0.05, there
+    is no interval.
 
     Args:
-        graft: what the target with the diff vector scored.
-        target: what the target scored, in the same column.
-        finetuned: what the directly fine-tuned target scored, in the same column.
-        interval: whether it is wanted, as it takes a second or two of large tasks.
-        seed: of the draws.
+        graft: the score of the target with the diff vector.
+        target: the score of the target, in the same column.
+        finetuned: the score of the directly fine-tuned target, in the same column.
+        interval: whether to compute the interval, which takes a second or two for a large task.
+        seed: the seed of the draws.
 
     Returns:
-        (graft − target) / (finetuned − target) and its interval; a note for what is missing.
+        (graft − target) / (finetuned − target) and its interval; a note if one is missing.
     """
     note = _why_no_gain(graft, target, finetuned)
     if note:
         return Recovery(None, None, note)
-    # Adding 0.0 turns -0.0, which lower scores that are better give, into 0.0.
+    # Adding 0.0 turns -0.0, which results if lower scores are better, into 0.0.
     share = float((graft.value - target.value) / (finetuned.value - target.value)) + 0.0
     if not interval:
         return Recovery(share, None, "")
@@ -134,7 +135,7 @@ def _why_no_gain(graft: Score, target: Score, finetuned: Score) -> str:
     values = graft.value, target.value, finetuned.value
     if not all(map(math.isfinite, values)):
         return "a value is no finite number"
-    # Equal scores of unequal samples may differ by rounding, which is no gain to divide by.
+    # Equal scores may differ by rounding if their samples differ; that is not a gain.
     if math.isclose(finetuned.value, target.value, abs_tol=1e-12):
         return "finetuned gains nothing over the target"
     if (finetuned.value > target.value) == (finetuned.higher_is_better is False):
@@ -143,10 +144,10 @@ def _why_no_gain(graft: Score, target: Score, finetuned: Score) -> str:
 
 
 def _pair_samples(*scores: Score) -> _Pairs | str:
-    """Line the samples of several models up, in an order that depends on their keys only.
+    """Align the samples of several models, in an order that depends only on their keys.
 
     Returns:
-        The samples, or why a test of them would not be one of the scores.
+        The samples, or the reason why a test of them would not be a test of the scores.
     """
     note = _why_unpaired(*scores)
     if note:
@@ -165,7 +166,7 @@ def _pair_samples(*scores: Score) -> _Pairs | str:
             if not _is_perplexity(score.value, row, weight):
                 return "its value is no mean of samples"
             linear = False
-    # With equal weights the sum of the values alone decides which score is the higher.
+    # Only with equal weights do the sums of the values decide which score is higher.
     if not (weights == weights[0]).all():
         return "its samples have other weights"
     return _Pairs(values, linear)
@@ -189,9 +190,9 @@ def _is_mean(value: float, values: _Array, weights: _Array, *, weighted: bool) -
     if total <= 0:
         return False
     mean = float(values.sum() / total)
-    # lm-eval's bits_per_byte is the latter of the two; the former is the same in nats.
+    # The second mean is lm-eval's bits_per_byte; the first one is the same in nats.
     means = (-mean, -mean / math.log(2)) if weighted else (mean,)
-    # A mean near 0 is the rest of larger numbers, with their rounding.
+    # A mean near 0 has the rounding error of the larger numbers that cancel in it.
     rounding = 1e-12 * float(np.abs(values).sum() / total)
     return any(math.isclose(value, each, rel_tol=1e-6, abs_tol=rounding) for each in means)
 
@@ -199,31 +200,31 @@ def _is_mean(value: float, values: _Array, weights: _Array, *, weighted: bool) -
 def _is_perplexity(value: float, values: _Array, weights: _Array) -> bool:
     """Whether a value is exp(−Σ values / Σ weights), for lambada's `perplexity` with weights 1."""
     total = weights.sum()
-    # Logarithms are compared because the exponential of a poor model's mean may overflow.
+    # Logarithms are compared, because the exponential of a large mean may overflow.
     return bool(total > 0 and value > 0 and abs(math.log(value) + values.sum() / total) <= 1e-6)
 
 
 def _mcnemar(wins: int, losses: int) -> float:
-    """McNemar's test (1947), exact: pairs that disagree fall on either side like a fair coin."""
+    """McNemar's exact test (1947): each discordant pair is a fair coin toss."""
     if wins + losses == 0:
         return 1.0
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 
 def _sign_flip(differences: _Array, seed: int) -> float:
-    """Fisher's randomization test: without an effect, each difference had either sign.
+    """Fisher's randomization test: without an effect, either sign of a difference is as likely.
 
     Args:
         differences: of the pairs, shape `(samples,)`.
-        seed: of the random flips, where not all are tried.
+        seed: the seed of the random flips, if there are too many to try all.
 
     Returns:
         The two-sided p-value.
     """
-    # A zero has no sign; without zeros more tests are few enough flips to be exact.
+    # A zero has no sign; without zeros, more tests have few enough flips to be exact.
     moved = differences[differences != 0]
     if moved.size < 2:
-        return 1.0  # either sign of a single one is as far from 0
+        return 1.0  # both signs of a single difference are equally far from 0
     rng = np.random.default_rng(seed)
     options = {"vectorized": True, "n_resamples": _RESAMPLES, "batch": _batch(moved.size)}
     if 2**moved.size <= _RESAMPLES:
@@ -232,7 +233,7 @@ def _sign_flip(differences: _Array, seed: int) -> float:
         )
         return float(test.pvalue)
 
-    # The same test at random; permutation_test shuffles each pair, which takes 20 times as long.
+    # The same test with random flips; permutation_test shuffles each pair and is 20 times slower.
     def flipped(size: tuple[int, ...]) -> _Array:
         signs = 2 * rng.integers(0, 2, size, dtype=np.int8) - 1
         return np.asarray(moved * signs)
@@ -241,18 +242,18 @@ def _sign_flip(differences: _Array, seed: int) -> float:
 
 
 def _ratio_interval(parts: _Array, wholes: _Array, seed: int) -> tuple[float, float] | None:
-    """The interval of Σ parts / Σ wholes over draws of samples.
+    """The bootstrap interval of Σ parts / Σ wholes.
 
-    A score's divisor and a log-likelihood's sign are the same for all models of a draw, so they
-    cancel in the ratio and sums are enough.
+    The divisor of the scores and the sign of log-likelihoods are the same for all models of a
+    draw, so they cancel in the ratio, and sums suffice.
 
     Args:
-        parts: what the graft gains a sample, shape `(samples,)`.
-        wholes: what the fine-tuned model gains a sample, shape `(samples,)`.
-        seed: of the draws.
+        parts: the gain of the graft in each sample, shape `(samples,)`.
+        wholes: the gain of the fine-tuned model in each sample, shape `(samples,)`.
+        seed: the seed of the draws.
 
     Returns:
-        The 2.5th and 97.5th percentile, or None where too many draws have no gain to divide by.
+        The 2.5th and 97.5th percentiles; None if too many draws have no gain to divide by.
     """
     drawn = stats.bootstrap(
         (parts, wholes),
@@ -265,7 +266,7 @@ def _ratio_interval(parts: _Array, wholes: _Array, seed: int) -> tuple[float, fl
         rng=np.random.default_rng(seed),
     )
     part, whole = drawn.bootstrap_distribution
-    # A sum of zero may come out as a rounding error of either sign.
+    # A sum that should be zero may be a rounding error of either sign.
     gains = whole * np.sign(wholes.sum()) > 1e-9 * abs(wholes.sum())
     if gains.mean() < 1 - _NOISY:
         return None

@@ -1,4 +1,4 @@
-"""How far lm-eval is with a model: the requests that it answered, of all that it is asked."""
+"""The progress of lm-eval on one model: its requests and those that are answered."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 def track_requests(tell: Callable[[int, int], None] | None) -> Iterator[None]:
     """Count requests and answers while lm-eval scores one model inside the block.
 
-    lm-eval has no callback for this. Every backend of it passes every answer to the hook that
-    caches answers, as soon as it has it; requests are made by one method of all tasks. A text of
-    which the whole likelihood is wanted (`loglikelihood_rolling`) is passed on only when all such
-    texts are read.
+    lm-eval has no callback for this. One method builds the requests of every task, and every
+    backend passes each answer to the cache hook at once. The exception is `loglikelihood_rolling`,
+    whose answers are passed on together at the end.
 
     Args:
-        tell: called with the requests answered and the requests made; None to count nothing.
+        tell: called with the numbers of answered and built requests; None to count nothing.
     """
     if tell is None:
         yield

@@ -1,4 +1,4 @@
-"""From the scores of several models to rows that compare them."""
+"""Rows that compare the scores of several models."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ScoredModel:
     """A model with its scores.
 
     Attributes:
-        label: what a person calls it; of a graft, its target.
-        alpha: of a graft, its scale; None for a model as it is.
+        label: the name of the model as given; for a graft, that of its target.
+        alpha: the scale of a graft; None for a model without a graft.
         scores: in the order of the tasks.
-        reused: whether some of them were there already.
-        content: the `content_hash` of what was scored, where it is known.
+        reused: whether some scores were read from the output folder.
+        content: the `content_hash` of what was scored, if it is known.
     """
 
     label: str
@@ -34,7 +34,7 @@ class ScoredModel:
     content: str | None = None
 
     def by_column(self) -> Mapping[MetricKey, Score]:
-        """Its scores by task, metric and filter."""
+        """The scores by task, metric and filter."""
         return {score.column: score for score in self.scores}
 
 
@@ -46,14 +46,14 @@ def compare_models(
     finetuned: str | None,
     columns: Sequence[MetricKey],
 ) -> tuple[Row, ...]:
-    """Put every score beside the baseline's.
+    """Compare every score with that of the baseline.
 
     Args:
-        models: the models that were scored, whichever they are.
-        target: the model that the others are to improve.
+        models: the models that were scored.
+        target: the model that the others should improve on.
         baseline: the model to compare with.
         finetuned: the directly fine-tuned target.
-        columns: those that are shown; only they get intervals, which take a second each.
+        columns: the requested scores; only these get intervals, which take a second each.
 
     Returns:
         A row for each score, in the order of the models.
@@ -66,7 +66,7 @@ def compare_models(
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """The models that all are compared with."""
+    """The models that all others are compared with."""
 
     by_label: Mapping[str, Mapping[MetricKey, Score]]
     target: str
@@ -120,11 +120,13 @@ def _row(model: ScoredModel, score: Score, references: _References) -> Row:
 
 
 def requested_columns(tasks: TaskSet, models: Sequence[ScoredModel]) -> tuple[MetricKey, ...]:
-    """The columns that a person asked for: a group's own score where it has one, not its tasks'.
+    """The scores that the user requested: for a group, its own score, not those of its tasks.
+
+    A group without a score of its own is represented by its tasks.
 
     Args:
-        tasks: what was asked for.
-        models: what was scored so far.
+        tasks: the requested tasks.
+        models: the models that are scored so far.
     """
     if not models:
         return ()
@@ -146,16 +148,16 @@ def _columns_of(name: str, tasks: TaskSet, columns: Sequence[MetricKey]) -> Iter
 def best_alpha(
     rows: Sequence[Row], columns: Sequence[MetricKey], diff: str, target: str
 ) -> BestAlpha | None:
-    """The graft that scored best on the first task; of equal ones, that nearest to the target.
+    """Find the alpha that scored best on the first task; of equal ones, the smallest in magnitude.
 
     Args:
-        rows: of all models.
-        columns: the first of them decides.
-        diff: the diff vector, as it was named.
-        target: the target, as it was named.
+        rows: the rows of all models.
+        columns: the requested scores, of which the first one decides.
+        diff: the diff vector, as given.
+        target: the target, as given.
 
     Returns:
-        None where fewer than two grafts were scored, or none of them has a number.
+        None if fewer than two grafts were scored, or no score is finite.
     """
     decides = columns[:1]
     grafts = [row for row in rows if row.alpha is not None and row.column in decides]

@@ -1,7 +1,7 @@
-"""The folder of scores: lm-eval's own files, found again by what was scored.
+"""The output folder of an evaluation: lm-eval's files, from which scores are reused.
 
-A folder for each model holds lm-eval's `results_*.json` and `samples_*.jsonl`, which its other
-tools read. A results file appears last, so that what it names is whole.
+Each model has a folder with the `results_*.json` and `samples_*.jsonl` of lm-eval, which other
+tools can read. The results file is written last, so that the files it refers to are complete.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 _OUR_KEY = "diffxfer"
 COMPARISON = "comparison.json"
-"""What `--json` prints, beside the folders of scores."""
+"""The file with the output of `--json`, beside the folders of scores."""
 
 _SAMPLE_FIELDS = ("filter", "doc_hash", "target_hash", "metrics")
 _LONGEST = 200
-# What a file that somebody broke may lead to, whose scores are then made again.
+# The exceptions that a corrupt file may cause; its scores are computed again.
 _CORRUPT_FILE_ERRORS = (
     *(CheckpointError, OSError, KeyError, TypeError, ValueError, AttributeError),
     *(RecursionError, OverflowError),
@@ -45,13 +45,13 @@ _CORRUPT_FILE_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class _StoredScores:
-    """A file of results that holds the scores of one task or group.
+    """A results file that has the scores of a task or group.
 
     Attributes:
         path: the file.
-        leaves: the tasks whose samples belong to them.
-        groups: the groups that have scores of their own.
-        content: what tells the model that was scored from others, if it was noted.
+        leaves: the tasks that have samples.
+        groups: the groups that have scores.
+        content: the `content_hash` of the model, if it was recorded.
     """
 
     path: Path
@@ -64,11 +64,11 @@ class ScoreStore:
     """Scores on disk.
 
     Args:
-        folder: where they are; it is made if it is missing.
-        inputs: folders that are read, and so never written to.
+        folder: the output folder, which is created if necessary.
+        inputs: the folders that are read, which must not contain the output folder.
 
     Raises:
-        OutputError: if it cannot be written, or is an input.
+        OutputError: if the folder cannot be written to, or is inside an input.
     """
 
     def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
@@ -85,7 +85,9 @@ class ScoreStore:
             raise OutputExistsError(folder, problem, "choose another --output")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(folder):  # found out now, not after an hour of scoring
+            with scratch_folder(
+                folder
+            ):  # check that the folder is writable before an hour of scoring
                 pass
             for path in sorted(folder.glob("*/results_*.json")):
                 self._index(path)
@@ -93,7 +95,7 @@ class ScoreStore:
             raise write_error(folder, "", exc) from exc
 
     def _index(self, path: Path) -> None:
-        """Note what a file of results holds; one that is broken is as if it were not there."""
+        """Index the scores of a results file; a corrupt file is ignored with a warning."""
         try:
             record = read_object(_regular_file(path)).get(_OUR_KEY)
             record = record if isinstance(record, dict) else {"scored": {}}
@@ -101,7 +103,7 @@ class ScoreStore:
             content = content if isinstance(content, str) else None
             scored = record["scored"]
             for entry in scored.values():
-                if entry["key"] is None:  # what a server answered may be another model's tomorrow
+                if entry["key"] is None:  # a server may run another model tomorrow
                     continue
                 leaves, groups = tuple(entry["tasks"]), tuple(entry["groups"])
                 self._by_key[str(entry["key"])] = _StoredScores(path, leaves, groups, content)
@@ -109,16 +111,16 @@ class ScoreStore:
             self.warnings.append(f"{path} is not used: {_reason(exc)}")
 
     def tracker(self) -> EvaluationTracker:
-        """lm-eval's writer of files, to be told of a run before it is saved."""
+        """Make lm-eval's writer of result files, to be passed to an evaluation and to `save`."""
         from lm_eval.loggers import EvaluationTracker
 
         return EvaluationTracker(output_path=str(self.folder))
 
     def load(self, key: str) -> list[Score] | None:
-        """The scores of a task or group, if they are there.
+        """Load the scores of a task or group; None if they are not stored.
 
         Args:
-            key: what was scored, and how.
+            key: the key of what was scored, and how.
         """
         found = self._by_key.get(key)
         if found is None:
@@ -134,10 +136,10 @@ class ScoreStore:
         return scores
 
     def content_of(self, key: str) -> str | None:
-        """The `content_hash` of what has a score, None where that is not known.
+        """The `content_hash` of the model that has a score; None if it is not known.
 
         Args:
-            key: as for `find`.
+            key: as for `load`.
         """
         found = self._by_key.get(key)
         return None if found is None else found.content
@@ -151,18 +153,18 @@ class ScoreStore:
         scored: Mapping[str, Mapping[str, Any]],
         tracker: EvaluationTracker,
     ) -> None:
-        """Write a model's scores as lm-eval does, and so that they are found again.
+        """Write the scores of a model in the format of lm-eval, with the keys to load them.
 
         Args:
-            model: what was scored.
-            content: its `content_hash`; of a graft, that of the folder that was made.
-            labels: of all models of the run, to tell their folders apart.
-            results: what lm-eval gave, with its samples.
-            scored: by name that was asked for, its ``key``, ``tasks`` and ``groups``.
-            tracker: the one of `tracker` that lm-eval was given.
+            model: the model that was scored.
+            content: its `content_hash`; for a graft, that of its temporary folder.
+            labels: the names of all models of the run, to give each one a different folder.
+            results: the results of lm-eval, including samples.
+            scored: the ``key``, ``tasks`` and ``groups`` of each requested task.
+            tracker: the result of `tracker` that was passed to lm-eval.
 
         Raises:
-            OutputError: if they cannot be written.
+            OutputError: if the scores cannot be written.
         """
         name = _folder_name(model, labels)
         results[_OUR_KEY] = {
@@ -187,21 +189,21 @@ class ScoreStore:
             raise write_error(self.folder, f"scores of {name}", exc) from exc
 
     def _move_into_place(self, written: Path, stamp: str, tasks: Sequence[str]) -> None:
-        """Move lm-eval's files, named by the time, to their place; it only logs a failure."""
+        """Move the files of lm-eval, which only logs its failures, to the folder of the model."""
         home = self.folder / written.name
         home.mkdir(exist_ok=True)
         names = [*(f"samples_{task}_{stamp}.jsonl" for task in tasks), f"results_{stamp}.json"]
         for name in names:
             path = written / name
             if not path.is_file():
-                problem = f"lm-eval could not write {name}"
-                raise OutputError(self.folder, problem, "check the disk and its space")
+                problem = f"lm-eval did not write {name}"
+                raise OutputError(self.folder, problem, "check the free disk space")
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.replace(home / name)
 
     def write_comparison(self, comparison: Mapping[str, Any]) -> None:
-        """Write `comparison.json`, whole or not at all.
+        """Write `comparison.json` atomically.
 
         Raises:
             OutputError: if it cannot be written.
@@ -216,7 +218,7 @@ class ScoreStore:
 
 
 def _folder_name(model: ModelUnderTest, labels: Sequence[str]) -> str:
-    """The folder of a model's scores: the model's own name where that tells it from others."""
+    """The name of a model's folder of scores: the last component of its path if it is unique."""
     from lm_eval.utils import sanitize_model_name
 
     places = {label: Path(label).resolve() for label in labels}
@@ -229,10 +231,10 @@ def _folder_name(model: ModelUnderTest, labels: Sequence[str]) -> str:
 
 
 def _regular_file(path: Path) -> Path:
-    """A file of a folder of scores, if it is a regular one that lies there.
+    """The path of a file, checked to be a regular file inside its folder.
 
     Raises:
-        CompanionError: if it is anything else.
+        CompanionError: if it is missing or anything else.
     """
     found = companion_path(path.parent, path.name)
     if found is None:
@@ -241,7 +243,7 @@ def _regular_file(path: Path) -> Path:
 
 
 def _read(found: _StoredScores) -> list[Score] | None:
-    """The scores in a file of results; None if scores or samples of theirs are missing."""
+    """Read the scores of a results file; None if scores or samples are missing."""
     results = read_object(_regular_file(found.path))
     samples = {leaf: list(_read_samples(found.path, leaf)) for leaf in found.leaves}
     asked = {leaf: results["n-samples"][leaf]["effective"] for leaf in found.leaves}
@@ -253,7 +255,7 @@ def _read(found: _StoredScores) -> list[Score] | None:
 
 
 def _read_samples(results: Path, task: str) -> Iterator[dict[str, Any]]:
-    """What the samples of a task counted for, from the file beside the results."""
+    """Read the samples of a task from the file beside the results, without their texts."""
     stamp = results.stem.removeprefix("results_")
     with _regular_file(results.parent / f"samples_{task}_{stamp}.jsonl").open(
         encoding="utf-8"
@@ -272,4 +274,4 @@ def _is_complete(samples: list[dict[str, Any]], asked: int) -> bool:
 def _reason(exc: BaseException) -> str:
     if isinstance(exc, CheckpointError):
         return exc.problem
-    return f"it is not whole ({type(exc).__name__}: {exc})"
+    return f"it is corrupt ({type(exc).__name__}: {exc})"

@@ -1,4 +1,4 @@
-"""Scoring one model after the other, each on the tasks that it was not scored on before."""
+"""Scoring models one by one, each on the tasks without a stored score."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _VERSIONED_PACKAGES = ("lm-eval", "transformers", "torch", "vllm", "sglang")
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What is called on the way.
+    """The callbacks of an evaluation.
 
     Attributes:
-        tell: called with a line on what is done next.
-        moved: called with the bytes done and the bytes in all.
-        answered: called with a model, its requests answered and its requests in all.
+        tell: called with a line about the next work.
+        moved: called with the bytes done and the total.
+        answered: called with a model, the number of its answered requests and the total.
         opened: called with the output folder.
     """
 
@@ -52,15 +52,15 @@ class Callbacks:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """What scoring takes, checked.
+    """Scores models, with inputs that are checked.
 
     Attributes:
-        roles: what is scored.
-        settings: how.
-        tasks: on what.
-        store: where scores are kept and found again; None for nowhere.
-        callbacks: what is called on the way.
-        contents: hashes of the folders that were read so far.
+        roles: the models.
+        settings: how to score.
+        tasks: the tasks to score on.
+        store: the scores on disk; None to store none.
+        callbacks: the callbacks.
+        contents: the hashes of the folders that were read so far.
     """
 
     roles: ModelRoles
@@ -71,14 +71,15 @@ class Scorer:
     contents: dict[Path, str] = field(default_factory=dict)
 
     def score(self, model: ModelUnderTest, done: list[ScoredModel]) -> None:
-        """Score one model, and only then keep its scores on disk.
+        """Score one model, append its scores to a list, and then store them.
 
         Args:
-            model: one of the roles.
-            done: where its scores are appended.
+            model: one of the models of `roles`.
+            done: the list to append to.
 
         Raises:
-            DiffxferError: if it cannot be scored, or, with its scores appended, not be kept.
+            DiffxferError: if the model cannot be scored, or its scores cannot be stored; in the
+                latter case they are in the list.
         """
         keys = self._cache_keys(model)
         known: dict[str, list[Score]] = {}
@@ -116,7 +117,8 @@ class Scorer:
         """Let lm-eval score a model.
 
         Returns:
-            The scores, the content of what was scored if scores are kept, and what keeps them.
+            The scores by task, the content hash of the model if scores are stored, and a function
+            that stores them.
         """
         from diffxfer.evaluation.harness import score
         from diffxfer.evaluation.lm_eval_results import read_scores
@@ -129,7 +131,7 @@ class Scorer:
         with self._model_folder(model) as folder:
             content = None if store is None else self._content_of(model, folder)
             if told is not None:
-                told(0, 0)  # the graft is made, and the model is loaded
+                told(0, 0)  # a graft is written by now, and the model is loaded next
             with track_requests(told):
                 results = score(folder, str(model), tasks, names, self.settings, tracker)
         fresh = read_scores(results, results["samples"])
@@ -138,7 +140,7 @@ class Scorer:
         if store is None or tracker is None:
             return scores, None, _keep_nothing
         if model.alpha is not None:
-            # The folder that was scored is gone: what it was made from says more than its name.
+            # The folder of the graft is temporary, so its inputs are recorded instead.
             results["config"]["model_args"] = f"pretrained={model}"
         scored = {
             name: {"key": keys[name], "tasks": tasks.leaves[name], "groups": tasks.groups[name]}
@@ -154,7 +156,7 @@ class Scorer:
     def _request_callback(
         self, model: ModelUnderTest, place: str
     ) -> Callable[[int, int], None] | None:
-        """What is told of a model's requests, under a name that is short."""
+        """The callback for the requests of a model, with a short name of the model."""
         answered = self.callbacks.answered
         if answered is None:
             return None
@@ -162,13 +164,13 @@ class Scorer:
         return partial(answered, f"{name} ({place.replace(' of ', '/')})")
 
     def _content_of(self, model: ModelUnderTest, folder: str) -> str | None:
-        """What tells the folder that is scored from others; a graft is read for it."""
+        """The content hash of a folder; a graft was not hashed before."""
         if not self.settings.reads_folders:
             return None
         return self.contents[Path(folder)] if model.diff is None else content_hash(Path(folder))
 
     def _cache_keys(self, model: ModelUnderTest) -> dict[str, str | None]:
-        """By task, what tells this score from any other; None where that is not known."""
+        """The key of each stored score by task; None if the model has no known content."""
         names = self.tasks.names
         if self.store is None or not self.settings.reads_folders:
             return dict.fromkeys(names)
@@ -177,21 +179,21 @@ class Scorer:
         made_of = [self.roles.folder(name) for name in named]
         for name, folder in zip(named, made_of, strict=True):
             if folder not in self.contents:
-                self.callbacks.tell(f"reading {name}, to know it again")
+                self.callbacks.tell(f"hashing {name}")
                 self.contents[folder] = content_hash(folder)
         made_by = [] if model.diff is None else [version("diffxfer"), model.alpha]
         shared = [
             [self.contents[folder] for folder in made_of],
             [*map(_version, _VERSIONED_PACKAGES), *made_by],
             self.settings.cache_key_fields(),
-            # Where text is sampled, what is asked before shapes what is drawn.
+            # With sampling, the answers also depend on the tasks that were asked before.
             self.tasks.fingerprints if self.tasks.sampled else [],
         ]
         return {name: _digest([*shared, self.tasks.fingerprints[name]]) for name in names}
 
     @contextmanager
     def _model_folder(self, model: ModelUnderTest) -> Iterator[str]:
-        """The folder of a model; of a graft, one that is made now and gone afterwards."""
+        """The folder of a model; for a graft, a temporary one."""
         if model.diff is None:
             yield str(self.roles.folder(model.label))
             return
@@ -204,17 +206,18 @@ class Scorer:
 
 
 def check_grafts(roles: ModelRoles, output: Path | None) -> tuple[str, ...]:
-    """See that grafts can be made, before anything is scored.
+    """Check by a dry run that grafts can be made.
 
     Args:
-        roles: what is to be scored.
-        output: the folder of scores, where grafts are made; None for that of temporary files.
+        roles: the models and the diff vector.
+        output: the folder of scores, in which grafts are written; None for the system's temporary
+            folder.
 
     Returns:
-        What should be known of the grafts, one line each.
+        Warnings about the grafts, one line each.
 
     Raises:
-        DiffxferError: if the diff vector does not fit the target, or the disk is too small.
+        DiffxferError: if the diff vector does not match the target, or the disk is too small.
     """
     from diffxfer.diffs.matching.refusal import refusal
 
@@ -226,18 +229,19 @@ def check_grafts(roles: ModelRoles, output: Path | None) -> tuple[str, ...]:
         if report.refused:
             raise refusal(report.refused)
     except (MatchError, RelatednessError) as exc:
-        exc.remedy += "; diffxfer apply has these options: give the graft it makes as a MODEL"
+        exc.remedy += (
+            "; use these options with diffxfer apply, and give the graft it makes as a MODEL"
+        )
         raise
     if report.bytes_to_write > report.free_bytes:
-        problem = (
-            f"a graft takes {report.bytes_to_write:,} bytes, and {report.free_bytes:,} are free"
-        )
+        needed, free = report.bytes_to_write, report.free_bytes
+        problem = f"a graft needs {needed:,} bytes, but only {free:,} are free"
         raise DiskSpaceError(home, problem, "give --output on a larger disk, or set TMPDIR")
     return report.warnings
 
 
 def _keep_nothing() -> None:
-    """Keep nothing."""
+    """Store nothing."""
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,7 @@
-"""What one model scored, and what was found by comparing models: data, without I/O."""
+"""Scores of models and the results of comparing them: data, without I/O.
+
+The module imports the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SampleKey: TypeAlias = tuple[str, str, int]
-"""A question: hash of the document, hash of its target, and which of several equal ones."""
+"""A sample: the hashes of its document and target, and a number to tell equal samples apart."""
 
 SampleValue: TypeAlias = float | tuple[float, float]
-"""What a sample counts for: a number, or for perplexities a log-likelihood and its weight."""
+"""The value of a sample: a number, or for perplexities a log-likelihood and its weight."""
 
 Samples: TypeAlias = Mapping[SampleKey, SampleValue]
 
 MetricKey: TypeAlias = tuple[str, str, str]
-"""What makes scores of several models comparable: task, metric and filter."""
+"""Task, metric and filter: scores of several models are comparable if these are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +71,26 @@ class Score(TaskScore):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One score beside the baseline's.
+    """One score, compared with that of the baseline.
 
     Attributes:
-        model: the model as it was named.
-        alpha: for a graft on that model, its scale; None for the model as it is.
-        task: see `Score`.
-        metric: see `Score`.
-        filter: see `Score`.
-        value: see `Score`.
-        stderr: see `Score`.
-        n: see `Score`.
+        model: the model as given.
+        alpha: the scale of a graft on that model; None for the model without a graft.
+        task: see `TaskScore`.
+        metric: see `TaskScore`.
+        filter: see `TaskScore`.
+        value: see `TaskScore`.
+        stderr: see `TaskScore`.
+        n: see `TaskScore`.
         higher_is_better: see `Score`.
         baseline: the model that it is compared with.
-        delta: value − baseline's value; None for the baseline itself.
-        p_value: of the paired test that delta is 0; None where there is none.
-        recovered: (value − target) / (finetuned − target); None where it means nothing.
-        recovered_interval: the 95 % interval of that, by a paired bootstrap.
-        notes: why a number is missing or to be taken with care, one line each.
-        content: what tells the model from others, by the content of its files, where scores are
-            kept; of a graft, of the folder that was made.
+        delta: value − value of the baseline; None for the baseline itself.
+        p_value: of the paired test of delta = 0; None if no test is valid.
+        recovered: (value − target) / (finetuned − target); None if undefined.
+        recovered_interval: its 95 % interval, by a paired bootstrap.
+        notes: why a number is missing, one line each.
+        content: the hash of the files of the model, or of the temporary folder of a graft; None if
+            scores are not stored.
     """
 
     model: str
@@ -115,14 +118,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BestAlpha:
-    """The scale whose graft scored best on the first task.
+    """The alpha whose graft scored best on the first task.
 
     Attributes:
         alpha: the scale.
         task: the task that decided.
         metric: its metric.
-        value: what the graft scored.
-        command: the `diffxfer apply` line that makes that graft.
+        value: the score of the graft.
+        command: the `diffxfer apply` command that writes this graft.
     """
 
     alpha: float
@@ -134,19 +137,19 @@ class BestAlpha:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What models scored, compared.
+    """The scores of several models, compared.
 
     Attributes:
-        rows: every score, model by model in the order in which they were named.
-        target: the first model, which the others are to improve.
+        rows: every score, model by model in the order given.
+        target: the first model, which the others should improve on.
         baseline: the model that the others are compared with.
-        finetuned: the directly fine-tuned target, if one was named.
-        columns: task, metric and filter of what a person asked for; rows have subtasks too.
-        best: the best scale, where several grafts were scored.
-        reused: models whose scores were there already, or some of them.
+        finetuned: the directly fine-tuned target, if it was given.
+        columns: task, metric and filter of the requested scores; rows also have subtasks.
+        best: the best alpha, if several grafts were scored.
+        reused: the models of which scores were read from the output folder.
         warnings: one line each.
-        output: the folder of the scores, if one was named.
-        elapsed_s: seconds from the call to the result.
+        output: the folder of the scores, if it was given.
+        elapsed_s: the duration of the call in seconds.
     """
 
     rows: tuple[Row, ...]
@@ -161,14 +164,14 @@ class Evaluation:
     elapsed_s: float
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
+        """The evaluation as JSON values."""
         output = None if self.output is None else str(self.output)
         found: dict[str, Any] = _finite({**asdict(self), "output": output})
         return found
 
 
 def _finite(value: Any) -> Any:
-    """The same, with None for numbers that JSON does not have."""
+    """Replace numbers that JSON does not have, NaN and infinity, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

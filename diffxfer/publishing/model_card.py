@@ -1,6 +1,6 @@
-"""The card of a folder that is published: where it came from, how to use it, what it scored.
+"""The model card of a published folder: its sources, how to use it, and its scores.
 
-It holds no paths of this machine and no clock times: the same folder gives the same bytes.
+The card has no local paths and no dates, so the same folder gives the same bytes.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def write_model_card(
     *,
     license: str | None = None,  # noqa: A002 as the Hub calls it
 ) -> bytes:
-    """The card of a published folder.
+    """Write the model card of a folder.
 
     Args:
-        repo: where it is published, ``org/name``.
-        manifest: what it is.
-        config: its ``config.json``; of a diff vector, finetuned's.
-        results: what the model scored, if that is known.
-        license: the licence's id, None for what the sources' cards state.
+        repo: the repository, ``org/name``.
+        manifest: the manifest of the folder.
+        config: its ``config.json``; for a diff vector, that of finetuned.
+        results: the scores of the model, if they are known.
+        license: the id of the licence; None for the one stated by the cards of the sources.
 
     Returns:
-        The README's bytes: YAML front matter and Markdown.
+        The content of the README: YAML front matter and Markdown.
     """
     name = repo.split("/")[1]
     licensed = {"license": license} if license else license_fields(manifest)
@@ -96,7 +96,7 @@ def _front_matter(
         library_name=library,
         tags=["diffxfer", *tags],
         base_model=bases or None,
-        # It needs a name where there are results, and there alone.
+        # A name is required if there are results, and not allowed otherwise.
         model_name=name if scored else None,
         eval_results=scored or None,
         **more,

@@ -1,4 +1,4 @@
-"""What a push may replace: an earlier push of the same kind, and nothing of others."""
+"""The check that a push overwrites only an earlier push of the same kind."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ if TYPE_CHECKING:
     from diffxfer.diffs.artifact.manifest import Manifest
 
 KIND_NAMES = {"diff": "a diff vector", "graft": "a graft", "tuned": "a tuned model"}
-"""What a folder of ours is called."""
+"""The name of each kind of folder, for messages."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 _MODELS = ("config.json", "adapter_config.json")
 
 
 def refuse_overwrite(repository: Repository | None, manifest: Manifest, *, private: bool) -> None:
-    """Refuse to replace what somebody would miss.
+    """Refuse to overwrite anything but an earlier push of the same kind.
 
     Args:
-        repository: what is there, None for nothing.
-        manifest: what is to be published there.
-        private: whether it is to be private.
+        repository: the existing repository; None if there is none.
+        manifest: the manifest of the folder to publish.
+        private: whether a private repository was requested.
 
     Raises:
-        HubError: if the repository holds anything but an earlier push of the same kind, or is
-            public where a private one is due.
+        HubError: if the repository has anything else, or is public instead of private.
     """
     if repository is None:
         return
     repo = repository.repo
     if private and not repository.private:
-        problem = "exists and is public, where --private is due"
+        problem = "exists and is public, but --private was given"
         raise HubError(repo, None, "public", problem, "make it private in its settings first")
     if MANIFEST_NAME not in repository.files:
         held = [n for n in sorted(repository.files) if n.endswith(_WEIGHTS) or n in _MODELS]
@@ -50,7 +49,7 @@ def refuse_overwrite(repository: Repository | None, manifest: Manifest, *, priva
         is_there = (
             KIND_NAMES.get(kind, "something else") if isinstance(kind, str) else "something else"
         )
-        problem = f"holds {is_there}, and this is {KIND_NAMES[manifest.kind]}"
+        problem = f"has {is_there}, but this folder is {KIND_NAMES[manifest.kind]}"
         raise HubError(repo, None, "taken", problem, "push to another name")
 
 
@@ -62,11 +61,11 @@ def _stored_manifest(repository: Repository) -> dict[str, Any]:
 
 
 def stale_files(repository: Repository | None, files: Files) -> list[str]:
-    """What an earlier push left that is no part of this one; files of others stay.
+    """The files of an earlier push that this push does not have; other files are kept.
 
     Args:
-        repository: what is there, None for nothing.
-        files: what is to be there.
+        repository: the existing repository; None if there is none.
+        files: the files to publish.
     """
     if repository is None or MANIFEST_NAME not in repository.files:
         return []

@@ -1,4 +1,4 @@
-"""What may be published: a folder of ours that is as its manifest has it."""
+"""The check that a folder may be published: diffxfer wrote it, and it matches its manifest."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ README = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class PublishableFolder:
-    """A folder of ours, checked.
+    """A folder that was checked.
 
     Attributes:
-        manifest: what it is.
-        config: its config, of a diff vector finetuned's.
-        files: what is to be published, but for card and manifest.
-        edited_card: the card, where somebody has edited it.
+        manifest: its manifest.
+        config: its config; for a diff vector, that of finetuned.
+        files: the files to publish, by name, without the card and the manifest.
+        edited_card: the card, if it was edited after diffxfer wrote it.
     """
 
     manifest: Manifest
@@ -40,13 +40,13 @@ class PublishableFolder:
 
 
 def open_publishable_folder(folder: Path) -> PublishableFolder:
-    """Check a folder, as far as that is possible without reading its weights.
+    """Check a folder, without reading its weights.
 
     Args:
-        folder: what is to be published.
+        folder: the folder to publish.
 
     Raises:
-        DiffxferError: if it is none of ours, or not as its manifest has it.
+        DiffxferError: if diffxfer did not write it, or it does not match its manifest.
     """
     require_folder(folder, "a folder that diffxfer wrote")
     manifest = read_manifest(folder)

@@ -1,4 +1,4 @@
-"""What a model scored, from the folder that `diffxfer eval --output` left."""
+"""The scores of a model, from the folder that `diffxfer eval --output` wrote."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_published_scores(scores: Path, content: str) -> tuple[TaskScore, ...]:
     again = "score it: diffxfer eval MODEL --tasks TASKS --output DIR"
     path = companion_path(scores, COMPARISON) if scores.is_dir() else None
     if path is None:
-        raise EvaluationError(scores, f"has no {COMPARISON}, where scores are due", again)
+        raise EvaluationError(scores, f"has no {COMPARISON}, expected a folder of scores", again)
     try:
         comparison = _Comparison.model_validate_json(read_bytes(path))
         # A score that is not a finite number is null in JSON.

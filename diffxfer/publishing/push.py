@@ -1,4 +1,4 @@
-"""Publishing a folder that we wrote."""
+"""Publishing a folder on the Hub."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def push(
 ) -> PushReport:
     """Publish a diff vector, a graft or a tuned model on the Hub, with a complete card.
 
-    Only what the manifest lists is uploaded, in one commit, and only what the repository does not
-    have already. The folder is not changed.
+    Only files in the manifest that the repository lacks are uploaded, in one commit. The folder is
+    not changed.
 
     Args:
         path: a folder that diffxfer wrote.
-        repo_id: ``org/name``; it is made if there is none.
-        private: make a private repository.
-        message: what the commit says.
-        eval: a folder that `evaluate` left, with scores of this very model for the card.
-        license: the licence's id for the card; None for what the target's card states.
-        dry_run: check, and write nothing.
+        repo_id: ``org/name``; the repository is created if necessary.
+        private: create a private repository.
+        message: the commit message.
+        eval: a folder that `evaluate` wrote, with scores of this model for the card.
+        license: the id of the licence; None for the one stated by the card of the target.
+        dry_run: check everything, but write nothing.
         progress: show progress bars on stderr.
 
     Returns:
-        What was done.
+        What was published.
 
     Raises:
-        DiffxferError: for every known failure; no commit was made then.
+        DiffxferError: for every known failure; then no commit was made.
 
     Example:
         >>> push("sft-diff", "me/sft-diff", private=True)  # doctest: +SKIP
@@ -99,7 +99,7 @@ def _open_remote(
     private: bool,
     dry_run: bool,
 ) -> Repository | None:
-    """What is there already, if it may be replaced; a dry run may do without."""
+    """Open the existing repository, and check that it may be overwritten; None if there is none."""
     from diffxfer.checkpoints.hub import upload
 
     if dry_run and not upload.may_ask():
@@ -115,12 +115,12 @@ def _open_remote(
 
 @dataclass(frozen=True, slots=True)
 class _Changes:
-    """What a repository lacks.
+    """The changes to a repository.
 
     Attributes:
-        changed: what it does not have as it is here.
-        removed: what it has of an earlier push, and should not.
-        fates: what becomes of every file.
+        changed: the new and changed files.
+        removed: the names of the files of an earlier push to remove.
+        fates: the fate of every file.
     """
 
     changed: Files
@@ -156,10 +156,10 @@ def _commit(
     private: bool,
     progress: bool,
 ) -> Repository:
-    """Make a commit if there is anything to commit, and the repository if there is only a name.
+    """Create the repository if it is given by name only, and commit the changes if there are any.
 
     Returns:
-        The repository as it is now.
+        The repository after the commit.
     """
     from diffxfer.checkpoints.hub import upload
 
@@ -183,7 +183,7 @@ def _page_url(repo: str) -> str:
 def _require_id(repo_id: str) -> str:
     found = read_hub_id(repo_id)
     if found is None or found.revision is not None:
-        problem = "is no id of a model on the Hub" if found is None else "names a revision"
+        problem = "is not the id of a model on the Hub" if found is None else "names a revision"
         raise OptionError(repo_id, problem, "give a name such as org/name")
     return found.repo
 
@@ -196,24 +196,24 @@ def _make_card(
     license_id: str | None,
     warnings: list[str],
 ) -> bytes:
-    """The README to publish; what should be known of it is added to the warnings."""
+    """Make the README to publish, and add warnings about it."""
     manifest = found.manifest
     if scores is not None and manifest.kind == "diff":
-        problem = "names scores, and a diff vector by itself has none"
+        problem = "gives scores, but a diff vector by itself has none"
         raise OptionError("--eval", problem, "give it when you push a graft")
     if found.edited_card is not None:
         if scores is not None or license_id is not None:
-            problem = "was edited, so --eval and --license do not write into it"
-            raise ArtifactError(folder / README, problem, "write them into it yourself")
+            problem = "was edited, so --eval and --license do not change it"
+            raise ArtifactError(folder / README, problem, "add them to the file yourself")
         try:
             found.edited_card.decode()
         except UnicodeDecodeError as exc:
             raise ArtifactError(folder / README, "is not UTF-8", "save it as such") from exc
-        warnings.append(f"{README} was edited, and is published as it is")
+        warnings.append(f"{README} was edited, and is published unchanged")
         return found.edited_card
     if license_id is None and not license_fields(manifest):
         whose = {"graft": "the target", "tuned": "the model", "diff": "finetuned or base"}
-        told = f"the card names no licence, since no card of {whose[manifest.kind]} does"
+        told = f"the card has no licence, since the card of {whose[manifest.kind]} states none"
         warnings.append(f"{told}; see --license")
     results: tuple[TaskScore, ...] = ()
     if scores is not None:
@@ -224,7 +224,7 @@ def _make_card(
 
 
 def _with_card(found: PublishableFolder, card: bytes) -> dict[str, bytes | Path]:
-    """All that is published: the manifest names the card that is published with it."""
+    """All files to publish; the published manifest has the entry of the published card."""
     entry = FileEntry(size=len(card), xxh3=xxhash.xxh3_128_hexdigest(card))
     entries = dict(sorted({**found.manifest.files, README: entry}.items()))
     manifest = found.manifest.model_copy(update={"files": entries, "tensors": {}})

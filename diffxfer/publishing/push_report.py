@@ -1,4 +1,4 @@
-"""What a push tells its caller."""
+"""The result of `push`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PushedFile:
 
     Attributes:
         name: relative to the repository.
-        bytes: its size, 0 for one that goes.
+        bytes: its size, 0 for a removed file.
         fate: ``"new"``, ``"changed"``, ``"unchanged"`` or ``"removed"``.
     """
 
@@ -23,21 +23,21 @@ class PushedFile:
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What was published, or with `dry_run` what would be.
+    """What was published, or would be published without `dry_run`.
 
     Attributes:
         repo: ``org/name``.
-        url: its address.
+        url: the address of the repository.
         kind: ``"diff"``, ``"graft"`` or ``"tuned"``.
-        dry_run: whether it was only to be seen.
-        pushed: whether there is a new commit.
-        created: whether the repository was made, or would be.
-        private: whether it is private; for one that is yet to be made, whether it was asked for.
-        commit: the latest commit; None before there is one.
-        files: what became of every file.
-        card: the README that is published.
-        use: how to use it, one line.
-        elapsed_s: seconds from the call to the result.
+        dry_run: whether nothing was written.
+        pushed: whether a commit was made.
+        created: whether the repository was created, or would be.
+        private: whether the repository is private, or would be.
+        commit: the latest commit; None if there is none.
+        files: every file and its fate.
+        card: the published README.
+        use: how to use the repository, one line.
+        elapsed_s: the duration of the call in seconds.
         warnings: one line each.
     """
 
@@ -62,10 +62,10 @@ class PushReport:
 
     @property
     def bytes_to_upload(self) -> int:
-        """The bytes of those that the repository did not have as they are."""
+        """The bytes of the new and changed files."""
         return sum(file.bytes for file in self.files if file.fate in ("new", "changed"))
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
+        """The report as JSON values."""
         sums = {"bytes_in_all": self.bytes_in_all, "bytes_to_upload": self.bytes_to_upload}
         return {**asdict(self), **sums}

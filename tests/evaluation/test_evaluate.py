@@ -211,7 +211,7 @@ def test_a_target_without_chat_template_is_lent_finetuneds(
         TARGET, diff=diff, tasks="written", apply_chat_template=True, progress=said.append,
         **{**QUICK, "include_path": own_tasks},
     )  # fmt: skip
-    assert [line for line in said if "asked in that of" in line]
+    assert [line for line in said if "has no chat template: that of" in line]
     assert [(row.alpha, row.value) for row in found.rows] == [(None, 0.0), (1.0, 1.0)]
     # lm-eval itself says the same of the graft, whose template the target was lent.
     manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
@@ -422,7 +422,7 @@ class TestErrors:
         extra = {**tokenizer["added_tokens"][-1], "id": max(last, 258) + 1, "content": "<|more|>"}
         tokenizer["added_tokens"].append(extra)
         (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-        with pytest.raises(EvaluationError, match="260 tokens, its embedding 259 rows"):
+        with pytest.raises(EvaluationError, match="260 tokens, but its embedding has 259 rows"):
             evaluate(tmp_path, tasks="pig_latin", **QUICK)
 
     @pytest.mark.parametrize(
@@ -431,20 +431,20 @@ class TestErrors:
             ({"tasks": []}, "names no task"),
             ({"limit": 0}, "neither a number of questions"),
             ({"limit": 2.5}, "neither a number of questions"),
-            ({"batch_size": "many"}, "no batch size"),
+            ({"batch_size": "many"}, "not a batch size"),
             ({"num_fewshot": -1}, "below 0"),
             ({"seed": "1,2"}, "expected 1 or 4"),
-            ({"seed": "x"}, "no seed"),
+            ({"seed": "x"}, "not a seed"),
             ({"alpha": 0.5}, "none is given"),
             ({"alpha": [1.0]}, "none is given"),
             ({"dtype": "fp16"}, "'fp16' is unknown"),
-            ({"seed": -1}, "no seed"),
+            ({"seed": -1}, "not a seed"),
             ({"tasks": " , "}, "names no task"),
-            ({"model_args": "device=cpu"}, "option of its own"),
+            ({"model_args": "device=cpu"}, "has a separate option"),
             ({"model_args": "max_length"}, "not of the form key=value"),
             ({"fewshot_as_multiturn": True}, "needs a chat template"),
             ({"backend": "vlm"}, "did you mean vllm"),
-            ({"device": "tpu9"}, "no device"),
+            ({"device": "tpu9"}, "not a device"),
             ({"include_path": "nowhere"}, "not a folder"),
         ],
     )

@@ -291,7 +291,7 @@ def test_norms_are_those_of_the_tensors(diff: Path, tmp_path: Path) -> None:
 
 def test_apply_at_alpha_zero_lends_a_template(diff: Path, own_tasks: Path, tmp_path: Path) -> None:
     apply_diff(diff, TARGET, tmp_path / "lent", alpha=0)
-    with pytest.raises(DiffxferError, match="name the diff vector with --diff"):
+    with pytest.raises(DiffxferError, match="omit that option, or give --diff"):
         ask(own_tasks, TARGET, apply_chat_template=True)
     assert (tmp_path / "lent" / "chat_template.jinja").exists()
 

@@ -168,10 +168,10 @@ def test_a_card_that_somebody_edited_is_published_as_it_is(
 ) -> None:
     (made.diff / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")
     report = pushed(writer.run("push", made.diff, "me/diff", "--json"))
-    assert report["warnings"] == ["README.md was edited, and is published as it is"]
+    assert report["warnings"] == ["README.md was edited, and is published unchanged"]
     assert contents(hub.repos["me/diff"].at())["README.md"].endswith(b"# By hand\n")
     done = writer.run("push", made.diff, "me/diff", "--license", "mit")
-    refused(done, "README.md: was edited, so --eval and --license do not write into it")
+    refused(done, "README.md: was edited, so --eval and --license do not change it")
 
 
 def test_what_changed_is_replaced_and_what_is_stale_goes(
@@ -306,7 +306,7 @@ class TestRefused:
         said = "has a model that diffxfer did not push (config.json); push to another name"
         refused(writer.run("push", made.diff, "me/model"), said)
         assert writer.run("push", made.diff, "me/notes").returncode == 0
-        said = "me/notes: holds a diff vector, and this is a graft; push to another name"
+        said = "me/notes: has a diff vector, but this folder is a graft; push to another name"
         refused(writer.run("push", made.graft, "me/notes"), said)
         assert contents(hub.repos["me/notes"].at())["LICENSE"] == b"mine"
 
@@ -344,7 +344,7 @@ class TestRefused:
     def test_names_that_are_none(self, user: User, made: Made, name: str) -> None:
         done = user.run("push", made.diff, name)
         assert done.returncode == 2
-        what = "names a revision" if "@" in name else "is no id of a model on the Hub"
+        what = "names a revision" if "@" in name else "is not the id of a model on the Hub"
         assert done.stderr == f"error: {name}: {what}; give a name such as org/name\n"
 
     def test_folders_that_are_not_whole(self, hub: Hub, writer: User, made: Made) -> None:
