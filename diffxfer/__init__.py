@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.evaluate import evaluate
     from diffxfer.evaluation.scores import Evaluation, Row
     from diffxfer.publishing.push import push
-    from diffxfer.publishing.report import PushedFile, PushReport
+    from diffxfer.publishing.push_report import PushedFile, PushReport
     from diffxfer.recycling.chain_report import ChainReport, Round
     from diffxfer.recycling.iterate import iterate
-    from diffxfer.recycling.report import TuneReport
+    from diffxfer.recycling.training_report import TuneReport
     from diffxfer.recycling.tune import tune
 
     __version__: str
@@ -38,12 +38,12 @@ _HOMES = {
     "Comparison": "diffs.inspection.compare",
     "Evaluation": "evaluation.scores",
     "Inspection": "diffs.inspection.inspect",
-    "PushReport": "publishing.report",
-    "PushedFile": "publishing.report",
+    "PushReport": "publishing.push_report",
+    "PushedFile": "publishing.push_report",
     "Report": "diffs.report",
     "Round": "recycling.chain_report",
     "Row": "evaluation.scores",
-    "TuneReport": "recycling.report",
+    "TuneReport": "recycling.training_report",
     "VerifyReport": "diffs.verify",
     "apply_diff": "diffs.graft",
     "compare_checkpoints": "diffs.inspection.compare",

@@ -57,6 +57,16 @@ def printable(text: str) -> str:
     )
 
 
+def first_line(exc: BaseException) -> str:
+    """The first line that an exception of another library says, at most 300 characters.
+
+    Args:
+        exc: the exception; if its text is empty, the name of its type is returned.
+    """
+    lines = (line for line in str(exc).splitlines() if line.strip())
+    return next(lines, type(exc).__name__)[:300]
+
+
 class DiffxferError(Exception):
     """A failure with a known cause; as text it is one printable line.
 

@@ -39,7 +39,7 @@ LONG_FUNCTIONS = {
     "diffxfer.diffs.graft.apply_diff",
     "diffxfer.diffs.graft.transfer",
     "diffxfer.evaluation.evaluate.evaluate",
-    "diffxfer.evaluation.settings.make_settings",
+    "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",
     "diffxfer.recycling.tune.tune",
 }

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from diffxfer.recycling.chain_report import ChainReport, Measure
+    from diffxfer.evaluation.scores import MetricKey
+    from diffxfer.recycling.chain_report import ChainReport
 
 
 def print_chain(report: ChainReport) -> None:
@@ -32,7 +33,7 @@ def print_chain(report: ChainReport) -> None:
         out.print(_table(report, measure))
 
 
-def _table(report: ChainReport, measure: Measure) -> Table:
+def _table(report: ChainReport, measure: MetricKey) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -57,12 +58,12 @@ def _table(report: ChainReport, measure: Measure) -> Table:
 def _cell(row: dict[str, Any] | None, best: float | None) -> Text:
     from rich.text import Text
 
-    from diffxfer.recycling.chain_report import value_of
+    from diffxfer.recycling.chain_report import format_value
 
     if row is None:
         return Text("")
     wins = best is not None and row["value"] == best
-    cell = Text(value_of(row), "bold" if wins else "")
+    cell = Text(format_value(row), "bold" if wins else "")
     if row["stderr"] is not None:
         cell.append(f" ± {row['stderr']:.4f}", "not bold")
     return cell

@@ -9,7 +9,7 @@ import typer
 from diffxfer.cli.console import Console, print_json, print_warnings
 from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import printable
-from diffxfer.publishing.report import PushReport
+from diffxfer.publishing.push_report import PushReport
 
 _KEPT = "nothing was published; what was uploaded is not uploaded again by the same command"
 

@@ -6,7 +6,7 @@ from diffxfer.cli import options as opt
 from diffxfer.cli import tune_options as own
 from diffxfer.cli.hub import tell_of_hub
 from diffxfer.cli.tune_console import TuneConsole
-from diffxfer.recycling.options import DISTILL_WEIGHT, TEMPERATURE
+from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE
 
 
 def tune(

@@ -13,7 +13,7 @@ from diffxfer.errors import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffxfer.recycling.report import TuneReport
+    from diffxfer.recycling.training_report import TuneReport
 
 
 class TuneConsole(Console):

@@ -1,1 +1,1 @@
-"""Floor 3: what models score, and how they compare; lm-eval does the scoring."""
+"""Floor 3: scoring models with lm-eval and comparing their scores."""

@@ -1,4 +1,4 @@
-"""Scoring models and grafts side by side."""
+"""Scoring and comparing models and grafts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import require_diff
-from diffxfer.evaluation.rows import Scored, best_alpha, compare_models, shown_columns
+from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
+from diffxfer.evaluation.model_roles import (
+    ModelRoles,
+    ModelUnderTest,
+    assign_roles,
+    supply_chat_templates,
+)
+from diffxfer.evaluation.score_rows import (
+    ScoredModel,
+    best_alpha,
+    compare_models,
+    requested_columns,
+)
+from diffxfer.evaluation.scorer import Callbacks, Scorer, check_grafts
 from diffxfer.evaluation.scores import Evaluation
-from diffxfer.evaluation.scoring import Listeners, Scorer, check_graft
-from diffxfer.evaluation.settings import Settings, make_settings
-from diffxfer.evaluation.subjects import Cast, Subject, lend_templates, make_cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,45 +62,45 @@ def evaluate(
     opened: Callable[[Path], None] | None = None,
     salvage: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
-    """Score models with lm-eval, and compare them on the same questions.
+    """Score models with lm-eval, and compare them on the same samples.
 
     Args:
         models: folders, or models on the Hub, ``"org/name"`` or ``"org/name@revision"``; the first
-            is the target that others are to improve.
-        tasks: names of lm-eval's tasks, groups or tags, patterns, or YAML files; as one text, with
-            commas.
+            one is the target, which the others should improve on.
+        tasks: names of lm-eval tasks, groups or tags, patterns, or YAML files; a list, or one
+            string with commas.
         baseline: the model to compare with; the first one by default.
-        finetuned: the directly fine-tuned target, whose gain grafts are to recover.
+        finetuned: the directly fine-tuned target, whose gain a graft should recover.
         diff: a diff vector to graft on the first model.
-        alpha: scales of the diff vector, each of which makes a graft to score; 1 by default.
-        include_path: a folder of tasks of your own.
-        num_fewshot: examples before each question; None for what the task says.
-        limit: questions a task, or below 1 the share of them.
-        batch_size: questions at a time, ``"auto"``, or ``"auto:N"``.
-        device: such as ``"cuda:0"``; None for a GPU where there is one.
-        dtype: of the loaded model; ``"auto"`` for the checkpoint's own.
-        apply_chat_template: put questions in the model's chat template.
-        fewshot_as_multiturn: examples as turns of a conversation; None: with a chat template.
-        system_instruction: what the conversation begins with.
-        gen_kwargs: how text is generated: a mapping, or ``"key=value,key=value"``.
-        backend: what runs the model: ``"hf"``, ``"vllm"``, or another of lm-eval's.
-        model_args: passed on to the backend: a mapping, or ``"key=value,key=value"``.
+        alpha: the scales of the diff vector; each gives a graft to score; 1 by default.
+        include_path: a folder of custom tasks.
+        num_fewshot: examples before each question; None for the default of the task.
+        limit: questions per task, or the share of them if below 1.
+        batch_size: questions per batch, ``"auto"``, or ``"auto:N"``.
+        device: such as ``"cuda:0"``; None for a GPU if there is one.
+        dtype: the dtype of the loaded model; ``"auto"`` for that of the checkpoint.
+        apply_chat_template: format questions with the chat template of the model.
+        fewshot_as_multiturn: format examples as turns of a conversation; None for yes with a chat
+            template.
+        system_instruction: the system prompt.
+        gen_kwargs: generation options: a mapping, or ``"key=value,key=value"``.
+        backend: the backend of lm-eval: ``"hf"``, ``"vllm"``, or another one.
+        model_args: options for the backend: a mapping, or ``"key=value,key=value"``.
         seed: one number, or four: for Python, numpy, torch and the choice of examples.
-        trust_remote_code: let code of a checkpoint run.
-        output: a folder for lm-eval's files and `comparison.json`; what it holds is not done again.
-        progress: called with a line on what is done next.
-        moved: called with the bytes done and the bytes in all of a download from the Hub, or of a
-            graft that is made.
-        answered: called with the model that is scored, the requests that it answered, and its
-            requests in all, 0 before they are made.
-        opened: called with the output folder, once it may be written to.
-        salvage: called with what was scored, when a failure ends it early.
+        trust_remote_code: execute code in the checkpoint.
+        output: a folder for lm-eval's files and `comparison.json`; scores in it are reused.
+        progress: called with a line about the next work.
+        moved: called with the bytes done and the total of a download or a graft.
+        answered: called with the model being scored, the number of answered requests and the
+            total, which is 0 before the requests are built.
+        opened: called with the output folder when it can be written to.
+        salvage: called with the finished scores if a failure ends the evaluation early.
 
     Returns:
-        A row for each model, task and metric.
+        The comparison, with a row for each model, task and metric.
 
     Raises:
-        DiffxferError: for every known failure; what was scored is in `output` then.
+        DiffxferError: for every known failure; finished scores are kept in `output`.
 
     Example:
         >>> evaluate(["llama-3.1", "grafted"], tasks=["gsm8k"])  # doctest: +SKIP
@@ -115,17 +125,17 @@ def evaluate(
     )
     named = [models] if isinstance(models, str | Path) else list(models)
     alphas = [alpha] if isinstance(alpha, int | float) else alpha
-    cast = make_cast(named, baseline, finetuned, diff, alphas, settings)
-    listeners = Listeners(progress or _nobody_listens, moved, answered, opened)
-    scorer, warnings = _prepare(cast, settings, output, listeners)
-    done: list[Scored] = []
+    roles = assign_roles(named, baseline, finetuned, diff, alphas, settings)
+    callbacks = Callbacks(progress or (lambda _: None), moved, answered, opened)
+    scorer, warnings = _prepare(roles, settings, output, callbacks)
+    done: list[ScoredModel] = []
 
     def so_far() -> Evaluation:
         return _compare(scorer, done, warnings, time.perf_counter() - began)
 
     try:
-        for subject in scorer.cast.subjects:
-            scorer.score(subject, done)
+        for model in scorer.roles.models:
+            scorer.score(model, done)
         evaluation = so_far()
         if scorer.store is not None:
             scorer.store.write_comparison(evaluation.as_json())
@@ -136,79 +146,77 @@ def evaluate(
     return evaluation
 
 
-def _nobody_listens(line: str) -> None:
-    del line
-
-
 def _prepare(
-    cast: Cast,
-    settings: Settings,
+    roles: ModelRoles,
+    settings: EvalSettings,
     output: Path | str | None,
-    listeners: Listeners,
+    callbacks: Callbacks,
 ) -> tuple[Scorer, list[str]]:
     """Check everything that can be checked before the first model is scored."""
     from diffxfer.evaluation.harness import check_backend, check_device
-    from diffxfer.evaluation.store import Store
-    from diffxfer.evaluation.tasks import check_files, find_tasks
+    from diffxfer.evaluation.lm_eval_tasks import check_task_files, find_tasks
+    from diffxfer.evaluation.score_store import ScoreStore
 
-    tell = listeners.tell
-    check_files(settings)
+    tell = callbacks.tell
+    check_task_files(settings)
     check_backend(settings)
     shards: list[ShardFile] = []
     if settings.reads_folders:
-        cast, shards = _find(cast, tell)
-        cast = lend_templates(cast, settings, tell)
-    folders = [] if cast.diff is None else [cast.folder(cast.diff)]
-    folders += map(cast.folder, cast.labels()) if settings.reads_folders else []
+        roles, shards = _find(roles, tell)
+        roles = supply_chat_templates(roles, settings, tell)
+    folders = [] if roles.diff is None else [roles.folder(roles.diff)]
+    folders += map(roles.folder, roles.labels()) if settings.reads_folders else []
     check_device(settings)
-    store = None if output is None else Store(Path(output), folders)
-    if store is not None and listeners.opened is not None:
-        listeners.opened(store.folder)
-    warnings = list(check_graft(cast, None if store is None else store.folder))
+    store = None if output is None else ScoreStore(Path(output), folders)
+    if store is not None and callbacks.opened is not None:
+        callbacks.opened(store.folder)
+    warnings = list(check_grafts(roles, None if store is None else store.folder))
     for warning in warnings:
         tell(f"warning: {warning}")
-    fetch_shards(shards, listeners.moved)
+    fetch_shards(shards, callbacks.moved)
     tell(f"loading {', '.join(settings.tasks)}")
     tasks = find_tasks(settings, fingerprint=store is not None)
-    return Scorer(cast, settings, tasks, store, listeners), warnings
+    return Scorer(roles, settings, tasks, store, callbacks), warnings
 
 
-def _find(cast: Cast, tell: Callable[[str], None]) -> tuple[Cast, list[ShardFile]]:
-    """Where everything is, in folders or on the Hub, and its shards."""
+def _find(roles: ModelRoles, tell: Callable[[str], None]) -> tuple[ModelRoles, list[ShardFile]]:
+    """Find all models and the diff vector, in folders or on the Hub, and list their shards."""
     from diffxfer.evaluation.harness import check_model
 
-    places = {label: find(label, "a model") for label in cast.labels()}
+    places = {label: find(label, "a model") for label in roles.labels()}
     shards = [shard for place in places.values() for shard in check_model(place).shards]
-    if cast.diff is not None:
-        place = places[str(cast.diff)] = find(cast.diff, "a diff vector")
+    if roles.diff is not None:
+        place = places[str(roles.diff)] = find(roles.diff, "a diff vector")
         require_diff(place.folder)
         shards += open_weights(place).shards
     for name in (name for name, place in places.items() if place.files is not None):
-        tell(f"{name} is no folder, so it is taken from the Hub")
-    return replace(cast, found={name: place.folder for name, place in places.items()}), shards
+        tell(f"{name} is not a folder, so it is taken from the Hub")
+    return replace(roles, found={name: place.folder for name, place in places.items()}), shards
 
 
 def _compare(
-    scorer: Scorer, done: Sequence[Scored], warnings: Sequence[str], elapsed_s: float
+    scorer: Scorer, done: Sequence[ScoredModel], warnings: Sequence[str], elapsed_s: float
 ) -> Evaluation:
-    """What is known once these models are scored."""
-    cast, store = scorer.cast, scorer.store
-    columns = shown_columns(scorer.tasks, done)
+    """Compare the models that are scored so far."""
+    roles, store = scorer.roles, scorer.store
+    columns = requested_columns(scorer.tasks, done)
     rows = compare_models(
         done,
-        target=cast.target,
-        baseline=cast.baseline,
-        finetuned=cast.finetuned,
+        target=roles.target,
+        baseline=roles.baseline,
+        finetuned=roles.finetuned,
         columns=columns,
     )
-    reused = [Subject(model.label, cast.diff, model.alpha) for model in done if model.reused]
+    reused = [
+        ModelUnderTest(model.label, roles.diff, model.alpha) for model in done if model.reused
+    ]
     return Evaluation(
         rows=rows,
-        target=cast.target,
-        baseline=cast.baseline,
-        finetuned=cast.finetuned,
+        target=roles.target,
+        baseline=roles.baseline,
+        finetuned=roles.finetuned,
         columns=columns,
-        best=best_alpha(rows, columns, str(cast.diff), cast.target),
+        best=best_alpha(rows, columns, str(roles.diff), roles.target),
         reused=tuple(map(str, reused)),
         warnings=(*warnings, *([] if store is None else store.warnings)),
         output=None if store is None else store.folder,

@@ -1,7 +1,7 @@
-"""Asking lm-eval to score one model, and telling its failures in one line.
+"""Scoring one model with lm-eval, with one-line errors.
 
-See https://github.com/EleutherAI/lm-evaluation-harness: what a task is, how it is asked and how
-answers are scored is all lm-eval's.
+lm-eval defines what a task is, how it is asked, and how answers are scored; see
+https://github.com/EleutherAI/lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
-from diffxfer.errors import DiffxferError, EvaluationError, OptionError
-from diffxfer.evaluation.tasks import first_line
+from diffxfer.errors import DiffxferError, EvaluationError, OptionError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,30 +27,28 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.reader import Weights
     from diffxfer.checkpoints.source import Place
-    from diffxfer.evaluation.settings import Settings
-    from diffxfer.evaluation.tasks import TaskSet
+    from diffxfer.evaluation.eval_settings import EvalSettings
+    from diffxfer.evaluation.lm_eval_tasks import TaskSet
 
-_LIBRARIES = ("vllm", "sglang")
+_IMPORTABLE_BACKENDS = ("vllm", "sglang")
 
 
 def check_model(place: Place) -> Weights:
-    """Refuse what cannot be scored, before any time is spent on another model.
+    """Check that a checkpoint can be scored.
 
     Args:
-        place: a checkpoint.
+        place: the location of the checkpoint.
 
     Returns:
         Its tensors.
 
     Raises:
-        DiffxferError: if it is no model, or its vocabulary is larger than its embedding.
+        DiffxferError: if it is not a model, or its tokenizer is larger than its embedding.
     """
     folder = place.folder
     manifest = read_manifest(folder)
     if manifest is not None and manifest.kind == "diff":
-        raise EvaluationError(
-            folder, "is a diff vector, where a model is due", "give it with --diff"
-        )
+        raise EvaluationError(folder, "is a diff vector, expected a model", "give it with --diff")
     weights = open_weights(place)
     tensors = weights.tensors
     tokenizer = read_tokenizer(folder)
@@ -60,14 +57,14 @@ def check_model(place: Place) -> Weights:
     if rows and tokens > max(rows):
         raise EvaluationError(
             folder,
-            f"its tokenizer has {tokens:,} tokens, its embedding {max(rows):,} rows",
-            "give it its own tokenizer, or call model.resize_token_embeddings(len(tokenizer))",
+            f"its tokenizer has {tokens:,} tokens, but its embedding has {max(rows):,} rows",
+            "use the tokenizer of the model, or call model.resize_token_embeddings(len(tokenizer))",
         )
     return weights
 
 
-def lacks_template(folder: Path) -> bool:
-    """Whether a model surely has no chat template: it has a tokenizer that we can read, without.
+def lacks_chat_template(folder: Path) -> bool:
+    """Whether a model has a readable tokenizer without a chat template.
 
     Args:
         folder: a checkpoint, or the companions of a diff vector.
@@ -76,26 +73,26 @@ def lacks_template(folder: Path) -> bool:
     return tokenizer is not None and not tokenizer.chat_templates
 
 
-def no_template(label: str, *, has_diff: bool) -> EvaluationError:
-    """The refusal of a model that cannot be asked in a chat template.
+def missing_template_error(label: str, *, has_diff: bool) -> EvaluationError:
+    """The error for a model without the requested chat template.
 
     Args:
         label: the model.
-        has_diff: whether there is a diff vector, which can lend it finetuned's.
+        has_diff: whether there is a diff vector, which has the template of finetuned.
     """
-    remedy = "leave that option out, or name the diff vector with --diff, whose template is lent"
+    remedy = "omit that option, or give --diff, whose chat template is then used"
     if has_diff:
-        remedy = f"leave it out, or lend it one: diffxfer apply DIFF {label} --alpha 0 -o OUT"
-    problem = "has no chat template, as --apply-chat-template asks for"
+        remedy = f"omit it, or add the template: diffxfer apply DIFF {label} --alpha 0 -o OUT"
+    problem = "has no chat template, which --apply-chat-template requires"
     return EvaluationError(label, problem, remedy)
 
 
-def check_device(settings: Settings) -> None:
-    """Refuse a device that is not there.
+def check_device(settings: EvalSettings) -> None:
+    """Check that the device exists.
 
     Raises:
-        OptionError: if it is none that torch knows.
-        EvaluationError: if torch does not find it.
+        OptionError: if torch does not know the name.
+        EvaluationError: if torch does not find the device.
     """
     device = settings.device
     if device is None or not settings.is_hf:
@@ -105,7 +102,7 @@ def check_device(settings: Settings) -> None:
     try:
         kind = torch.device(device)
     except RuntimeError as exc:
-        problem = f"{short(device)} is no device"
+        problem = f"{short(device)} is not a device"
         raise OptionError("--device", problem, "give cpu, cuda, cuda:0 or mps") from exc
     found = torch.cuda.device_count() if kind.type == "cuda" else 1
     if kind.type == "cuda" and (kind.index or 0) >= found:
@@ -121,21 +118,21 @@ def score(
     label: str,
     tasks: TaskSet,
     names: Sequence[str],
-    settings: Settings,
+    settings: EvalSettings,
     tracker: EvaluationTracker | None,
 ) -> dict[str, Any]:
     """Score a model on tasks.
 
     Args:
-        model: its folder, or its name at the server that the backend asks.
-        label: what a person calls it.
-        tasks: where lm-eval finds the tasks.
-        names: which of them.
-        settings: how.
-        tracker: lm-eval's writer of files; None to write none.
+        model: its folder, or its name on the server of a remote backend.
+        label: its name for the user.
+        tasks: the task set.
+        names: the tasks to score.
+        settings: how to score.
+        tracker: lm-eval's writer of result files; None to write none.
 
     Returns:
-        lm-eval's results with its samples.
+        The results of lm-eval, including samples.
 
     Raises:
         EvaluationError: if lm-eval fails.
@@ -148,14 +145,14 @@ def score(
     if settings.trust_remote_code:
         model_args["trust_remote_code"] = True
     seeds = settings.seeds
-    with _told(label, settings):
+    with _translate_errors(label, settings):
         results = simple_evaluate(
             model=settings.backend,
             model_args=model_args,
             tasks=list(names),
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
-            device=settings.where,
+            device=settings.resolved_device,
             limit=settings.limit,
             log_samples=True,
             evaluation_tracker=tracker,
@@ -171,15 +168,15 @@ def score(
         )
     _free_memory()
     if results is None:
-        problem = "is scored by several processes, of which this is not the first"
+        problem = "is being scored by several processes, and this is not the first one"
         raise EvaluationError(
-            label, problem, "run one process; --model-args parallelize=True uses several GPUs"
+            label, problem, "run a single process; --model-args parallelize=True uses several GPUs"
         )
     return dict(results)
 
 
 def _free_memory() -> None:
-    """Give the model's memory back before the next one is loaded."""
+    """Free the memory of a model before the next one is loaded."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -187,8 +184,8 @@ def _free_memory() -> None:
 
 
 @contextmanager
-def _told(label: str, settings: Settings) -> Iterator[None]:
-    """Turn what lm-eval and its libraries raise into an error of one line."""
+def _translate_errors(label: str, settings: EvalSettings) -> Iterator[None]:
+    """Convert exceptions of lm-eval and its libraries to one-line errors."""
     try:
         yield
     except DiffxferError:
@@ -199,16 +196,16 @@ def _told(label: str, settings: Settings) -> Iterator[None]:
         if _is_out_of_memory(exc):
             problem = f"does not fit in memory at batch size {settings.batch_size} ({reason})"
             remedy = (
-                "lower --batch-size (auto finds one), give --dtype bfloat16, or spread it over "
-                "GPUs with --model-args parallelize=True"
+                "give a smaller --batch-size (or auto), --dtype bfloat16, or use several GPUs with "
+                "--model-args parallelize=True"
             )
             raise EvaluationError(label, problem, remedy) from exc
         if isinstance(exc, ImportError):
             problem = f"the backend {settings.backend} cannot be imported ({reason})"
-            raise EvaluationError(label, problem, _install(settings)) from exc
-        remedy = "DIFFXFER_DEBUG=1 shows where it happened"
+            raise EvaluationError(label, problem, _install_hint(settings)) from exc
+        remedy = "set DIFFXFER_DEBUG=1 for the traceback"
         if "max tokens to generate" in reason:
-            remedy = "ask for fewer, as in --gen-kwargs max_gen_toks=64"
+            remedy = "generate fewer tokens, as in --gen-kwargs max_gen_toks=64"
         raise EvaluationError(label, f"lm-eval could not score it ({reason})", remedy) from exc
 
 
@@ -221,29 +218,29 @@ def _is_out_of_memory(exc: BaseException) -> bool:
     )
 
 
-def _install(settings: Settings) -> str:
+def _install_hint(settings: EvalSettings) -> str:
     extra = settings.backend if settings.reads_folders else "api"
     return f"install it: pip install 'lm-eval[{extra}]'"
 
 
-def check_backend(settings: Settings) -> None:
-    """Refuse a backend that lm-eval does not have, or that is not installed.
+def check_backend(settings: EvalSettings) -> None:
+    """Check that lm-eval has the backend and that its library is installed.
 
     Raises:
-        OptionError: if there is none of that name.
-        EvaluationError: if its library is not there.
+        OptionError: if lm-eval has no such backend.
+        EvaluationError: if its library is not installed.
     """
     from difflib import get_close_matches
 
-    import lm_eval.models  # noqa: F401 registers them
+    import lm_eval.models  # noqa: F401 the import registers the backends
     from lm_eval.api.registry import model_registry
 
     known = sorted(model_registry.keys())
     if settings.backend not in known:
         near = get_close_matches(settings.backend, known, n=3)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "such as hf or vllm"
+        remedy = f"did you mean {' or '.join(near)}?" if near else "give one such as hf or vllm"
         raise OptionError("--backend", f"lm-eval has no {short(settings.backend)}", remedy)
-    if settings.backend in _LIBRARIES and find_spec(settings.backend) is None:
+    if settings.backend in _IMPORTABLE_BACKENDS and find_spec(settings.backend) is None:
         raise EvaluationError(
-            "--backend", f"{settings.backend} is not installed", _install(settings)
+            "--backend", f"{settings.backend} is not installed", _install_hint(settings)
         )

@@ -1,4 +1,7 @@
-"""What one model scored, and what was found by comparing models: data, without I/O."""
+"""Scores of models and the results of comparing them: data, without I/O.
+
+The module imports the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SampleKey: TypeAlias = tuple[str, str, int]
-"""A question: hash of the document, hash of its target, and which of several equal ones."""
+"""A sample: the hashes of its document and target, and a number to tell equal samples apart."""
 
-Measure: TypeAlias = float | tuple[float, float]
-"""What a sample counts for: a number, or for perplexities a log-likelihood and its weight."""
+SampleValue: TypeAlias = float | tuple[float, float]
+"""The value of a sample: a number, or for perplexities a log-likelihood and its weight."""
 
-Samples: TypeAlias = Mapping[SampleKey, Measure]
+Samples: TypeAlias = Mapping[SampleKey, SampleValue]
 
-Column: TypeAlias = tuple[str, str, str]
-"""What makes scores of several models comparable: task, metric and filter."""
+MetricKey: TypeAlias = tuple[str, str, str]
+"""Task, metric and filter: scores of several models are comparable if these are equal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """What one model scored on one task by one metric.
+class TaskScore:
+    """The score of one model on one task by one metric.
 
     Attributes:
-        task: the task's name in lm-eval, or a group's.
+        task: lm-eval's name of the task or group.
         metric: such as ``"exact_match"``.
-        filter: lm-eval's filter, such as ``"strict-match"``; ``"none"`` for none.
-        value: the score, as lm-eval gives it.
-        stderr: its standard error, None where lm-eval has none.
-        n: how many samples it is of.
-        higher_is_better: None where lm-eval does not say.
-        samples: what each sample counted for; empty where it is no number.
+        filter: lm-eval's filter, such as ``"strict-match"``; ``"none"`` if there is none.
+        value: the score, as reported by lm-eval.
+        stderr: its standard error; None if lm-eval reports none.
+        n: the number of samples.
     """
 
     task: str
@@ -43,37 +44,53 @@ class Score:
     value: float
     stderr: float | None
     n: int
-    higher_is_better: bool | None
-    samples: Samples
 
     @property
-    def column(self) -> Column:
+    def column(self) -> MetricKey:
         """Task, metric and filter."""
         return self.task, self.metric, self.filter
+
+    @property
+    def label(self) -> str:
+        """The metric, with its filter if there is one."""
+        return self.metric if self.filter == "none" else f"{self.metric} ({self.filter})"
+
+
+@dataclass(frozen=True, slots=True)
+class Score(TaskScore):
+    """A score with its samples, from which scores of several models are compared.
+
+    Attributes:
+        higher_is_better: None if lm-eval does not say.
+        samples: the value of each sample; empty if the values are not numbers.
+    """
+
+    higher_is_better: bool | None
+    samples: Samples
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One score beside the baseline's.
+    """One score, compared with that of the baseline.
 
     Attributes:
-        model: the model as it was named.
-        alpha: for a graft on that model, its scale; None for the model as it is.
-        task: see `Score`.
-        metric: see `Score`.
-        filter: see `Score`.
-        value: see `Score`.
-        stderr: see `Score`.
-        n: see `Score`.
+        model: the model as given.
+        alpha: the scale of a graft on that model; None for the model without a graft.
+        task: see `TaskScore`.
+        metric: see `TaskScore`.
+        filter: see `TaskScore`.
+        value: see `TaskScore`.
+        stderr: see `TaskScore`.
+        n: see `TaskScore`.
         higher_is_better: see `Score`.
         baseline: the model that it is compared with.
-        delta: value − baseline's value; None for the baseline itself.
-        p_value: of the paired test that delta is 0; None where there is none.
-        recovered: (value − target) / (finetuned − target); None where it means nothing.
-        recovered_interval: the 95 % interval of that, by a paired bootstrap.
-        notes: why a number is missing or to be taken with care, one line each.
-        content: what tells the model from others, by the content of its files, where scores are
-            kept; of a graft, of the folder that was made.
+        delta: value − value of the baseline; None for the baseline itself.
+        p_value: of the paired test of delta = 0; None if no test is valid.
+        recovered: (value − target) / (finetuned − target); None if undefined.
+        recovered_interval: its 95 % interval, by a paired bootstrap.
+        notes: why a number is missing, one line each.
+        content: the hash of the files of the model, or of the temporary folder of a graft; None if
+            scores are not stored.
     """
 
     model: str
@@ -94,21 +111,21 @@ class Row:
     content: str | None = None
 
     @property
-    def column(self) -> Column:
+    def column(self) -> MetricKey:
         """Task, metric and filter."""
         return self.task, self.metric, self.filter
 
 
 @dataclass(frozen=True, slots=True)
 class BestAlpha:
-    """The scale whose graft scored best on the first task.
+    """The alpha whose graft scored best on the first task.
 
     Attributes:
         alpha: the scale.
         task: the task that decided.
         metric: its metric.
-        value: what the graft scored.
-        command: the `diffxfer apply` line that makes that graft.
+        value: the score of the graft.
+        command: the `diffxfer apply` command that writes this graft.
     """
 
     alpha: float
@@ -120,26 +137,26 @@ class BestAlpha:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What models scored, compared.
+    """The scores of several models, compared.
 
     Attributes:
-        rows: every score, model by model in the order in which they were named.
-        target: the first model, which the others are to improve.
+        rows: every score, model by model in the order given.
+        target: the first model, which the others should improve on.
         baseline: the model that the others are compared with.
-        finetuned: the directly fine-tuned target, if one was named.
-        columns: task, metric and filter of what a person asked for; rows have subtasks too.
-        best: the best scale, where several grafts were scored.
-        reused: models whose scores were there already, or some of them.
+        finetuned: the directly fine-tuned target, if it was given.
+        columns: task, metric and filter of the requested scores; rows also have subtasks.
+        best: the best alpha, if several grafts were scored.
+        reused: the models of which scores were read from the output folder.
         warnings: one line each.
-        output: the folder of the scores, if one was named.
-        elapsed_s: seconds from the call to the result.
+        output: the folder of the scores, if it was given.
+        elapsed_s: the duration of the call in seconds.
     """
 
     rows: tuple[Row, ...]
     target: str
     baseline: str
     finetuned: str | None
-    columns: tuple[Column, ...]
+    columns: tuple[MetricKey, ...]
     best: BestAlpha | None
     reused: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -147,14 +164,14 @@ class Evaluation:
     elapsed_s: float
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
+        """The evaluation as JSON values."""
         output = None if self.output is None else str(self.output)
         found: dict[str, Any] = _finite({**asdict(self), "output": output})
         return found
 
 
 def _finite(value: Any) -> Any:
-    """The same, with None for numbers that JSON does not have."""
+    """Replace numbers that JSON does not have, NaN and infinity, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Folders for grafts that nobody keeps: removed in any case, if need be by the next run."""
+"""Temporary folders that are removed even after a kill: by the next run."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ _PREFIX = ".diffxfer-scratch-"
 
 @contextmanager
 def scratch_folder(home: Path | None) -> Iterator[Path]:
-    """A folder that is gone when the block ends, however it ends.
+    """Create a temporary folder, and remove it when the block ends.
 
-    A run that is killed cannot remove its own; a lock tells those that nobody uses any more.
+    A killed run leaves its folder behind. The folder of a live run is locked, so that the next run
+    can remove the others.
 
     Args:
-        home: where it is made; None for the folder of temporary files, which `TMPDIR` names.
+        home: the parent folder; None for the system's temporary folder, see `TMPDIR`.
 
     Yields:
-        The folder, empty.
+        The empty folder.
 
     Raises:
-        OutputError: if it cannot be made.
+        OutputError: if the folder cannot be created.
     """
     home = home or Path(gettempdir())
     try:
         _remove_stale(home)
         folder, lock = _make(home)
     except OSError as exc:
-        raise write_error(home, "folder for what is not kept", exc) from exc
+        raise write_error(home, "temporary folder", exc) from exc
     try:
         yield folder
     finally:
@@ -47,7 +48,7 @@ def scratch_folder(home: Path | None) -> Iterator[Path]:
 
 
 def _make(home: Path) -> tuple[Path, int]:
-    """A new folder and its lock; another run may take it for stale before it is locked."""
+    """Create and lock a folder; retry if another run removes it before it is locked."""
     while True:
         folder = Path(mkdtemp(prefix=_PREFIX, dir=home))
         with suppress(BlockingIOError, FileNotFoundError):
@@ -55,7 +56,7 @@ def _make(home: Path) -> tuple[Path, int]:
 
 
 def _remove_stale(home: Path) -> None:
-    """Remove what killed runs of this user left; what cannot be removed is in nobody's way."""
+    """Remove the folders of killed runs of this user; ignore those that cannot be removed."""
     for folder in home.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             if folder.lstat().st_uid != os.getuid():

@@ -1,1 +1,1 @@
-"""Publishing: folders that we wrote, on the Hub, with a complete card."""
+"""Floor 4: publishing diff vectors, grafts and tuned models on the Hub, with model cards."""

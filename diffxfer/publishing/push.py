@@ -1,4 +1,4 @@
-"""Publishing a folder that we wrote."""
+"""Publishing a folder on the Hub."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from diffxfer.checkpoints.place import MANIFEST_NAME
 from diffxfer.diffs.artifact.card import license_fields
 from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, manifest_bytes
 from diffxfer.errors import ArtifactError, OptionError
-from diffxfer.publishing.card import write_full_card
-from diffxfer.publishing.folder import README, OurFolder, open_folder
-from diffxfer.publishing.replacing import KINDS, refuse_replacing, stale_files
-from diffxfer.publishing.report import PushedFile, PushReport
-from diffxfer.publishing.results import read_results
+from diffxfer.publishing.model_card import write_model_card
+from diffxfer.publishing.overwrite_check import KIND_NAMES, refuse_overwrite, stale_files
+from diffxfer.publishing.publishable_folder import (
+    README,
+    PublishableFolder,
+    open_publishable_folder,
+)
+from diffxfer.publishing.published_scores import read_published_scores
+from diffxfer.publishing.push_report import PushedFile, PushReport
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.hub.upload import Files, Repository
-    from diffxfer.publishing.results import Result
+    from diffxfer.evaluation.scores import TaskScore
 
 
 def push(
@@ -38,56 +42,55 @@ def push(
 ) -> PushReport:
     """Publish a diff vector, a graft or a tuned model on the Hub, with a complete card.
 
-    Only what the manifest lists is uploaded, in one commit, and only what the repository does not
-    have already. The folder is not changed.
+    Only files in the manifest that the repository lacks are uploaded, in one commit. The folder is
+    not changed.
 
     Args:
         path: a folder that diffxfer wrote.
-        repo_id: ``org/name``; it is made if there is none.
-        private: make a private repository.
-        message: what the commit says.
-        eval: a folder that `evaluate` left, with scores of this very model for the card.
-        license: the licence's id for the card; None for what the target's card states.
-        dry_run: check, and write nothing.
+        repo_id: ``org/name``; the repository is created if necessary.
+        private: create a private repository.
+        message: the commit message.
+        eval: a folder that `evaluate` wrote, with scores of this model for the card.
+        license: the id of the licence; None for the one stated by the card of the target.
+        dry_run: check everything, but write nothing.
         progress: show progress bars on stderr.
 
     Returns:
-        What was done.
+        What was published.
 
     Raises:
-        DiffxferError: for every known failure; no commit was made then.
+        DiffxferError: for every known failure; then no commit was made.
 
     Example:
         >>> push("sft-diff", "me/sft-diff", private=True)  # doctest: +SKIP
     """
     began = time.perf_counter()
-    repo, found = _require_id(repo_id), open_folder(Path(path))
+    repo, folder = _require_id(repo_id), open_publishable_folder(Path(path))
+    manifest = folder.manifest
     warnings: list[str] = []
-    card = _make_card(found, repo, Path(path), eval, license, warnings)
-    repository = _look(repo, found.manifest, card, warnings, private=private, dry_run=dry_run)
-    todo = _compare(_with_card(found, card), repository)
-    after = repository
-    if not dry_run:
-        said = message or f"Upload {KINDS[found.manifest.kind]} with diffxfer"
-        after = _commit(todo, repository or repo, said, warnings, private, progress)
+    card = _make_card(folder, repo, Path(path), eval, license, warnings)
+    repository = _open_remote(repo, manifest, card, warnings, private=private, dry_run=dry_run)
+    changes = _find_changes(_with_card(folder, card), repository)
+    said, where = message or f"Upload {KIND_NAMES[manifest.kind]} with diffxfer", repository or repo
+    after = repository if dry_run else _commit(changes, where, said, warnings, private, progress)
     return PushReport(
         repo=repo,
-        url=_page(repo),
-        kind=found.manifest.kind,
+        url=_page_url(repo),
+        kind=manifest.kind,
         dry_run=dry_run,
-        pushed=todo.anything and not dry_run,
+        pushed=changes.anything and not dry_run,
         created=repository is None,
         private=private if after is None else after.private,
         commit=None if after is None else after.commit,
-        files=todo.fates,
+        files=changes.fates,
         card=card.decode(),
-        use=_use(found.manifest, repo),
+        use=_usage_line(manifest, repo),
         elapsed_s=round(time.perf_counter() - began, 3),
         warnings=tuple(warnings),
     )
 
 
-def _look(
+def _open_remote(
     repo: str,
     manifest: Manifest,
     card: bytes,
@@ -96,7 +99,7 @@ def _look(
     private: bool,
     dry_run: bool,
 ) -> Repository | None:
-    """What is there already, if it may be replaced; a dry run may do without."""
+    """Open the existing repository, and check that it may be overwritten; None if there is none."""
     from diffxfer.checkpoints.hub import upload
 
     if dry_run and not upload.may_ask():
@@ -104,20 +107,20 @@ def _look(
         return None
     upload.require_login(repo)
     repository = upload.open_repository(repo)
-    refuse_replacing(repository, manifest, private=private)
+    refuse_overwrite(repository, manifest, private=private)
     if repository is None and not dry_run:
         upload.check_card(repo, card)
     return repository
 
 
 @dataclass(frozen=True, slots=True)
-class _ToDo:
-    """What a repository lacks.
+class _Changes:
+    """The changes to a repository.
 
     Attributes:
-        changed: what it does not have as it is here.
-        removed: what it has of an earlier push, and should not.
-        fates: what becomes of every file.
+        changed: the new and changed files.
+        removed: the names of the files of an earlier push to remove.
+        fates: the fate of every file.
     """
 
     changed: Files
@@ -130,7 +133,7 @@ class _ToDo:
         return bool(self.changed or self.removed)
 
 
-def _compare(files: Files, repository: Repository | None) -> _ToDo:
+def _find_changes(files: Files, repository: Repository | None) -> _Changes:
     from diffxfer.checkpoints.hub.upload import changed_files, size_of
 
     there = {} if repository is None else repository.files
@@ -142,34 +145,36 @@ def _compare(files: Files, repository: Repository | None) -> _ToDo:
         for name, content in files.items()
     ]
     gone = [PushedFile(name, 0, "removed") for name in removed]
-    return _ToDo(changed, removed, (*kept, *gone))
+    return _Changes(changed, removed, (*kept, *gone))
 
 
 def _commit(
-    todo: _ToDo,
+    changes: _Changes,
     where: Repository | str,
     message: str,
     warnings: list[str],
     private: bool,
     progress: bool,
 ) -> Repository:
-    """Make a commit if there is anything to commit, and the repository if there is only a name.
+    """Create the repository if it is given by name only, and commit the changes if there are any.
 
     Returns:
-        The repository as it is now.
+        The repository after the commit.
     """
     from diffxfer.checkpoints.hub import upload
 
     if isinstance(where, str):
         where = upload.create_repository(where, private=private)
-    if not todo.anything:
+    if not changes.anything:
         return where
-    after, remarks = upload.commit_files(where, todo.changed, todo.removed, message, bars=progress)
+    after, remarks = upload.commit_files(
+        where, changes.changed, changes.removed, message, bars=progress
+    )
     warnings += remarks
     return after
 
 
-def _page(repo: str) -> str:
+def _page_url(repo: str) -> str:
     from diffxfer.checkpoints.hub.failures import page_of
 
     return page_of(repo)
@@ -178,48 +183,48 @@ def _page(repo: str) -> str:
 def _require_id(repo_id: str) -> str:
     found = read_hub_id(repo_id)
     if found is None or found.revision is not None:
-        problem = "is no id of a model on the Hub" if found is None else "names a revision"
+        problem = "is not the id of a model on the Hub" if found is None else "names a revision"
         raise OptionError(repo_id, problem, "give a name such as org/name")
     return found.repo
 
 
 def _make_card(
-    found: OurFolder,
+    found: PublishableFolder,
     repo: str,
     folder: Path,
     scores: Path | str | None,
     license_id: str | None,
     warnings: list[str],
 ) -> bytes:
-    """The README to publish; what should be known of it is added to the warnings."""
+    """Make the README to publish, and add warnings about it."""
     manifest = found.manifest
     if scores is not None and manifest.kind == "diff":
-        problem = "names scores, and a diff vector by itself has none"
+        problem = "gives scores, but a diff vector by itself has none"
         raise OptionError("--eval", problem, "give it when you push a graft")
-    if found.own_card is not None:
+    if found.edited_card is not None:
         if scores is not None or license_id is not None:
-            problem = "was edited, so --eval and --license do not write into it"
-            raise ArtifactError(folder / README, problem, "write them into it yourself")
+            problem = "was edited, so --eval and --license do not change it"
+            raise ArtifactError(folder / README, problem, "add them to the file yourself")
         try:
-            found.own_card.decode()
+            found.edited_card.decode()
         except UnicodeDecodeError as exc:
             raise ArtifactError(folder / README, "is not UTF-8", "save it as such") from exc
-        warnings.append(f"{README} was edited, and is published as it is")
-        return found.own_card
+        warnings.append(f"{README} was edited, and is published unchanged")
+        return found.edited_card
     if license_id is None and not license_fields(manifest):
         whose = {"graft": "the target", "tuned": "the model", "diff": "finetuned or base"}
-        told = f"the card names no licence, since no card of {whose[manifest.kind]} does"
+        told = f"the card has no licence, since the card of {whose[manifest.kind]} states none"
         warnings.append(f"{told}; see --license")
-    results: tuple[Result, ...] = ()
+    results: tuple[TaskScore, ...] = ()
     if scores is not None:
-        from diffxfer.evaluation.identity import content_key
+        from diffxfer.evaluation.content_hash import content_hash
 
-        results = read_results(Path(scores), content_key(folder))
-    return write_full_card(repo, manifest, found.config, results, license=license_id)
+        results = read_published_scores(Path(scores), content_hash(folder))
+    return write_model_card(repo, manifest, found.config, results, license=license_id)
 
 
-def _with_card(found: OurFolder, card: bytes) -> dict[str, bytes | Path]:
-    """All that is published: the manifest names the card that is published with it."""
+def _with_card(found: PublishableFolder, card: bytes) -> dict[str, bytes | Path]:
+    """All files to publish; the published manifest has the entry of the published card."""
     entry = FileEntry(size=len(card), xxh3=xxhash.xxh3_128_hexdigest(card))
     entries = dict(sorted({**found.manifest.files, README: entry}.items()))
     manifest = found.manifest.model_copy(update={"files": entries, "tensors": {}})
@@ -227,7 +232,7 @@ def _with_card(found: OurFolder, card: bytes) -> dict[str, bytes | Path]:
     return {**found.files, README: card, MANIFEST_NAME: described}
 
 
-def _use(manifest: Manifest, repo: str) -> str:
+def _usage_line(manifest: Manifest, repo: str) -> str:
     if manifest.kind == "diff":
         return f"diffxfer apply {repo} TARGET -o OUT"
     return f'AutoModelForCausalLM.from_pretrained("{repo}")'

@@ -1,1 +1,1 @@
-"""Recycling a diff vector: training its graft further, and chains of rounds."""
+"""Floor 4: further training of a model, and chains that recycle a diff vector over new bases."""

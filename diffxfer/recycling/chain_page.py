@@ -1,6 +1,6 @@
-"""A chain as one page of HTML: its table and its curves, with nothing to fetch from anywhere.
+"""The report of a chain as a self-contained HTML page with tables and plots.
 
-The page is there to be shown to others: no folder of this machine is named in it.
+The page is meant to be shared, so it has no local paths.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import printable
+from diffxfer.recycling.atomic_write import write_atomically
 from diffxfer.recycling.chain_plots import (
-    NAMES,
-    as_html,
-    legend_of,
+    STAGE_NAMES,
+    figure_html,
+    legend_entries,
     losses_figure,
     scores_figure,
 )
-from diffxfer.recycling.chain_report import value_of
-from diffxfer.recycling.verdict import verdict
+from diffxfer.recycling.chain_report import format_value
+from diffxfer.recycling.chain_summary import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from plotly.graph_objects import Figure
 
-    from diffxfer.recycling.chain_report import ChainReport, Measure
+    from diffxfer.evaluation.scores import MetricKey
+    from diffxfer.recycling.chain_report import ChainReport
 
 _ABSOLUTE = re.compile(
     r"(?<![\w.:/…~}-])(?:~[\w.-]*)?(?:/[^\s/'\"<>,;:()]+)+/([^\s/'\"<>,;:()]+)/?"
 )
-"""An absolute path within a text, and its last name."""
+"""An absolute path in a text; the group is its last component."""
 
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #222; --soft: #5c5c5c; --line: #ddd; --ground: #fff;
@@ -120,12 +122,12 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
     """Write the page of a chain.
 
     Args:
-        report: what it came to.
-        path: the file to write, whole or not at all.
-        home: the folder of the recipe, within which paths are named as the recipe names them.
+        report: the result of the chain.
+        path: the file to write, atomically.
+        home: the folder of the recipe; paths in it are shown relative to it.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the file cannot be written.
     """
     import yaml
 
@@ -142,44 +144,42 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
     page = _PAGE.format(
         style=_STYLE,
         title=escape(f"Chain of {len(report.rounds)} bases"),
-        verdict=_verdict(verdict(report)),
+        verdict=_summary_html(summarize(report)),
         summary=escape(f"{bases}; mode {report.recipe.get('mode', 'iter')}"),
         body="\n".join(parts),
         warnings=_warnings(warnings),
         recipe=escape(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)),
         version=version("diffxfer"),
     )
-    partial = path.with_suffix(".partial")
     try:
-        partial.write_text(page, "utf-8")
-        partial.replace(path)
+        write_atomically(path, page.encode())
     except OSError as exc:
         raise write_error(path.parent, path.name, exc) from exc
 
 
 def escape(text: str) -> str:
-    """Text as a page may have it: neither markup, nor what turns or hides the text around it.
+    """Escape markup and control characters, such as those that change the text direction.
 
     Args:
-        text: any text; its lines stay.
+        text: any text; its line breaks are kept.
     """
     return "\n".join(html.escape(printable(line)) for line in text.split("\n"))
 
 
 def without_folders(text: str, run: Path, home: Path | None) -> str:
-    """The same without a folder of this machine: of paths elsewhere, the last name stays.
+    """Shorten local paths in a text.
 
     Args:
-        text: any text with paths in it.
-        run: the folder of the run; paths in it are relative to it.
-        home: the folder of the recipe, likewise.
+        text: any text with paths in it; a path outside of the two folders keeps its last component.
+        run: the folder of the run; paths in it become relative to it.
+        home: the folder of the recipe; paths in it become relative to it.
     """
     whole = Path(text)
     for folder in (run, home):
         if folder is not None and folder.is_absolute():
             text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
     if whole.is_absolute() and text == str(whole) and "\n" not in text:
-        return f"…/{whole.name}"  # also one with spaces in it
+        return f"…/{whole.name}"  # a path with spaces does not match the pattern
     for folder in (Path.home(), Path(gettempdir())):
         if len(folder.parts) > 1:
             text = text.replace(f"{folder}/", "…/")
@@ -187,7 +187,7 @@ def without_folders(text: str, run: Path, home: Path | None) -> str:
 
 
 def _map_texts(value: Any, change: Any) -> Any:
-    """The same with every text in it changed."""
+    """Apply a function to every string in a nested value."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -195,7 +195,7 @@ def _map_texts(value: Any, change: Any) -> Any:
     return [_map_texts(inner, change) for inner in value] if isinstance(value, list) else value
 
 
-def _verdict(lines: list[str]) -> str:
+def _summary_html(lines: list[str]) -> str:
     first, *others = map(escape, lines)
     items = "".join(f"<li>{line}</li>\n" for line in others)
     return f"<p>{first}</p>" + (f"\n<ul>\n{items}</ul>" if others else "")
@@ -206,10 +206,10 @@ def _warnings(warnings: Iterator[str]) -> str:
     return f"<h2>Warnings</h2>\n<ul>\n{lines}</ul>\n" if lines else ""
 
 
-def _section(report: ChainReport, measure: Measure) -> str:
-    """The table of one measure."""
+def _section(report: ChainReport, measure: MetricKey) -> str:
+    """The heading and table of one measure."""
     columns = report.columns()
-    heads = "".join(f"<th>{escape(NAMES[column])}</th>" for column in columns)
+    heads = "".join(f"<th>{escape(STAGE_NAMES[column])}</th>" for column in columns)
     lines = []
     for each in report.rounds:
         best = each.best(measure)
@@ -224,8 +224,8 @@ def _section(report: ChainReport, measure: Measure) -> str:
     )
 
 
-def _caption(report: ChainReport, measure: Measure) -> str:
-    """Which way is better, and what stands behind ±."""
+def _caption(report: ChainReport, measure: MetricKey) -> str:
+    """The caption: whether higher is better, and the meaning of ±."""
     found = (each.row(column, measure) for each in report.rounds for column in report.columns())
     rows = [row for row in found if row is not None]
     said = []
@@ -241,12 +241,12 @@ def _cell(column: str, row: dict[str, Any] | None, best: float | None) -> str:
         return "<td></td>"
     stderr = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
     mark = ' class="best"' if best is not None and row["value"] == best else ""
-    name = escape(NAMES[column])
-    return f'<td{mark} data-column="{name}">{value_of(row)}<small>{stderr}</small></td>'
+    name = escape(STAGE_NAMES[column])
+    return f'<td{mark} data-column="{name}">{format_value(row)}<small>{stderr}</small></td>'
 
 
-def title_of(measure: Measure) -> str:
-    """A measure as a person would say it.
+def title_of(measure: MetricKey) -> str:
+    """The title of a measure.
 
     Args:
         measure: task, metric and filter.
@@ -256,10 +256,10 @@ def title_of(measure: Measure) -> str:
 
 
 def _drawn(figure: Figure, *, first: bool) -> list[str]:
-    """A figure below what its curves mean."""
+    """A figure below its legend."""
     entries = "".join(
         f'<li><i style="border-color:{colour}"{" class=dotted" if dotted else ""}></i>'
         f"{escape(name)}</li>"
-        for name, colour, dotted in legend_of(figure)
+        for name, colour, dotted in legend_entries(figure)
     )
-    return [f'<ul class="legend">{entries}</ul>', as_html(figure, first=first)]
+    return [f'<ul class="legend">{entries}</ul>', figure_html(figure, first=first)]

@@ -1,51 +1,52 @@
-"""The curves of a chain, drawn by plotly; their legends are the page's own, which wrap."""
+"""The plots of a chain, drawn by plotly without its legends; the page has legends that wrap."""
 
 from __future__ import annotations
 
 import colorsys
 from typing import TYPE_CHECKING
 
-from diffxfer.recycling.chain_report import COLUMNS
+from diffxfer.recycling.chain_report import STAGES
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from diffxfer.recycling.chain_report import ChainReport, Measure, Round
+    from diffxfer.evaluation.scores import MetricKey
+    from diffxfer.recycling.chain_report import ChainReport, Round
 
-# Colours that the colour-blind tell apart (after Okabe and Ito 2008), one for each column, that
-# stand out from white and from black.
+# One colour per stage, distinguishable by colour-blind readers (after Okabe and Ito 2008) on white
+# and on black.
 _COLOURS = {"base": "#8A8A8A", "graft": "#D98E00", "tuned": "#2B85C7", "direct": "#009E73"}
-NAMES = {
+STAGE_NAMES = {
     "base": "base alone",
     "graft": "graft",
     "tuned": "graft, tuned",
     "direct": "base, tuned plainly",
 }
 
-# No button that sends anything anywhere.
+# Without the buttons that send data to a server.
 _CONFIG = {
     "displaylogo": False,
     "responsive": True,
     "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 }
 _MANY = 8
-"""More curves than this are named one at a time where the pointer is, or the names hide them."""
+"""With more curves than this, hovering shows one name at a time; the box would hide the curves."""
 
 Legend = list[tuple[str, str, bool]]
-"""Of each curve its name, its colour, and whether it is dotted."""
+"""The name and colour of each curve, and whether it is dotted."""
 
 
-def scores_figure(report: ChainReport, measure: Measure) -> Figure:
-    """Rounds against score, a curve for each column, with standard errors.
+def scores_figure(report: ChainReport, measure: MetricKey) -> Figure:
+    """Plot score against round, with standard errors and one curve per stage.
 
     Args:
-        report: the chain.
-        measure: which task, metric and filter.
+        report: the result of the chain.
+        measure: the task, metric and filter.
     """
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for column in COLUMNS:
+    for column in STAGES:
         found = [(each, each.row(column, measure)) for each in report.rounds]
         there = [(each, row) for each, row in found if row is not None]
         if there:
@@ -55,7 +56,7 @@ def scores_figure(report: ChainReport, measure: Measure) -> Figure:
                     y=[row["value"] for _, row in there],
                     error_y={"type": "data", "array": [row["stderr"] or 0 for _, row in there]},
                     mode="lines+markers",
-                    name=NAMES[column],
+                    name=STAGE_NAMES[column],
                     line={"color": _COLOURS[column]},
                 )
             )
@@ -64,10 +65,10 @@ def scores_figure(report: ChainReport, measure: Measure) -> Figure:
 
 
 def losses_figure(report: ChainReport) -> Figure | None:
-    """Training steps against loss, a curve for each round and model; None without training.
+    """Plot loss against training step, one curve per round and model; None without training.
 
     Args:
-        report: the chain.
+        report: the result of the chain.
     """
     from plotly.graph_objects import Figure, Scatter
 
@@ -92,7 +93,7 @@ def losses_figure(report: ChainReport) -> Figure | None:
 
 
 def _shade(share: float) -> str:
-    """From blue by way of violet to orange, as light as stands out from white and from black."""
+    """A colour from blue through violet to orange, visible on white and on black."""
     hue = (0.58 + 0.49 * share) % 1
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.55, 0.65))
     return f"#{red:02X}{green:02X}{blue:02X}"
@@ -100,7 +101,7 @@ def _shade(share: float) -> str:
 
 def _trained(name: str, each: Round) -> str:
     plainly = name == "direct" or each.alpha is None
-    return NAMES["direct" if plainly else "tuned"]
+    return STAGE_NAMES["direct" if plainly else "tuned"]
 
 
 def _styled(figure: Figure) -> Figure:
@@ -114,21 +115,21 @@ def _styled(figure: Figure) -> Figure:
     return figure
 
 
-def legend_of(figure: Figure) -> Legend:
-    """What the curves of a figure mean.
+def legend_entries(figure: Figure) -> Legend:
+    """The legend of a figure.
 
     Args:
-        figure: one of the two above.
+        figure: the result of `scores_figure` or `losses_figure`.
     """
     return [(line.name, line.line.color, line.line.dash == "dot") for line in figure.data]
 
 
-def as_html(figure: Figure, *, first: bool) -> str:
-    """A figure as HTML.
+def figure_html(figure: Figure, *, first: bool) -> str:
+    """Render a figure as HTML.
 
     Args:
-        figure: one of the two above.
-        first: whether to bring the code that draws them all.
+        figure: the result of `scores_figure` or `losses_figure`.
+        first: whether to include plotly's code, which the first figure of a page needs.
     """
     return str(
         figure.to_html(

@@ -1,30 +1,29 @@
-"""What a chain came to, round by round."""
+"""The result of a chain, round by round."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.hub.names import shown_name
-from diffxfer.recycling.chain import round_name
+from diffxfer.evaluation.scores import TaskScore
+from diffxfer.recycling.chain_plan import round_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from diffxfer.evaluation.scores import MetricKey
     from diffxfer.recycling.recipe import Recipe
 
-Measure: TypeAlias = tuple[str, str, str]
-"""Task, metric and filter."""
+STAGES = ("base", "graft", "tuned", "direct")
+"""The models that a round may score: base, graft, tuned graft, and directly fine-tuned base.
 
-COLUMNS = ("base", "graft", "tuned", "direct")
-"""What a round may score: the base alone, the graft, the tuned graft, the base tuned plainly.
-
-The table of Lin et al. 2025 (table 6) has these; in round 1 the tuned model is M*1.
+These are the columns of table 6 in Lin et al. 2025; in round 1, the tuned model is M*1.
 """
 
 _GRAFTED = ("graft", "tuned")
-_SCORE = ("task", "metric", "filter", "value", "stderr", "n")
+_SCORE_FIELDS = tuple(field.name for field in fields(TaskScore))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,10 @@ class Round:
 
     Attributes:
         number: 1 for the first base.
-        base: the base's name.
+        base: the name of the base.
         alpha: the scale of the graft; None in round 1.
-        scores: by column, one row for each measure: see `diffxfer.Row`, whose fields they have.
-        losses: by what was trained, ``"model"`` or ``"direct"``, the step and loss of each step.
+        scores: by stage, one row for each measure, with the fields of `diffxfer.Row`.
+        losses: by trained model, ``"model"`` or ``"direct"``, the number and loss of each step.
     """
 
     number: int
@@ -45,23 +44,23 @@ class Round:
     scores: dict[str, list[dict[str, Any]]]
     losses: dict[str, list[dict[str, float]]]
 
-    def row(self, column: str, measure: Measure) -> dict[str, Any] | None:
-        """One score, None if that was not scored.
+    def row(self, column: str, measure: MetricKey) -> dict[str, Any] | None:
+        """A score; None if the model was not scored.
 
         Args:
-            column: one of `COLUMNS`.
-            measure: which task, metric and filter.
+            column: one of `STAGES`.
+            measure: the task, metric and filter.
         """
         for row in self.scores.get(column, ()):
             if (row["task"], row["metric"], row["filter"]) == measure:
                 return row
         return None
 
-    def best(self, measure: Measure) -> float | None:
-        """The value that no other column beats; None where that means nothing.
+    def best(self, measure: MetricKey) -> float | None:
+        """The best value of the round; None if there is nothing to compare.
 
         Args:
-            measure: which task, metric and filter.
+            measure: the task, metric and filter.
         """
         found = (self.row(column, measure) for column in self.scores)
         rows = [row for row in found if row is not None and row["value"] is not None]
@@ -71,8 +70,8 @@ class Round:
         return float(choose(row["value"] for row in rows))
 
 
-def value_of(row: dict[str, Any]) -> str:
-    """A score as text; that of a model that diverged is no number, which JSON does not have.
+def format_value(row: dict[str, Any]) -> str:
+    """Format a score; a score that is not finite is None, as JSON has no NaN.
 
     Args:
         row: one of `Round.scores`.
@@ -82,41 +81,40 @@ def value_of(row: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """What a chain came to.
+    """The result of a chain.
 
     Attributes:
-        run: its folder.
-        rounds: in order.
-        measures: what was scored, those that were asked for.
-        recipe: what it says beside defaults, as values that JSON has.
-        warnings: of all steps, one line each.
-        steps_done: how many steps were done now; 0 if all of them were done already.
-        elapsed_s: seconds from the call to the result.
+        run: the folder of the run.
+        rounds: the rounds, in order.
+        measures: the task, metric and filter of each requested score.
+        recipe: the keys of the recipe that differ from their defaults, as JSON values.
+        warnings: the warnings of all steps, one line each.
+        steps_done: the number of steps run by this call; 0 if all steps were done before.
+        elapsed_s: the duration of the call in seconds.
     """
 
     run: Path
     rounds: tuple[Round, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[MetricKey, ...]
     recipe: dict[str, Any]
     warnings: tuple[str, ...]
     steps_done: int
     elapsed_s: float
 
     def columns(self) -> list[str]:
-        """The columns that some round has."""
-        return [column for column in COLUMNS if any(column in each.scores for each in self.rounds)]
+        """The stages that at least one round has."""
+        return [column for column in STAGES if any(column in each.scores for each in self.rounds)]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has, and all scores as flat rows, as an evaluation's."""
+        """The report as JSON values, with all scores as flat rows, as in an evaluation."""
         return {"rows": self.rows(), **asdict(self), "run": str(self.run)}
 
     def rows(self) -> list[dict[str, Any]]:
         """Every score of every round.
 
         Returns:
-            A row for each round, stage (see `COLUMNS`), task, metric and filter. `alpha` is the
-            scale of the graft, also of one that was tuned further; None for a model that none is
-            in.
+            One row for each round, stage (see `STAGES`), task, metric and filter. `alpha` is the
+            scale of the graft or tuned graft; None for models without a graft.
         """
         return [
             {
@@ -124,10 +122,10 @@ class ChainReport:
                 "base": each.base,
                 "stage": stage,
                 "alpha": each.alpha if stage in _GRAFTED else None,
-                **{key: row[key] for key in _SCORE},
+                **{key: row[key] for key in _SCORE_FIELDS},
             }
             for each in self.rounds
-            for stage in COLUMNS
+            for stage in STAGES
             for row in each.scores.get(stage, ())
         ]
 
@@ -135,19 +133,19 @@ class ChainReport:
 def make_report(
     recipe: Recipe, run: Path, done: Mapping[str, Any], steps_done: int, elapsed_s: float
 ) -> ChainReport:
-    """Put together what the steps of a chain found.
+    """Make the report of a chain from the results of its steps.
 
     Args:
-        recipe: what was done.
-        run: where.
-        done: what each step found, by its key.
-        steps_done: how many steps were done now.
-        elapsed_s: seconds that it took.
+        recipe: the recipe.
+        run: the folder of the run.
+        done: the result of each step, by key.
+        steps_done: the number of steps run by this call.
+        elapsed_s: the duration of the call in seconds.
     """
     rounds = []
-    measures: dict[Measure, None] = {}
+    measures: dict[MetricKey, None] = {}
     for number, base in enumerate(recipe.bases, 1):
-        found = {key: done.get(f"{round_name(number)}/{key}") for key in _KEYS}
+        found = {key: done.get(f"{round_name(number)}/{key}") for key in _STEPS_REPORTED}
         scored = found["scores"] or {"rows": [], "columns": []}
         scores: dict[str, list[dict[str, Any]]] = {}
         for row in scored["rows"]:
@@ -166,4 +164,4 @@ def make_report(
     return ChainReport(run, tuple(rounds), tuple(measures), said, warnings, steps_done, elapsed_s)
 
 
-_KEYS = ("graft", "model", "direct", "scores")
+_STEPS_REPORTED = ("graft", "model", "direct", "scores")

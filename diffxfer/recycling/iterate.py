@@ -1,4 +1,4 @@
-"""Chains of rounds: recycle, tune further, and again as new bases appear."""
+"""Chains of rounds: graft a diff vector on each new base, tune, score, and extract the next one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.source import find
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import OptionError
-from diffxfer.recycling.chain import Step, Verb, plan_chain, round_name, to_remove
+from diffxfer.recycling.chain_disk import leftovers, model_size, peak_disk_bytes, reusable_bytes
+from diffxfer.recycling.chain_plan import Step, StepKind, plan_chain, removable_folders, round_name
 from diffxfer.recycling.chain_report import ChainReport, make_report
-from diffxfer.recycling.data import is_file, read_rows
-from diffxfer.recycling.disk import held_bytes, leftovers, peak_bytes, size_of
-from diffxfer.recycling.inputs import file_identities, model_identity
+from diffxfer.recycling.chain_state import ChainState
+from diffxfer.recycling.chain_steps import StepContext, check_bases, check_evaluation, run_step
+from diffxfer.recycling.input_fingerprints import file_fingerprints, sampled_fingerprint
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
-from diffxfer.recycling.state import State
-from diffxfer.recycling.steps import Hands, check_bases, check_scoring, do_step
+from diffxfer.recycling.training_data import is_local_file, read_rows
 from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.html"
 
-_DOING = {
-    Verb.TUNE: "tuning",
-    Verb.EXTRACT: "subtracting",
-    Verb.CHOOSE: "choosing alpha for",
-    Verb.GRAFT: "grafting on",
-    Verb.SCORE: "scoring",
+_STEP_PHRASES = {
+    StepKind.TUNE: "tuning",
+    StepKind.EXTRACT: "subtracting",
+    StepKind.CHOOSE: "choosing alpha for",
+    StepKind.GRAFT: "grafting on",
+    StepKind.SCORE: "scoring",
 }
-_STAGES = {
-    Verb.TUNE: "tuning",
-    Verb.EXTRACT: "subtracting",
-    Verb.CHOOSE: "alpha",
-    Verb.GRAFT: "grafting",
-    Verb.SCORE: "scoring",
+_STEP_NAMES = {
+    StepKind.TUNE: "tuning",
+    StepKind.EXTRACT: "subtracting",
+    StepKind.CHOOSE: "alpha",
+    StepKind.GRAFT: "grafting",
+    StepKind.SCORE: "scoring",
 }
 
 
@@ -60,84 +60,82 @@ def iterate(
     stage: Callable[[str], None] | None = None,
     opened: Callable[[Path], None] | None = None,
 ) -> ChainReport:
-    """Follow a recipe: graft on each new base, tune, score, and take the next diff vector.
+    """Run a recipe: graft on each new base, tune, score, and extract the next diff vector.
 
-    A second call with the same recipe continues after the last finished step, and does nothing
-    where all is done. See Lin et al. 2025, section 6, and Qin et al. 2023.
+    A second call with the same recipe continues after the last finished step; if every step is
+    done, it does nothing. See Lin et al. 2025, section 6, and Qin et al. 2023.
 
     Args:
         recipe: a YAML file.
-        run: the folder of rounds, state and report; it is made, or continued.
-        from_round: do this round and all later ones again, by the recipe as it is now.
-        progress: called with a line on what is done next.
-        moved: called with the bytes done and the bytes in all of a download, an extraction or a
-            graft.
-        training: called with the steps done, the steps in all and the last step's loss.
-        answered: called with the model that is scored, its requests answered and in all.
-        stage: called with a few words on each step when it begins, such as ``"round 2/3, tuning"``.
-        opened: called with `run`, once it may be written to.
+        run: the folder of rounds, state and report; an existing run is continued.
+        from_round: repeat this round and all later ones with the current recipe.
+        progress: called with a line about the next work.
+        moved: called with the bytes done and the total of a download, an extraction or a graft.
+        training: called with the number of training steps done, the total, and the last loss.
+        answered: called with the model being scored, its requests answered and the total.
+        stage: called when a step begins, with a short text such as ``"round 2/3, tuning"``.
+        opened: called with `run` when the folder can be written to.
 
     Returns:
-        What each round scored.
+        The scores of each round.
 
     Raises:
-        DiffxferError: for every known failure; what is done stays done.
+        DiffxferError: for every known failure; finished steps are kept.
 
     Example:
         >>> iterate("chain.yaml", "run")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    recipe, run, tell = Path(recipe), Path(run).absolute(), progress or _nobody_listens
-    models, plan = _open(recipe, from_round)
+    recipe, run, tell = Path(recipe), Path(run).absolute(), progress or (lambda _: None)
+    models, plan = _open_models(recipe, from_round)
     refuse_unsafe_output(run / "rounds", [*map(Path, models), recipe], overwrite=False)
     steps = plan_chain(plan, run)
-    hands = Hands(plan, run, recipe.absolute().parent, tell, training, moved, answered, stage)
-    files = file_identities(plan, hands.home, run)
-    _refuse_own_inputs([*models, *files], steps)
-    _fetch(models, tell, moved)
-    inputs = {path: model_identity(checkpoint) for path, checkpoint in models.items()} | files
-    with State(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
-        pending = _begin(steps, state, from_round)
+    home = recipe.absolute().parent
+    context = StepContext(plan, run, home, tell, training, moved, answered, stage)
+    files = file_fingerprints(plan, home, run)
+    _refuse_overwritten_inputs([*models, *files], steps)
+    _download(models, tell, moved)
+    inputs = {path: sampled_fingerprint(checkpoint) for path, checkpoint in models.items()} | files
+    with ChainState(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
+        pending = _select_pending(steps, state, from_round)
         if pending:
-            _check(pending, steps, hands, models)
+            _check_feasible(pending, steps, context, models)
             state.save()
             if opened is not None:
                 opened(run)
-            _clear_round(steps, from_round)
+            _discard_rounds(steps, from_round)
             (run / REPORT_NAME).unlink(missing_ok=True)
-        _do(pending, steps, hands, state)
-        return _report(hands, state, len(pending), began)
+        _run_steps(pending, steps, context, state)
+        return _make_report(context, state, len(pending), began)
 
 
-def _report(hands: Hands, state: State, steps_done: int, began: float) -> ChainReport:
-    """What it came to, also as a page if there is none of it."""
+def _make_report(
+    context: StepContext, state: ChainState, steps_done: int, began: float
+) -> ChainReport:
+    """Make the report, and write its page if anything changed or the page is missing."""
     elapsed_s = time.perf_counter() - began
-    report = make_report(hands.recipe, hands.run, state.done, steps_done, elapsed_s)
-    page = hands.run / REPORT_NAME
+    report = make_report(context.recipe, context.run, state.done, steps_done, elapsed_s)
+    page = context.run / REPORT_NAME
     if steps_done or not page.exists():
         from diffxfer.recycling.chain_page import write_page
 
-        write_page(report, page, home=hands.home)
+        write_page(report, page, home=context.home)
     return report
 
 
 def _check_round(plan: Recipe, from_round: int | None) -> None:
     if from_round is not None and not 1 <= from_round <= len(plan.bases):
-        problem = f"{from_round} is no round of this recipe"
+        problem = f"{from_round} is not a round of this recipe"
         raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
 
 
-def _nobody_listens(line: str) -> None:
-    del line
-
-
-def _open(path: Path, from_round: int | None) -> tuple[dict[str, Checkpoint], Recipe]:
-    """The models of a recipe, checked before anything is done; the recipe with their folders."""
+def _open_models(path: Path, from_round: int | None) -> tuple[dict[str, Checkpoint], Recipe]:
+    """Check and open the models of a recipe; also return the recipe with their folders."""
     plan = read_recipe(path)
     _check_round(plan, from_round)
     if plan.train is not None and plan.train.command is None:
         require_trl()
-        if is_file(str(plan.train.data)):
+        if is_local_file(str(plan.train.data)):
             read_rows(str(plan.train.data))
     roles = {base: f"base {number}" for number, base in enumerate(plan.bases, 1)}
     if plan.finetuned is not None:
@@ -151,82 +149,87 @@ def _open(path: Path, from_round: int | None) -> tuple[dict[str, Checkpoint], Re
         str(places[name].folder): open_checkpoint(places[name], role)
         for name, role in roles.items()
     }
-    return opened, plan.found({name: str(place.folder) for name, place in places.items()})
+    return opened, plan.with_folders({name: str(place.folder) for name, place in places.items()})
 
 
-def _fetch(
+def _download(
     opened: Mapping[str, Checkpoint],
     tell: Callable[[str], None],
     moved: Callable[[int, int], None] | None,
 ) -> None:
-    """Download what is on the Hub alone."""
+    """Download the shards that are not on this machine."""
     shards = [shard for checkpoint in opened.values() for shard in checkpoint.weights.shards]
     for repo in sorted({file.repo for file in missing_files(shards)}):
-        tell(f"{repo} is taken from the Hub")
+        tell(f"downloading {repo} from the Hub")
     fetch_shards(shards, moved)
 
 
-def _refuse_own_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
-    """Refuse what a step would overwrite, or remove when nothing needs it any more."""
+def _refuse_overwritten_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
+    """Refuse an input that a step would overwrite or remove later."""
     made = {Path(os.path.realpath(step.out)) for step in steps if step.out is not None}
     for path in inputs:
         real = Path(os.path.realpath(path))
         if not made.isdisjoint((real, *real.parents)):
-            problem = "is both an input and a folder that this run makes"
+            problem = "is an input, and also a folder that this run writes"
             raise OptionError(path, problem, "choose another -o")
 
 
-def _begin(steps: Sequence[Step], state: State, from_round: int | None) -> list[Step]:
-    """The steps to do; what the state knew of them is forgotten."""
+def _select_pending(steps: Sequence[Step], state: ChainState, from_round: int | None) -> list[Step]:
+    """Select the steps to run, and remove them from the state."""
     if from_round is not None:
         again = [step for step in steps if step.round >= from_round]
-        # What another recipe planned besides is not this one's.
+        # Steps of an earlier recipe that this one does not have are removed, too.
         planned = {step.key for step in steps}
         state.forget({step.key for step in again} | (state.done.keys() - planned))
     pending = _pending(steps, state.done)
     first = min((step.round for step in pending), default=from_round or 1)
-    if from_round is not None and state.mixed and first < from_round:
+    if from_round is not None and state.mixed_recipes and first < from_round:
         folder = next(step.key for step in pending if step.round == first)
-        problem = f"{folder} is gone, which round {from_round} needs, and the recipe changed"
-        raise OptionError("--from-round", problem, f"give {first}, to do all of it by the new one")
+        problem = f"round {from_round} needs {folder}, which is missing, and the recipe changed"
+        raise OptionError(
+            "--from-round", problem, f"give {first} to repeat every round with the new recipe"
+        )
     state.forget({step.key for step in pending})
     return pending
 
 
-def _check(
-    pending: Sequence[Step], steps: Sequence[Step], hands: Hands, opened: Mapping[str, Checkpoint]
+def _check_feasible(
+    pending: Sequence[Step],
+    steps: Sequence[Step],
+    context: StepContext,
+    opened: Mapping[str, Checkpoint],
 ) -> None:
-    """Refuse, before anything is done, what could not be done to the end."""
-    check_bases(hands.recipe, hands.run)
-    if any(step.verb in (Verb.SCORE, Verb.CHOOSE) for step in pending):
-        check_scoring(hands.recipe)
-    sizes = {path: size_of(checkpoint) for path, checkpoint in opened.items()}
-    needed = peak_bytes(pending, steps, hands.recipe, sizes)
-    refuse_small_disk(hands.run / "rounds", needed, held_bytes(pending))
+    """Check, before the first step runs, that every step can be completed."""
+    check_bases(context.recipe, context.run)
+    if any(step.kind in (StepKind.SCORE, StepKind.CHOOSE) for step in pending):
+        check_evaluation(context.recipe)
+    sizes = {path: model_size(checkpoint) for path, checkpoint in opened.items()}
+    needed = peak_disk_bytes(pending, steps, context.recipe, sizes)
+    refuse_small_disk(context.run / "rounds", needed, reusable_bytes(pending))
 
 
-def _clear_round(steps: Sequence[Step], from_round: int | None) -> None:
-    """Remove what a run that was killed left of rounds that are to be done again."""
+def _discard_rounds(steps: Sequence[Step], from_round: int | None) -> None:
+    """Remove what an interrupted run left of the rounds that are repeated."""
     for step in steps:
         if from_round is not None and step.round >= from_round:
-            _clear(step)
+            _discard_leftovers(step)
 
 
-def _clear(step: Step) -> None:
-    """Remove what a run that was killed left of a step, which is not to be continued."""
-    if step.out is None or step.verb is Verb.SCORE:
+def _discard_leftovers(step: Step) -> None:
+    """Remove what an interrupted run left of a step, so that the step is not resumed."""
+    if step.out is None or step.kind is StepKind.SCORE:
         return
     for left in leftovers(step):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
-    """The steps to do: those that are not done, and those whose folders they need and are gone."""
+    """The steps that are not done, and those whose missing output is needed by one of them."""
     makers = {step.out: step for step in steps if step.out is not None}
     wanted = {step.key for step in steps if step.key not in done}
     waiting = [step for step in steps if step.key in wanted]
     while waiting:
-        for path in waiting.pop().reads:
+        for path in waiting.pop().inputs:
             maker = makers.get(path)
             if maker is not None and maker.key not in wanted and not path.is_dir():
                 wanted.add(maker.key)
@@ -234,39 +237,45 @@ def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
     return [step for step in steps if step.key in wanted]
 
 
-def _do(pending: Sequence[Step], steps: Sequence[Step], hands: Hands, state: State) -> None:
-    _remove(pending, steps, hands)  # a kill may have come before the last run did
+def _run_steps(
+    pending: Sequence[Step], steps: Sequence[Step], context: StepContext, state: ChainState
+) -> None:
+    _remove_unneeded(
+        pending, steps, context
+    )  # the last run may have been killed before it did this
     made: set[Path | None] = set()
     for number, step in enumerate(pending, 1):
-        what = f"{_DOING[step.verb]} {_subject(step, hands.run)}"
-        hands.tell(f"{round_name(step.round)}, step {number} of {len(pending)}: {what}")
-        if hands.stage is not None:
-            hands.stage(f"round {step.round}/{len(hands.recipe.bases)}, {_STAGES[step.verb]}")
-        if not made.isdisjoint(step.reads):
-            _clear(step)  # it was begun with what stood there before
-        state.finish(step.key, do_step(step, hands, state.done))
+        what = f"{_STEP_PHRASES[step.kind]} {_describe_inputs(step, context.run)}"
+        context.tell(f"{round_name(step.round)}, step {number} of {len(pending)}: {what}")
+        if context.stage is not None:
+            context.stage(
+                f"round {step.round}/{len(context.recipe.bases)}, {_STEP_NAMES[step.kind]}"
+            )
+        if not made.isdisjoint(step.inputs):
+            _discard_leftovers(step)  # it was begun with earlier inputs
+        state.record(step.key, run_step(step, context, state.done))
         made.add(step.out)
-        _remove(pending[number:], steps, hands)
+        _remove_unneeded(pending[number:], steps, context)
 
 
-def _remove(later: Sequence[Step], steps: Sequence[Step], hands: Hands) -> None:
-    """Remove the folders that no later step needs, and that are not to be kept."""
+def _remove_unneeded(later: Sequence[Step], steps: Sequence[Step], context: StepContext) -> None:
+    """Remove the folders that no later step needs and that the recipe does not keep."""
     settled = {step.key for step in steps} - {step.key for step in later}
-    for folder in to_remove(steps, settled, hands.recipe.keep):
+    for folder in removable_folders(steps, settled, context.recipe.keep):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _subject(step: Step, run: Path) -> str:
-    """What a step works on, as a person would say it."""
+def _describe_inputs(step: Step, run: Path) -> str:
+    """The inputs of a step, as text for the user."""
 
     def short(path: Path) -> str:
         return str(path.relative_to(run)) if path.is_relative_to(run) else shown_name(path)
 
-    names = [short(path) for path in step.reads]
-    if step.verb is Verb.EXTRACT:
+    names = [short(path) for path in step.inputs]
+    if step.kind is StepKind.EXTRACT:
         return " − ".join(names)
-    if step.verb in (Verb.GRAFT, Verb.CHOOSE):
+    if step.kind in (StepKind.GRAFT, StepKind.CHOOSE):
         return names[1]
-    if step.verb is Verb.TUNE and len(names) > 1:
+    if step.kind is StepKind.TUNE and len(names) > 1:
         return f"{names[0]}, taught by {names[1]}"
     return ", ".join(names)

@@ -1,4 +1,4 @@
-"""The recipe of a chain: what a person writes in YAML, checked key by key."""
+"""The recipe of a chain: a YAML file, validated key by key."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from diffxfer.checkpoints.hub.names import read_hub_id
 from diffxfer.errors import RecipeError
-from diffxfer.recycling.data import is_file
+from diffxfer.recycling.training_data import is_local_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PLACEHOLDERS = ("{model}", "{output}", "{round}", "{teacher}")
 PREVIOUS = "previous"
 _MAX_BYTES = 1_000_000
-_PATHS = "paths in a recipe are relative to its folder"
+_PATHS = "give a path relative to the folder of the recipe"
 
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
 # No path and no argument of a program can hold NUL.
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     # Strict: `steps: yes` is not 1 step.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class TrainPart(_Part):
-    """How each round trains: see `diffxfer.tune`, or a command of the user's own.
+class TrainSection(_Section):
+    """How each round trains: the options of `diffxfer.tune`, or a custom command.
 
     Attributes:
         command: run without a shell; ``{model}``, ``{output}``, ``{round}`` and ``{teacher}`` are
-            filled in. Nothing but a teacher stands beside it.
-        teacher: a folder, or ``"previous"`` for the model of the round before.
+            replaced. The only other key that may be given is `teacher`.
+        teacher: a folder, or ``"previous"`` for the model of the previous round.
     """
 
     data: Name | None = None
@@ -60,12 +59,12 @@ class TrainPart(_Part):
     command: Name | None = None
 
     @model_validator(mode="after")
-    def _one_way_to_train(self) -> TrainPart:
+    def _check_training_method(self) -> TrainSection:
         distills = (self.distill_weight, self.temperature, self.hidden_weight)
         if self.command is not None:
             beside = self.model_fields_set - {"command", "teacher"}
             if beside:
-                raise ValueError(f"{min(beside)} says nothing to a command; leave it out")
+                raise ValueError(f"{min(beside)} has no effect with a command; remove it")
             _check_command(self.command, self.teacher)
         elif self.data is None or self.steps is None:
             raise ValueError("needs data and steps, or a command")
@@ -83,11 +82,11 @@ def _check_command(command: str, teacher: str | None) -> None:
         if not any(placeholder in word for word in words):
             raise ValueError(f"command lacks {placeholder}")
     if teacher is None and any("{teacher}" in word for word in words):
-        raise ValueError("command has {teacher}, and no teacher is named")
+        raise ValueError("command has {teacher}, but no teacher is given")
 
 
-class EvalPart(_Part):
-    """How each round is scored: see `diffxfer.evaluate`, whose options these are."""
+class EvalSection(_Section):
+    """How each round is scored: the options of `diffxfer.evaluate`."""
 
     tasks: list[Name] = Field(min_length=1)
     include_path: Name | None = None
@@ -106,47 +105,48 @@ class EvalPart(_Part):
     trust_remote_code: bool = False
 
 
-class Recipe(_Part):
-    """A chain of bases, and what happens at each.
+class Recipe(_Section):
+    """A chain of bases, and what is done with each.
 
     Attributes:
         bases: folders, or models on the Hub, oldest first.
-        finetuned: M*1, the fine-tuned model of the first base; None to tune it from that.
+        finetuned: M*1, the fine-tuned model of the first base; None to train it from that base.
         mode: ``"iter"``: Δ = M*(i−1) − M(i−1) of the recycled and tuned model; ``"dir"``: Δ of
-            plain tuning of the base before. See Lin et al. 2025, section 6.
-        alpha: the scale of Δ, or several of which the first eval task chooses.
-        train: how each round is tuned further; None for rounds without.
+            the previous base and its direct fine-tuning. See Lin et al. 2025, section 6.
+        alpha: the scale of Δ, or several, from which the first eval task chooses.
+        train: how each round trains; None for rounds without training.
         eval: how each round is scored; None for no scores.
-        controls: what is scored besides: each base alone, and each base tuned plainly.
-        keep: what stays on disk: all, the models, or the last model.
+        controls: which models are scored for comparison: each base, and each base that is
+            fine-tuned directly.
+        keep: which folders stay on disk: all, the models, or the last model.
     """
 
     bases: list[Name] = Field(min_length=2)
     finetuned: Name | None = None
     mode: Literal["iter", "dir"] = "iter"
     alpha: Alpha | list[Alpha] = 1.0
-    train: TrainPart | None = None
-    eval: EvalPart | None = None
+    train: TrainSection | None = None
+    eval: EvalSection | None = None
     controls: list[Literal["base", "direct"]] = ["base"]
     keep: Literal["all", "models", "last"] = "all"
 
     @property
     def alphas(self) -> list[float]:
-        """The scales, one or more, each once."""
+        """The scales without duplicates."""
         given = self.alpha if isinstance(self.alpha, list) else [self.alpha]
         return list(dict.fromkeys(given))
 
     @property
-    def tunes_plainly(self) -> bool:
-        """Whether a base is tuned by itself somewhere in the chain, without a teacher."""
+    def tunes_bases_directly(self) -> bool:
+        """Whether the chain fine-tunes a base directly, which has no teacher."""
         between = self.mode == "dir" and len(self.bases) > 2
         return self.finetuned is None or "direct" in self.controls or between
 
-    def found(self, folders: Mapping[str, str]) -> Recipe:
-        """The same with other names of models.
+    def with_folders(self, folders: Mapping[str, str]) -> Recipe:
+        """The recipe with each model name replaced by its folder.
 
         Args:
-            folders: the folder of every model that is named, by that name.
+            folders: the folder of every model, by the name that the recipe gives.
         """
         train = self.train
         if train is not None and train.teacher is not None and train.teacher in folders:
@@ -160,56 +160,59 @@ class Recipe(_Part):
         )
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Recipe:
+    def _check_consistency(self) -> Recipe:
         if self.finetuned is None and self.train is None:
             raise ValueError("needs finetuned, or train to make it from the first base")
         if self.mode == "dir" and self.train is None and len(self.bases) > 2:
-            raise ValueError("mode dir tunes each base plainly: it needs train")
+            raise ValueError("mode dir fine-tunes each base directly, which requires train")
         if "direct" in self.controls and self.train is None:
-            raise ValueError("the control direct tunes each base plainly: it needs train")
-        if not self.alphas:
-            raise ValueError("alpha names no scale")
-        if len(self.alphas) > 1 and self.eval is None:
-            raise ValueError("several alphas are chosen from by a task: it needs eval")
-        command = self.train.command if self.train is not None else None
-        if command is not None and "{teacher}" in command and self.tunes_plainly:
             raise ValueError(
-                "command has {teacher}, and a base tuned plainly has none: give finetuned, and "
-                "neither mode dir nor the control direct"
+                "the control direct fine-tunes each base directly, which requires train"
+            )
+        if not self.alphas:
+            raise ValueError("alpha is empty")
+        if len(self.alphas) > 1 and self.eval is None:
+            raise ValueError("choosing among several alphas requires eval")
+        command = self.train.command if self.train is not None else None
+        if command is not None and "{teacher}" in command and self.tunes_bases_directly:
+            raise ValueError(
+                "command has {teacher}, but a base that is fine-tuned directly has none: give "
+                "finetuned, and neither mode dir nor the control direct"
             )
         return self
 
 
 def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe that an older diffxfer wrote down, with what it did not know yet at its default.
+    """Add default values for keys that an older version did not store.
 
     Args:
-        recipe: as values that JSON has; it is not checked.
+        recipe: the stored recipe as JSON values; it is not validated.
     """
     filled = _defaults(Recipe) | dict(recipe)
-    for key, part in _PARTS.items():
+    for key, part in _SECTIONS.items():
         if isinstance(filled[key], dict):
             filled[key] = _defaults(part) | filled[key]
     return filled
 
 
-def _defaults(part: type[_Part]) -> dict[str, Any]:
+def _defaults(part: type[_Section]) -> dict[str, Any]:
     fields = part.model_fields.items()
     return {name: field.default for name, field in fields if not field.is_required()}
 
 
-_PARTS: dict[str, type[_Part]] = {"train": TrainPart, "eval": EvalPart}
+_SECTIONS: dict[str, type[_Section]] = {"train": TrainSection, "eval": EvalSection}
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that stands twice: the first would be lost in silence.
+    """Reads YAML without duplicate keys and aliases.
 
-    So are aliases: a few lines of them stand for more values than memory holds.
+    The first of two equal keys would be lost silently. A few lines of aliases can expand to more
+    values than memory holds.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias, *name: write out what that stands for")
+            raise yaml.YAMLError("aliases such as *name are not supported: repeat the value")
         return super().compose_node(parent, index)
 
 
@@ -218,7 +221,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key, _ in node.value:
         name = loader.construct_object(key, deep=True)
         if name in seen:
-            raise yaml.YAMLError(f"{name} stands twice")
+            raise yaml.YAMLError(f"{name} appears twice")
         seen.add(name)
     return loader.construct_mapping(node, deep=True)
 
@@ -231,24 +234,24 @@ _Loader.add_implicit_resolver(
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
+    """Read and validate a recipe.
 
     Args:
-        path: a YAML or JSON file; folders in it are relative to its own.
+        path: a YAML or JSON file; relative paths in it are relative to its folder.
 
     Returns:
-        The recipe, with absolute folders; what is no folder and may be on the Hub is as it was.
+        The recipe with absolute paths; names of models on the Hub are unchanged.
 
     Raises:
-        RecipeError: if it cannot be read, or a key is not as expected.
+        RecipeError: if the file cannot be read, or a key or value is invalid.
     """
     try:
         if not path.is_file() and path.exists():
-            raise RecipeError(path, "is no file", "give the recipe, a YAML file")
+            raise RecipeError(path, "is not a file", "give the recipe, a YAML file")
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(path, "is too large for a recipe", "check the path")
         text = path.read_text("utf-8")
-        if text.lstrip().startswith("{"):  # JSON, which may be indented by tabs, and YAML may not
+        if text.lstrip().startswith("{"):  # JSON; unlike YAML, it may be indented with tabs
             text = text.replace("\t", " ")
         document = yaml.load(text, _Loader)
     except FileNotFoundError as exc:
@@ -257,9 +260,9 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(path, f"cannot be read ({exc.strerror})", "check the path") from exc
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:
         reason = " ".join(str(exc).split())
-        raise RecipeError(path, f"is no YAML that we can read ({reason})", "mend it") from exc
+        raise RecipeError(path, f"is not valid YAML ({reason})", "correct it") from exc
     if not isinstance(document, dict):
-        raise RecipeError(path, "is no mapping of keys", "begin with bases: [old, new]")
+        raise RecipeError(path, "is not a mapping", "begin with bases: [old, new]")
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as exc:
@@ -268,28 +271,28 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _refusal(path: Path, document: dict[Any, Any], exc: ValidationError) -> RecipeError:
-    """The first thing that is wrong, by its key."""
+    """The error for the first invalid key."""
     errors = exc.errors(include_url=False)
     keys = [_key(document, error["loc"]) for error in errors]
-    # A key that may be of several types has an error for each; the deepest one knows most.
+    # A key that may have several types has an error for each; the deepest one is most specific.
     alike = [(k, e) for k, e in zip(keys, errors, strict=True) if k[:1] == keys[0][:1]]
     deepest = max(len(key) for key, _ in alike)
     key, first = next((k, e) for k, e in alike if len(k) == deepest)
     where = f"{path}: {'.'.join(key)}" if key else str(path)
     if first["type"] == "extra_forbidden":
-        known = sorted(_PARTS.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
+        known = sorted(_SECTIONS.get(key[0] if len(key) > 1 else "", Recipe).model_fields)
         near = get_close_matches(key[-1], known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        return RecipeError(where, "is no key of a recipe", remedy)
+        remedy = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
+        return RecipeError(where, "is not a recipe key", remedy)
     said = [e["msg"].removeprefix("Value error, ") for k, e in alike if k == key]
     message = " or ".join(dict.fromkeys(text[:1].lower() + text[1:] for text in said))
     absent = first["type"] in ("missing", "value_error")
     found = "" if absent else f", found {reprlib.repr(first['input'])}"
-    return RecipeError(where, f"{message}{found}"[:300], "mend the recipe")
+    return RecipeError(where, f"{message}{found}"[:300], "correct the recipe")
 
 
 def _key(document: Any, place: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Where in the document an error is; pydantic names the types that it tried there too."""
+    """The key of an error in the document; pydantic's location also names the types it tried."""
     found: list[str] = []
     for number, part in enumerate(place):
         there = isinstance(document, dict) and part in document
@@ -302,7 +305,7 @@ def _key(document: Any, place: tuple[int | str, ...]) -> tuple[str, ...]:
 
 
 def _resolve(recipe: Recipe, home: Path) -> Recipe:
-    """The same with absolute folders; data that is no file here is a data set's id."""
+    """The recipe with absolute paths; data that is not a local file is the id of a dataset."""
 
     def folder(name: str) -> str:
         return str(home / Path(name).expanduser())
@@ -315,10 +318,14 @@ def _resolve(recipe: Recipe, home: Path) -> Recipe:
         changed: dict[str, str] = {}
         if train.teacher not in (None, PREVIOUS):
             changed["teacher"] = model(str(train.teacher))
-        if train.data is not None and (is_file(train.data) or Path(folder(train.data)).exists()):
+        if train.data is not None and (
+            is_local_file(train.data) or Path(folder(train.data)).exists()
+        ):
             changed["data"] = folder(train.data)
             if not Path(changed["data"]).is_file():
-                raise RecipeError(changed["data"], "is no file, and train.data names it", _PATHS)
+                raise RecipeError(
+                    changed["data"], "is named by train.data, but is not a file", _PATHS
+                )
         train = train.model_copy(update=changed)
     if scored is not None and scored.include_path is not None:
         scored = scored.model_copy(update={"include_path": folder(scored.include_path)})

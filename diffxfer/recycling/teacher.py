@@ -1,4 +1,4 @@
-"""Whether one model can teach another: they must mean the same by every place of their outputs."""
+"""The check that the outputs of a teacher can be compared with those of the student."""
 
 from __future__ import annotations
 
@@ -17,54 +17,56 @@ _NESTED = ("text_config", "llm_config", "language_config")
 
 
 def check_teacher(student: Checkpoint, teacher: Checkpoint, *, hidden: bool) -> None:
-    """Refuse a teacher whose outputs cannot be compared with the student's, place by place.
+    """Check that the logits of a teacher, and its hidden states, match those of the student.
 
-    Reserved tokens that neither uses may have other names, as between Llama 3.0 and 3.1.
+    Reserved tokens that neither uses may have different names, as in Llama 3.0 and 3.1.
 
     Args:
-        student: the model that is trained.
-        teacher: the model that it learns from.
-        hidden: whether their hidden states are compared too.
+        student: the model to train.
+        teacher: the model to learn from.
+        hidden: whether their hidden states are compared as well.
 
     Raises:
-        VocabularyError: if they have other tokens, or as many as cannot be compared.
+        VocabularyError: if the tokens or the sizes differ.
     """
-    keys = {"vocab_size": "logits a token"}
+    keys = {"vocab_size": "logits per token"}
     if hidden:
-        keys |= {"hidden_size": "numbers a hidden state", "num_hidden_layers": "layers"}
+        keys |= {"hidden_size": "numbers per hidden state", "num_hidden_layers": "layers"}
     for key, what in keys.items():
         ours, theirs = _setting(student.config, key), _setting(teacher.config, key)
         if ours != theirs:
             remedy = "give a teacher of the same vocabulary"
             if key != "vocab_size":
-                remedy = "leave --hidden-weight out, or give a teacher of the same shape"
-            problem = f"has {theirs} {what}, and the model that it is to teach has {ours}"
+                remedy = "omit --hidden-weight, or give a teacher of the same shape"
+            problem = f"has {theirs} {what}, but the model to train has {ours}"
             raise VocabularyError(teacher.folder, problem, remedy)
     tokenizers = read_tokenizer(teacher.folder), read_tokenizer(student.folder)
     theirs_first = tokenizers, tokenizers[::-1]
     for one, other in theirs_first:
         if one is None or other is None:
-            continue  # the same number of logits is all that can be known
+            continue  # without tokenizers, only the number of logits can be compared
         for i in differing_ids(one, other):
             if not is_harmless(i, one, other):
                 taught, own = (token_at(t, i) if t else None for t in tokenizers)
-                problem = f"has the token {taught!r} with id {i}, and the model has {own!r}"
+                problem = (
+                    f"has the token {taught!r} with id {i}, but the model to train has {own!r}"
+                )
                 remedy = "give a teacher of the same vocabulary"
                 raise VocabularyError(teacher.folder, problem, remedy)
 
 
 def _setting(config: Mapping[str, Any], key: str) -> object:
-    """A setting of a model's text part, wherever its config has it."""
+    """A setting of the language model, at the top of its config or nested."""
     nested = [config.get(name) for name in _NESTED]
     parts = [config, *(part for part in nested if isinstance(part, dict))]
     return next((part[key] for part in parts if key in part), None)
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a model can read at once, if its config says so.
+    """The context length of a model in tokens; None if its config does not say.
 
     Args:
-        config: its config.json.
+        config: the content of its config.json.
     """
     found = _setting(config, "max_position_embeddings") or _setting(config, "n_positions")
     return found if isinstance(found, int) and not isinstance(found, bool) else None

@@ -1,6 +1,7 @@
-"""Training itself: TRL's SFTTrainer, with a loss for distillation and states to continue from.
+"""Training with TRL's SFTTrainer, with a distillation loss and resumable states.
 
-Imports torch, transformers, datasets and TRL: only `recycling.tune` imports it, when it trains.
+The module imports torch, transformers, datasets and TRL; only `recycling.tune` imports it, when it
+trains.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import torch
 from transformers import PrinterCallback
 from trl import SFTTrainer
 
-from diffxfer.errors import DataError, TrainingError
-from diffxfer.recycling.distill import IGNORED, Weights, distillation_terms
-from diffxfer.recycling.keeper import Keeper
-from diffxfer.recycling.loading import check_names, first_line, load_model, load_tokenizer
-from diffxfer.recycling.processes import first_does
+from diffxfer.errors import DataError, TrainingError, first_line
+from diffxfer.recycling.distillation_loss import IGNORED, Weights, distillation_terms
+from diffxfer.recycling.distributed import run_in_first_process
+from diffxfer.recycling.model_loading import (
+    check_saved_names,
+    load_model,
+    load_tokenizer,
+)
+from diffxfer.recycling.trainer_callback import TrainingCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,22 +33,22 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.data import Rows
-    from diffxfer.recycling.options import TuneOptions
-    from diffxfer.recycling.work import WorkFolder
+    from diffxfer.recycling.training_data import TrainingRows
+    from diffxfer.recycling.training_options import TuneOptions
+    from diffxfer.recycling.training_workspace import TrainingWorkspace
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _TERMS = ("ce", "kl", "hidden")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """What became of rows that are longer than a row may be.
+class Truncation:
+    """The effect of the maximum length on the training rows.
 
     Attributes:
-        length: the most tokens of a row.
-        shortened: how many rows were cut.
-        dropped: how many have nothing left to predict, and are not trained on.
+        length: the maximum number of tokens of a row.
+        shortened: the number of rows that were truncated.
+        dropped: the number of rows that were dropped because no token to predict was left.
     """
 
     length: int
@@ -54,73 +59,77 @@ class Cut:
 def train(
     model: Checkpoint,
     teacher: Checkpoint | None,
-    rows: Rows,
+    rows: TrainingRows,
     options: TuneOptions,
     config: SFTConfig,
-    work: WorkFolder,
+    workspace: TrainingWorkspace,
     *,
     length: int,
     progress: Callable[[int, int, float], None] | None,
-) -> Cut:
-    """Train to the last step, from the newest complete state or from the beginning.
+) -> Truncation:
+    """Train to the last step, from the latest complete state or from the beginning.
 
     Args:
-        model: what training begins with.
-        teacher: what it learns from beside the rows.
-        rows: what it learns from.
-        options: what was asked for.
+        model: the model to train.
+        teacher: the model to learn from, in addition to the rows.
+        rows: the training rows.
+        options: the options of the run.
         config: the Trainer's settings.
-        work: where states to continue from are.
-        length: the most tokens of a row.
-        progress: called with the steps done, the steps in all and the last step's loss.
+        workspace: the folder of saved states.
+        length: the maximum number of tokens of a row.
+        progress: called with the number of steps done, the total, and the loss of the last step.
 
     Returns:
-        What became of long rows; the trained state is in `work`.
+        The effect of `length` on the rows; the trained state is in `workspace`.
 
     Raises:
-        DiffxferError: if it cannot be done.
+        DiffxferError: if training fails for a known reason.
     """
-    newest = work.newest()
+    newest = workspace.latest_state()
     trainer: Any = None
     try:
-        trainer = _make_trainer(model, teacher, rows, options, config, work, fresh=newest is None)
-        cut = _cut(trainer, length, rows.name)
-        trainer.remove_callback(PrinterCallback)  # it prints to stdout
-        trainer.add_callback(Keeper(trainer, options, work, progress))
-        # Its files are pickles, which torch opens with `weights_only`; we wrote them ourselves.
+        trainer = _make_trainer(
+            model, teacher, rows, options, config, workspace, fresh=newest is None
+        )
+        truncation = _truncate_rows(trainer, length, rows.name)
+        trainer.remove_callback(PrinterCallback)  # it writes to stdout
+        trainer.add_callback(TrainingCallback(trainer, options, workspace, progress))
+        # The state has pickles. diffxfer wrote them, and torch reads them with `weights_only`.
         trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     except (torch.OutOfMemoryError, RuntimeError) as exc:
         if not any(text in str(exc).lower() for text in _NO_MEMORY):
             raise
         raise TrainingError(
             model.folder,
-            f"the memory does not suffice ({first_line(exc)})",
+            f"training ran out of memory ({first_line(exc)})",
             "give a smaller --batch-size with more --gradient-accumulation,"
             " --gradient-checkpointing, or a smaller --max-length",
         ) from exc
     finally:
-        # The Trainer and its callback hold each other, and all of the model's memory.
+        # The Trainer and its callback refer to each other and keep the model in memory.
         trainer = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return cut
+    return truncation
 
 
 def _make_trainer(
     model: Checkpoint,
     teacher: Checkpoint | None,
-    rows: Rows,
+    rows: TrainingRows,
     options: TuneOptions,
     config: SFTConfig,
-    work: WorkFolder,
+    workspace: TrainingWorkspace,
     *,
     fresh: bool,
 ) -> SFTTrainer:
     tokenizer = load_tokenizer(model.folder, rows)
     student = load_model(model, torch.float32)
     if fresh:
-        first_does(config, lambda: check_names(model, student, work.path / "names"))
+        run_in_first_process(
+            config, lambda: check_saved_names(model, student, workspace.path / "names")
+        )
     known: dict[str, Any] = {
         "model": student,
         "args": config,
@@ -130,46 +139,46 @@ def _make_trainer(
     if teacher is None:
         trainer = SFTTrainer(**known)
     else:
-        guide = load_model(teacher, torch.bfloat16 if config.bf16 else torch.float32)
+        teacher_model = load_model(teacher, torch.bfloat16 if config.bf16 else torch.float32)
         weights = Weights(options.distill_weight, options.temperature, options.hidden_weight)
-        trainer = _Distiller(guide, weights, **known)
+        trainer = _DistillationTrainer(teacher_model, weights, **known)
     if trainer.is_fsdp_enabled:
-        # Any other kind leaves parts of tensors, which only the same number of processes can read.
+        # Other types save parts of tensors, which only the same number of processes can read.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     return trainer
 
 
-def _cut(trainer: SFTTrainer, length: int, name: str) -> Cut:
-    """Shorten the rows of a trainer, and leave out those that have nothing to predict."""
+def _truncate_rows(trainer: SFTTrainer, length: int, name: str) -> Truncation:
+    """Truncate the trainer's rows, and drop those that have no token to predict."""
     before = trainer.train_dataset
     assert isinstance(before, datasets.Dataset)
 
     def shorten(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         pairs = zip(batch["input_ids"], batch["labels"], strict=True)
         short = [(ids[:length], labels[:length]) for ids, labels in pairs]
-        # The first token is never predicted.
+        # No token precedes the first one, so it is never predicted.
         kept = [pair for pair in short if any(label != IGNORED for label in pair[1][1:])]
         return {"input_ids": [ids for ids, _ in kept], "labels": [labels for _, labels in kept]}
 
     after = before.map(shorten, batched=True, remove_columns=before.column_names)
     if not len(after):
-        problem = f"no row has anything to predict within {length} tokens"
+        problem = f"no row has a token to predict within {length} tokens"
         raise DataError(name, problem, "give longer completions, or a larger --max-length")
     trainer.train_dataset = after
     batches = before.select_columns(["input_ids"]).iter(1000)
     shortened = sum(len(ids) > length for batch in batches for ids in batch["input_ids"])
-    return Cut(length, shortened, len(before) - len(after))
+    return Truncation(length, shortened, len(before) - len(after))
 
 
-class _Distiller(SFTTrainer):
-    """A trainer that learns from a teacher too; see `recycling.distill`."""
+class _DistillationTrainer(SFTTrainer):
+    """An SFTTrainer with the loss of `recycling.distillation_loss`."""
 
     def __init__(self, teacher: PreTrainedModel, weights: Weights, **known: Any) -> None:
         super().__init__(**known)
-        self._teacher = teacher.requires_grad_(False)  # `from_pretrained` gives it in eval mode
+        self._teacher = teacher.requires_grad_(False)  # `from_pretrained` returns it in eval mode
         torch.nn.Module.to(self._teacher, self.args.device)
-        self._weights = weights
-        self._sums: dict[str, Tensor] = {}
+        self._loss_weights = weights
+        self._term_sums: dict[str, Tensor] = {}
 
     def compute_loss(
         self,
@@ -178,50 +187,54 @@ class _Distiller(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of a batch, as a share of the step's; see `Trainer.compute_loss`.
+        """The contribution of a batch to the loss of the step; see `Trainer.compute_loss`.
 
         Args:
-            model: the student, wrapped for other processes where there are any.
+            model: the student, wrapped for distributed training if there are several processes.
             inputs: the batch.
             return_outputs: not supported.
-            num_items_in_batch: the predicted tokens of the whole step, in all processes.
+            num_items_in_batch: the number of predicted tokens of the step, over all processes.
         """
         assert not return_outputs
         labels = inputs["labels"]
         read = {name: value for name, value in inputs.items() if name != "labels"}
-        read |= {"use_cache": False, "output_hidden_states": self._weights.hidden > 0}
+        read |= {"use_cache": False, "output_hidden_states": self._loss_weights.hidden > 0}
         more = {"output_router_logits": True} if self.aux_loss_enabled else {}
         outputs = model(**read, **more)
         with torch.no_grad():
             taught = self._teacher(**read)
-        hidden = (outputs.hidden_states, taught.hidden_states) if self._weights.hidden else None
+        hidden = (
+            (outputs.hidden_states, taught.hidden_states) if self._loss_weights.hidden else None
+        )
         logits = outputs.logits, taught.logits
-        terms = distillation_terms(*logits, labels, self._weights.temperature, hidden)
+        terms = distillation_terms(*logits, labels, self._loss_weights.temperature, hidden)
         steps = self.current_gradient_accumulation_steps
-        if num_items_in_batch is None:  # a mean over the batch, that the Trainer divides further
+        if (
+            num_items_in_batch is None
+        ):  # a mean over the batch, which the Trainer divides by `steps`
             count: Tensor | float = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
             share: Tensor | float = 1 / (count * steps)
-        else:  # DDP averages over processes what is a share of all of them
+        else:  # DDP averages over the processes, although `count` covers all of them
             count = num_items_in_batch / self.accelerator.num_processes
             share = 1 / count
         for name in _TERMS:
             term = getattr(terms, name)
             if term is not None:
-                self._sums[name] = self._sums.get(name, 0) + term.detach() * share
-        loss = self._weights.total(terms) / count
+                self._term_sums[name] = self._term_sums.get(name, 0) + term.detach() * share
+        loss = self._loss_weights.total(terms) / count
         if self.aux_loss_enabled:
             parts = 1 if num_items_in_batch is None else steps
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / parts
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the terms beside the loss.
+        """Add the terms of the loss to what the Trainer logs.
 
         Args:
-            logs: what the Trainer logs.
-            start_time: when training began.
+            logs: the values that the Trainer logs.
+            start_time: the time at which training began.
         """
-        for name, total in self._sums.items():
+        for name, total in self._term_sums.items():
             logs[name] = float(self.accelerator.reduce(total, "mean"))
-        self._sums.clear()
+        self._term_sums.clear()
         super().log(logs, start_time)

@@ -1,4 +1,4 @@
-"""Further training of a model: plain, or with a teacher whose knowledge is distilled into it."""
+"""Further training of a model, optionally with distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.diffs.extract import every_input
 from diffxfer.diffs.source import open_roles, source_entry
 from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
-from diffxfer.recycling.data import is_file, read_rows
-from diffxfer.recycling.options import (
+from diffxfer.recycling.teacher import check_teacher, context_length
+from diffxfer.recycling.trained_model import read_log, write_trained_model
+from diffxfer.recycling.training_data import is_local_file, read_rows
+from diffxfer.recycling.training_options import (
     DISTILL_WEIGHT,
     TEMPERATURE,
     TuneOptions,
     check_options,
-    training_bytes,
+    peak_training_bytes,
 )
-from diffxfer.recycling.report import TuneReport
-from diffxfer.recycling.save import read_log, write_tuned
-from diffxfer.recycling.teacher import check_teacher, context_length
-from diffxfer.recycling.work import WorkFolder, describe
+from diffxfer.recycling.training_report import TuneReport
+from diffxfer.recycling.training_workspace import TrainingWorkspace, quick_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.data import Rows
-    from diffxfer.recycling.trainer import Cut
+    from diffxfer.recycling.trainer import Truncation
+    from diffxfer.recycling.training_data import TrainingRows
 
 
 def tune(
@@ -61,40 +61,39 @@ def tune(
 ) -> TuneReport:
     """Train all parameters of a model further on rows of text.
 
-    A run that is cut off leaves a folder `.OUT.tuning` beside `out`; the same call continues it.
+    An interrupted run leaves the folder `.OUT.tuning` beside `out`; the same call resumes it.
 
     Args:
-        model: the checkpoint to begin with, such as a graft: a folder, or a model on the Hub,
+        model: the checkpoint to train, such as a graft: a folder, or a model on the Hub,
             ``"org/name"`` or ``"org/name@revision"``.
-        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a data set's id on the Hub; its rows
-            have `messages`, `prompt` and `completion`, or `text`.
-        out: the folder to make.
-        steps: how many times the optimizer steps.
-        learning_rate: of AdamW at the first step; it falls linearly to zero.
-        batch_size: rows a process takes at a time.
-        gradient_accumulation: batches a step.
-        gradient_checkpointing: save memory by computing activations twice.
-        max_length: tokens of a row; what is longer is cut.
-        seed: of the rows' order and of dropout.
-        teacher: a model of the same vocabulary to learn from too, likewise: the outdated
-            fine-tuned one.
-        distill_weight: how much the teacher counts against the rows, from 0 to 1.
-        temperature: what logits are divided by to compare them with the teacher's.
-        hidden_weight: how much the difference of hidden states counts beside.
-        save_every: steps from one state to continue from to the next; None for a tenth of all, 50
-            at least.
-        restart: begin anew, whatever a run that was cut off has left.
-        device: ``"cpu"``, ``"cuda"``, or None for a GPU where there is one.
-        overwrite: replace a folder of ours at `out`.
-        progress: called with the steps done, the steps in all and the last step's loss.
-        moved: called with the bytes done and the bytes in all of a download from the Hub.
-        opened: called with the folder of states, beside `out`, once it may be written to.
+        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or the id of a dataset on the Hub; its
+            rows have `messages`, `prompt` and `completion`, or `text`.
+        out: the folder to write.
+        steps: the number of optimizer steps.
+        learning_rate: of AdamW at the first step; it decays linearly to zero.
+        batch_size: rows per process and batch.
+        gradient_accumulation: batches per step.
+        gradient_checkpointing: save memory by recomputing activations.
+        max_length: the maximum number of tokens of a row; longer rows are truncated.
+        seed: of the order of the rows and of dropout.
+        teacher: a model of the same vocabulary to learn from as well, such as the outdated
+            fine-tuned model; a folder or a model on the Hub.
+        distill_weight: the weight of the teacher against the rows, from 0 to 1.
+        temperature: the divisor of the logits when they are compared with the teacher's.
+        hidden_weight: the weight of the difference of the hidden states.
+        save_every: steps between resumable states; None for a tenth of all steps, but at least 50.
+        restart: start over, and discard the state of an interrupted run.
+        device: ``"cpu"``, ``"cuda"``, or None for a GPU if there is one.
+        overwrite: replace a folder at `out` that diffxfer wrote.
+        progress: called with the number of steps done, the total, and the loss of the last step.
+        moved: called with the bytes done and the total of a download from the Hub.
+        opened: called with the folder of saved states, when it can be written to.
 
     Returns:
-        What was done; under `accelerate launch`, in every process.
+        The report; under `accelerate launch`, in every process.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then.
+        DiffxferError: for every known failure; then there is nothing at `out`.
 
     Example:
         >>> tune("llama-3.1-grafted", "train.jsonl", "tuned", steps=200)  # doctest: +SKIP
@@ -115,42 +114,44 @@ def tune(
     )
     check_options(options, distilled=teacher is not None, device=device)
     require_trl()
-    job = _open(model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved)
-    work = WorkFolder(job.out)
+    job = _prepare(model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved)
+    workspace = TrainingWorkspace(job.out)
     try:
-        return _run(job, work, device, restart, _Listeners(progress, opened), began)
+        return _train_and_write(
+            job, workspace, device, restart, _Callbacks(progress, opened), began
+        )
     finally:
-        work.close()
+        workspace.close()
 
 
 @dataclass(frozen=True, slots=True)
-class _Listeners:
-    """What is called on the way; see `tune`."""
+class _Callbacks:
+    """The callbacks of `tune` that are called during training."""
 
     progress: Callable[[int, int, float], None] | None
     opened: Callable[[Path], None] | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """Everything that is known before torch is imported."""
+class _TrainingJob:
+    """The checked inputs and options of a run, known before torch is imported."""
 
     model: Checkpoint
     teacher: Checkpoint | None
-    rows: Rows
+    rows: TrainingRows
     options: TuneOptions
     out: Path
     overwrite: bool
 
     @property
     def length(self) -> int:
-        """The most tokens of a row: no more than the model can read at once."""
+        """The maximum number of tokens of a row, limited by the context length of the model."""
         context = context_length(self.model.config)
         return min(self.options.max_length, context or self.options.max_length)
 
 
 def require_trl() -> None:
-    """Refuse to train where TRL is not installed.
+    """Check that TRL is installed.
 
     Raises:
         TrainingError: if it is not.
@@ -163,7 +164,7 @@ def require_trl() -> None:
         )
 
 
-def _open(
+def _prepare(
     model: Path | str,
     data: str,
     out: Path,
@@ -172,11 +173,11 @@ def _open(
     *,
     overwrite: bool,
     moved: Callable[[int, int], None] | None,
-) -> _Job:
+) -> _TrainingJob:
     named = {"starting": model, **({} if teacher is None else {"teacher": teacher})}
     opened = open_roles(named)
     inputs = every_input(*opened.values())
-    if is_file(data):
+    if is_local_file(data):
         inputs.append(Path(data))
     refuse_unsafe_output(out, inputs, overwrite=overwrite)
     if "teacher" in opened:
@@ -184,104 +185,111 @@ def _open(
         check_teacher(opened["starting"], opened["teacher"], hidden=hidden)
     rows = read_rows(data)
     fetch_shards((shard for each in opened.values() for shard in each.weights.shards), moved)
-    return _Job(opened["starting"], opened.get("teacher"), rows, options, out, overwrite)
+    return _TrainingJob(opened["starting"], opened.get("teacher"), rows, options, out, overwrite)
 
 
-def _run(
-    job: _Job,
-    work: WorkFolder,
+def _train_and_write(
+    job: _TrainingJob,
+    workspace: TrainingWorkspace,
     device: str | None,
     restart: bool,
-    listeners: _Listeners,
+    callbacks: _Callbacks,
     began: float,
 ) -> TuneReport:
-    """Train, in as many processes as there are, and write the result in one."""
-    from diffxfer.recycling.processes import first_does
-    from diffxfer.recycling.settings import make_config, quiet_libraries
+    """Train in all processes, and write the result in the first one."""
+    from diffxfer.recycling.distributed import run_in_first_process
     from diffxfer.recycling.trainer import train
+    from diffxfer.recycling.trainer_config import make_trainer_config, silence_libraries
 
-    with quiet_libraries():
-        config = make_config(job.options, work.path, device)
+    with silence_libraries():
+        config = make_trainer_config(job.options, workspace.path, device)
         processes = config.world_size
 
         def begin() -> tuple[int, Path] | None:
-            work.open(_identity(job, processes, config.device.type), restart=restart)
-            newest = work.newest()
+            workspace.open(_run_parameters(job, processes, config.device.type), restart=restart)
+            newest = workspace.latest_state()
             if newest is None:
                 if not restart:
                     _refuse_unfinished(job.out)
                 refuse_small_disk(job.out, _bytes_needed(job))
             return newest
 
-        newest = first_does(config, begin)
-        if listeners.opened is not None:
-            listeners.opened(work.path)
-        cut = None
+        newest = run_in_first_process(config, begin)
+        if callbacks.opened is not None:
+            callbacks.opened(workspace.path)
+        truncation = None
         if newest is None or newest[0] < job.options.steps:
-            cut = train(
-                *(job.model, job.teacher, job.rows, job.options, config, work),
+            truncation = train(
+                *(job.model, job.teacher, job.rows, job.options, config, workspace),
                 length=job.length,
-                progress=listeners.progress if config.process_index == 0 else None,
+                progress=callbacks.progress if config.process_index == 0 else None,
             )
 
         def end() -> TuneReport:
-            report = _write(job, work, processes, cut, newest[0] if newest else 0, began)
-            work.remove()
+            report = _write_result(
+                job, workspace, processes, truncation, newest[0] if newest else 0, began
+            )
+            workspace.remove()
             return report
 
-        return first_does(config, end)
+        return run_in_first_process(config, end)
 
 
 def _refuse_unfinished(out: Path) -> None:
-    """Tell before the training what would be in the way after it."""
+    """Refuse, before training, an unfinished output that would block writing the result."""
     kept = find_unfinished(out)
     if kept:
-        problem = f"an unfinished run of another command is there: {kept}"
-        remedy = "give that run's command to continue it, or --restart to discard it"
+        problem = f"another command left an unfinished output there: {kept}"
+        remedy = "repeat that command to resume it, or give --restart to discard it"
         raise UnfinishedError(out, problem, remedy)
 
 
-def _identity(job: _Job, processes: int, device: str) -> dict[str, Any]:
-    """What makes two runs the same, as values that JSON has."""
+def _run_parameters(job: _TrainingJob, processes: int, device: str) -> dict[str, Any]:
+    """The inputs and options that must be equal for a run to be resumed, as JSON values."""
     return {
-        "model": describe(job.model),
-        "teacher": describe(job.teacher) if job.teacher else None,
+        "model": quick_fingerprint(job.model),
+        "teacher": quick_fingerprint(job.teacher) if job.teacher else None,
         "data": job.rows.digest,
-        **job.options.command(distilled=job.teacher is not None),
+        **job.options.recorded(distilled=job.teacher is not None),
         "number of processes": processes,
         "device": device,
     }
 
 
-def _bytes_needed(job: _Job) -> int:
-    """The disk that training takes at most."""
+def _bytes_needed(job: _TrainingJob) -> int:
+    """The maximum disk space that training uses."""
     result = sum(shard.size for shard in job.model.weights.shards)
     options = job.options
-    return training_bytes(result, job.model.elements, options.steps, options.save_every)
+    return peak_training_bytes(result, job.model.elements, options.steps, options.save_every)
 
 
-def _write(
-    job: _Job, work: WorkFolder, processes: int, cut: Cut | None, begun: int, began: float
+def _write_result(
+    job: _TrainingJob,
+    workspace: TrainingWorkspace,
+    processes: int,
+    truncation: Truncation | None,
+    begun: int,
+    began: float,
 ) -> TuneReport:
-    newest = work.newest()
+    newest = workspace.latest_state()
     assert newest is not None
-    entries = {"model": source_entry(job.model.weights)}
+    sources = {"model": source_entry(job.model.weights)}
     if job.teacher is not None:
-        entries["teacher"] = source_entry(job.teacher.weights)
+        sources["teacher"] = source_entry(job.teacher.weights)
     command: dict[str, str | float] = {
         "data": job.rows.name,
         "data_xxh3": job.rows.digest,
         "rows": len(job.rows),
-        **job.options.command(distilled=job.teacher is not None),
+        **job.options.recorded(distilled=job.teacher is not None),
         **({"processes": processes} if processes > 1 else {}),
     }
     step, state = newest
     try:
-        written = write_tuned(
-            job.model, state, job.out, command=command, sources=entries, overwrite=job.overwrite
+        written = write_trained_model(
+            job.model, state, job.out, command=command, sources=sources, overwrite=job.overwrite
         )
     except NonFiniteError as exc:
-        exc.remedy = "train anew with a smaller --learning-rate and --restart"
+        exc.remedy = "train again with --restart and a smaller --learning-rate"
         raise
     return TuneReport(
         command="tune",
@@ -294,16 +302,16 @@ def _write(
         parameters=written.parameters,
         bytes_to_write=written.bytes_to_write,
         elapsed_s=round(time.perf_counter() - began, 3),
-        warnings=(*_warnings(cut), *written.warnings),
+        warnings=(*_warnings(truncation), *written.warnings),
     )
 
 
-def _warnings(cut: Cut | None) -> list[str]:
-    if cut is None or not (cut.shortened or cut.dropped):
+def _warnings(truncation: Truncation | None) -> list[str]:
+    if truncation is None or not (truncation.shortened or truncation.dropped):
         return []
     found = []
-    if cut.shortened:
-        found.append(f"rows cut, being longer than {cut.length} tokens: {cut.shortened:,}")
-    if cut.dropped:
-        found.append(f"rows left out, having nothing to predict: {cut.dropped:,}")
+    if truncation.shortened:
+        found.append(f"rows truncated to {truncation.length} tokens: {truncation.shortened:,}")
+    if truncation.dropped:
+        found.append(f"rows dropped, since they have no token to predict: {truncation.dropped:,}")
     return found

@@ -43,7 +43,7 @@ def test_quiet(argv: list[str]) -> None:
 
 def test_what_was_cut_is_told_of_even_then(argv: list[str]) -> None:
     outcome = tiny.run(*argv, "-q", "--max-length", "14")
-    assert outcome.err.startswith("warning: rows cut, being longer than 14 tokens: ")
+    assert outcome.err.startswith("warning: rows truncated to 14 tokens: ")
 
 
 def test_json(argv: list[str], tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_what_libraries_print_is_in_the_log_alone(own_tasks: Path, tmp_path: Pat
     done = run(*argv, "-o", output, GIT_CEILING_DIRECTORIES="/", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [line.split(" ")[0] for line in done.stderr.splitlines()] == [
-        *("loading", "reading", "scoring")
+        *("loading", "hashing", "scoring")
     ]
     log = (output / "diffxfer.log").read_text()
     assert log.startswith("$ diffxfer eval ")
@@ -137,7 +137,7 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("argv", "status", "said"),
     [
-        (["--tasks", "writen"], 1, "error: writen: is no task"),
+        (["--tasks", "writen"], 1, "error: writen: is not a task"),
         (["--tasks", ""], 2, "error: --tasks: names no task"),
         (["--tasks", "written", "--alpha", "much"], 2, "'much' is no number"),
         (["--tasks", "written", "--batch-size", "0"], 2, "error: --batch-size"),

@@ -22,9 +22,9 @@ from lm_eval.tasks import TaskManager
 
 from diffxfer import Evaluation, apply_diff, evaluate, extract_diff
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError
-from diffxfer.evaluation.compare import compare_scores, recovered_share
-from diffxfer.evaluation.identity import content_key
-from diffxfer.evaluation.native import read_scores
+from diffxfer.evaluation.content_hash import content_hash
+from diffxfer.evaluation.lm_eval_results import read_scores
+from diffxfer.evaluation.paired_statistics import compare_scores, recovered_share
 from tests.evaluation.conftest import FAMILY, QUICK
 
 TARGET, DIRECT, FINETUNED = (FAMILY / name for name in ("target", "direct", "finetuned"))
@@ -211,7 +211,7 @@ def test_a_target_without_chat_template_is_lent_finetuneds(
         TARGET, diff=diff, tasks="written", apply_chat_template=True, progress=said.append,
         **{**QUICK, "include_path": own_tasks},
     )  # fmt: skip
-    assert [line for line in said if "asked in that of" in line]
+    assert [line for line in said if "has no chat template: that of" in line]
     assert [(row.alpha, row.value) for row in found.rows] == [(None, 0.0), (1.0, 1.0)]
     # lm-eval itself says the same of the graft, whose template the target was lent.
     manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
@@ -247,9 +247,9 @@ class TestTheOutput:
         self, whole: tuple[Evaluation, Path], grafts: dict[float, Path]
     ) -> None:
         contents = {(row.model, row.alpha): row.content for row in whole[0].rows}
-        assert contents[str(TARGET), None] == content_key(TARGET)
+        assert contents[str(TARGET), None] == content_hash(TARGET)
         for alpha in ALPHAS:
-            assert contents[str(TARGET), alpha] == content_key(grafts[alpha])
+            assert contents[str(TARGET), alpha] == content_hash(grafts[alpha])
 
     def test_is_used_again(self, whole: tuple[Evaluation, Path], diff: Path) -> None:
         before, output = whole
@@ -388,7 +388,7 @@ class TestErrors:
         text = (own_tasks / "written.yaml").read_text()
         text = text.replace("custom_dataset: !function data.written", "dataset_path: gone/words")
         (own_tasks / "written.yaml").write_text(text)
-        with pytest.raises(EvaluationError, match="its data cannot be had") as caught:
+        with pytest.raises(EvaluationError, match="its data cannot be loaded") as caught:
             evaluate(TARGET, tasks="written", include_path=own_tasks)
         assert "unset HF_HUB_OFFLINE" in self.one_line(caught)
 
@@ -422,7 +422,7 @@ class TestErrors:
         extra = {**tokenizer["added_tokens"][-1], "id": max(last, 258) + 1, "content": "<|more|>"}
         tokenizer["added_tokens"].append(extra)
         (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-        with pytest.raises(EvaluationError, match="260 tokens, its embedding 259 rows"):
+        with pytest.raises(EvaluationError, match="260 tokens, but its embedding has 259 rows"):
             evaluate(tmp_path, tasks="pig_latin", **QUICK)
 
     @pytest.mark.parametrize(
@@ -431,20 +431,20 @@ class TestErrors:
             ({"tasks": []}, "names no task"),
             ({"limit": 0}, "neither a number of questions"),
             ({"limit": 2.5}, "neither a number of questions"),
-            ({"batch_size": "many"}, "no batch size"),
+            ({"batch_size": "many"}, "not a batch size"),
             ({"num_fewshot": -1}, "below 0"),
             ({"seed": "1,2"}, "expected 1 or 4"),
-            ({"seed": "x"}, "no seed"),
+            ({"seed": "x"}, "not a seed"),
             ({"alpha": 0.5}, "none is given"),
             ({"alpha": [1.0]}, "none is given"),
             ({"dtype": "fp16"}, "'fp16' is unknown"),
-            ({"seed": -1}, "no seed"),
+            ({"seed": -1}, "not a seed"),
             ({"tasks": " , "}, "names no task"),
-            ({"model_args": "device=cpu"}, "option of its own"),
+            ({"model_args": "device=cpu"}, "has a separate option"),
             ({"model_args": "max_length"}, "not of the form key=value"),
             ({"fewshot_as_multiturn": True}, "needs a chat template"),
             ({"backend": "vlm"}, "did you mean vllm"),
-            ({"device": "tpu9"}, "no device"),
+            ({"device": "tpu9"}, "not a device"),
             ({"include_path": "nowhere"}, "not a folder"),
         ],
     )
@@ -485,8 +485,8 @@ def test_groups_have_a_score_of_their_own_and_a_p_value(own_tasks: Path) -> None
 
 
 def test_lm_evals_own_index_is_not_read_where_ones_own_tasks_serve(own_tasks: Path) -> None:
-    from diffxfer.evaluation.settings import make_settings
-    from diffxfer.evaluation.tasks import find_tasks
+    from diffxfer.evaluation.eval_settings import make_settings
+    from diffxfer.evaluation.lm_eval_tasks import find_tasks
 
     def index(tasks: list[str]) -> list[str]:
         settings = make_settings(

@@ -20,7 +20,7 @@ from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.diffs.artifact.norms import norms_by_kind
 from diffxfer.errors import DiffxferError, MatchError, OptionError, OutputError, RelatednessError
-from diffxfer.evaluation.rows import best_alpha
+from diffxfer.evaluation.score_rows import best_alpha
 from diffxfer.evaluation.scratch import scratch_folder
 from tests.evaluation.conftest import FAMILY
 
@@ -291,7 +291,7 @@ def test_norms_are_those_of_the_tensors(diff: Path, tmp_path: Path) -> None:
 
 def test_apply_at_alpha_zero_lends_a_template(diff: Path, own_tasks: Path, tmp_path: Path) -> None:
     apply_diff(diff, TARGET, tmp_path / "lent", alpha=0)
-    with pytest.raises(DiffxferError, match="name the diff vector with --diff"):
+    with pytest.raises(DiffxferError, match="omit that option, or give --diff"):
         ask(own_tasks, TARGET, apply_chat_template=True)
     assert (tmp_path / "lent" / "chat_template.jinja").exists()
 

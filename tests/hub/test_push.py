@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from diffxfer.evaluation.identity import content_key
+from diffxfer.evaluation.content_hash import content_hash
 from tests import tiny
 from tests.hub import faults, writing
 from tests.hub.models import make_family
@@ -176,10 +176,10 @@ def test_a_card_that_somebody_edited_is_published_as_it_is(
 ) -> None:
     (made.diff / "README.md").write_text("---\nlicense: mit\n---\n# By hand\n")
     report = pushed(writer.run("push", made.diff, "me/diff", "--json"))
-    assert report["warnings"] == ["README.md was edited, and is published as it is"]
+    assert report["warnings"] == ["README.md was edited, and is published unchanged"]
     assert contents(hub.repos["me/diff"].at())["README.md"].endswith(b"# By hand\n")
     done = writer.run("push", made.diff, "me/diff", "--license", "mit")
-    refused(done, "README.md: was edited, so --eval and --license do not write into it")
+    refused(done, "README.md: was edited, so --eval and --license do not change it")
 
 
 def test_what_changed_is_replaced_and_what_is_stale_goes(
@@ -208,8 +208,8 @@ def test_scores_of_this_very_model_are_in_its_card(hub: Hub, writer: User, made:
     scores.mkdir()
     row = {"task": "gsm8k", "metric": "acc", "filter": "none", "stderr": None, "n": 9}
     rows = [
-        {**row, "model": "graft", "value": 0.75, "content": content_key(made.graft)},
-        {**row, "model": "diff", "value": 0.25, "content": content_key(made.roles["target"])},
+        {**row, "model": "graft", "value": 0.75, "content": content_hash(made.graft)},
+        {**row, "model": "diff", "value": 0.25, "content": content_hash(made.roles["target"])},
     ]
     tiny.write_json(
         scores / "comparison.json", {"rows": rows, "columns": [["gsm8k", "acc", "none"]]}
@@ -314,7 +314,7 @@ class TestRefused:
         said = "has a model that diffxfer did not push (config.json); push to another name"
         refused(writer.run("push", made.diff, "me/model"), said)
         assert writer.run("push", made.diff, "me/notes").returncode == 0
-        said = "me/notes: holds a diff vector, and this is a graft; push to another name"
+        said = "me/notes: has a diff vector, but this folder is a graft; push to another name"
         refused(writer.run("push", made.graft, "me/notes"), said)
         assert contents(hub.repos["me/notes"].at())["LICENSE"] == b"mine"
 
@@ -352,7 +352,7 @@ class TestRefused:
     def test_names_that_are_none(self, user: User, made: Made, name: str) -> None:
         done = user.run("push", made.diff, name)
         assert done.returncode == 2
-        what = "names a revision" if "@" in name else "is no id of a model on the Hub"
+        what = "names a revision" if "@" in name else "is not the id of a model on the Hub"
         assert done.stderr == f"error: {name}: {what}; give a name such as org/name\n"
 
     def test_folders_that_are_not_whole(self, hub: Hub, writer: User, made: Made) -> None:

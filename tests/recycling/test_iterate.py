@@ -25,7 +25,7 @@ from diffxfer.errors import (
     OutputExistsError,
     RecipeError,
 )
-from diffxfer.recycling.inputs import file_identities
+from diffxfer.recycling.input_fingerprints import file_fingerprints
 from diffxfer.recycling.recipe import read_recipe
 from tests import tiny
 from tests.checkpoints.test_writer import mounted
@@ -254,7 +254,7 @@ class TestAgain:
         follow(home, run, bases=["base", "target"], train=TRAIN)
         rows = (home / "train.jsonl").read_text().splitlines(keepends=True)
         (home / "train.jsonl").write_text("".join(rows[1:]))
-        with pytest.raises(RecipeError, match=r"train\.jsonl: changed since this run was begun"):
+        with pytest.raises(RecipeError, match=r"train\.jsonl: changed since this run began"):
             iterate(home / "chain.yaml", run)
         assert iterate(home / "chain.yaml", run, from_round=2).steps_done == 2
 
@@ -264,10 +264,10 @@ class TestAgain:
         words = [sys.executable, "trainer.py", "{model}", "{output}", "a" * 300]
         follow(home, run, bases=["base", "target"], train={"command": shlex.join(words)})
         script.write_text(f"{script.read_text()}\n")
-        with pytest.raises(RecipeError, match="changed since this run was begun") as caught:
+        with pytest.raises(RecipeError, match="changed since this run began") as caught:
             iterate(home / "chain.yaml", run)
         assert caught.value.where == str(script)
-        assert "give --from-round to do rounds again" in str(caught.value)
+        assert "give --from-round to repeat rounds" in str(caught.value)
         assert iterate(home / "chain.yaml", run, from_round=2).steps_done == 2
 
     def test_changed_tasks_are_seen(self, home: Path) -> None:
@@ -275,7 +275,7 @@ class TestAgain:
         path = write_recipe(home, eval=EVAL | {"include_path": "tasks"})
 
         def seen() -> dict[str, str]:
-            return file_identities(read_recipe(path), home, home / "tasks" / "run")
+            return file_fingerprints(read_recipe(path), home, home / "tasks" / "run")
 
         before = seen()
         assert before.keys() == {str(home / "tasks")}
@@ -362,12 +362,16 @@ class TestFromRound:
         run = tmp_path / "run"
         follow(home, run, keep="last")
         write_recipe(home, keep="last", alpha=0.5)
-        with pytest.raises(OptionError, match=r"round-01/diff is gone, which round 3.* give 1"):
+        with pytest.raises(
+            OptionError, match=r"round 3 needs round-01/diff, which is missing.* give 1"
+        ):
             iterate(home / "chain.yaml", run, from_round=3)
 
     @pytest.mark.parametrize("number", [0, 4])
     def test_no_such_round(self, number: int, home: Path, tmp_path: Path) -> None:
-        with pytest.raises(OptionError, match=rf"{number} is no round of this recipe; give 1 to 3"):
+        with pytest.raises(
+            OptionError, match=rf"{number} is not a round of this recipe; give 1 to 3"
+        ):
             iterate(write_recipe(home), tmp_path / "run", from_round=number)
         assert not (tmp_path / "run").exists()
 
@@ -422,7 +426,7 @@ class TestRefusals:
             "test_split: test\ndoc_to_text: x\ndoc_to_target: x\n"
         )
         scoring = EVAL | {"tasks": ["own"], "include_path": "tasks"}
-        with pytest.raises(EvaluationError, match="its data cannot be had"):
+        with pytest.raises(EvaluationError, match="its data cannot be loaded"):
             follow(home, tmp_path / "run", eval=scoring)
         assert left(tmp_path / "run") == set()
 
@@ -509,7 +513,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("text", "said"),
-        [("{", "JSON"), ("[]", "state.json"), ('{"format": 9}', "has format 9, and this diffxfer")],
+        [("{", "JSON"), ("[]", "state.json"), ('{"format": 9}', "has format 9, but this version")],
     )
     def test_a_state_that_is_broken(self, text: str, said: str, home: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -550,7 +554,9 @@ def test_an_input_that_the_run_makes_itself_is_refused(home: Path, tmp_path: Pat
     before = models(run)
     made = str(run / "round-02" / "graft")
     for changes in ({"finetuned": made}, {"bases": [made, str(home / "target")]}):
-        with pytest.raises(OptionError, match="both an input and a folder that this run makes"):
+        with pytest.raises(
+            OptionError, match="is an input, and also a folder that this run writes"
+        ):
             iterate(write_recipe(home, **changes), run, from_round=1)
     assert models(run) == before
 

@@ -25,7 +25,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from diffxfer import iterate
-from diffxfer.recycling.state import State
+from diffxfer.recycling.chain_state import ChainState
 recipe, run, when, where = sys.argv[1:]
 seen = []
 
@@ -45,14 +45,14 @@ def training(done, total, loss):
     if done == 2:
         die("in the middle of")
 
-finish = State.finish
+record = ChainState.record
 def noted(self, key, found):
     if key == where and when == "before noting":
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(self, key, found)
+    record(self, key, found)
     if key == where and when == "after noting":
         os.kill(os.getpid(), signal.SIGKILL)
-State.finish = noted
+ChainState.record = noted
 
 iterate(recipe, run, progress=say, moved=moved, training=training)
 """
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_a_command_with_all_that_it_started(tmp_path: Path) -> None:
     (home / "trainer.py").write_text(STUBBORN)
     command = f"{sys.executable} trainer.py {{model}} {{output}}"
     recipe = write_recipe(home, bases=["base", "target"], train={"command": command})
-    patient = "import diffxfer.recycling.command as c; c._PATIENCE_S = 0.5; "
+    patient = "import diffxfer.recycling.training_command as c; c._PATIENCE_S = 0.5; "
     started = f"{patient}from diffxfer.cli.main import main; main()"
     argv = [sys.executable, "-c", started, "iterate", recipe, "-o", run]
     process = subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, text=True)

@@ -15,7 +15,7 @@ from diffxfer import transfer, tune
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.errors import OutputError, TrainingError, UnfinishedError
-from diffxfer.recycling.work import WorkFolder, describe
+from diffxfer.recycling.training_workspace import TrainingWorkspace, quick_fingerprint
 from tests import families
 from tests.recycling.training import FAMILY, RATE, tune_shortly, write_rows
 
@@ -33,21 +33,21 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from diffxfer import transfer, tune
-from diffxfer.recycling.work import WorkFolder
+from diffxfer.recycling.training_workspace import TrainingWorkspace
 model, data, out, teacher, when = sys.argv[1:]
 
 def kill(done, *_):
     if f"after {done}" == when:
         os.kill(os.getpid(), signal.SIGKILL)
 
-complete = WorkFolder.complete
+complete = TrainingWorkspace.mark_complete
 def declare(self, folder):
     if f"before {folder.name} is complete" == when:
         (folder / "model.safetensors").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     complete(self, folder)
 
-WorkFolder.complete = declare
+TrainingWorkspace.mark_complete = declare
 tune(
     model, data, out, steps=9, save_every=2, batch_size=8, learning_rate=1e-3, device="cpu",
     teacher=teacher or None, progress=kill,
@@ -117,15 +117,15 @@ class TestWhatIsLeft:
     def test_another_run_is_refused(self, work: Path, data: Path) -> None:
         before = families.contents(work)
         changed: list[tuple[dict[str, Any], str]] = [
-            ({"steps": 10}, "whose steps is another: 9 there, 10 here"),
-            ({"learning_rate": 0.5}, "whose learning_rate is another: 0.001 there, 0.5 here"),
-            ({"teacher": FAMILY / "finetuned"}, "whose teacher is another; "),
+            ({"steps": 10}, "in which steps differs: 9 there, 10 here"),
+            ({"learning_rate": 0.5}, "in which learning_rate differs: 0.001 there, 0.5 here"),
+            ({"teacher": FAMILY / "finetuned"}, "in which teacher differs; "),
         ]
         for options, said in changed:
             with pytest.raises(UnfinishedError, match=said) as caught:
                 tune_shortly(FAMILY / "target", data, work.parent / "out", **(OPTIONS | options))
             assert "--restart" in str(caught.value)
-        with pytest.raises(UnfinishedError, match="whose model is another; "):
+        with pytest.raises(UnfinishedError, match="in which model differs; "):
             tune_shortly(FAMILY / "base", data, work.parent / "out", **OPTIONS)
         assert families.contents(work) == before
 
@@ -151,7 +151,7 @@ class TestWhatIsLeft:
         (tmp_path / ".out.tuning").mkdir()
         (tmp_path / ".out.tuning" / "diary").write_text("dear")
         for restart in (False, True):
-            with pytest.raises(TrainingError, match="is not what a run of diffxfer tune left"):
+            with pytest.raises(TrainingError, match="is not the state of a diffxfer tune run"):
                 tune_shortly(FAMILY / "target", data, tmp_path / "out", restart=restart)
         assert (tmp_path / ".out.tuning" / "diary").read_text() == "dear"
 
@@ -165,7 +165,9 @@ class TestWhatIsLeft:
             transfer(*models, tmp_path / "out", progress=stop)
         before = families.contents(tmp_path)
         steps: list[int] = []
-        with pytest.raises(UnfinishedError, match="an unfinished run of another command is there"):
+        with pytest.raises(
+            UnfinishedError, match="another command left an unfinished output there"
+        ):
             tune_shortly(
                 *(FAMILY / "target", data, tmp_path / "out"),
                 progress=lambda done, *_: steps.append(done),
@@ -176,8 +178,10 @@ class TestWhatIsLeft:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_a_run_that_goes_on(self, data: Path, tmp_path: Path) -> None:
-        other = WorkFolder(tmp_path / "out")
-        other.open({"model": describe(open_checkpoint(FAMILY / "base", "base"))}, restart=False)
+        other = TrainingWorkspace(tmp_path / "out")
+        other.open(
+            {"model": quick_fingerprint(open_checkpoint(FAMILY / "base", "base"))}, restart=False
+        )
         with pytest.raises(OutputError, match="is in use by another run"):
             tune_shortly(FAMILY / "target", data, tmp_path / "out")
         assert other.path.exists()
@@ -231,8 +235,8 @@ def test_a_refusal_of_the_first_of_two_processes_is_told(data: Path, tmp_path: P
     done = launch_two(*argv)
     assert done.returncode == 1
     told = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
-    said = f"{tmp_path / '.out.tuning'}: is not what a run of diffxfer tune left; move it elsewhere"
-    assert told == [f"error: {said}", f"error: the first process refused: {said}"]
+    said = f"{tmp_path / '.out.tuning'}: is not the state of a diffxfer tune run; move it elsewhere"
+    assert told == [f"error: {said}", f"error: the first process failed: {said}"]
     # Tracebacks are the launcher's own, on processes that ended with a status.
     assert "diffxfer/recycling" not in done.stderr
     assert (tmp_path / ".out.tuning" / "diary").read_text() == "dear"

@@ -262,12 +262,12 @@ class TestEveryLayout:
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         report = tune_shortly(model, path, tmp_path / "out", steps=1, max_length=6)
         assert report.warnings == (
-            "rows cut, being longer than 6 tokens: 2",
-            "rows left out, having nothing to predict: 1",
+            "rows truncated to 6 tokens: 2",
+            "rows dropped, since they have no token to predict: 1",
         )
         report = tune_shortly(model, path, tmp_path / "context", steps=1)
-        assert report.warnings[0] == "rows cut, being longer than 64 tokens: 1"
-        with pytest.raises(DataError, match="no row has anything to predict within 2 tokens"):
+        assert report.warnings[0] == "rows truncated to 64 tokens: 1"
+        with pytest.raises(DataError, match="no row has a token to predict within 2 tokens"):
             tune_shortly(model, path, tmp_path / "none", steps=1, max_length=2)
 
     def test_integers_and_what_is_not_loaded_are_kept(self, tmp_path: Path) -> None:
@@ -295,13 +295,13 @@ class TestRefused:
             ({"save_every": 0}, "--save-every: 0 is too small"),
             ({"seed": -1}, "--seed: -1 is too small"),
             ({"seed": 1 << 32}, "--seed: 4294967296 is too large"),
-            ({"learning_rate": 0.0}, "--learning-rate: 0.0 is no number above 0"),
-            ({"learning_rate": float("nan")}, "--learning-rate: nan is no number above 0"),
-            ({"teacher": "x", "temperature": 0.0}, "--temperature: 0.0 is no number above 0"),
+            ({"learning_rate": 0.0}, "--learning-rate: 0.0 is not a number above 0"),
+            ({"learning_rate": float("nan")}, "--learning-rate: nan is not a number above 0"),
+            ({"teacher": "x", "temperature": 0.0}, "--temperature: 0.0 is not a number above 0"),
             ({"teacher": "x", "distill_weight": 1.5}, "--distill-weight: 1.5 is not between"),
-            ({"teacher": "x", "hidden_weight": -1.0}, "--hidden-weight: -1.0 is no number from"),
-            ({"distill_weight": 0.1}, "--distill-weight: means nothing without a teacher"),
-            ({"hidden_weight": 1.0}, "--hidden-weight: means nothing without a teacher"),
+            ({"teacher": "x", "hidden_weight": -1.0}, "--hidden-weight: -1.0 is not a number of"),
+            ({"distill_weight": 0.1}, "--distill-weight: has no effect without a teacher"),
+            ({"hidden_weight": 1.0}, "--hidden-weight: has no effect without a teacher"),
             ({"device": "tpu"}, "device: 'tpu' is unknown"),
         ],
     )
@@ -333,21 +333,23 @@ class TestRefused:
             tune_shortly(model, data, model / "out")
         messages = tmp_path / "messages.jsonl"
         messages.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
-        refuse(TrainingError, "has no chat template, and the rows of messages", model, messages)
+        refuse(TrainingError, "has no chat template, but the rows of messages", model, messages)
         chatty = self.copy("finetuned", tmp_path / "chatty")
         (chatty / "chat_template.jinja").write_text("{{ raise_exception('no hi') }}")
-        refuse(DataError, "row 1 is refused by the model's chat template (no hi)", chatty, messages)
+        refuse(
+            DataError, "row 1 is rejected by the model's chat template (no hi)", chatty, messages
+        )
 
     def test_models(self, data: Path, tmp_path: Path) -> None:
         model = self.copy("target", tmp_path / "extra")
         families.edit_tensors(model, extra__weight=torch.ones(2))
-        said = "has tensors that transformers does not load, so what was trained would be another"
+        said = "has tensors that transformers ignores, so a different model would be trained: extra"
         self.refused(TrainingError, said, model, data)
         model = self.copy("target", tmp_path / "lacking")
         weights = load_file(model / "model.safetensors")
         del weights["model.norm.weight"]
         save_file(weights, model / "model.safetensors", {"format": "pt"})
-        self.refused(TrainingError, "lacks tensors that transformers looks for", model, data)
+        self.refused(TrainingError, "lacks tensors that transformers expects", model, data)
         model = self.copy("target", tmp_path / "wordless")
         for path in model.glob("tokenizer*"):
             path.unlink()
@@ -367,11 +369,11 @@ class TestRefused:
             tune_shortly(student, data, tmp_path / "out", teacher=teacher)
         deep = self.copy("finetuned", tmp_path / "deep")
         tiny.edit_json(deep / "config.json", lambda c: c.update(num_hidden_layers=3))
-        with pytest.raises(VocabularyError, match="has 3 layers, and the model that it is to"):
+        with pytest.raises(VocabularyError, match="has 3 layers, but the model to train has 4"):
             tune_shortly(student, data, tmp_path / "out", teacher=deep, hidden_weight=1.0)
         wide = self.copy("finetuned", tmp_path / "wide")
         tiny.edit_json(wide / "config.json", lambda c: c.update(vocab_size=300))
-        with pytest.raises(VocabularyError, match="has 300 logits a token"):
+        with pytest.raises(VocabularyError, match="has 300 logits per token"):
             tune_shortly(student, data, tmp_path / "out", teacher=wide)
 
     def test_a_loss_that_is_no_number(self, data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Recognising a model that was scored before by its content, not by its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from diffxfer.checkpoints.companions import list_companions, read_bytes
+from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.reader import OpenShard, open_weights
+from diffxfer.diffs.artifact.manifest import read_manifest
+from diffxfer.diffs.source import COMPANIONS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_STEP = 1 << 22
+
+
+def content_hash(folder: Path) -> str:
+    """Hash everything in a checkpoint or diff vector that determines its answers.
+
+    All weights are read, since dates and sizes do not distinguish two models of the same shape.
+
+    Args:
+        folder: a checkpoint, or a diff vector.
+
+    Returns:
+        An xxh3-128, in hexadecimal.
+
+    Raises:
+        CheckpointError: if a file cannot be read.
+    """
+    whole = xxhash.xxh3_128()
+    manifest = read_manifest(folder)
+    home = folder
+    if manifest is not None and manifest.kind == "diff":
+        # Only the manifest has the token tables of a diff vector. That of a graft adds nothing to
+        # its other files.
+        whole.update(read_bytes(folder / MANIFEST_NAME))
+        home = folder / COMPANIONS
+    for name in list_companions(home).names:
+        whole.update(f"\0{name}\0".encode())
+        whole.update(xxhash.xxh3_128_digest(read_bytes(home / name)))
+    shards = open_weights(folder).shards
+    buffer = memoryview(bytearray(_STEP))
+    for shard in shards:
+        opened = OpenShard(shard)
+        whole.update(f"\0{shard.path.name}\0".encode())
+        for start in range(0, shard.size, _STEP):
+            part = buffer[: min(_STEP, shard.size - start)]
+            opened.read_into(part, start)
+            whole.update(part)
+    return whole.hexdigest()

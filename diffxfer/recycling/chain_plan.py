@@ -1,0 +1,173 @@
+"""The steps of a chain, planned from the recipe alone, without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffxfer.recycling.recipe import PREVIOUS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from diffxfer.recycling.recipe import Recipe
+
+
+class StepKind(Enum):
+    """The kinds of step."""
+
+    TUNE = "tune"
+    """Trains `inputs[0]`, with `inputs[1]` as the teacher if there is one."""
+    EXTRACT = "extract"
+    """Writes `inputs[0]` − `inputs[1]`."""
+    CHOOSE = "choose"
+    """Scores grafts of `inputs[0]` on `inputs[1]` at each alpha; keeps no folder."""
+    GRAFT = "graft"
+    """Grafts `inputs[0]` on `inputs[1]`."""
+    SCORE = "score"
+    """Scores all of `inputs`, whose stages are `columns`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a chain.
+
+    Attributes:
+        round: 1 for the first base.
+        name: its result: ``"graft"``, ``"model"``, ``"direct"``, ``"diff"``, ``"alpha"`` or
+            ``"scores"``.
+        kind: what it does.
+        inputs: the folders that it reads.
+        out: the folder that it writes; None for a step that keeps none.
+        columns: for a step that scores, the stage of each input: ``"base"``, ``"graft"``,
+            ``"tuned"``, ``"direct"``.
+    """
+
+    round: int
+    name: str
+    kind: StepKind
+    inputs: tuple[Path, ...]
+    out: Path | None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name of the step in the state file: its folder, relative to the run."""
+        return f"{round_name(self.round)}/{self.name}"
+
+
+def round_name(number: int) -> str:
+    """The name of the folder of a round."""
+    return f"round-{number:02}"
+
+
+def plan_chain(recipe: Recipe, run: Path) -> tuple[Step, ...]:
+    """Plan every step of a chain, in order.
+
+    Args:
+        recipe: the recipe.
+        run: the folder of the run.
+    """
+    chain = _Planner(recipe, run)
+    chain.plan_first_round()
+    for number in range(2, len(recipe.bases) + 1):
+        chain.plan_round(number)
+    return tuple(chain.steps)
+
+
+class _Planner:
+    """Collects the steps of a chain and remembers the models of the last round."""
+
+    def __init__(self, recipe: Recipe, run: Path) -> None:
+        self._recipe = recipe
+        self._run = run
+        self.steps: list[Step] = []
+        self._model = Path()
+        self._direct: Path | None = None
+        self._diff = Path()
+
+    def plan_first_round(self) -> None:
+        """Plan round 1: the first base and its fine-tuned model M*1."""
+        base = Path(self._recipe.bases[0])
+        if self._recipe.finetuned is not None:
+            self._model = Path(self._recipe.finetuned)
+        else:
+            self._model = self._add(1, "model", StepKind.TUNE, base)
+        self._direct = self._model  # M*1 is the first base, fine-tuned directly
+        self._score(1, {"base": base, "tuned": self._model})
+        self._next_diff(1)
+
+    def plan_round(self, number: int) -> None:
+        """Plan round i: graft Δ on the next base, tune, score, and extract the next Δ."""
+        recipe = self._recipe
+        base = Path(recipe.bases[number - 1])
+        if len(recipe.alphas) > 1:
+            self._add(number, "alpha", StepKind.CHOOSE, self._diff, base, folder=False)
+        graft = self._add(number, "graft", StepKind.GRAFT, self._diff, base)
+        models = {"base": base, "graft": graft}
+        before, self._model, self._direct = self._model, graft, None
+        if recipe.train is not None:
+            teacher = recipe.train.teacher
+            teachers = [before if teacher == PREVIOUS else Path(teacher)] if teacher else []
+            self._model = self._add(number, "model", StepKind.TUNE, graft, *teachers)
+            models["tuned"] = self._model
+        last = number == len(recipe.bases)
+        if "direct" in recipe.controls or (recipe.mode == "dir" and not last):
+            self._direct = models["direct"] = self._add(number, "direct", StepKind.TUNE, base)
+        self._score(number, models)
+        if not last:
+            self._next_diff(number)
+
+    def _next_diff(self, number: int) -> None:
+        base = Path(self._recipe.bases[number - 1])
+        source = self._direct if self._recipe.mode == "dir" else self._model
+        assert source is not None, "mode dir fine-tunes every base but the last directly"
+        self._diff = self._add(number, "diff", StepKind.EXTRACT, source, base)
+
+    def _score(self, number: int, models: dict[str, Path]) -> None:
+        if self._recipe.eval is None:
+            return
+        wanted = {
+            column: folder
+            for column, folder in models.items()
+            if column not in ("base", "direct") or column in self._recipe.controls
+        }
+        columns = tuple(wanted)
+        out = self._run / round_name(number) / "scores"
+        self.steps.append(
+            Step(number, "scores", StepKind.SCORE, tuple(wanted.values()), out, columns)
+        )
+
+    def _add(
+        self, number: int, name: str, kind: StepKind, *inputs: Path, folder: bool = True
+    ) -> Path:
+        out = self._run / round_name(number) / name
+        self.steps.append(Step(number, name, kind, inputs, out if folder else None))
+        return out
+
+
+def removable_folders(steps: Sequence[Step], done: Iterable[str], keep: str) -> list[Path]:
+    """The folders that no step needs any more and that the recipe does not keep.
+
+    Args:
+        steps: all steps of the chain.
+        done: the keys of the steps that are done.
+        keep: which folders to keep: ``"all"``, ``"models"`` or ``"last"``.
+    """
+    finished = set(done)
+    # In a round without training, the graft is the model.
+    trained = {step.round for step in steps if step.name == "model"}
+    last = max(step.round for step in steps)
+    found = []
+    for step in steps:
+        temporary = step.name == "diff" or (step.name == "graft" and step.round in trained)
+        earlier = step.round < last or step.name == "direct"
+        wanted = keep == "all" or not (temporary or (keep == "last" and earlier))
+        if wanted or step.out is None or step.kind is StepKind.SCORE or step.key not in finished:
+            continue
+        readers = (other for other in steps if step.out in other.inputs)
+        if all(reader.key in finished for reader in readers):
+            found.append(step.out)
+    return found

@@ -1,0 +1,239 @@
+"""Training rows, read from a file or the Hub and validated before training begins.
+
+A row has `messages`, `prompt` and `completion`, or `text`. All rows must have the format of the
+first one; further keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import xxhash
+
+from diffxfer.checkpoints.header import short
+from diffxfer.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Numbered: TypeAlias = Iterable[tuple[str, object]]
+    """Rows with their positions, such as ``"line 3"``."""
+
+ROW_FORMS = (("messages",), ("prompt", "completion"), ("text",))
+"""The supported sets of keys of a row."""
+
+_FILES = (".jsonl", ".json", ".parquet")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@\S+)?")
+_ROLES = ("role", "content")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """Training rows of one format.
+
+    Attributes:
+        name: the name of the file, or the id of the dataset on the Hub.
+        columns: the values of each key, in the order of the rows.
+        digest: the xxh3-128 of the values in their order, in hexadecimal.
+    """
+
+    name: str
+    columns: dict[str, list[Any]]
+    digest: str
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(next(iter(self.columns.values())))
+
+    @property
+    def chat(self) -> bool:
+        """Whether a row consists of messages, which a chat template formats."""
+        return not isinstance(next(iter(self.columns.values()))[0], str)
+
+
+def is_local_file(data: str) -> bool:
+    """Whether the data is a local file, or looks like the path of one.
+
+    Args:
+        data: a path, or the id of a dataset on the Hub.
+    """
+    looks_like_a_path = data.endswith(_FILES) or data.startswith((".", "/", "~"))
+    return looks_like_a_path or Path(data).exists() or _HUB_ID.fullmatch(data) is None
+
+
+def read_rows(data: str) -> TrainingRows:
+    """Read and validate training rows.
+
+    Args:
+        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or the id of a dataset on the Hub, of
+            which the ``train`` split is read; ``id@revision`` selects a revision.
+
+    Returns:
+        The rows, in memory.
+
+    Raises:
+        DataError: if there are no rows, or one of them is invalid.
+    """
+    if not is_local_file(data):
+        return _validate_rows(data, data, _read_hub(data))
+    path = Path(data)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "no such file"
+        remedy = f"give a file that ends in {', '.join(_FILES)}, or the id of a dataset on the Hub"
+        raise DataError(data, f"{problem}, expected a file of training rows", remedy)
+    readers = {".jsonl": _read_lines, ".json": _read_array, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        remedy = f"convert it to one of {', '.join(_FILES)}"
+        raise DataError(data, "has an unsupported file type", remedy)
+    return _validate_rows(data, path.name, reader(path))
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"line {number}", _parse(line, path, f"line {number}: ")
+
+
+def _read_array(path: Path) -> Iterator[tuple[str, object]]:
+    found = _parse(path.read_bytes(), path, "")
+    if not isinstance(found, list):
+        problem = f"contains {short(found)}, expected a JSON array of rows"
+        raise DataError(path, problem, "store one row per line in a .jsonl file")
+    for number, row in enumerate(found, 1):
+        yield f"row {number}", row
+
+
+def _parse(raw: bytes, path: Path, place: str) -> object:
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as exc:
+        problem = f"{place}is not JSON ({exc})"
+        raise DataError(path, problem, "store one JSON object per line, in UTF-8") from exc
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches())
+            rows = (row for batch in batches for row in batch)
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+    except ArrowException as exc:
+        problem = f"is not a readable Parquet file ({first_line(exc)})"
+        raise DataError(path, problem, "download or store it again") from exc
+
+
+def _read_hub(data: str) -> Numbered:
+    import datasets
+
+    name, _, revision = data.partition("@")
+    try:
+        found = datasets.load_dataset(name, split="train", revision=revision or None)
+    except Exception as exc:  # the loader passes on any exception of its libraries
+        raise DataError(
+            data,
+            "is not a local file, and cannot be loaded as a dataset from the Hub"
+            f" ({type(exc).__name__}: {first_line(exc)})",
+            "check the id, and that it has a train split; or download it and give the file",
+        ) from exc
+    return ((f"row {number}", row) for number, row in enumerate(found, 1))
+
+
+def _validate_rows(where: str, name: str, rows: Numbered) -> TrainingRows:
+    digest = xxhash.xxh3_128()
+    columns: dict[str, list[Any]] = {}
+    first = ""
+    for place, row in rows:
+        if not isinstance(row, dict):
+            problem = f"{place} is {short(row)}, expected an object"
+            raise DataError(where, problem, _forms_hint())
+        if not columns:
+            first = place
+            columns = {key: [] for key in _match_form(where, place, row)}
+        for key, values in columns.items():
+            value = _check_value(where, place, key, row)
+            if values and type(value) is not type(values[0]):
+                kinds = {True: "text", False: "messages"}
+                problem = (
+                    f"{place} has {kinds[isinstance(value, str)]} for {key!r}, and {first} has"
+                    f" {kinds[isinstance(values[0], str)]}"
+                )
+                raise DataError(where, problem, "give all rows the same format")
+            values.append(value)
+            digest.update(json.dumps([key, value], sort_keys=True).encode())
+    if not columns:
+        raise DataError(where, "has no rows", "give at least one")
+    kinds_found = {isinstance(values[0], str) for values in columns.values()}
+    if len(kinds_found) > 1:
+        problem = f"{first} has text for one of prompt and completion, but messages for the other"
+        raise DataError(where, problem, "give both as text, or both as lists of messages")
+    return TrainingRows(name, columns, digest.hexdigest())
+
+
+def _forms_hint() -> str:
+    return f"give every row {', or '.join(' and '.join(keys) for keys in ROW_FORMS)}"
+
+
+def _match_form(where: str, place: str, row: dict[str, Any]) -> tuple[str, ...]:
+    for keys in ROW_FORMS:
+        if all(row.get(key) is not None for key in keys):
+            return keys
+    partial = next((key for keys in ROW_FORMS for key in keys if row.get(key) is not None), None)
+    found = f"has the keys {', '.join(map(short, list(row)[:8])) or 'none'}"
+    if partial is not None:
+        found = f"has only {partial!r}"
+    raise DataError(where, f"{place} {found}, which is not a supported format", _forms_hint())
+
+
+def _check_value(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
+    """Validate a value of a row, and return it in the form used for training."""
+    value = row.get(key)
+
+    def fail(problem: str, remedy: str) -> DataError:
+        return DataError(where, f"{place} {problem}", remedy)
+
+    if value is None:
+        raise fail(f"lacks {key!r}, which the first row has", "give all rows the same format")
+    if isinstance(value, str) and key != "messages":
+        if not value and key != "prompt":
+            raise fail(f"has an empty {key!r}", "remove such rows")
+        _refuse_surrogates(fail, key, value)
+        return value
+    if key == "text" or not isinstance(value, list):
+        due = "text" if key == "text" else "a list of messages"
+        due = "text or a list of messages" if key in ROW_FORMS[1] else due
+        raise fail(f"has {short(value)} for {key!r}, expected {due}", "correct that row")
+    if not value:
+        raise fail(f"has an empty {key!r}", "remove such rows")
+    return [_check_message(fail, key, number, message) for number, message in enumerate(value, 1)]
+
+
+def _check_message(fail: Any, key: str, number: int, message: object) -> dict[str, str]:
+    if not isinstance(message, dict):
+        problem = f"has {short(message)} as message {number} of {key!r}"
+        raise fail(problem, 'a message is an object with "role" and "content"')
+    for name in _ROLES:
+        if not isinstance(message.get(name), str):
+            problem = f"has no text for {name!r} in message {number} of {key!r}"
+            raise fail(problem, 'a message is an object with "role" and "content", both text')
+        _refuse_surrogates(fail, key, message[name])
+    # Ignoring them would silently change what the model is trained on.
+    other = sorted(name for name, value in message.items() if name not in _ROLES and value)
+    if other:
+        problem = f"has {short(other[0])} in message {number} of {key!r}, which is not supported"
+        raise fail(problem, 'a message has only "role" and "content"')
+    return {name: message[name] for name in _ROLES}
+
+
+def _refuse_surrogates(fail: Any, key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise fail(f"has an unpaired surrogate in {key!r}", "remove that character") from exc
