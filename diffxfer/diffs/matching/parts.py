@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from diffxfer.diffs.matching.names import (
     canonical,
-    is_head,
     is_head_name,
     is_in_block,
     is_known_vocabulary,
@@ -113,9 +112,9 @@ def body_of(names: Iterable[str]) -> str:
     """The module that holds the layers and norms of some tensors, as ``model``; "" for none.
 
     Args:
-        names: tensors of a model; its embeddings and output heads do not count.
+        names: tensors of a model; its embeddings and heads do not count.
     """
-    inner = [name for name in names if not is_known_vocabulary(name) and not is_head(name)]
+    inner = [name for name in names if not is_known_vocabulary(name) and not is_head_name(name)]
     stacks = {stack_of(name) for name in inner if is_in_block(name)}
     if not stacks:
         return ""

@@ -23,6 +23,9 @@ from transformers import (
     GPT2Model,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -64,6 +67,8 @@ GPT2 |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 TIED = {"tie_word_embeddings": True, "pad_token_id": 0}
 UNTIED = {"tie_word_embeddings": False, "pad_token_id": 0}
 
+MODERN = ENCODER | {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
 KINDS = {
     "roberta classifier": (
         (RobertaForSequenceClassification, RobertaConfig(**ENCODER, **LABELS)),
@@ -88,6 +93,10 @@ KINDS = {
     "bart classifier": (
         (BartForSequenceClassification, BartConfig(**BART, **LABELS)),
         (BartForConditionalGeneration, BartConfig(**BART)),
+    ),
+    "modernbert": (  # a part of its head for words is the classifier's too
+        (ModernBertForSequenceClassification, ModernBertConfig(**MODERN, **LABELS)),
+        (ModernBertForMaskedLM, ModernBertConfig(**MODERN)),
     ),
     "reward model": (
         (LlamaForSequenceClassification, llama(num_labels=1, **UNTIED)),
