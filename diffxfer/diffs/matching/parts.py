@@ -177,4 +177,12 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
     body = body_of(paired) if towers_of(paired, unpaired) else ""
     if not body:
         return frozenset()
-    return frozenset(name for name in unpaired if not is_under(name, body))
+    around = {*_around(f"{body}.")}
+    shared = {module for name in paired for module in _around(name)} - around
+    return frozenset(
+        name
+        for name in unpaired
+        if not is_under(name, body)
+        # A norm that stands beside a paired embedding is missing, wherever the layers are.
+        and next((m for m in _around(name) if m not in around), "") not in shared
+    )
