@@ -208,9 +208,15 @@ class Log:
             if not S_ISREG(os.fstat(fd).st_mode):
                 os.close(fd)
                 return
-            _flush()
             before = os.fstat(fd).st_size
-            os.write(fd, self._path.read_bytes())
+            try:
+                _flush()
+                os.write(fd, self._path.read_bytes())
+            except OSError:
+                os.close(fd)
+                if not before:
+                    path.unlink()
+                return
             for number in (self._fd, _STDOUT, _STDERR):
                 os.dup2(fd, number, inheritable=number != self._fd)
             os.close(fd)
@@ -228,11 +234,14 @@ class Log:
         Returns:
             The file, if it stays.
         """
-        _end_bars()
-        _flush()
+        # A disk that is full must not hide what failed, nor keep the streams.
+        with suppress(OSError):
+            _end_bars()
+            _flush()
         if exc is not None and (exc.__cause__ or not isinstance(exc, DiffxferError | OSError)):
             lines = "".join(traceback.format_exception(exc))
-            os.write(self._fd, lines.encode("utf-8", "backslashreplace"))
+            with suppress(OSError):
+                os.write(self._fd, lines.encode("utf-8", "backslashreplace"))
         said = os.fstat(self._fd).st_size > self._head
         for fd, before in self._saved.items():
             os.dup2(before, fd)
@@ -273,7 +282,8 @@ def _begin() -> tuple[int, Path | None]:
     except OSError:  # no room for temporary files is no reason not to work
         return os.open(os.devnull, os.O_WRONLY), None
     command = f"$ diffxfer {shlex.join(sys.argv[1:])}\n"
-    os.write(fd, command.encode("utf-8", "backslashreplace"))
+    with suppress(OSError):
+        os.write(fd, command.encode("utf-8", "backslashreplace"))
     return fd, Path(name)
 
 

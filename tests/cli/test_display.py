@@ -225,3 +225,19 @@ def test_what_is_printed_after_the_result_does_not_follow_it(tmp_path: Path) -> 
     done = run("console._display.close_log(None, keep=False); print('result')", tmp_path)
     assert (done.stdout, done.stderr) == ("result\n", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_hides_no_failure(tmp_path: Path) -> None:
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))"
+    done = run(f"sys.stdout.flush(); {full}; print('more'); 1 / 0", tmp_path)
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    assert "OSError" not in done.stderr
+
+
+def test_a_full_disk_leaves_no_empty_log_in_the_output(tmp_path: Path) -> None:
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    path = tmp_path / "out.txt"
+    settle = f"from pathlib import Path; console._display.settle_log(Path({str(path)!r}))"
+    done = run(f"{full}; {settle}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not path.exists()

@@ -179,10 +179,15 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
         return frozenset()
     # What lies beside a part's layers belongs to it, unless it is the head of a decoder.
     decoder = any(map(_names_decoder, towers)) and not _names_decoder(body)
+    around = {*_around(f"{body}.")}
+    shared = {module for name in paired for module in _around(name)} - around
     return frozenset(
         name
         for name in unpaired
-        if not is_under(name, body) and not _is_own(name, body, decoder=decoder)
+        if not is_under(name, body)
+        and not _is_own(name, body, decoder=decoder)
+        # A norm that stands beside a paired embedding is missing, wherever the layers are.
+        and next((m for m in _around(name) if m not in around), "") not in shared
     )
 
 

@@ -106,6 +106,14 @@ def test_a_norm_beside_what_is_shared_is_no_replaced_head(tmp_path):
         )
 
 
+def test_a_norm_beside_what_is_shared_is_no_part_of_a_tower(tmp_path):
+    shapes = {"bert.embeddings.word_embeddings.weight": (6, 4)}
+    shapes |= {f"bert.encoder.layer.{i}.output.dense.weight": (4, 4) for i in range(2)}
+    more = {"bert.embeddings.LayerNorm.weight": (4,), **TOWER}
+    with pytest.raises(MatchError, match="LayerNorm"):
+        graft(make(tmp_path, shapes | more, shapes, shapes | more), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("prefixes", "ours", "expected"),
     [
