@@ -31,8 +31,8 @@ def quiet_libraries() -> Iterator[None]:
     """
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     data_bars = datasets.are_progress_bars_disabled()
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    asked = os.environ.get("TRANSFORMERS_VERBOSITY", "error")
+    logging.set_verbosity(logging.log_levels.get(asked, logging.log_levels["error"]))
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,9 +75,11 @@ def test_an_error_is_one_line(argv: list[str], tmp_path: Path) -> None:
 
 
 def test_a_failure_names_the_log_beside_the_output(argv: list[str], tmp_path: Path) -> None:
-    outcome = tiny.run(*argv, "--learning-rate", "1e38")
-    assert outcome.status == 1
-    last = outcome.err.splitlines()[-1]
+    # A process of its own: transformers keeps the stderr that it was imported under.
+    command = [sys.executable, "-m", "diffxfer", *argv, "--learning-rate", "1e38"]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 1
+    last = outcome.stderr.splitlines()[-1]
     assert last.startswith("error: the loss is nan at step 2; give a smaller --learning-rate")
     assert last.endswith(f"; what its libraries printed is in {tmp_path / 'out.log'}")
     assert "***** Running training *****" in (tmp_path / "out.log").read_text()
