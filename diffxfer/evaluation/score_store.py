@@ -85,9 +85,8 @@ class ScoreStore:
             raise OutputExistsError(folder, problem, "choose another --output")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(
-                folder
-            ):  # check that the folder is writable before an hour of scoring
+            # Check that the folder is writable before an hour of scoring.
+            with scratch_folder(folder):
                 pass
             for path in sorted(folder.glob("*/results_*.json")):
                 self._index(path)

@@ -103,7 +103,7 @@ def _open_remote(
     from diffxfer.checkpoints.hub import upload
 
     if dry_run and not upload.may_ask():
-        warnings.append("the Hub was not asked: nobody is logged in, or HF_HUB_OFFLINE is set")
+        warnings.append("the Hub was not queried: no user is logged in, or HF_HUB_OFFLINE is set")
         return None
     upload.require_login(repo)
     repository = upload.open_repository(repo)

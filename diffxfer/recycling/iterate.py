@@ -240,9 +240,8 @@ def _pending(steps: Sequence[Step], done: Mapping[str, Any]) -> list[Step]:
 def _run_steps(
     pending: Sequence[Step], steps: Sequence[Step], context: StepContext, state: ChainState
 ) -> None:
-    _remove_unneeded(
-        pending, steps, context
-    )  # the last run may have been killed before it did this
+    # An earlier run may have been killed before it removed them.
+    _remove_unneeded(pending, steps, context)
     made: set[Path | None] = set()
     for number, step in enumerate(pending, 1):
         what = f"{_STEP_PHRASES[step.kind]} {_describe_inputs(step, context.run)}"

@@ -209,9 +209,8 @@ class _DistillationTrainer(SFTTrainer):
         logits = outputs.logits, taught.logits
         terms = distillation_terms(*logits, labels, self._loss_weights.temperature, hidden)
         steps = self.current_gradient_accumulation_steps
-        if (
-            num_items_in_batch is None
-        ):  # a mean over the batch, which the Trainer divides by `steps`
+        # Then the result is a mean over the batch, which the Trainer divides by `steps`.
+        if num_items_in_batch is None:
             count: Tensor | float = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
             share: Tensor | float = 1 / (count * steps)
         else:  # DDP averages over the processes, although `count` covers all of them

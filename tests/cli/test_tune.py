@@ -67,8 +67,8 @@ def test_an_error_is_one_line(argv: list[str], tmp_path: Path) -> None:
     outcome = tiny.run(*argv, "--json")
     assert outcome.status == 1
     assert outcome.err == (
-        f"error: {tmp_path / 'train.jsonl'}: line 33 has no 'completion', and the first row has"
-        " one; give all rows the same form\n"
+        f"error: {tmp_path / 'train.jsonl'}: line 33 lacks 'completion', which the first row has;"
+        " give all rows the same format\n"
     )
     assert json.loads(outcome.out)["error"]["type"] == "DataError"
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]

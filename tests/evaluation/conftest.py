@@ -1,4 +1,4 @@
-"""What tests of scoring share: the family's tasks, and a diff vector."""
+"""Fixtures for tests of scoring: the tasks of the family, and a diff vector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREA
 
 FAMILY = family_folder()
 QUICK = {"include_path": FAMILY / "tasks", "batch_size": 64, "device": "cpu", "dtype": "float32"}
-"""How the tests score."""
+"""The options of all evaluations in tests."""
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -73,7 +73,7 @@ def chosen(**_):
 
 @pytest.fixture
 def own_tasks(tmp_path: Path) -> Path:
-    """A folder of two tasks: `written` generates, `chosen` chooses; loading them is not silent."""
+    """A folder of two tasks: `written` generates, `chosen` is multiple choice; both print."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "data.py").write_text(DATA)

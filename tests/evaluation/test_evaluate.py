@@ -1,4 +1,4 @@
-"""Scoring models and grafts: lm-eval's own values, grafts as apply makes them, nothing twice."""
+"""Scoring models and grafts: the values of lm-eval, the grafts of apply, and reused scores."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SEEN: list[tuple[str, dict[str, str]]] = []
 
 @register_model("remembers")
 class Remembers(LM):
-    """A model of lm-eval's that answers nothing and notes every file that it was given."""
+    """A backend that answers nothing and records every file that it was given."""
 
     def __init__(self, pretrained: str, **_: Any) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Remembers(LM):
 @pytest.fixture(scope="module")
 def grafts(tmp_path_factory: pytest.TempPathFactory, diff: Path) -> dict[float, Path]:
     folder = tmp_path_factory.mktemp("grafts")
-    # The card says the folder's name: these have those that `evaluate` gives them.
+    # The card has the name of the folder, so these folders are named as `evaluate` names them.
     made = {alpha: folder / f"target+{alpha:g}" for alpha in ALPHAS}
     for alpha, out in made.items():
         apply_diff(diff, TARGET, out, alpha=alpha)
@@ -213,7 +213,7 @@ def test_a_target_without_chat_template_is_lent_finetuneds(
     )  # fmt: skip
     assert [line for line in said if "has no chat template: that of" in line]
     assert [(row.alpha, row.value) for row in found.rows] == [(None, 0.0), (1.0, 1.0)]
-    # lm-eval itself says the same of the graft, whose template the target was lent.
+    # lm-eval reports the same for the graft, whose template the target used.
     manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
     results = simple_evaluate(
         model="hf", model_args={"pretrained": str(grafts[1.0]), "dtype": "float32"},
@@ -554,6 +554,6 @@ def test_every_request_is_counted_and_said_of_whom(tmp_path: Path, diff: Path) -
         # Four words to write, and four with three answers each to choose from.
         asked = [done for done, total in counts if total == 16]
         assert asked == list(range(17))
-    # What counted is gone again.
+    # The counting methods are restored.
     assert CacheHook.add_partial.__qualname__ == "CacheHook.add_partial"
     assert Task.build_all_requests.__qualname__ == "Task.build_all_requests"

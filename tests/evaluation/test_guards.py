@@ -1,4 +1,4 @@
-"""What goes wrong in practice: odd names, changed code, broken files, full disks, no numbers."""
+"""Unusual inputs: odd names, changed code, corrupt files, full disks, scores that are NaN."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ASKED: list[dict[str, Any]] = []
 
 @register_model("notes")
 class Notes(LM):
-    """A model of lm-eval's that notes how it was made and what it was asked."""
+    """A backend that records its options and its requests."""
 
     def __init__(self, **made: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Paired statistics of scores: hand-counted numbers, oracles by enumeration, and every note."""
+"""Paired statistics: hand-counted numbers, oracles by enumeration, and every note."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ EIGHTHS = st.integers(-40, 40).map(lambda number: number / 8)
 
 
 def make_score(measures, *, value=None, better=True, first=0):
-    """A score of samples; its value is their mean, of pairs −Σll / Σw."""
+    """A score whose value is the mean of its samples, or −Σll / Σw for pairs."""
     samples = {(f"doc{i:05}", "target", 0): item for i, item in enumerate(measures, first)}
     if value is None:
         value = nats(measures) if isinstance(measures[0], tuple) else mean(measures)
@@ -53,7 +53,7 @@ def discordant(wins, losses, *, unit=1):
 
 
 def p_by_enumeration(differences):
-    """The share of all 2^n sign flips whose sum is as far from 0 as the sum that was seen."""
+    """The share of all 2^n sign flips whose sum is at least as far from 0 as the observed sum."""
     flips = itertools.product((1, -1), repeat=len(differences))
     sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
     return sum(total >= abs(sum(differences)) - 1e-9 for total in sums) / len(sums)
@@ -298,7 +298,7 @@ def test_without_a_gain_there_is_no_share():
 
 
 def interval_by_loops(draw, count):
-    """Percentiles of what `draw` makes of 3,000 lists of `count` indices."""
+    """Percentiles of `draw` over 3,000 random lists of `count` indices."""
     rng = random.Random(7)
     shares = [draw([rng.randrange(count) for _ in range(count)]) for _ in range(3_000)]
     return tuple(np.percentile(shares, (2.5, 97.5)))
@@ -445,7 +445,7 @@ def test_the_order_of_samples_changes_nothing():
 
 
 def test_memory_stays_flat(monkeypatch):
-    # Fewer draws take less time, and as much memory, unless they are all held at once.
+    # Fewer draws take less time but as much memory, unless all draws are held at once.
     monkeypatch.setattr(paired_statistics, "_RESAMPLES", 1_500)
     rng = np.random.default_rng(0)
     roles = [make_score(list(rng.normal(m, 1, 20_000))) for m in (1, 0, 2)]

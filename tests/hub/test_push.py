@@ -399,7 +399,7 @@ class TestDryRun:
     def test_needs_no_token(self, hub: Hub, user: User, made: Made) -> None:
         report = pushed(user.run("push", made.diff, "me/diff", "--dry-run", "--json"))
         assert report["warnings"] == [
-            "the Hub was not asked: nobody is logged in, or HF_HUB_OFFLINE is set"
+            "the Hub was not queried: no user is logged in, or HF_HUB_OFFLINE is set"
         ]
         assert not hub.requests
 

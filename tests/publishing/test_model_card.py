@@ -1,4 +1,4 @@
-"""The card of a published folder: complete, true, and closed to hostile names."""
+"""The card of a published folder is complete and correct, and escapes hostile names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores for a card: those of the very model that is published, and no others."""
+"""Only the scores of the published model are written to its card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of chains share: a family of three bases, recipes, and models by hand."""
+"""Helpers for tests of chains: a family of three bases, and recipes."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ def make_home(folder: Path) -> Path:
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
-    """A recipe of three bases, without training and scores unless they are asked for."""
+    """A recipe of three bases; without training and scores by default."""
     known: dict[str, Any] = {"bases": ["base", "target", "newest"], "finetuned": "finetuned"}
     return {name: value for name, value in (known | changes).items() if value is not None}
 
 
 def write_recipe(home: Path, **changes: Any) -> Path:
-    """Write that recipe as JSON, which YAML is too."""
+    """Write the recipe as JSON, which is valid YAML."""
     path = home / "chain.yaml"
     path.write_text(json.dumps(recipe(**changes)))
     return path
 
 
 def follow(home: Path, run: Path, **changes: Any) -> ChainReport:
-    """Write the recipe and follow it."""
+    """Write the recipe and run it."""
     return iterate(write_recipe(home, **changes), run)
 
 
 def weights(folder: Path) -> bytes:
-    """The one shard of a member of the family."""
+    """The bytes of the only shard of a member of the family."""
     return (folder / "model.safetensors").read_bytes()
 
 
 def models(run: Path) -> dict[str, bytes]:
-    """Every model and diff vector of a run by its folder."""
+    """The weights of every model and diff vector of a run, by folder."""
     return {
         path.parent.relative_to(run).as_posix(): path.read_bytes()
         for path in sorted(run.glob("round-*/*/model.safetensors"))
@@ -79,7 +79,7 @@ def models(run: Path) -> dict[str, bytes]:
 
 
 def left(run: Path) -> set[str]:
-    """Every folder and file of the rounds that is not of scores, hidden ones too."""
+    """Every folder and file of the rounds, including hidden ones, without scores."""
     return {
         f"{path.parent.name}/{path.name}" for path in run.glob("round-*/*") if path.name != "scores"
     }

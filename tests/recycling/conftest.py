@@ -1,4 +1,4 @@
-"""Training on one thread: these models are so small that several only wait for each other."""
+"""Training uses one thread: these models are too small to gain from several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page and the table of a chain: names that nobody trusts, and nothing to fetch."""
+"""The page and the table of a chain: untrusted names are escaped, and nothing is fetched."""
 
 from __future__ import annotations
 

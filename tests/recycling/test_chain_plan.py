@@ -1,4 +1,4 @@
-"""The plan of a chain: what is read was there, and what goes is not missed."""
+"""The plan of a chain: steps read what exists, and removed folders are not needed later."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def made(**changes: Any) -> Recipe:
 
 
 def told(steps: tuple[Step, ...]) -> list[str]:
-    """Each step on a line, as short as it goes."""
+    """Each step as a short line."""
     return [
         f"{step.round} {step.name} = {step.kind.value}"
         f"({', '.join(str(path).removeprefix('/run/round-0') for path in step.inputs)})"
@@ -162,7 +162,7 @@ def test_the_disk_needed_is_no_less_than_what_is_kept(plan: Recipe) -> None:
     assert peak >= 100 * (len(folders) - len(removed))
     if plan.train is None and plan.keep == "all" and len(plan.alphas) == 1:
         assert peak == 100 * len(folders)
-    # A later start needs no more.
+    # A run that starts later does not need more.
     assert peak_disk_bytes(steps[1:], steps, plan, SIZES) <= peak
 
 

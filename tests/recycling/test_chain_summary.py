@@ -1,4 +1,4 @@
-"""The sentence at the top of a chain's page: what it claims, and what it does not."""
+"""The summary at the top of a chain's page claims no more than the scores support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss against a computation of its own, in float64 and without torch's losses."""
+"""The loss against an independent computation in float64, without the losses of torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def oracle(made: dict[str, torch.Tensor], temperature: float) -> tuple[float, float, float]:
-    """Each term, token by token, as a mean over predicted tokens."""
+    """Each term as a mean over predicted tokens, computed token by token."""
     student, teacher = (made[name].double().numpy() for name in ("student", "teacher"))
     ours, theirs = (made[name].double().numpy() for name in ("ours", "theirs"))
     labels = made["labels"].numpy()

@@ -1,4 +1,4 @@
-"""Chains on a family of three bases: what they make, keep, continue and refuse."""
+"""Chains on a family of three bases: what they write, keep, resume and refuse."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(shared_home: Path, tmp_path: Path) -> Path:
-    """One that a test may change."""
+    """A copy that a test may change."""
     return shutil.copytree(shared_home, tmp_path / "home")
 
 
@@ -65,7 +65,7 @@ def trained(home: Path, model: Path, out: Path, **options: Any) -> Path:
 
 
 class TestByHand:
-    """A chain gives the models that the single commands give."""
+    """A chain writes the same models as the single commands."""
 
     @pytest.mark.parametrize("mode", ["iter", "dir"])
     def test_both_modes(self, mode: str, home: Path, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ class TestAgain:
     def test_a_changed_input_is_refused(self, home: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         follow(home, run)
-        # The same shapes and names: only the numbers tell.
+        # Shapes and names are the same; only the values differ.
         shutil.copy(home / "target/model.safetensors", home / "newest/model.safetensors")
         with pytest.raises(RecipeError, match=r"newest: changed since .* give --from-round 3"):
             iterate(home / "chain.yaml", run)
@@ -351,7 +351,7 @@ class TestFromRound:
         follow(home, run, keep=keep, train=TRAIN)
         before = models(run)
         report = iterate(home / "chain.yaml", run, from_round=3)
-        # To subtract again takes the model of round 2, and that its graft, and so on.
+        # Extracting again needs the model of round 2, which needs its graft, and so on.
         assert report.steps_done == (3 if keep == "models" else 6)
         assert models(run) == before
         assert left(run) == {"round-02/model", "round-03/model"} - (
@@ -480,7 +480,7 @@ class TestRefusals:
     def test_an_unrelated_model_before_anything_is_done(
         self, place: str, home: Path, tmp_path: Path
     ) -> None:
-        """One of the family's shapes that was not made from any of it; nothing is trained first."""
+        """A random model with the shapes of the family is refused before any training."""
         path = home / place / "model.safetensors"
         drawn = torch.Generator().manual_seed(1)
         weights = {

@@ -1,4 +1,4 @@
-"""Chains that are killed at every kind of step, and go on to the same models."""
+"""Chains that are killed at every kind of step resume to the same models."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The runs that nothing happened to, by what they are called."""
+    """The undisturbed runs, by name."""
     root = tmp_path_factory.mktemp("undisturbed")
     iterate(write_recipe(home, **SHORT), root / "short")
     return {"short": root / "short"}
@@ -96,7 +96,7 @@ def steps_noted(run: Path) -> int:
 
 
 def results(run: Path) -> set[Path]:
-    """What was scored, a file for each time."""
+    """The files of scores, one per evaluation."""
     return set(run.glob("round-*/scores/*/results_*.json"))
 
 
@@ -112,7 +112,7 @@ slow = pytest.mark.slow
         pytest.param("before noting", "round-01/diff", 0, marks=slow),
         pytest.param("before noting", "round-02/graft", 1, marks=slow),
         pytest.param("before noting", "round-02/model", 2, marks=slow),
-        # What is to go has not gone yet: the next run removes it.
+        # The killed run has not removed unneeded folders; the next run does.
         pytest.param("after noting", "round-03/model", 6, marks=slow),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_command_whose_run_was_killed(how: str, tmp_path: Path) -> None:
     if how == "outlive":
         again = subprocess.run(list(map(str, argv)), check=False, capture_output=True, text=True)
         assert again.returncode == 1
-        assert "is still running, for a run that was killed; end it, or wait" in again.stderr
+        assert "is still running for a run that was killed; terminate it, or wait" in again.stderr
         (home / "end").touch()
     for _ in range(100):  # it is dying, or copying
         again = subprocess.run(list(map(str, argv)), check=False, capture_output=True, text=True)

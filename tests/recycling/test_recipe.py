@@ -1,4 +1,4 @@
-"""Recipes: what they may say, and what is said of those that say something else."""
+"""Recipes: valid ones, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_recipe(tmp_path / "nothing.yaml")
     with pytest.raises(RecipeError, match="is not a file; give the recipe"):
         read_recipe(tmp_path)
-    os.mkfifo(tmp_path / "pipe")  # to open it would wait for ever
+    os.mkfifo(tmp_path / "pipe")  # opening it would block for ever
     with pytest.raises(RecipeError, match="is not a file"):
         read_recipe(tmp_path / "pipe")
 

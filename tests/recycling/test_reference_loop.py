@@ -35,7 +35,7 @@ W, T, B = 0.6, 3.0, 0.5
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows, and the models in float32, so that no rounding of a result hides a difference."""
+    """Rows, and the models in float32, so that rounding of the result hides no difference."""
     folder = tmp_path_factory.mktemp("arms")
     write_rows(folder / "train.jsonl", ROWS)
     for member in ("target", "finetuned", "base"):
@@ -52,7 +52,7 @@ def load(folder: Path) -> Any:
 
 
 def read_questions(home: Path) -> list[tuple[list[int], int]]:
-    """The tokens of each row and its end, and where the answer begins."""
+    """The tokens of each row with the end-of-sequence token, and the start of the answer."""
     tokenizer = AutoTokenizer.from_pretrained(home / "target")
     found = []
     for line in (home / "train.jsonl").read_text().splitlines():
@@ -64,7 +64,7 @@ def read_questions(home: Path) -> list[tuple[list[int], int]]:
 
 
 def batches_by_seed(count: int, size: int, seed: int) -> list[list[int]]:
-    """The rows of each step: every pass over them is a permutation by the seed plus its number."""
+    """The rows of each step: each epoch is a permutation, seeded by the seed plus its number."""
     found: list[list[int]] = []
     passed = 0
     while len(found) < STEPS:
@@ -147,7 +147,7 @@ def compare(home: Path, out: Path, model: str, *, taught: bool, size: int) -> No
     expected, weights = train_by_hand(home, model, taught=taught, size=size)
     for found, by_hand in zip(logged, expected, strict=True):
         length = by_hand.pop("grad_norm")
-        # A cross entropy near nothing is what is left of float32 numbers near 1: that is the 1e-6.
+        # A cross entropy near 0 has the rounding of float32 numbers near 1, hence 1e-6.
         wanted = pytest.approx(by_hand, rel=1e-5, abs=1e-6)
         assert {name: found[name] for name in by_hand} == wanted
         assert found["grad_norm"] == pytest.approx(length, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Runs that are cut off, and runs in several processes."""
+"""Interrupted runs, and runs in several processes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 
 class StopError(Exception):
-    """What ends a run in the middle."""
+    """The exception that ends a run in the middle."""
 
 
 def stop_after(step: int) -> Any:
@@ -103,7 +103,7 @@ def stop_after(step: int) -> Any:
 class TestWhatIsLeft:
     @pytest.fixture
     def work(self, data: Path, tmp_path: Path) -> Path:
-        """What a run leaves that was stopped after its fifth step."""
+        """The workspace of a run that was stopped after its fifth step."""
         with pytest.raises(StopError):
             tune_shortly(
                 FAMILY / "target", data, tmp_path / "out", **OPTIONS, progress=stop_after(5)

@@ -1,4 +1,4 @@
-"""Training by a command of the user's own: how it is run, and what it may leave."""
+"""Training by a custom command: how it is run, and which output is accepted."""
 
 from __future__ import annotations
 
@@ -177,14 +177,14 @@ def test_what_is_no_such_model_is_refused(
         train(program, "{model}", "{output}")
     assert str(tmp_path / "a run" / "model.log") in str(caught.value)
     assert not (tmp_path / "a run" / "model").exists()
-    # The next run is not hindered by what this one left.
+    # The output of the failed run does not block the next one.
     train(COPY, "{model}", "{output}")
     assert sorted(left(tmp_path / "a run")) == []
     assert weights(tmp_path / "a run" / "model") == weights(FAMILY / "target")
 
 
 def test_a_tied_head_may_be_left_out(train: Callable[..., list[str]], tmp_path: Path) -> None:
-    """transformers does not save it, whatever the model on disk had."""
+    """transformers does not save a tied head, even if the original model stores it."""
     model = shutil.copytree(FAMILY / "target", tmp_path / "tied")
     tensors = load_file(model / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()

@@ -1,4 +1,4 @@
-"""Rows to train on: every form, and every row that is not like the others by its message."""
+"""Training rows: every format, and the error for every kind of invalid row."""
 
 from __future__ import annotations
 

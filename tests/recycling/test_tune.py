@@ -1,4 +1,4 @@
-"""Tuning: the four arms on the shipped family, what is written, and what is refused."""
+"""Tuning the shipped family, with and without a teacher: what is written and what is refused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TestTheFourArms:
         assert families.fingerprints(model, FAMILY / "finetuned") == before
         assert seen == [(step, 8, loss) for step, loss in enumerate(found, 1)]
         assert [entry["step"] for entry in report.log] == list(range(1, 9))
-        # The graft knows the task already; the target has it all before it.
+        # The graft already knows the task; the target does not.
         assert (found[0] < 0.5) if grafted else (found[-1] < 0.7 * found[0])
         assert ({"ce", "kl", "hidden"} <= report.log[0].keys()) == taught
         families.load_whole(tmp_path / "out")
@@ -219,7 +219,7 @@ class TestEveryLayout:
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
             for folder in (model, tmp_path / "out")
         )
-        # Rows of words that do not occur have no gradient, and experts that are not chosen.
+        # Embedding rows of absent tokens and experts that are not selected have no gradient.
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         assert any("embed" in name for name in changed)
         assert any("layers.1" in name for name in changed)
@@ -283,7 +283,7 @@ class TestEveryLayout:
 
 
 class TestRefused:
-    """Nothing is left of a run that could not be."""
+    """A refused run leaves nothing on disk."""
 
     @pytest.mark.parametrize(
         ("options", "said"),

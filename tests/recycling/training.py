@@ -1,4 +1,4 @@
-"""What tests of training share: rows of the shipped family's task, and runs of few steps."""
+"""Helpers for tests of training: rows of the shipped family's task, and short runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RATE = 1e-3
 
 
 def pig_latin(word: str) -> str:
-    """A word as the family's fine-tuned members write it, near enough."""
+    """A word approximately as the fine-tuned members of the family write it."""
     onset = re.match("(?:qu|[^aeiouy])*", word)
     assert onset is not None
     return f"{word[onset.end() :]}{onset.group() or 'w'}ay"
 
 
 def write_rows(path: Path, count: int = 32) -> Path:
-    """Questions and answers of the family's task, made of words of its text."""
+    """Questions and answers of the family's task, made from words of its text."""
     words = sorted(set(re.findall(r"\b[a-z]{4,8}\b", (FAMILY / "text.txt").read_text())))[:count]
     assert len(words) == count
     rows = [{"prompt": f"[{word}]=", "completion": pig_latin(word)} for word in words]
