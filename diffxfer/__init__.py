@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.errors import DiffxferError
 
 if TYPE_CHECKING:
-    from diffxfer.diffs.extract import extract_diff
-    from diffxfer.diffs.graft import apply_diff, transfer
+    from diffxfer.diffs.extraction.extract import extract_diff
+    from diffxfer.diffs.grafting.graft import apply_diff, transfer
     from diffxfer.diffs.inspection.compare import Comparison, compare_checkpoints
-    from diffxfer.diffs.inspection.inspect import Inspection, inspect_checkpoint
-    from diffxfer.diffs.report import Report
-    from diffxfer.diffs.verify import VerifyReport, verify
+    from diffxfer.diffs.inspection.describe import Inspection, inspect_checkpoint
+    from diffxfer.diffs.jobs.report import Report
+    from diffxfer.diffs.verification.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
     from diffxfer.evaluation.scores import Evaluation, Row
     from diffxfer.publishing.push import push
@@ -37,24 +37,24 @@ _HOMES = {
     "ChainReport": "recycling.chain_report",
     "Comparison": "diffs.inspection.compare",
     "Evaluation": "evaluation.scores",
-    "Inspection": "diffs.inspection.inspect",
+    "Inspection": "diffs.inspection.describe",
     "PushReport": "publishing.push_report",
     "PushedFile": "publishing.push_report",
-    "Report": "diffs.report",
+    "Report": "diffs.jobs.report",
     "Round": "recycling.chain_report",
     "Row": "evaluation.scores",
     "TuneReport": "recycling.training_report",
-    "VerifyReport": "diffs.verify",
-    "apply_diff": "diffs.graft",
+    "VerifyReport": "diffs.verification.verify",
+    "apply_diff": "diffs.grafting.graft",
     "compare_checkpoints": "diffs.inspection.compare",
     "evaluate": "evaluation.evaluate",
-    "extract_diff": "diffs.extract",
-    "inspect_checkpoint": "diffs.inspection.inspect",
+    "extract_diff": "diffs.extraction.extract",
+    "inspect_checkpoint": "diffs.inspection.describe",
     "iterate": "recycling.iterate",
     "push": "publishing.push",
-    "transfer": "diffs.graft",
+    "transfer": "diffs.grafting.graft",
     "tune": "recycling.tune",
-    "verify": "diffs.verify",
+    "verify": "diffs.verification.verify",
 }
 
 __all__ = [

@@ -25,7 +25,7 @@ from diffxfer.checkpoints.filesystem import allocate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from diffxfer.diffs.report import Report
+    from diffxfer.diffs.jobs.report import Report
     from diffxfer.streaming.statistics import TensorResult
     from diffxfer.streaming.sync import Syncer
 

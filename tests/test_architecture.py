@@ -35,9 +35,9 @@ MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {
     # Their docstrings and signatures are most of them: one line an option.
-    "diffxfer.diffs.extract.extract_diff",
-    "diffxfer.diffs.graft.apply_diff",
-    "diffxfer.diffs.graft.transfer",
+    "diffxfer.diffs.extraction.extract.extract_diff",
+    "diffxfer.diffs.grafting.graft.apply_diff",
+    "diffxfer.diffs.grafting.graft.transfer",
     "diffxfer.evaluation.evaluate.evaluate",
     "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.header import ShardFile
-    from diffxfer.checkpoints.hub.names import HubFile
+    from diffxfer.checkpoints.hub.repo_ids import HubFile
 
 
 def missing_files(shards: Iterable[ShardFile]) -> list[HubFile]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.hub.names import HubFile
+    from diffxfer.checkpoints.hub.repo_ids import HubFile
 
 MAX_HEADER_BYTES = 100_000_000
 """What safetensors itself refuses to exceed."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.hub.names import HubFile
+    from diffxfer.checkpoints.hub.repo_ids import HubFile
     from diffxfer.checkpoints.shard_index import ShardNames
 
 

@@ -22,7 +22,7 @@ from diffxfer.checkpoints.journal import (
     is_stillborn,
     summarize,
 )
-from diffxfer.checkpoints.place import MANIFEST_NAME, is_our_folder, place_of
+from diffxfer.checkpoints.output_place import MANIFEST_NAME, is_our_folder, place_of
 from diffxfer.errors import OutputError, UnfinishedError
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from diffxfer.checkpoints.header import (
     stat_identity,
 )
 from diffxfer.checkpoints.quantized import refuse_quantized
+from diffxfer.checkpoints.resolve import Place, require_folder
 from diffxfer.checkpoints.shard_index import check_index, read_index
-from diffxfer.checkpoints.source import Place, require_folder
 from diffxfer.errors import CheckpointError, HeaderError, InputChangedError, ShardIndexError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.filesystem import exchange, sync_folder
 from diffxfer.checkpoints.journal import JOURNAL_NAME
+from diffxfer.checkpoints.output_place import place_of, refuse_foreign
 from diffxfer.checkpoints.partial import (
     claim,
     clear_others,
@@ -28,7 +29,6 @@ from diffxfer.checkpoints.partial import (
     take_back_journal,
     unfinished,
 )
-from diffxfer.checkpoints.place import place_of, refuse_foreign
 from diffxfer.errors import (
     DiffxferError,
     DiskSpaceError,

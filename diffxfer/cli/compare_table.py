@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
 from diffxfer.cli.inspect_table import print_facts, print_head, stdout
-from diffxfer.diffs.report import listed
+from diffxfer.diffs.jobs.report import listed
 from diffxfer.errors import printable
 
 if TYPE_CHECKING:

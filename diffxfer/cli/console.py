@@ -20,14 +20,14 @@ import typer
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads, gigabytes
-from diffxfer.diffs.report import listed
+from diffxfer.diffs.jobs.report import listed
 from diffxfer.errors import DiffxferError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    from diffxfer.diffs.report import Report
+    from diffxfer.diffs.jobs.report import Report
     from diffxfer.errors import MatchError
 
 _INTERRUPTED, _STOPPED = 130, 143

@@ -61,7 +61,7 @@ def demo(
     ] = None,
 ) -> None:
     """Show all of it on four tiny models, offline, on a CPU."""
-    from diffxfer.checkpoints.place import refuse_unsafe_output
+    from diffxfer.checkpoints.output_place import refuse_unsafe_output
     from diffxfer.family import family_folder
 
     if keep is not None:

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.source import find_id
+from diffxfer.checkpoints.resolve import find_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

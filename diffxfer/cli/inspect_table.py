@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from diffxfer.diffs.artifact.manifest import SourceEntry
-    from diffxfer.diffs.inspection.inspect import Inspection, TensorGroup
+    from diffxfer.diffs.inspection.describe import Inspection, TensorGroup
     from diffxfer.diffs.inspection.measures import Measure
 
 _KINDS = {
@@ -161,7 +161,7 @@ def _value(value: object) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    from diffxfer.diffs.report import listed
+    from diffxfer.diffs.jobs.report import listed
 
     return listed(names)
 

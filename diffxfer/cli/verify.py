@@ -16,8 +16,8 @@ from diffxfer.errors import DamageError, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from diffxfer.diffs.restore import Restored
-    from diffxfer.diffs.verify import VerifyReport
+    from diffxfer.diffs.verification.restore import Restored
+    from diffxfer.diffs.verification.verify import VerifyReport
 
 
 def verify(

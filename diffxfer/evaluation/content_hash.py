@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import OpenShard, open_weights
 from diffxfer.diffs.artifact.manifest import read_manifest
-from diffxfer.diffs.source import COMPANIONS
+from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 
 if TYPE_CHECKING:
     from pathlib import Path

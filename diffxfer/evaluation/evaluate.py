@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.checkpoints.source import find
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
 from diffxfer.evaluation.model_roles import (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker
 
     from diffxfer.checkpoints.reader import Weights
-    from diffxfer.checkpoints.source import Place
+    from diffxfer.checkpoints.resolve import Place
     from diffxfer.evaluation.eval_settings import EvalSettings
     from diffxfer.evaluation.lm_eval_tasks import TaskSet
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.source import COMPANIONS
+from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_object
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import CheckpointError, CompanionError, OutputError, OutputExistsError
 from diffxfer.evaluation.lm_eval_results import read_scores

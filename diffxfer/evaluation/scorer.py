@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from diffxfer.diffs.graft import apply_diff
+from diffxfer.diffs.grafting.graft import apply_diff
 from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError
 from diffxfer.evaluation.content_hash import content_hash
 from diffxfer.evaluation.request_progress import track_requests

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.json_read import parse_object
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.errors import HubError
 
 if TYPE_CHECKING:

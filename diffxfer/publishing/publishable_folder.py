@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.checkpoints.source import require_folder
+from diffxfer.checkpoints.resolve import require_folder
 from diffxfer.diffs.artifact.manifest import Manifest, read_manifest
-from diffxfer.diffs.source import COMPANIONS
-from diffxfer.diffs.stored_source import refuse_incomplete
+from diffxfer.diffs.delta.from_artifact import refuse_incomplete
+from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:

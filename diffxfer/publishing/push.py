@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from diffxfer.checkpoints.hub.names import read_hub_id
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.hub.repo_ids import read_hub_id
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.diffs.artifact.card import license_fields
 from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, manifest_bytes
 from diffxfer.errors import ArtifactError, OptionError

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.hub.names import shown_name
+from diffxfer.checkpoints.hub.repo_ids import shown_name
 from diffxfer.evaluation.scores import TaskScore
 from diffxfer.recycling.chain_plan import round_name
 

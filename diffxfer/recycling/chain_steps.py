@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.extract import extract_diff
-from diffxfer.diffs.graft import apply_diff, transfer
+from diffxfer.diffs.extraction.extract import extract_diff
+from diffxfer.diffs.grafting.graft import apply_diff, transfer
 from diffxfer.diffs.matching.refusal import refusal
 from diffxfer.errors import EvaluationError, MatchError, RelatednessError, UnfinishedError
 from diffxfer.evaluation.eval_settings import make_settings

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.fetch import fetch_shards, missing_files
-from diffxfer.checkpoints.hub.names import shown_name
-from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
+from diffxfer.checkpoints.hub.repo_ids import shown_name
+from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.checkpoints.source import find
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import OptionError
 from diffxfer.recycling.chain_disk import leftovers, model_size, peak_disk_bytes, reusable_bytes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from diffxfer.checkpoints.hub.names import read_hub_id
+from diffxfer.checkpoints.hub.repo_ids import read_hub_id
 from diffxfer.errors import RecipeError
 from diffxfer.recycling.training_data import is_local_file
 

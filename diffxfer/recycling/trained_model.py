@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.checkpoints.companions import list_companions, read_object
 from diffxfer.checkpoints.header import FLOATS
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.job import Job, RunOptions, do, nothing_more
+from diffxfer.diffs.jobs.job import Job, RunOptions, do, nothing_more
 from diffxfer.diffs.matching.match import Fate
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.diffs.matching.ties import HeadState, find_head
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import SourceEntry
-    from diffxfer.diffs.report import Report
+    from diffxfer.diffs.jobs.report import Report
 
 LOG_NAME = "training_log.jsonl"
 """The file in the output that has one JSON line per training step."""

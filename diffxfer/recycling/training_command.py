@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from diffxfer.checkpoints.filesystem import sync_folder, sync_tree
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.diffs.matching.ties import find_head, without_tied_head

@@ -18,7 +18,7 @@ import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
 from diffxfer.checkpoints.filesystem import lock_folder, sync_folder, sync_tree
-from diffxfer.checkpoints.place import place_of
+from diffxfer.checkpoints.output_place import place_of
 from diffxfer.errors import CompanionError, OutputError, TrainingError, UnfinishedError
 from diffxfer.recycling.atomic_write import write_atomically
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.checkpoints.partial import find_unfinished
-from diffxfer.checkpoints.place import refuse_small_disk, refuse_unsafe_output
-from diffxfer.diffs.extract import every_input
-from diffxfer.diffs.source import open_roles, source_entry
+from diffxfer.diffs.delta.from_checkpoints import open_roles, source_entry
+from diffxfer.diffs.extraction.extract import every_input
 from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
 from diffxfer.recycling.teacher import check_teacher, context_length
 from diffxfer.recycling.trained_model import read_log, write_trained_model

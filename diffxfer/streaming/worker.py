@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.header import BITS, FLOATS
 from diffxfer.streaming.batch import spans
+from diffxfer.streaming.buffers import Reader
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.finite import not_finite
 from diffxfer.streaming.kernels.native import kernel
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
-from diffxfer.streaming.reader import Reader
 from diffxfer.streaming.statistics import ChunkResult
 from diffxfer.streaming.values import elements, in_float64
 

@@ -13,9 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffxfer.checkpoints.reader import open_checkpoint, open_weights
+from diffxfer.checkpoints.resolve import find
 from diffxfer.checkpoints.shard_index import names_like
-from diffxfer.checkpoints.source import find
-from diffxfer.diffs.inspection.inspect import inspect_checkpoint
+from diffxfer.diffs.inspection.describe import inspect_checkpoint
 from diffxfer.errors import CheckpointError, QuantizedError
 from tests.helpers import save_shard
 

@@ -17,7 +17,7 @@ import pytest
 from diffxfer.checkpoints import filesystem, writer
 from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.layout import layout_shard
-from diffxfer.checkpoints.place import (
+from diffxfer.checkpoints.output_place import (
     MANIFEST_NAME,
     free_bytes,
     is_our_folder,

@@ -594,7 +594,7 @@ def run_slowly(plan, folder, *, progress=None, **options):
     Worker.process = slow
     return original(plan, folder, progress=progress, **options)
 
-import diffxfer.diffs.job as job
+import diffxfer.diffs.jobs.job as job
 original, job.run_plan = job.run_plan, run_slowly
 main()
 """

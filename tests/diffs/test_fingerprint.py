@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from diffxfer.diffs import fingerprint as module
-from diffxfer.diffs.fingerprint import fingerprint
+from diffxfer.diffs.jobs import fingerprint as module
+from diffxfer.diffs.jobs.fingerprint import fingerprint
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, whole
 from tests.helpers import read_specs, save_shard
 

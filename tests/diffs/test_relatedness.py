@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from diffxfer import apply_diff, extract_diff, transfer
 from diffxfer.checkpoints.reader import OpenShard, open_checkpoint
-from diffxfer.diffs.relatedness import refuse_unrelated, relate, warn_of_relations
-from diffxfer.diffs.sampling import Sample, read_elements
+from diffxfer.diffs.relations.relatedness import refuse_unrelated, relate, warn_of_relations
+from diffxfer.diffs.relations.sampling import Sample, read_elements
 from diffxfer.errors import ArtifactError, MatchError, RelatednessError
 from diffxfer.family import family_folder
 from tests import families, oracle, tiny

@@ -11,8 +11,8 @@ from tests.hub.forks import serve
 
 if __name__ == "__main__":
     import diffxfer.cli.main
-    import diffxfer.diffs.extract
-    import diffxfer.diffs.graft
+    import diffxfer.diffs.extraction.extract
+    import diffxfer.diffs.grafting.graft
     import diffxfer.evaluation.evaluate
     import diffxfer.streaming.engine
 

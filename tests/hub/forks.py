@@ -125,8 +125,8 @@ def _be(order: dict[str, Any], out: int, err: int) -> None:
 if __name__ == "__main__":
     # Imported once, here; nothing may import huggingface_hub before the environment is set.
     import diffxfer.cli.main
-    import diffxfer.diffs.extract
-    import diffxfer.diffs.graft
+    import diffxfer.diffs.extraction.extract
+    import diffxfer.diffs.grafting.graft
     import diffxfer.streaming.engine  # noqa: F401 and llvmlite
 
     assert "huggingface_hub" not in sys.modules

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from diffxfer.checkpoints.hub.download import _Meter, _StoppedError
-from diffxfer.checkpoints.hub.names import HubFile
+from diffxfer.checkpoints.hub.repo_ids import HubFile
 from tests.hub.faults import Fault
 from tests.hub.models import IDS, contents, publish, transfer
 

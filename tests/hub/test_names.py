@@ -8,8 +8,8 @@ import pytest
 
 from diffxfer.checkpoints.companions import companion_path
 from diffxfer.checkpoints.hub.download import refuse_small_cache
-from diffxfer.checkpoints.hub.names import HubFile, HubId, cached_id, read_hub_id, shown_name
-from diffxfer.checkpoints.source import Place, find, find_id
+from diffxfer.checkpoints.hub.repo_ids import HubFile, HubId, cached_id, read_hub_id, shown_name
+from diffxfer.checkpoints.resolve import Place, find, find_id
 from diffxfer.errors import CheckpointError, CompanionError, DiskSpaceError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import constants, hf_hub_download
 
 from diffxfer.checkpoints.hub.failures import FalseAnswerError, persistently
-from diffxfer.checkpoints.hub.names import HubId
-from diffxfer.checkpoints.place import free_bytes, gigabytes, same_disk
+from diffxfer.checkpoints.hub.repo_ids import HubId
+from diffxfer.checkpoints.output_place import free_bytes, gigabytes, same_disk
 from diffxfer.errors import DiskSpaceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from diffxfer.checkpoints.hub.names import HubFile
+    from diffxfer.checkpoints.hub.repo_ids import HubFile
 
 _AT_A_TIME = 8
 _LOOK_S = 0.1

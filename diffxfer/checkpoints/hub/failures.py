@@ -28,7 +28,7 @@ from diffxfer.errors import DiskSpaceError, HubError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diffxfer.checkpoints.hub.names import HubId
+    from diffxfer.checkpoints.hub.repo_ids import HubId
 
 _T = TypeVar("_T")
 

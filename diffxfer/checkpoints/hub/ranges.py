@@ -25,12 +25,12 @@ from diffxfer.checkpoints.hub.failures import (
     explain,
     pause_before_retry,
 )
-from diffxfer.checkpoints.hub.names import HubId
+from diffxfer.checkpoints.hub.repo_ids import HubId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from diffxfer.checkpoints.hub.names import HubFile
+    from diffxfer.checkpoints.hub.repo_ids import HubFile
 
 MIN_PART = 1 << 20
 MAX_PART = 8 << 20

@@ -18,9 +18,9 @@ from diffxfer.checkpoints.companions import (
 from diffxfer.checkpoints.foreign import refuse_foreign
 from diffxfer.checkpoints.hub.download import download
 from diffxfer.checkpoints.hub.failures import AT_FIRST_S, not_cached, page_of, persistently
-from diffxfer.checkpoints.hub.names import HubFile, HubId, is_inside
+from diffxfer.checkpoints.hub.repo_ids import HubFile, HubId, is_inside
 from diffxfer.checkpoints.location import Place
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.shard_index import SHARD_NAMES, read_index
 from diffxfer.errors import CompanionError, HubError
 

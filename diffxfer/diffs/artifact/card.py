@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.hub.names import read_hub_id
+from diffxfer.checkpoints.hub.repo_ids import read_hub_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
-from diffxfer.checkpoints.hub.names import place_name
-from diffxfer.checkpoints.place import MANIFEST_NAME
-from diffxfer.checkpoints.source import require_folder
+from diffxfer.checkpoints.hub.repo_ids import place_name
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
+from diffxfer.checkpoints.resolve import require_folder
 from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:

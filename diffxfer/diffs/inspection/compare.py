@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.header import FLOATS, TensorSpec
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.checkpoints.source import find
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places

@@ -10,7 +10,7 @@ from diffxfer.diffs.soundness.finding import Finding
 from diffxfer.diffs.soundness.model import Owners, read_model
 from diffxfer.diffs.soundness.shapes import shape_findings
 from diffxfer.diffs.soundness.stops import id_findings, stop_findings
-from diffxfer.diffs.soundness.tokens import idle_findings, token_findings
+from diffxfer.diffs.soundness.token_rows import idle_findings, token_findings
 from diffxfer.errors import CompanionError, QuantizedError
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ def test_in_the_manifest_and_in_verify(roles, tmp_path):
 
 def test_another_rename_is_another_run(roles, tmp_path):
     """What was done under one rename is no beginning of a run with another."""
-    from diffxfer.diffs import job
+    from diffxfer.diffs.jobs import job
 
     seen = []
     original = job.fingerprint

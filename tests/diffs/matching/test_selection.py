@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffxfer import apply_diff, extract_diff, transfer
+from diffxfer.diffs.jobs.shards import parse_size
 from diffxfer.diffs.matching.selection import make_selection
-from diffxfer.diffs.shards import parse_size
 from diffxfer.errors import MatchError, OptionError, VocabularyError
 from tests import families, oracle
 from tests.oracle import Options, prove

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.job import nothing_more
-from diffxfer.diffs.relatedness import refuse_unrelated, relate, warn_of_relations
-from diffxfer.diffs.report import listed
-from diffxfer.diffs.sampling import sample_graft, sample_models
+from diffxfer.diffs.jobs.job import nothing_more
+from diffxfer.diffs.jobs.report import listed
+from diffxfer.diffs.relations.relatedness import refuse_unrelated, relate, warn_of_relations
+from diffxfer.diffs.relations.sampling import sample_graft, sample_models
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
-    from diffxfer.diffs.job import Finish
+    from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.matching.match import Difference
-    from diffxfer.diffs.relatedness import Relation
+    from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.streaming.statistics import TensorResult
 
 _SUCCESSION = ("base", "target")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.damage import digest
-from diffxfer.diffs.extract_tasks import compare, difference_runs, digest_base
+from diffxfer.diffs.delta.from_artifact import refuse_integers
+from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
+from diffxfer.diffs.extraction.extract_tasks import compare, difference_runs, digest_base
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.matching.selection import Selection
-from diffxfer.diffs.source import from_checkpoints
-from diffxfer.diffs.stored_source import refuse_integers
+from diffxfer.diffs.verification.damage import digest
 from diffxfer.errors import MatchError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import ShardFile, TensorSpec
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
+    from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.role import Role
-    from diffxfer.diffs.source import Source
     from diffxfer.streaming.statistics import TensorResult
 
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from diffxfer.checkpoints.foreign import refuse_foreign_file
-from diffxfer.checkpoints.hub.names import HubId, read_hub_id
+from diffxfer.checkpoints.hub.repo_ids import HubId, read_hub_id
 from diffxfer.checkpoints.location import Place as Place  # for all who import it from here
 from diffxfer.errors import CheckpointError
 

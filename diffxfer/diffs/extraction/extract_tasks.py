@@ -11,8 +11,8 @@ from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.match import Difference
-    from diffxfer.diffs.source import Source
 
 BASE_ONLY = "base of "
 """How the task begins that digests a tensor of base which no other task reads in its own order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.delta.from_checkpoints import HEAD
 from diffxfer.diffs.matching.added import find_added_buffers
 from diffxfer.diffs.matching.match import (
     ADDED,
@@ -26,7 +27,6 @@ from diffxfer.diffs.matching.ties import (
     without_tied_head,
 )
 from diffxfer.diffs.matching.with_target import Given, match_target
-from diffxfer.diffs.source import HEAD
 from diffxfer.diffs.vocab.tensors import sort_tensors
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.match import TargetMatch
     from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.matching.selection import Selection
-    from diffxfer.diffs.source import Source
 
 
 def names_to_choose(source: Source, target: Role, labels: Mapping[str, str]) -> set[str]:

@@ -19,7 +19,7 @@ from diffxfer.errors import RelatednessError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from diffxfer.diffs.sampling import Sample, Values
+    from diffxfer.diffs.relations.sampling import Sample, Values
 
 _UNRELATED, _DISTANT = 0.1, 0.5
 _ENOUGH_SAMPLES = 1000

@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.extract import DTYPES
-from diffxfer.diffs.job import RunOptions
+from diffxfer.diffs.extraction.extract import DTYPES
+from diffxfer.diffs.jobs.job import RunOptions
+from diffxfer.diffs.jobs.shards import parse_size
 from diffxfer.diffs.matching.added import check_added
 from diffxfer.diffs.matching.rename import Rename, names_command, parse_renames
 from diffxfer.diffs.matching.selection import Selection, make_selection
-from diffxfer.diffs.shards import parse_size
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.errors import OptionError
 from diffxfer.streaming.run import check_run_options

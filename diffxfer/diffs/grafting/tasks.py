@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.header import FLOATS
-from diffxfer.diffs.extract_tasks import bring_task
+from diffxfer.diffs.extraction.extract_tasks import bring_task
 from diffxfer.diffs.matching.names import canonical, is_embedding, is_layer_embedding
 from diffxfer.diffs.matching.parts import body_of, is_under
 from diffxfer.diffs.matching.ties import HeadState
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.diffs.graft_match import Output
+    from diffxfer.diffs.delta.from_checkpoints import Source
+    from diffxfer.diffs.grafting.pairing import Output
     from diffxfer.diffs.matching.match import Difference, TargetMatch
     from diffxfer.diffs.matching.selection import Selection
-    from diffxfer.diffs.source import Source
     from diffxfer.diffs.vocab.pair_target import TargetPairing
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.fetch import fetch_shards
-from diffxfer.checkpoints.place import MANIFEST_NAME
-from diffxfer.checkpoints.source import find
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
-from diffxfer.diffs.damage import Survey, digest, survey_folder
-from diffxfer.diffs.extract_tasks import BASE_ONLY
+from diffxfer.diffs.delta.from_checkpoints import read_roles
+from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
 from diffxfer.diffs.matching.rename import parse_renames
-from diffxfer.diffs.restore import Restored, how_restored, restore_tasks, sum_up
-from diffxfer.diffs.source import read_roles
+from diffxfer.diffs.verification.damage import Survey, digest, survey_folder
+from diffxfer.diffs.verification.restore import Restored, how_restored, restore_tasks, sum_up
 from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.measure import measure_inputs

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.place import refuse_unsafe_output
+from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.checkpoints.source import find
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
 from diffxfer.diffs.companions.inherit import inherit_companions
-from diffxfer.diffs.extract import every_input, warn_of_one_model
-from diffxfer.diffs.extract_tasks import compare
-from diffxfer.diffs.graft_match import (
+from diffxfer.diffs.delta.from_artifact import from_diff
+from diffxfer.diffs.delta.from_checkpoints import Source, from_checkpoints, read_roles, source_entry
+from diffxfer.diffs.extraction.extract import every_input, warn_of_one_model
+from diffxfer.diffs.extraction.extract_tasks import compare
+from diffxfer.diffs.grafting.options import check_options
+from diffxfer.diffs.grafting.pairing import (
     choose_added,
     count_tied_head,
     label_source,
@@ -20,15 +23,12 @@ from diffxfer.diffs.graft_match import (
     names_to_choose,
     other_fates,
 )
-from diffxfer.diffs.graft_options import check_options
-from diffxfer.diffs.graft_tasks import graft_tasks, whole_model
-from diffxfer.diffs.job import Job, do
-from diffxfer.diffs.kinship import finish_of, kinship_of_graft
+from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
+from diffxfer.diffs.jobs.job import Job, do
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import notes_of_names, read_role, shapes_of
+from diffxfer.diffs.relations.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.soundness.check import check_diff, check_result, check_roles
-from diffxfer.diffs.source import Source, from_checkpoints, read_roles, source_entry
-from diffxfer.diffs.stored_source import from_diff
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.companions.inherit import Inheritance
-    from diffxfer.diffs.graft_options import GraftOptions
+    from diffxfer.diffs.grafting.options import GraftOptions
+    from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.matching.role import Role
-    from diffxfer.diffs.report import Report
     from diffxfer.diffs.vocab.pair_target import TargetPairing
     from diffxfer.streaming.plan import TensorTask
 

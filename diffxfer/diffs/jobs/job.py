@@ -12,8 +12,8 @@ import xxhash
 from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
+from diffxfer.checkpoints.output_place import MANIFEST_NAME, free_bytes, refuse_small_disk
 from diffxfer.checkpoints.partial import find_unfinished
-from diffxfer.checkpoints.place import MANIFEST_NAME, free_bytes, refuse_small_disk
 from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
@@ -27,10 +27,10 @@ from diffxfer.diffs.artifact.manifest import (
     VocabularyEntry,
     manifest_bytes,
 )
-from diffxfer.diffs.fingerprint import fingerprint
+from diffxfer.diffs.jobs.fingerprint import fingerprint
+from diffxfer.diffs.jobs.report import Report, count_fates, group_fates, losses, remarks
+from diffxfer.diffs.jobs.shards import cut_shards
 from diffxfer.diffs.matching.refusal import group_problems, refusal
-from diffxfer.diffs.report import Report, count_fates, group_fates, losses, remarks
-from diffxfer.diffs.shards import cut_shards
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.device import MEMORY_BYTES, Choice, choose_device
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import ShardFile
     from diffxfer.diffs.matching.match import Fate, Problem
-    from diffxfer.diffs.relatedness import Relation
+    from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.errors import Culprits
     from diffxfer.streaming.statistics import TensorResult
 

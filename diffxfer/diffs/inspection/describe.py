@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.checkpoints.companions import companion_path, list_companions, read_object
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.checkpoints.source import find
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
+from diffxfer.diffs.jobs.report import listed
 from diffxfer.diffs.matching.names import pattern
-from diffxfer.diffs.report import listed
 from diffxfer.diffs.soundness.check import inspect_files
 from diffxfer.errors import QuantizedError
 

@@ -10,12 +10,12 @@ from diffxfer.checkpoints.companions import companion_path, read_bytes, read_con
 from diffxfer.checkpoints.header import FLOATS, short
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME
+from diffxfer.diffs.delta.from_checkpoints import COMPANIONS, HEAD, Source, is_shared, source_entry
 from diffxfer.diffs.matching.buffers import is_buffer
 from diffxfer.diffs.matching.match import BaseMatch, Difference
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.matching.ties import HeadState, has_head_for_words
 from diffxfer.diffs.soundness.idle import stored_tokenizer_in_use
-from diffxfer.diffs.source import COMPANIONS, HEAD, Source, is_shared, source_entry
 from diffxfer.diffs.vocab.relate import Vocabulary
 from diffxfer.diffs.vocab.tensors import vocabulary_tensors
 from diffxfer.errors import ArtifactError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Weights
-    from diffxfer.checkpoints.source import Place
+    from diffxfer.checkpoints.resolve import Place
     from diffxfer.diffs.artifact.manifest import Manifest
 
 

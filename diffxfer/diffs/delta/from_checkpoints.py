@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.hub.names import cached_id
+from diffxfer.checkpoints.hub.repo_ids import cached_id
 from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.checkpoints.source import find
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import ShardEntry, SourceEntry, refuse_diff
 from diffxfer.diffs.matching.added import find_added, find_added_buffers

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.diffs.matching.match import Fate
-    from diffxfer.diffs.relatedness import Relation
+    from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.errors import Culprits
 
 

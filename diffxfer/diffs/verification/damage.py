@@ -11,11 +11,11 @@ import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_object
 from diffxfer.checkpoints.header import parse_header
-from diffxfer.checkpoints.place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.diffs.artifact.manifest import is_sealed
-from diffxfer.diffs.report import listed
+from diffxfer.diffs.jobs.report import listed
 from diffxfer.errors import CheckpointError, Damage
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.checkpoints.source import Place
+    from diffxfer.checkpoints.resolve import Place
     from diffxfer.diffs.artifact.manifest import Manifest
 
 _NOT_OURS = frozenset({".gitattributes", ".gitignore"})

@@ -7,21 +7,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.place import refuse_unsafe_output
+from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME, samples_file
 from diffxfer.diffs.companions.inherit import diff_companions
-from diffxfer.diffs.extract_tasks import BASE_ONLY, extract_tasks
-from diffxfer.diffs.job import Job, RunOptions, do
-from diffxfer.diffs.kinship import kinship_of_diff
+from diffxfer.diffs.delta.from_checkpoints import COMPANIONS, Source, from_checkpoints, read_roles
+from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
+from diffxfer.diffs.jobs.job import Job, RunOptions, do
+from diffxfer.diffs.jobs.shards import parse_size
 from diffxfer.diffs.matching.added import check_added
 from diffxfer.diffs.matching.match import ADDED, BUFFER, IN_BASE, Fate
 from diffxfer.diffs.matching.rename import names_command, parse_renames
 from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.matching.selection import make_selection
-from diffxfer.diffs.shards import parse_size
+from diffxfer.diffs.relations.kinship import kinship_of_diff
 from diffxfer.diffs.soundness.check import check_roles
-from diffxfer.diffs.source import COMPANIONS, Source, from_checkpoints, read_roles
 from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import MatchError, OptionError
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.diffs.artifact.manifest import Manifest
-    from diffxfer.diffs.job import Finish
-    from diffxfer.diffs.report import Report
+    from diffxfer.diffs.jobs.job import Finish
+    from diffxfer.diffs.jobs.report import Report
     from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.statistics import TensorResult
 

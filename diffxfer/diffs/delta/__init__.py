@@ -1,0 +1,1 @@
+"""Where Δ comes from: two checkpoints, or a diff vector on disk."""

@@ -1,0 +1,1 @@
+"""Extracting: Δ = finetuned − base, as an artifact."""

@@ -1,0 +1,1 @@
+"""Grafting: target + α·Δ, from the options to the tasks."""

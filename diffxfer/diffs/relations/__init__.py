@@ -1,0 +1,1 @@
+"""Whether models belong together, by a few thousand sampled weights."""

@@ -1,0 +1,1 @@
+"""Verifying what diffxfer wrote, and proving that base + Δ is finetuned."""
