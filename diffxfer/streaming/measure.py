@@ -25,8 +25,8 @@ def measure_inputs(
 
     Args:
         plan: its tasks write nothing.
-        threads: how many workers; None for one a processor.
-        progress: called with the bytes done and the bytes in all.
+        threads: number of workers; None for one per processor.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
         One result a task of the plan.

@@ -37,7 +37,7 @@ def check_run_options(threads: int | None, device: str) -> None:
     """Refuse threads and devices that cannot run a plan; torch is imported for a GPU alone.
 
     Args:
-        threads: how many workers; None for one a processor.
+        threads: number of workers; None for one per processor.
         device: where the arithmetic runs.
 
     Raises:
@@ -64,12 +64,12 @@ def run_plan(
     Args:
         plan: what to do.
         folder: where, inside its `with` block.
-        threads: how many workers; None for one a processor.
+        threads: number of workers; None for one per processor.
         device: where the arithmetic runs: ``"cpu"``, or a GPU such as ``"cuda:0"``.
         device_memory: the most bytes that are allocated on a GPU.
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
-        progress: called with the bytes done and the bytes in all.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
         One result a task of the plan, and how many of its bytes an earlier run has moved.
