@@ -1,19 +1,19 @@
 """Every error that diffxfer raises on purpose.
 
     DiffxferError
-    ├── OptionError               an option that cannot mean anything
+    ├── OptionError               an option with an invalid value
     ├── CheckpointError           a folder that is not a sound checkpoint
-    │   ├── HeaderError           a shard whose header or length lies
-    │   ├── ShardIndexError       an index that is broken or names what is not there
+    │   ├── HeaderError           a shard with an invalid header or length
+    │   ├── ShardIndexError       an index that is broken or names missing shards or tensors
     │   ├── CompanionError        a config, tokenizer or other companion that cannot be used
     │   ├── QuantizedError        quantised weights, which have no meaningful difference
-    │   ├── HubError              a model on the Hub that cannot be had
+    │   ├── HubError              a model on the Hub that cannot be fetched
     │   └── InputChangedError     an input that changed while it was being read
     ├── MatchError                tensors of the roles that do not fit together
     ├── VocabularyError           tokens of the roles that do not fit together
-    ├── RelatednessError          models of one shape that have nothing to do with each other
+    ├── RelatednessError          unrelated models of the same shape
     ├── ArtifactError             a manifest or diff vector that cannot be used
-    │   └── DamageError           a folder that is not as it was written
+    │   └── DamageError           a folder that was changed or damaged after it was written
     ├── NonFiniteError            NaN, infinity or overflow in a tensor
     ├── DeviceError               a GPU that fails, or has too little memory
     ├── EvaluationError           a model or a task that cannot be scored
@@ -21,11 +21,11 @@
     ├── TrainingError             a training run that cannot go on
     ├── RecipeError               a recipe of rounds that cannot be followed
     └── OutputError               an output that cannot be written
-        ├── OutputExistsError     something is there already, or is one of the inputs
-        ├── UnfinishedError       what another, unfinished run left is in the way
-        └── DiskSpaceError        the disk is too small for it
+        ├── OutputExistsError     the output exists already, or is one of the inputs
+        ├── UnfinishedError       another, unfinished run to the same output
+        └── DiskSpaceError        the disk is too small for the output
 
-A message is one line: where, what was expected and found; what to do.
+A message is one line: which, what was expected and found; what to do.
 Standard library only.
 """
 
@@ -40,16 +40,17 @@ if TYPE_CHECKING:
 
 
 _LONGEST = 8000
-"""How many characters of a problem a message has: the last lines of a log have fewer."""
+"""The most characters of a problem in a message; the last lines of a log have fewer."""
 
 
 def printable(text: str) -> str:
-    """Text on one line that no terminal takes for a command.
+    """Escape text so that it is one line and harmless on a terminal.
 
-    Names and values come from files that anyone may have written.
+    Names and values come from untrusted files.
 
     Args:
-        text: any text; control characters, line ends and what turns or hides text are escaped.
+        text: any text; control characters, line ends, and characters that reverse or hide text
+            are escaped.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
@@ -58,7 +59,7 @@ def printable(text: str) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """The first line that an exception of another library says, at most 300 characters.
+    """The first line of another library's exception, at most 300 characters.
 
     Args:
         exc: the exception; if its text is empty, the name of its type is returned.
@@ -84,18 +85,18 @@ class DiffxferError(Exception):
 
     def __str__(self) -> str:
         problem = self.problem
-        if len(problem) > _LONGEST:  # a name in it may be as long as a file
+        if len(problem) > _LONGEST:  # a name from a file may be very long
             problem = f"{problem[:_LONGEST]}…"
         text = f"{self.where}: {problem}" if self.where else problem
         return printable(f"{text}; {self.remedy}" if self.remedy else text)
 
 
 class OptionError(DiffxferError):
-    """An option whose value cannot mean anything."""
+    """An option with an invalid value."""
 
 
 class CheckpointError(DiffxferError):
-    """A folder that is not a checkpoint that can be read."""
+    """A folder that is not a readable checkpoint."""
 
 
 class HeaderError(CheckpointError):
@@ -103,7 +104,7 @@ class HeaderError(CheckpointError):
 
 
 class ShardIndexError(CheckpointError):
-    """A ``model.safetensors.index.json`` that is broken or names what is not there."""
+    """A ``model.safetensors.index.json`` that is broken or names missing shards or tensors."""
 
 
 class CompanionError(CheckpointError):
@@ -119,11 +120,11 @@ class InputChangedError(CheckpointError):
 
 
 class HubError(CheckpointError):
-    """A model on the Hub that cannot be had.
+    """A model on the Hub that cannot be fetched.
 
     Attributes:
         repo: its id, ``org/name``.
-        revision: the branch, tag or commit that was asked for, None for the main branch.
+        revision: the requested branch, tag or commit, None for the main branch.
         reason: ``"gated"``, ``"missing"``, ``"revision"``, ``"disabled"``, ``"offline"``,
             ``"token"``, ``"rate limit"``, ``"server"``, ``"refused"``, ``"connection"``,
             ``"name"`` or ``"content"``.
@@ -143,14 +144,14 @@ class Culprits:
     """Tensors that do not fit, grouped because their names differ only in numbers.
 
     Attributes:
-        role: the role that lacks them or holds them otherwise, such as ``"base"``.
+        role: the role that lacks them or has them in another form, such as ``"base"``.
         pattern: their names with every number replaced by ``*``.
         names: all of them.
         found: what that role has, such as ``"(128264, 4096)"`` or ``"nothing"``.
         expected: what the other roles have.
-        reason: why that is refused, in a few words.
-        holders: the roles that have them, where another role has none.
-        addable: whether they may be what fine-tuning added, which can be carried over whole.
+        reason: why they are refused, in a few words.
+        holders: the roles that have them, if another role lacks them.
+        addable: whether fine-tuning may have added them, so that they can be brought whole.
     """
 
     role: str
@@ -192,11 +193,11 @@ class ArtifactError(DiffxferError):
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something in a folder that is not as it was written.
+    """Damage to a file or tensor in a folder.
 
     Attributes:
-        file: its name within the folder.
-        tensor: the tensor's name, empty where it is the file as such.
+        file: the file's name within the folder.
+        tensor: the tensor's name, empty if the damage concerns the file.
         problem: what is wrong.
     """
 
@@ -209,10 +210,10 @@ class Damage:
 
 
 class DamageError(ArtifactError):
-    """A folder that is not as it was written.
+    """A folder that was changed or damaged after it was written.
 
     Attributes:
-        damage: all that was found, file by file.
+        damage: all damage found, file by file.
     """
 
     def __init__(
@@ -223,12 +224,12 @@ class DamageError(ArtifactError):
 
 
 class RelatednessError(DiffxferError):
-    """Models of one shape whose weights have nothing to do with each other.
+    """Unrelated models of the same shape.
 
     Attributes:
-        roles: the two.
-        cosine: of the elements that were sampled; the median over tensors.
-        samples: how many elements that were.
+        roles: the two roles.
+        cosine: the median over tensors of the cosine of the sampled elements.
+        samples: number of sampled elements.
     """
 
     def __init__(
@@ -245,8 +246,8 @@ class NonFiniteError(DiffxferError):
 
     Attributes:
         tensor: the tensor's name.
-        role: where the value stands: a role, or ``"output"`` for an overflow.
-        index: the first such element, one number a dimension.
+        role: the role that has the value, or ``"output"`` for an overflow.
+        index: the first such element, one number per dimension.
     """
 
     def __init__(
@@ -267,7 +268,7 @@ class EvaluationError(DiffxferError):
 
 
 class DataError(DiffxferError):
-    """Rows to train on that cannot be read, or are not of a form that we know."""
+    """Rows to train on that cannot be read, or have an unknown form."""
 
 
 class TrainingError(DiffxferError):
@@ -287,7 +288,7 @@ class OutputExistsError(OutputError):
 
 
 class UnfinishedError(OutputError):
-    """What another, unfinished run left is in the way: somebody may want to continue it."""
+    """Another, unfinished run to the same output, which somebody may want to resume."""
 
 
 class DiskSpaceError(OutputError):

@@ -1,5 +1,5 @@
-"""What holds for every test: nothing asks the real Hub, and properties are tried on the same
-examples each time."""
+"""Settings for all tests: no requests to the real Hub, and hypothesis uses the same examples every
+time."""
 
 from __future__ import annotations
 

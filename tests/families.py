@@ -1,7 +1,7 @@
-"""Tiny families of models: saved by transformers, or tensor by tensor where it has no such model.
+"""Tiny families of models: saved by transformers, or tensor by tensor if it has no such model.
 
-Weights are random and not zero. Every tensor of every role differs from the others', and is as
-near to them as those of models that were trained one from the other.
+Weights are random and not zero. The tensors of the roles differ, and are as close to each other as
+in models that were trained from one another.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def gemma3(**changes: Any) -> Gemma3Config:
 
 
 def randomize(model: PreTrainedModel, seed: int) -> None:
-    """Give every parameter values of its own beside those that all seeds share."""
+    """Set every parameter to values that all seeds share plus values of this seed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for place, parameter in enumerate(model.parameters()):
@@ -138,7 +138,7 @@ def save_tensors(
     *,
     cuts: Sequence[int] = (),
 ) -> Path:
-    """A checkpoint tensor by tensor, cut into shards before those of its names."""
+    """A checkpoint tensor by tensor, cut into shards at these positions."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "tiny", **(config or {})}))
     names = list(tensors)
@@ -158,7 +158,7 @@ def save_tensors(
 
 
 def rename_tensors(folder: Path, renamed: Mapping[str, str]) -> Path:
-    """Store a checkpoint of one shard under other names, by the beginnings of names."""
+    """Rename the tensors of a single-shard checkpoint by prefix."""
     path = folder / "model.safetensors"
     tensors = {}
     for name, tensor in load_file(path).items():
@@ -169,7 +169,7 @@ def rename_tensors(folder: Path, renamed: Mapping[str, str]) -> Path:
 
 
 def edit_tensors(folder: Path, **changed: Tensor) -> Path:
-    """Add or replace tensors of a checkpoint of one shard; ``__`` stands for a dot."""
+    """Add or replace tensors of a single-shard checkpoint; ``__`` stands for a dot."""
     path = folder / "model.safetensors"
     tensors = load_file(path) | {name.replace("__", "."): t for name, t in changed.items()}
     save_file(tensors, path, {"format": "pt"})
@@ -196,7 +196,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def load_whole(folder: Path, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """Load a model with transformers; nothing may be missing, unexpected or of another shape."""
+    """Load a model with transformers; no tensor may be missing, unexpected or mismatched."""
     model, info = model_class.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     ids = torch.arange(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)

@@ -1,7 +1,7 @@
 """Mutated checkpoints by atheris: `python -m tests.fuzz_coverage RUNS FOLDER`.
 
-The first byte of an input chooses the kind of file and the second what is done with it; the rest is
-the file. The corpus that it begins with are the sound files.
+The first byte of an input chooses the kind of file, the second the command; the rest is the file.
+The initial corpus consists of the sound files.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ KINDS = [kind for kind in fuzzing.TARGETED if kind != fuzzing.TEMPLATE_FOLDER]
 
 
 def main(runs: str, folder: Path) -> None:
-    """Try so many inputs; the process ends with a status that is not 0 at the first finding.
+    """Try inputs; the process ends with a non-zero status at the first finding.
 
     Args:
-        runs: how many.
-        folder: an empty one, which is left to the caller: atheris ends the process.
+        runs: number of inputs.
+        folder: an empty folder; the caller removes it, because atheris ends the process.
     """
     corpus = folder / "corpus"
     corpus.mkdir()

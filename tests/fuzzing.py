@@ -1,22 +1,22 @@
 """Mutated checkpoints, and what must hold for each of them.
 
-An input is one number: it decides which file of which role is broken, how, and what is done with
-it. So `FUZZ_SEED=N FUZZ_INPUTS=1 pytest -m slow tests/test_fuzz.py` is that input again. Every
+An input is one number, which decides which file of which role is broken, how, and which command
+runs. So `FUZZ_SEED=N FUZZ_INPUTS=1 pytest -m slow tests/test_fuzz.py` repeats that input. Every
 mutated folder is given to the real `extract_diff`, `apply_diff` or `transfer`, on checkpoints of a
-few hundred bytes, in this process, and `Arena.judge` says what it came to. It must be success, or
-a `DiffxferError` of one printable line; and beside that:
+few hundred bytes, in this process, and `Arena.judge` returns the outcome. It must be success, or
+a `DiffxferError` of one printable line. In addition:
 
-- no other exception, BaseException of a Rust extension included; a warning is one too in pytest;
+- no other exception, including a BaseException of a Rust extension; in pytest a warning counts too;
 - an end within `TIME_LIMIT_S`, by an interval timer;
-- no more memory than `PER_BYTE` times the input's size and `FLOOR_BYTES` at the peak, by
-  tracemalloc (numpy's included), for each input or each sixteenth one; and for all of them no more
-  address space than `SPACE_BYTES` above what the process had, by RLIMIT_AS, which also holds for
-  what is allocated and not touched, and outside of Python;
-- nothing outside the inputs and the output's parent opened, listed, made, renamed or removed, no
-  process begun and no connection made, by Python's audit events (other than the reading of Python's
-  own modules);
-- the inputs as they were, by inode, size and time;
-- after an error nothing at OUT; after success what is there reads as safetensors and JSON.
+- a memory peak of at most `PER_BYTE` times the input's size plus `FLOOR_BYTES`, by tracemalloc
+  (including numpy), for every input or every sixteenth one; and for all inputs at most
+  `SPACE_BYTES` more address space than before, by RLIMIT_AS, which also covers memory that is
+  allocated but not used, and memory outside Python;
+- nothing outside the inputs and the output's parent is opened, listed, created, renamed or removed,
+  no process is started and no connection made, by Python's audit events (except that Python reads
+  its own modules);
+- the inputs are unchanged, by inode, size and time;
+- after an error nothing is at OUT; after success the output is valid safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TIME_LIMIT_S = 10
 PER_BYTE = 200
 FLOOR_BYTES = 4 << 20
 SPACE_BYTES = 224 << 20
-"""Less than the largest companion; a thread's stack and malloc's arena are some 72 MiB of it."""
+"""Less than the largest companion; a thread's stack and malloc's arena take some 72 MiB of it."""
 
 MANIFEST = "diffxfer.json"
 SAMPLES = "base_samples.safetensors"
@@ -73,7 +73,7 @@ TARGETED = {
     TEMPLATE_FOLDER: 1,
     "manifest at OUT": 1,
 }
-"""Kinds of files, and how often each is broken against the others."""
+"""Kinds of files, and the relative frequency with which each is broken."""
 
 VERBS = {"extract": extract_diff, "apply": apply_diff, "transfer": transfer}
 _MODELS = ("finetuned", "base", "target")
@@ -84,12 +84,12 @@ class Case:
     """One input.
 
     Attributes:
-        kind: of `TARGETED`.
+        kind: a kind in `TARGETED`.
         family: ``"grown"`` or ``"pieces"``.
-        role: whose file it is.
-        verb: what is done with it.
-        dry_run: whether it is only planned.
-        content: what the file is, or a link in its place.
+        role: the role of the broken file.
+        verb: the command.
+        dry_run: whether it is a dry run.
+        content: the file's content, or a link in its place.
         sealed: whether the manifest of a diff vector states the new content.
     """
 
@@ -104,11 +104,11 @@ class Case:
 
 
 class FindingError(AssertionError):
-    """An input that did what none may do."""
+    """An input that violated a rule."""
 
 
 class _HangError(BaseException):
-    """Nothing may catch it."""
+    """A run that took too long; no code may catch it."""
 
 
 # Families.
@@ -245,7 +245,7 @@ _hooked: list[bool] = []
 
 
 def _watch(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook, which Python keeps for good; it is deaf but while an input is judged."""
+    """An audit hook, which Python cannot remove; it is active only while an input is judged."""
     if not _watching:
         return
     if event in _NEVER:
@@ -258,7 +258,7 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
 
 @contextmanager
 def watched() -> Iterator[list[tuple[str, str]]]:
-    """What is opened, listed, made, renamed or removed meanwhile: event and path of each."""
+    """Record what is opened, listed, created, renamed or removed: event and path of each."""
     global _watching
     if not _hooked:
         sys.addaudithook(_watch)
@@ -273,7 +273,7 @@ def watched() -> Iterator[list[tuple[str, str]]]:
 
 @contextmanager
 def _limited(*, timer: bool) -> Iterator[None]:
-    """Little more address space than there is, and an end in time."""
+    """Limit the additional address space and the time."""
 
     def stop(signum: int, frame: object) -> None:
         raise _HangError
@@ -306,11 +306,11 @@ def _status(folder: Path) -> dict[str, tuple[int, ...]]:
 
 @dataclass
 class Arena:
-    """Sound families in a folder, which one input after the other is tried in.
+    """Sound families in a folder, in which inputs are tried one after the other.
 
     Attributes:
-        root: an empty folder, best in memory.
-        timer: whether a run that takes too long is ended; only a main thread can.
+        root: an empty folder, preferably in memory.
+        timer: whether a run that takes too long is ended; works only in the main thread.
     """
 
     root: Path
@@ -332,7 +332,7 @@ class Arena:
             for path in sorted(self.root.rglob("*"))
             if path.suffix in (".json", ".safetensors")
         ]
-        # What is imported late is imported now.
+        # Run every command once, so that late imports are done.
         for verb in VERBS:
             for family in self.families:
                 for dry_run in (True, False):
@@ -357,7 +357,7 @@ class Arena:
         return replace(case, content=mutators.mutate(rng, sound, case.file, self._donors, links))
 
     def case_of(self, kind: str, content: bytes, rng: Random) -> Case:
-        """A file of that kind in the place of a role's, and what is done with it."""
+        """A case that replaces a role's file of that kind by this content."""
         verb = rng.choice(list(VERBS))
         role = rng.choice(tiny.OPERANDS[verb])
         family = rng.choice(("grown", "grown", "pieces"))
@@ -390,7 +390,7 @@ class Arena:
         return (self.families[case.family][role] / case.file).read_bytes()
 
     def _links(self, case: Case) -> list[mutators.Link]:
-        """What may stand in the place of a file; a shard may lie elsewhere, a folder is outside."""
+        """The links that may replace a file; a shard may be elsewhere, a folder is outside."""
         outside = [] if case.kind == "header" else [str(self.outside / "secret.json")]
         outside += [str(self.outside)] * 2 if case.kind == TEMPLATE_FOLDER else []
         shard = SHARD if case.family == "pieces" else SHARDS[0]
@@ -408,7 +408,7 @@ class Arena:
             ``"success"``, or the name of the error.
 
         Raises:
-            FindingError: it did what none may do.
+            FindingError: it violated a rule.
         """
         folders = self.families[case.family]
         folder = self._out(case) if case.kind == "manifest at OUT" else folders[case.role]
@@ -431,7 +431,7 @@ class Arena:
         return outcome
 
     def _put(self, case: Case, folder: Path) -> dict[Path, bytes | None]:
-        """Put the broken file in its place; what was there before."""
+        """Put the broken file in place; returns the previous contents."""
         path = folder / case.file
         path.parent.mkdir(parents=True, exist_ok=True)
         undo = {path: path.read_bytes() if path.exists() else None}
@@ -454,7 +454,7 @@ class Arena:
         return self.root / case.family / "made" / "out"
 
     def _all(self, case: Case) -> dict[str, tuple[int, ...]]:
-        """The state of every input, and of an OUT that was there."""
+        """The state of every input, and of an existing OUT."""
         found = {}
         for folder in (*self.families[case.family].values(), self.outside):
             found |= _status(folder)
@@ -464,7 +464,7 @@ class Arena:
         shutil.rmtree(self._out(case).parent, ignore_errors=True)
 
     def _run(self, case: Case, *, trace: bool) -> tuple[int, BaseException | None]:
-        """The peak of memory, and what was raised."""
+        """Run the case; returns the peak of memory and the exception."""
         folders = [self.families[case.family][role] for role in tiny.OPERANDS[case.verb]]
         options = {"dry_run": case.dry_run, "threads": 1}
         options |= {"overwrite": True} if case.kind == "manifest at OUT" else {}
@@ -515,21 +515,21 @@ class Arena:
         real = Path(os.path.realpath(name))
         if real.is_relative_to(self.root):
             return not real.is_relative_to(self.outside)
-        # Python looks there for modules, anew when another process changed the folder.
+        # Python lists these folders for modules, again if another process has changed them.
         searched = event == "os.listdir" and name in sys.path
         return searched or name in _READABLE or any(real.is_relative_to(home) for home in _HOMES)
 
 
 @contextmanager
 def in_memory() -> Iterator[Path]:
-    """An empty folder, in memory where there is such a place."""
+    """An empty folder, in memory if possible."""
     place = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as folder:
         yield Path(folder)
 
 
 _HOMES = [Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), Path(__file__).parents[1]]
-"""Where Python's modules are, which are read as they are needed."""
+"""The folders of Python modules, which are read when they are imported."""
 
 
 def _seal(document: dict[str, Any], file: str, content: bytes) -> None:
@@ -563,7 +563,7 @@ def _elsewhere(document: dict[str, Any], file: str, name: str) -> bool:
 
 
 def _check_output(out: Path) -> None:
-    """What was written reads as what it is."""
+    """Check that the output is valid safetensors and JSON."""
     for path in out.rglob("*"):
         if path.name.endswith(".json"):
             json.loads(path.read_bytes().decode("utf-8"))
@@ -577,8 +577,8 @@ class Campaign:
     """Many inputs.
 
     Attributes:
-        arena: where they are tried.
-        findings: the first input of each kind that did what none may do, and what it did.
+        arena: the arena in which they are tried.
+        findings: the first input of each kind that violated a rule, and its error.
     """
 
     arena: Arena
@@ -595,7 +595,7 @@ class Campaign:
                 self.findings.setdefault(_signature(exc), (seed, case, str(exc)))
 
     def table(self) -> str:
-        """How many inputs of each kind came to what."""
+        """The number of inputs by kind and outcome."""
         kinds = sorted({kind for kind, _ in self.arena.counts})
         lines = []
         for kind in kinds:
@@ -605,7 +605,7 @@ class Campaign:
         return "\n".join([*lines, f"in all: {sum(self.arena.counts.values()):,}"])
 
     def told(self) -> str:
-        """The findings, each with what makes it again."""
+        """The findings, each with the command that reproduces it."""
         return "\n\n".join(
             f"FUZZ_SEED={seed}: {said}\n{signature}\n{case!r}"[:3000]
             for signature, (seed, case, said) in self.findings.items()
@@ -613,7 +613,7 @@ class Campaign:
 
 
 def _signature(exc: FindingError) -> str:
-    """Where in the library it came from."""
+    """The place in the library that it came from."""
     cause = exc.__cause__
     if cause is None:
         return str(exc)[:24]

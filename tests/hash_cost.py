@@ -1,9 +1,9 @@
-"""What the checksums cost beside the copying: `python -m tests.hash_cost FOLDER`.
+"""The cost of the checksums compared with the copying: `python -m tests.hash_cost FOLDER`.
 
-Works on a family of 0.2B parameters in bfloat16, again and again, by turns with the checksums and
-without them (where each is a constant), and prints medians of the processor's and the wall clock's
-time, from the first chunk to the last; and, since a busy machine blurs differences, the share that
-is clocked within the hash itself. FOLDER should be in memory, where nothing hides the cost.
+It runs repeatedly on a family of 0.2B parameters in bfloat16, alternately with checksums and with
+constants instead, and prints medians of CPU and wall-clock time from the first chunk to the last.
+Since a busy machine blurs differences, it also prints the share of time spent in the hash itself.
+FOLDER should be in memory, so that disk access does not hide the cost.
 """
 
 import json
@@ -41,7 +41,7 @@ def make_family(root):
 
 
 def seconds_of_loop(verb, roles, out):
-    """The processor's and the wall clock's seconds of the loop alone."""
+    """CPU and wall-clock seconds of the loop alone."""
     taken = []
     run = Engine.run
 
@@ -64,7 +64,7 @@ def without_checksums():
 
 
 def share_within(verb, roles, out):
-    """The share of the loop's processor time that is spent in the hash, within one run."""
+    """The share of the loop's CPU time spent in the hash, within one run."""
     spent = []
     digest = worker.block_digests
 

@@ -1,4 +1,4 @@
-"""Files and tensors that several tests need."""
+"""Files and tensors that several tests share."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
 }
-"""The float dtypes by the names that safetensors gives them."""
+"""The float dtypes by their safetensors names."""
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def raw_shard(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
-    """A safetensors file made by hand, true or not.
+    """A safetensors file made by hand, valid or not.
 
     Args:
-        header: its JSON as bytes, or what is to be written as JSON.
-        data: what follows.
-        length: the header's length that it states, None for the true one.
+        header: its JSON as bytes, or a value to be written as JSON.
+        data: the bytes after the header.
+        length: the stated length of the header, None for the true one.
     """
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
@@ -76,7 +76,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 
 def block_checksum(tensor: Tensor) -> str:
-    """A tensor's checksum, written anew from its definition."""
+    """A tensor's checksum, implemented independently from its definition."""
     data, step = to_bytes(tensor), 262144 * tensor.element_size()
     whole = xxhash.xxh3_128()
     for start in range(0, len(data), step):

@@ -1,4 +1,4 @@
-"""Ways to break a file: its structure where it is JSON or has a header, else its bytes."""
+"""Ways to break a file: its structure if it is JSON or has a header, otherwise its bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Raw:
-    """JSON text that stands as it is."""
+    """JSON text that is inserted unchanged."""
 
     text: str
 
@@ -109,11 +109,11 @@ def mutate(
     """Break a file.
 
     Args:
-        rng: decides how.
+        rng: the source of random choices.
         sound: its bytes.
-        name: its name, which tells its form.
+        name: its name, which determines its format.
         donors: other sound files.
-        links: what may stand in its place.
+        links: links that may replace it.
     """
     if rng.random() < 0.01:
         return rng.choice(list(links))
@@ -131,7 +131,7 @@ def mutate(
 
 
 def mutate_bytes(rng: Random, raw: bytes, donors: Sequence[bytes]) -> bytes:
-    """Flip, cut, put in, double, splice."""
+    """Flip, cut, insert, double or splice bytes."""
     for _ in range(_few(rng)):
         at = rng.randrange(len(raw) + 1)
         end = min(len(raw), at + rng.choice((1, 1, 2, 4, 8, 64, 1024)))
@@ -166,7 +166,7 @@ def _few(rng: Random) -> int:
 
 
 def mutate_json(rng: Random, document: Any, donors: Sequence[bytes]) -> bytes:
-    """Change values and keys of a document, most often so that it stays one."""
+    """Change values and keys of a document, usually so that it stays valid JSON."""
     holder = [document]
     for _ in range(_few(rng)):
         _change(rng, holder, donors)
@@ -222,7 +222,7 @@ def _change(rng: Random, holder: list[Any], donors: Sequence[bytes]) -> None:
 
 
 def _uncurl(holder: list[Any]) -> None:
-    """A swap may have put a container into itself: no JSON is like that."""
+    """Remove cycles: a swap may have put a container into itself, which JSON cannot express."""
     try:
         json.dumps(holder, default=str)
     except (ValueError, RecursionError):
@@ -230,7 +230,7 @@ def _uncurl(holder: list[Any]) -> None:
 
 
 def any_value(rng: Random, old: Any) -> Any:
-    """A value that is not what is due, or nearly it."""
+    """A value that is wrong, or nearly right."""
     if type(old) is int and rng.random() < 0.5:
         near = (old + 1, old - 1, -old, float(old), str(old), [old], old * 2, old == 1, old << 32)
         return rng.choice(near)
@@ -364,7 +364,7 @@ def _offsets(rng: Random, header: dict[str, Any], name: str) -> None:
 
 
 def _reshape(rng: Random, header: dict[str, Any], name: str) -> None:
-    """Another shape, most often of as many elements."""
+    """Change the shape, usually with the same number of elements."""
     entry = header[name]
     if not (isinstance(entry, dict) and isinstance(entry.get("shape"), list)):
         return
@@ -412,7 +412,7 @@ def _swap(rng: Random, header: dict[str, Any], name: str) -> None:
 
 
 def _add_empty(rng: Random, header: dict[str, Any], name: str) -> None:
-    """A tensor without elements, which takes no room."""
+    """Add a tensor without elements."""
     end = rng.choice((0, 24, 96, 120))
     shape = rng.choice(([0], [0, 4], [1 << 62, 0], [0] * 64, [8, 0]))
     entry = {"dtype": rng.choice(DTYPES), "shape": shape, "data_offsets": [end, end]}

@@ -1,8 +1,8 @@
-"""What transfer, extract and apply must give, computed for whole checkpoints in memory.
+"""The expected results of transfer, extract and apply, computed for whole checkpoints in memory.
 
-Written from the design and not from the code: every tensor is loaded with safetensors, names,
-ties and tokens are paired in plain dictionaries, and the arithmetic is numpy's float64, element by
-element; only the last cast is torch's own. How tokens pair is for a test to say.
+It is written from the design, not from the code: every tensor is loaded with safetensors; names,
+ties and tokens are paired in plain dictionaries; the arithmetic is numpy's float64, element by
+element; only the last cast is torch's. The test states how tokens pair.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def same(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors are the same in dtype, shape and every bit."""
+    """Whether two tensors are equal in dtype, shape and every bit."""
     alike = left.dtype == right.dtype and left.shape == right.shape
     return alike and torch.equal(bits(left), bits(right))
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Two checkpoints are the same, tensor by tensor and bit by bit."""
+    """Assert that two checkpoints are equal, tensor by tensor and bit by bit."""
     assert found.keys() == expected.keys()
     different = [name for name in expected if not same(found[name], expected[name])]
     assert not different, f"{len(different)} of {len(expected)} differ, such as {different[0]}"
@@ -138,7 +138,7 @@ def _delta(finetuned: np.ndarray, base: np.ndarray, stored: torch.dtype | None) 
 
 
 def base_rows(roles: Roles) -> dict[int, int]:
-    """Finetuned's token ids to base's; a slot that finetuned renamed stays where it is."""
+    """Finetuned's token ids to base's; a slot that finetuned renamed keeps its id."""
     ours, theirs = roles.finetuned or [], roles.base or []
     if roles.base_mode == "ids":
         count = min(len(ours), len(theirs))
@@ -158,7 +158,7 @@ def added_tokens(roles: Roles) -> dict[int, str]:
 
 
 def target_rows(roles: Roles) -> tuple[dict[int, int], dict[int, int]]:
-    """Output rows to finetuned's: those to graft, and those to bring whole."""
+    """Output rows to finetuned's rows: those to graft, and those to bring whole."""
     ours, theirs = roles.finetuned or [], roles.target or []
     new = added_tokens(roles)
     at = {token: i for i, token in enumerate(theirs) if token is not None}

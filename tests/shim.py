@@ -1,4 +1,4 @@
-"""The command line in a process of its own whose system calls fail: see faults.c beside."""
+"""Running the command line in a separate process whose system calls fail: see faults.c."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCE = Path(__file__).with_name("faults.c")
 
 
 def compile_shim(folder: Path) -> Path:
-    """The shared object; without a C compiler or on another system the test is skipped."""
+    """The shared object; without a C compiler, or on an unsupported system, the test is skipped."""
     if sys.platform != "linux" or shutil.which("cc") is None:
         pytest.skip("faults need a C compiler, and Linux")
     made = folder / "faults.so"
@@ -30,7 +30,7 @@ def compile_shim(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a process came to, and what it did below the folder."""
+    """The outcome of a process, and its system calls below the folder."""
 
     status: int
     out: str

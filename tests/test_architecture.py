@@ -1,4 +1,4 @@
-"""The floors of the house: imports go only downwards, modules and functions stay small."""
+"""The layers of the package: imports go only downwards, modules and functions stay small."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FLOORS = {
     "cli": 5,
 }
 FACE = 4.5
-"""`diffxfer/__init__.py` is the public face of what lies below it; only the commands use it."""
+"""`diffxfer/__init__.py` is the public interface of the floors below; only the commands use it."""
 
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {
-    # Their docstrings and signatures are most of them: one line an option.
+    # Most of their lines are docstrings and signatures: one line per option.
     "diffxfer.diffs.extraction.extract.extract_diff",
     "diffxfer.diffs.grafting.graft.apply_diff",
     "diffxfer.diffs.grafting.graft.transfer",
@@ -43,7 +43,7 @@ LONG_FUNCTIONS = {
     "diffxfer.cli.eval.eval_models",
     "diffxfer.recycling.tune.tune",
 }
-"""Functions that are longer; take from this list, do not add to it."""
+"""Functions that may be longer; remove from this list, do not add to it."""
 
 
 def name_of(path: Path) -> str:
@@ -61,13 +61,13 @@ def floor(module: str) -> float:
     """The floor that a module lives on."""
     room = module.split(".")[1] if "." in module else ""
     if room in ("", "family"):
-        # The family is data for whoever asks, and asks for nothing.
+        # The family is data: any floor may use it, and it imports nothing.
         return FACE if room == "" else 0
     return 6 if room == "__main__" else FLOORS[room]
 
 
 def imports(module: str) -> Iterator[tuple[str, int]]:
-    """Every module of ours that one imports wherever it does so, for types too, and the line."""
+    """Every module of ours that a module imports anywhere, even only for types, with the line."""
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -139,7 +139,7 @@ def test_functions_stay_small() -> None:
 
 class TestThePublicFace:
     def test_all_is_sorted_and_complete(self) -> None:
-        # What a type checker is told is what is there when it is asked for.
+        # The names declared for type checkers are those available at run time.
         told = {
             alias.name: str(node.module).removeprefix("diffxfer.")
             for node in ast.walk(TREES["diffxfer"])
@@ -235,7 +235,7 @@ def test_public_things_are_documented(module: str) -> None:
 
 
 def _raises_ours(node: ast.FunctionDef) -> bool:
-    """Whether a function's own lines raise an error for a person."""
+    """Whether a function itself raises an error that users see."""
     return any(
         isinstance(inner, ast.Raise)
         and isinstance(inner.exc, ast.Call)

@@ -59,7 +59,7 @@ def sharded(families: dict[str, World], tmp_path: Path) -> World:
 
 
 def refused(world: World, argv: list[str], *says: str) -> str:
-    """Run a command that must be refused in one line, without a trace; that line."""
+    """Run a command that must be refused in one line and leave no trace; returns the line."""
     before = tiny.tree(world.root)
     outcome = tiny.run(*argv)
     assert tiny.tree(world.root) == before
@@ -132,7 +132,7 @@ def put(name: str, content: str | bytes) -> Callable[[Path], object]:
 
 
 def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Put something else in the place of a file."""
+    """Replace a file by something else."""
 
     def inflict(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], obje
 
 
 def twice(folder: Path) -> None:
-    """A header with one key two times, the second with other offsets."""
+    """A header with a duplicate key, the second with different offsets."""
     found: dict[str, object] = {}
     tiny.edit_header(folder / SHARD, found.update)
     text = json.dumps(found)
@@ -579,7 +579,7 @@ FAULTS = [*HEADERS, *FILES, *CONFIGS, *INDEXES, *QUANTISED, *KINDS]
 
 
 def befall(faults: list[Fault]) -> pytest.MarkDecorator:
-    """Every fault with every command and every role that it may befall."""
+    """Every fault with every command and every role that it applies to."""
     cases = [
         pytest.param(fault, verb, role, id=f"{fault.name}-{verb}-{role}")
         for fault in faults
@@ -879,7 +879,7 @@ PATHS = ("companions/../../secret.json", "companions//etc/passwd", "companions/.
 
 @pytest.mark.parametrize("name", [*PATHS, "companions/\0", "companions/" + "x" * 300])
 def test_a_manifest_with_paths_in_it(name: str, world: World) -> None:
-    """Whatever it calls a file, nothing outside the diff vector's folder is opened."""
+    """Whatever name it gives a file, nothing outside the diff vector's folder is opened."""
     secret = world.root / "secret.json"
     secret.write_text("{}")
     entry = {"size": 2, "xxh3": xxhash.xxh3_128_hexdigest(b"{}")}
@@ -1000,7 +1000,7 @@ def test_a_tensor_of_2_to_the_40(size: str, verb: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_header_of_many_tensors(count: int, tmp_path: Path) -> None:
-    """A million of them are 85 MB of header."""
+    """A million tensors make a header of 85 MB."""
     entries = {
         f"model.layers.{place}.w": {
             "dtype": "BF16",
@@ -1021,7 +1021,7 @@ def test_a_header_of_many_tensors(count: int, tmp_path: Path) -> None:
         "found = open_checkpoint(Path(sys.argv[1]), 'base')\n"
         "print(len(found.tensors), (peak() - before) * 1024)"
     )
-    # By sh, since a child's peak counts the pages that its parent had when it was made.
+    # Started by sh, since a child's peak includes the pages of its parent when it was forked.
     command = ["sh", "-c", '"$@"', "sh", sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     tensors, taken = map(int, done.stdout.split())
@@ -1113,7 +1113,7 @@ class TestOutputsThatExist:
 
 @pytest.mark.parametrize("verb", ["transfer", "extract"])
 def test_a_disk_that_is_too_small(verb: str, tmp_path: Path) -> None:
-    """Sparse files that are larger than the disk: nothing of them may be read or written."""
+    """Sparse files larger than the disk: none of their data may be read or written."""
     elements = shutil.disk_usage(tmp_path).free // 2 + (1 << 28)
     world = World(tmp_path)
     for role in MODELS:
@@ -1132,7 +1132,7 @@ def test_a_disk_that_is_too_small(verb: str, tmp_path: Path) -> None:
     refused(world, world.argv(verb), *says)
 
 
-# Once more in a process of its own, where a mistake would wait for ever or kill pytest.
+# In a separate process, because a bug would block forever or kill pytest.
 
 
 def process(world: World, argv: list[str], *says: str) -> None:

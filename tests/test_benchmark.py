@@ -1,4 +1,4 @@
-"""The benchmark of the examples runs, and its figures fit together."""
+"""The example benchmark runs, and its figures are consistent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example that follows a chain of four bases, in its smallest form, and its tables."""
+"""The example with a chain of four bases, in its smallest form, and its tables."""
 
 from __future__ import annotations
 

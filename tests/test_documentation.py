@@ -1,6 +1,6 @@
-"""What the pages say is there: links, paths, options, and remedies of errors.
+"""Links, paths, options and remedies that the pages name exist.
 
-`python -m tests.documented` runs the commands that they show; here it is proved that it finds them.
+`python -m tests.documented` runs the commands in the pages; these tests check that it finds them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative
 
 
 def slug(heading: str) -> str:
-    """The anchor that a heading gets on a page of Markdown."""
+    """The anchor of a Markdown heading."""
     kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
     return kept.strip().replace(" ", "-")
 
@@ -85,7 +85,7 @@ def test_options_that_stand_alone_are_those_of_a_command(page: Path, known: set[
 
 
 def texts(path: Path) -> Iterator[str]:
-    """The strings of a module that are no docstrings."""
+    """The strings of a module except docstrings."""
     tree = ast.parse(path.read_text("utf-8"))
     comments = {
         id(node.value)

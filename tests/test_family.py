@@ -1,4 +1,4 @@
-"""The shipped family: the diff vector's effect on models that were really trained."""
+"""The shipped family: the effect of the diff vector on trained models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped lm-eval tasks: lm-eval finds in them what the family's own script does."""
+"""The shipped lm-eval tasks: lm-eval gives the same scores as the family's script."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Mutated checkpoints: success or one line, and nothing else; `tests.fuzzing` says what is held.
+"""Mutated checkpoints: success or a one-line error; `tests.fuzzing` lists the rules.
 
-A few inputs in the quick suite, by hypothesis; as many as one likes with
+A few inputs in the quick suite, by hypothesis; any number of inputs with
 
     FUZZ_INPUTS=100000 pytest -s -m slow tests/test_fuzz.py -k many
 
-which prints how many of each kind came to what. FUZZ_SEED is the first input's number.
+which prints the outcomes by kind. FUZZ_SEED is the first input's number.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FUZZ_DEFAULTS = {"FUZZ_INPUTS": 5000, "FUZZ_SEED": 0}
 
 @pytest.mark.slow
 def test_inputs_that_coverage_finds() -> None:
-    """The same, where atheris mutates the bytes and keeps what reaches new lines."""
+    """The same, with atheris, which mutates bytes and keeps inputs that reach new lines."""
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed; it has wheels for Python 3.11 to 3.13 on Linux")
     runs = os.environ.get("FUZZ_INPUTS", "5000")

@@ -1,4 +1,4 @@
-"""However a run ends, nothing is at OUT, and the same command goes on to the same bytes."""
+"""However a run is interrupted, nothing is at OUT, and the same command resumes to equal bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUICK, SLOW = 4, 50
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A family of two shards and thirty chunks a model, with an integer tensor."""
+    """A family of two shards and thirty chunks per model, with an integer tensor."""
     made = World(tmp_path_factory.mktemp("family"))
     for number, role in enumerate(("base", "finetuned", "target")):
         generator = torch.Generator().manual_seed(number)
@@ -65,7 +65,7 @@ def files(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def reference(world: World) -> dict[str, dict[str, bytes]]:
-    """What undisturbed runs make. The folder's name is in the card, so it is the same always."""
+    """The results of undisturbed runs; always the same folder name, since it is in the card."""
     found = {}
     for verb in VERBS:
         out = world.root / f"whole-{verb}" / "out"
@@ -86,7 +86,7 @@ def faults(library: Path, tmp_path: Path) -> Faults:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """An output in a folder of its own, that is there already."""
+    """An output path in a separate, existing folder."""
     (tmp_path / "made").mkdir()
     return tmp_path / "made" / "out"
 
@@ -96,7 +96,7 @@ def partials(out: Path) -> list[Path]:
 
 
 def fail_reads_after(patch: pytest.MonkeyPatch, count: int) -> None:
-    """Let the disk fail once so many reads have worked."""
+    """Let the disk fail after this number of reads."""
     preadv, done = os.preadv, []
 
     def failing(fd: int, buffers: list[memoryview], offset: int) -> int:
@@ -109,7 +109,7 @@ def fail_reads_after(patch: pytest.MonkeyPatch, count: int) -> None:
 
 
 def finish(world: World, verb: str, out: Path, *options: str) -> int:
-    """Run to the end; the bytes that were done already."""
+    """Run to the end; returns the bytes that were already done."""
     done = tiny.run(*argv(world, verb, out, *options, "--json"))
     assert (done.status, done.err) == (0, "")
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -281,7 +281,7 @@ def test_a_call_that_fails(
 def test_a_sync_that_fails_is_not_trusted(
     faults: Faults, world: World, reference: dict[str, dict[str, bytes]], out: Path, at: int
 ) -> None:
-    """The first are the journal's and its folder's; then come the shards, and the small files."""
+    """The first syncs are of the journal and its folder, then of the shards and the small files."""
     command = argv(world, "transfer", out)
     failed = faults.run(command, under="made", calls="fsync", at=at, do=str(errno.EIO))
     assert (failed.status, out.exists()) == (1, False)
@@ -306,7 +306,7 @@ def test_short_reads_and_writes_change_nothing(
 def test_a_limit_on_the_size_of_files(
     faults: Faults, world: World, reference: dict[str, dict[str, bytes]], out: Path
 ) -> None:
-    """The second shard is the smaller one, and may be written."""
+    """The second shard is smaller, and may be written."""
     limit = (1 << 22, 1 << 22)
     failed = faults.run(
         argv(world, "transfer", out),
@@ -338,7 +338,7 @@ def test_a_disk_that_becomes_full(
 ) -> None:
     out = disk / "out"
     with monkeypatch.context() as patch:
-        # The disk shrinks after it was looked at for the last time, as if somebody had taken it.
+        # The disk fills up after the last check of its free space.
         statvfs, looked = os.statvfs, []
 
         def look(path: Path) -> os.statvfs_result:
@@ -426,7 +426,7 @@ def test_an_input_that_changes_makes_what_was_done_useless(copied: World, out: P
 
 @pytest.fixture
 def begin_at(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Leaves an unfinished transfer; the folder in which it is."""
+    """A function that leaves an unfinished transfer and returns its partial folder."""
 
     def begin(out: Path, *options: str, reads: int = 60) -> Path:
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The table of promises: every command in it selects tests, by each of its words."""
+"""The table of promises: every command in it selects tests that match all its words."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ OPERANDS = {
 
 
 def tensors(role: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
-    """Small values that differ from role to role, tensor to tensor and place to place."""
+    """Small values that differ between roles, tensors and positions."""
     scale = {"base": 1.0, "finetuned": 1.25, "target": 1.5}[role]
     return {
         name: (torch.arange(1, torch.Size(shape).numel() + 1).reshape(shape) * (scale + place)).to(
@@ -67,7 +67,7 @@ def save_model(
     config: Mapping[str, Any] | None = None,
     sharded: bool = False,
 ) -> Path:
-    """Write a checkpoint; where it is sharded, the last two tensors are in the second file."""
+    """Write a checkpoint; if it is sharded, the last two tensors are in the second file."""
     folder.mkdir(parents=True)
     write_json(folder / "config.json", CONFIG if config is None else config)
     if not sharded:
@@ -103,7 +103,7 @@ def edit_header(shard: Path, change: Callable[[dict[str, Any]], object]) -> None
 
 
 def set_header(shard: Path, text: bytes, *, length: int | None = None) -> None:
-    """Give a shard another header, and a length that may lie, and leave its data."""
+    """Replace a shard's header, and optionally state a wrong length; keep its data."""
     raw = shard.read_bytes()
     (before,) = struct.unpack("<Q", raw[:8])
     stated = struct.pack("<Q", len(text) if length is None else length)
@@ -130,7 +130,7 @@ def tree(root: Path) -> dict[str, tuple[object, ...]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command came to."""
+    """The outcome of a command."""
 
     status: int
     out: str
@@ -138,9 +138,10 @@ class Outcome:
 
 
 def run(*argv: str | Path, summary: bool = False) -> Outcome:
-    """Run the command line in this process, with neither stream a terminal.
+    """Run the command line in this process, without a terminal.
 
-    A job that is to say nothing but what is wrong gets `--quiet`, unless its summary is asked for.
+    `extract`, `apply` and `transfer` get `--quiet`, so that they print only warnings and errors,
+    unless `summary` is set.
     """
     job = bool(argv) and argv[0] in ("extract", "apply", "transfer")
     if job and not summary and not {"--json", "--dry-run", "-q", "--quiet"} & set(map(str, argv)):
@@ -167,7 +168,7 @@ def run(*argv: str | Path, summary: bool = False) -> Outcome:
 
 @dataclass
 class World:
-    """A family in a folder of its own, and where its output is to be."""
+    """A family in a separate folder, and the path of its output."""
 
     root: Path
     folders: dict[str, Path] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Floor 0: what is on disk, and how it is read and written."""
+"""Floor 0: checkpoints on disk and on the Hub: reading and writing them."""

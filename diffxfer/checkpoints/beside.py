@@ -1,4 +1,4 @@
-"""The companions of one model: those in a folder, or those that an output is going to have."""
+"""The companions of one model: those in a folder, or those of a planned output."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What stands beside the weights of a model.
+    """The companions of a model.
 
     Attributes:
-        folder: where the files are; of a planned output, where they are to be.
-        planned: what a planned output is to have, by name: bytes, or a file to copy; None where
-            the folder itself is read.
+        folder: the folder of the files; for a planned output, the folder to create.
+        planned: the planned companions by name, each as bytes or as a file to copy; None to read
+            the folder.
     """
 
     folder: Path
     planned: Mapping[str, bytes | Path] | None = None
 
     def where(self, name: str) -> Path:
-        """What a file is called in a message."""
+        """A file's path for messages."""
         return self.folder / name
 
     def read(self, name: str) -> bytes | None:
@@ -58,13 +58,13 @@ class Beside:
         return {} if raw is None else parse_object(raw, self.where(name))
 
     def matching(self, pattern: str) -> list[str]:
-        """The names, sorted, of the files at the top whose names match a pattern."""
+        """The sorted names of top-level files that match a pattern."""
         if self.planned is None:
             return sorted(path.name for path in self.folder.glob(pattern))
         return sorted(name for name in self.planned if fnmatchcase(name, pattern))
 
     def more_templates(self) -> list[str]:
-        """The names, sorted, of what lies in the folder of additional chat templates.
+        """The sorted names of files in the folder of additional chat templates.
 
         Raises:
             CompanionError: it cannot be listed, or leads out of the folder.

@@ -1,7 +1,7 @@
-"""The files beside the weights: which there are, and how to read them without being fooled.
+"""Companions, the files beside the weights: listing them, and reading them safely.
 
-A checkpoint comes from anywhere, so a companion may be a link to a private key, a FIFO that
-never answers, or JSON that is none. Whatever is read or copied goes through `companion_path`.
+A checkpoint is not trusted: a companion may be a link to a private key, a FIFO that blocks, or
+invalid JSON. Every file that is read or copied goes through `companion_path`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_COMPANION_BYTES = 256 * 1024 * 1024
 TEMPLATE_FOLDER = "additional_chat_templates"
 
-# What we make anew in every output: neither carried nor worth a word.
+# Files that diffxfer writes anew in every output: neither copied nor reported as left out.
 _MADE_ANEW = ("readme.md", "diffxfer.json", "*.safetensors.index.json")
 _LEFT_OUT = (
     "consolidated*",
@@ -44,12 +44,12 @@ _WEIGHTS = (
 
 
 class Companions(NamedTuple):
-    """What stands beside the weights in a checkpoint.
+    """The files beside the weights in a checkpoint.
 
     Attributes:
-        names: companions to carry, relative to the folder, with ``/``, sorted.
-        left_out: everything else but shards, their index, the README and our manifest (which an
-            output gets anew), sorted; folders end with ``/``, unprintable names are escaped.
+        names: companions to copy, relative to the folder, with ``/``, sorted.
+        left_out: all other files, sorted, except shards, index, README and manifest, which an
+            output gets anew; folders end with ``/``, unprintable names are escaped.
     """
 
     names: tuple[str, ...]
@@ -62,7 +62,7 @@ def is_code(name: str) -> bool:
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file is a companion that is carried, by its name alone.
+    """Whether a file is a companion to copy, by its name alone.
 
     Args:
         name: relative to the checkpoint, with ``/``.
@@ -74,17 +74,17 @@ def is_companion(name: str) -> bool:
 
 
 def companion_path(folder: Path, name: str) -> Path | None:
-    """The companion of that name, if it is there and is safe to read.
+    """The path of a companion, if it exists and is safe to read.
 
     Args:
         folder: the checkpoint, which may lie in the Hub's cache.
         name: the companion's name relative to it.
 
     Returns:
-        ``folder / name``, or None if there is nothing of that name.
+        ``folder / name``, or None if it does not exist.
 
     Raises:
-        CompanionError: it is no regular file, or a link leads it out of the folder (and out of
+        CompanionError: it is not a regular file, or a link leads out of the folder (and out of
             the Hub cache's ``blobs`` of the same repository).
     """
     path = folder / name
@@ -92,7 +92,7 @@ def companion_path(folder: Path, name: str) -> Path | None:
         path.lstat()
         real = path.resolve(strict=True)
         mode = real.stat().st_mode
-    except PermissionError as exc:  # which is not to say that nothing is there
+    except PermissionError as exc:  # the file may exist nevertheless
         problem = f"cannot be read ({exc.strerror})"
         raise CompanionError(path, problem, "check its permissions") from exc
     except (OSError, RuntimeError, ValueError) as exc:
@@ -117,7 +117,7 @@ def _refuse_link_out(path: Path, real: Path, folder: Path) -> None:
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
-    """The ``blobs`` of the repository whose snapshot ``folder`` is, and those that all share."""
+    """The ``blobs`` folders of a snapshot's repository, and the cache's shared ones."""
     return [
         home / "blobs"
         for snapshots in folder.parents
@@ -134,17 +134,17 @@ def read_bytes(path: Path) -> bytes:
     """A companion's bytes.
 
     Args:
-        path: a path that `companion_path` gave.
+        path: a path from `companion_path`.
 
     Returns:
-        The whole content, 256 MiB at most.
+        The whole content, at most 256 MiB.
 
     Raises:
-        CompanionError: it is missing, no regular file, too large or unreadable.
+        CompanionError: it is missing, not a regular file, too large or unreadable.
     """
     try:
-        # Looked at before it is opened, since opening a device may already have an effect; and
-        # O_NONBLOCK, since opening a FIFO that took its place since would wait for a writer.
+        # Check the kind before opening, since opening a device may have an effect. O_NONBLOCK,
+        # since a FIFO may have replaced the file meanwhile and opening it would block.
         if not stat.S_ISREG(path.stat().st_mode):
             raise _not_regular(path)
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -158,7 +158,7 @@ def read_bytes(path: Path) -> bytes:
                     f"is {info.st_size} bytes, where a companion has at most {MAX_COMPANION_BYTES}",
                     "move it out of the checkpoint",
                 )
-            # By its size, since `read` takes the memory that it is asked for before it reads.
+            # Read its size and no more, since `read(n)` allocates n bytes before it reads.
             return file.read(info.st_size)
     except OSError as exc:
         problem = f"cannot be read ({exc.strerror})"
@@ -168,11 +168,11 @@ def read_bytes(path: Path) -> bytes:
 def read_json(path: Path) -> Any:
     """The document in a JSON companion.
 
-    Python's ``NaN`` and ``Infinity`` are let through: transformers writes them into configs
+    Python's ``NaN`` and ``Infinity`` are accepted: transformers writes them into configs
     (Mamba 2's ``time_step_limit``).
 
     Args:
-        path: a path that `companion_path` gave.
+        path: a path from `companion_path`.
 
     Returns:
         The document, with Python's ints and floats.
@@ -184,7 +184,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON companion; as `read_json`, and anything but an object is an error."""
+    """The object in a JSON companion; like `read_json`, but refuses other values."""
     return parse_object(read_bytes(path), path)
 
 
@@ -192,7 +192,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The checkpoint's ``config.json``.
 
     Raises:
-        CompanionError: it is missing, unsafe or no JSON object.
+        CompanionError: it is missing, unsafe or not a JSON object.
     """
     path = companion_path(folder, "config.json")
     if path is None:
@@ -203,13 +203,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def list_companions(folder: Path) -> Companions:
-    """What stands beside the weights, and what of it is carried over.
+    """List the files beside the weights, and which of them are copied.
 
     Args:
         folder: the checkpoint.
 
     Returns:
-        The names of the companions, and of what is left out.
+        The names of the companions, and of files that are left out.
 
     Raises:
         CompanionError: the folder cannot be listed, or a companion is not safe to read.
@@ -235,16 +235,16 @@ def list_companions(folder: Path) -> Companions:
 
 
 def more_templates(folder: Path) -> list[str]:
-    """What lies in a checkpoint's folder of additional chat templates.
+    """The files in a checkpoint's folder of additional chat templates.
 
     Args:
         folder: the checkpoint.
 
     Returns:
-        Names relative to the checkpoint, sorted; none where there is no such folder.
+        Names relative to the checkpoint, sorted; empty if there is no such folder.
 
     Raises:
-        CompanionError: it cannot be listed, or a link leads it out of the checkpoint.
+        CompanionError: it cannot be listed, or a link leads out of the checkpoint.
     """
     inside = folder / TEMPLATE_FOLDER
     if not _is_folder(inside):
@@ -256,7 +256,7 @@ def more_templates(folder: Path) -> list[str]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a link to a name that no file system has, or to where one may not look
+    except OSError:  # a link to an impossible name, or to a place without access
         return False
 
 

@@ -1,4 +1,4 @@
-"""Bringing weights from the Hub, once nothing is left to refuse."""
+"""Downloading weights from the Hub, after all checks have passed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def missing_files(shards: Iterable[ShardFile]) -> list[HubFile]:
-    """The files on the Hub, of those that some shards are, that its cache does not have.
+    """The Hub files of some shards that are not in the cache.
 
     Args:
-        shards: of any number of models, in folders or on the Hub.
+        shards: shards of any number of models, in folders or on the Hub.
     """
     files = {shard.path: shard.remote for shard in shards if shard.remote is not None}
     return [file for _, file in sorted(files.items()) if not file.here]
@@ -29,17 +29,17 @@ def fetch_shards(
     out: Path | None = None,
     needed: int = 0,
 ) -> None:
-    """Download the shards that are on the Hub alone, all at the same time, if they have room.
+    """Download the shards that are only on the Hub, in parallel, if there is enough disk space.
 
     Args:
-        shards: of any number of models, in folders or on the Hub.
-        progress: called with the bytes that are there and the bytes in all.
-        out: a folder that is to be made of them, and could be made without downloading them.
-        needed: how many more bytes that takes.
+        shards: shards of any number of models, in folders or on the Hub.
+        progress: called with the bytes present and the total bytes.
+        out: the output folder made from them, which could also be made by streaming.
+        needed: bytes that the output folder still needs.
 
     Raises:
-        DiskSpaceError: if they have not.
-        HubError: if a file cannot be had.
+        DiskSpaceError: if there is too little disk space.
+        HubError: if a file cannot be downloaded.
     """
     files = missing_files(shards)
     if not files:

@@ -1,4 +1,4 @@
-"""What Python does not offer of the operating system, each with its fallback."""
+"""Functions of the operating system that Python lacks, each with a fallback."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def allocate(fd: int, size: int) -> None:
     """Reserve the whole of a new file, or at least give it its size.
 
-    `os.posix_fallocate` is not used: where a file system cannot allocate (NFS, ZFS), glibc
-    emulates it by writing every block. Nothing is reserved in memory (tmpfs): that took as long as
-    all the work, where a disk takes no time and keeps a file in one piece.
+    `os.posix_fallocate` is not used: if a file system cannot allocate (NFS, ZFS), glibc emulates
+    it by writing every block. On a disk, reserving is instant and keeps a file contiguous. In
+    memory (tmpfs) it took as long as all the work, so nothing is reserved there.
 
     Args:
         fd: an empty file, open for writing.
         size: in bytes.
 
     Raises:
-        OSError: ENOSPC above all.
+        OSError: if it fails, mostly with ENOSPC.
     """
     os.ftruncate(fd, size)
     if size == 0 or not hasattr(_libc, "fallocate") or _in_memory(fd):
@@ -52,10 +52,10 @@ def exchange(one: Path, other: Path) -> bool:
     """Swap two folders of one file system in a single step.
 
     Returns:
-        False where the system cannot; nothing has changed then.
+        False if the system cannot; nothing has changed then.
 
     Raises:
-        OSError: if it can and failed.
+        OSError: if the system can but failed.
     """
     if not hasattr(_libc, "renameat2"):
         return False
@@ -70,7 +70,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the entries of a folder durable, where the file system can: some network ones cannot."""
+    """Make the entries of a folder durable, except on network file systems that cannot."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -92,7 +92,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def boot_id() -> bytes:
-    """What tells one boot of the machine from the next; empty where that is not known."""
+    """An id of the machine's current boot; empty if it is not known."""
     try:
         return _BOOT_ID.read_bytes().strip()
     except OSError:
@@ -100,10 +100,10 @@ def boot_id() -> bytes:
 
 
 def open_regular(path: Path) -> int:
-    """Open a file for reading that is no link, FIFO or device.
+    """Open a regular file for reading; refuses links, FIFOs and devices.
 
     Raises:
-        OSError: if it cannot be, or is another kind.
+        OSError: if it cannot be opened, or is not a regular file.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags)
@@ -114,11 +114,11 @@ def open_regular(path: Path) -> int:
 
 
 def lock_folder(folder: Path) -> int:
-    """Lock a folder against other runs, until the descriptor that is returned is closed.
+    """Lock a folder against other runs, until the returned descriptor is closed.
 
     Raises:
-        BlockingIOError: if another run has it.
-        OSError: if it is no folder, or cannot be locked.
+        BlockingIOError: if another run holds the lock.
+        OSError: if it is not a folder, or cannot be locked.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

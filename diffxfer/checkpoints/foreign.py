@@ -1,7 +1,7 @@
-"""Models in a form that is not read: what they are, and how to get one that is.
+"""Models in unsupported formats: recognising them, and how to convert them.
 
-They are told by the names of their files, so that this is the same for a folder and for a model on
-the Hub, and costs no download.
+File names identify the format, so this works alike for a folder and for a model on the Hub, and
+needs no download.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
 
 _WHOLE = "*pytorch_model*.bin"
-"""What transformers and diffusers wrote before safetensors."""
+"""The weight files of transformers and diffusers before safetensors."""
 _PICKLES = (_WHOLE, "*.bin", "*.pt", "*.pth", "*.ckpt")
 _MADE_FROM = "give the safetensors model that it was made from"
 
 _ZERO_SCRIPT = "zero_to_fp32.py"
 _GATHER = "stage3_gather_16bit_weights_on_model_save"
 _SIZES = ("hidden_size", "d_model", "n_embd", "dim", "vocab_size")
-"""Where a config states a size that no tensor of the model can have as 0."""
+"""Config keys of sizes that cannot be 0 in the model's tensors."""
 
 _TRAINED = ("transformer", "unet")
-"""What is fine-tuned in a pipeline of diffusers: named first."""
+"""The parts of a diffusers pipeline that are usually fine-tuned; messages name them first."""
 
 
 def refuse_foreign(place: Place) -> None:
-    """Refuse a model that has no weights in the form that is read, but some in another.
+    """Refuse a model whose weights are only in an unsupported format.
 
     Args:
         place: the checkpoint.
 
     Raises:
-        CheckpointError: if it has; it names the form and what to do.
+        CheckpointError: if so; it names the format and the remedy.
     """
-    # Whole pickles are the best that there is beside another form: they can be saved anew.
+    # Whole pickles are preferable to another format beside them: they can be saved again.
     if place.shard_names is not None or place.matching(_WHOLE):
         return
     for form in (_zero, _adapter, _pipeline, _gguf, _mlx, _consolidated):
@@ -56,7 +56,7 @@ def refuse_foreign(place: Place) -> None:
 
 
 def refuse_foreign_file(path: Path) -> None:
-    """Refuse a single file that is a whole model in a form that is not read.
+    """Refuse a single file that is a whole model in an unsupported format.
 
     Args:
         path: a file that was given instead of a folder.
@@ -69,7 +69,7 @@ def refuse_foreign_file(path: Path) -> None:
 
 
 def no_weights(place: Place) -> CheckpointError:
-    """What to raise where there is neither a single shard nor an index, and no other known form.
+    """The error for a checkpoint without a single shard, an index or any other known format.
 
     Args:
         place: the checkpoint.
@@ -93,15 +93,15 @@ def no_weights(place: Place) -> CheckpointError:
 def refuse_empty(
     place: Place, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
 ) -> None:
-    """Refuse a checkpoint whose weights are missing from its shards: DeepSpeed ZeRO-3 kept them.
+    """Refuse a checkpoint whose shards lack the weights, as DeepSpeed ZeRO-3 may save it.
 
     Args:
         place: the checkpoint.
         config: its ``config.json``.
-        tensors: those of its shards.
+        tensors: the tensors of its shards.
 
     Raises:
-        CheckpointError: if there are none, or empty ones where the config states their size.
+        CheckpointError: if there are no tensors, or empty ones whose size the config states.
     """
     names = place.shard_names
     if not tensors:
@@ -133,7 +133,7 @@ def _stated_size(config: Mapping[str, Any]) -> str | None:
 
 
 def _gather(place: Place) -> str:
-    """How to get the weights out of what ZeRO-3 left."""
+    """How to recover the weights from the files of ZeRO-3."""
     if place.files is None and place.has(_ZERO_SCRIPT):
         stale = place.folder / SINGLE_SHARD
         remove = f"rm {SINGLE_SHARD} && " if place.has(stale.name) else ""
@@ -182,7 +182,7 @@ def _pipeline(place: Place) -> tuple[str, str] | None:
 
 
 def _parts(place: Place) -> list[str]:
-    """The folders of a pipeline that can be given."""
+    """The folders of a pipeline that can be used as checkpoints."""
     if place.files is None:
         inside = [Place(path) for path in place.folder.iterdir() if path.is_dir()]
         found = [part for part in inside if part.has("config.json") and part.shard_names]
@@ -201,7 +201,7 @@ def _below(files: Mapping[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _downloaded(place: Place) -> tuple[str, str]:
-    """Where a checkpoint is once it is here, and how to bring it there, with ``, then``."""
+    """The local path of a checkpoint, and the command that downloads it, followed by ``, then``."""
     if place.files is None:
         return str(place.folder), ""
     file = next(iter(place.files.values()))
@@ -232,7 +232,7 @@ def _consolidated(place: Place) -> tuple[str, str] | None:
 
 
 def _unpickle(place: Place, pickle: str) -> str:
-    """How to make safetensors of pickles that transformers or diffusers wrote."""
+    """How to convert pickles of transformers or diffusers to safetensors."""
     path = companion_path(place.folder, "config.json")
     config = {} if path is None else read_object(path)
     named = config.get("architectures")

@@ -1,7 +1,7 @@
-"""The safetensors header, read without trust.
+"""Reading and validating safetensors headers from untrusted files.
 
 A file is a little-endian u64 (the header's length), a JSON header and the data. `read_header`
-refuses whatever is not exactly that.
+refuses anything else.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.hub.repo_ids import HubFile
 
 MAX_HEADER_BYTES = 100_000_000
-"""What safetensors itself refuses to exceed."""
+"""The limit of safetensors itself."""
 
 MAX_DIMENSIONS = 64
-"""What torch itself refuses to exceed."""
+"""The limit of torch itself."""
 
 PREFIX = struct.Struct("<Q")
-"""The length of the JSON, before it."""
+"""The length of the JSON header, stored before it."""
 HEADER_OFFSET = PREFIX.size
-"""Where the JSON begins: after its length."""
+"""The offset of the JSON header: after its length."""
 
 _DOWNLOAD_AGAIN = "download or save it again"
 _SHORT = 200
@@ -52,7 +52,7 @@ _DTYPES = """
 BITS: Mapping[str, int] = {
     name: int(bits) for name, _, bits in (word.partition(":") for word in _DTYPES.split())
 }
-"""Bits of an element by dtype name, ranked as `save_file` ranks them."""
+"""Bits per element by dtype name, in the order in which `save_file` ranks dtypes."""
 
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 """The dtypes that take part in arithmetic; all others are kept as they are."""
@@ -63,11 +63,11 @@ class ShardFile:
     """One safetensors file as it was when its header was read.
 
     Attributes:
-        path: where it is, links not followed.
+        path: its path, links not followed.
         size: of the whole file, in bytes.
-        identity: device, inode, size and mtime in ns; another value means another content.
+        identity: device, inode, size and mtime in ns; it changes when the content changes.
         header_hash: xxh3-128 of the header, in hexadecimal.
-        remote: the file on the Hub, whether or not it was downloaded; None for a file of a folder.
+        remote: the file on the Hub, downloaded or not; None for a file in a folder.
     """
 
     path: Path
@@ -78,19 +78,19 @@ class ShardFile:
 
     @property
     def away(self) -> bool:
-        """Whether it is on the Hub and was not downloaded."""
+        """Whether it is only on the Hub, not downloaded."""
         return self.remote is not None and not self.remote.here
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where one tensor lies on disk.
+    """The location of one tensor on disk.
 
     Attributes:
         name: its key.
         dtype: as safetensors names it, such as ``"BF16"``.
-        shape: one size a dimension; ``()`` is a scalar.
-        start: the first byte in the file.
+        shape: one size per dimension; ``()`` is a scalar.
+        start: its first byte in the file.
         shard: the file.
     """
 
@@ -102,17 +102,17 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """Its number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Its size in bytes."""
         return self.elements * BITS[self.dtype] // 8
 
 
 def stat_identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What of a file's status tells one content from another."""
+    """The fields of a file's status that change when its content changes."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -121,14 +121,14 @@ def read_header(fd: int, path: Path, *, whole: bool = True) -> dict[str, TensorS
 
     Args:
         fd: the file, open for reading.
-        path: its name, for messages and for the specs.
-        whole: refuse a file whose data is not exactly its tensors'.
+        path: its path, for messages and for the specs.
+        whole: refuse a file whose data is not exactly covered by its tensors.
 
     Returns:
         Every tensor by name, in the order of the header.
 
     Raises:
-        HeaderError: if anything in it is not as the format has it.
+        HeaderError: if it violates the format.
     """
     status = os.fstat(fd)
     raw = _read_raw_header(lambda count, at: os.pread(fd, count, at), path, status.st_size)
@@ -140,15 +140,15 @@ def parse_header(beginning: bytes, remote: HubFile, *, whole: bool = True) -> di
     """Check the header of a safetensors file on the Hub.
 
     Args:
-        beginning: its first bytes, the header included if the file is as long as it states.
+        beginning: its first bytes, with the whole header unless the file is too short.
         remote: the file.
-        whole: refuse a file whose data is not exactly its tensors'.
+        whole: refuse a file whose data is not exactly covered by its tensors.
 
     Returns:
         Every tensor by name, in the order of the header.
 
     Raises:
-        HeaderError: if anything in it is not as the format has it.
+        HeaderError: if it violates the format.
     """
     path, size = remote.path, remote.size
     try:
@@ -173,7 +173,7 @@ def _parse(raw: bytes, shard: ShardFile, *, whole: bool) -> dict[str, TensorSpec
         for name, entry in entries.items():
             spec = _parse_entry(name, entry, data_start, shard, shapes)
             specs[spec.name] = spec
-            entries[name] = None  # it takes three times what the spec does
+            entries[name] = None  # frees it: an entry takes three times the memory of a spec
     if whole:
         _check_coverage(specs.values(), data_start, path, shard.size)
     return specs
@@ -181,7 +181,7 @@ def _parse(raw: bytes, shard: ShardFile, *, whole: bool) -> dict[str, TensorSpec
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Look for no garbage in what is all kept: that was half the time of 60,000 tensors."""
+    """Disable garbage collection, since all objects are kept: half the time for 60,000 tensors."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -227,11 +227,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _names_nothing_twice(raw: bytes, entries: Any) -> bool:
-    """Whether no key was lost to another of its name; False where that is not plain.
+    """Whether there are no duplicate keys; False if this fast check cannot decide.
 
-    A hook that sees every pair makes the reading take three times as long. But a header whose
-    entries are in order has five strings a tensor: its name, its dtype and three keys. Where
-    nothing is escaped, quotes tell how many strings there are, and a lost key would be one more.
+    A hook that sees every pair would make parsing take three times as long. But a valid header has
+    five strings per tensor: its name, its dtype and three keys. Without escapes, the number of
+    quotes gives the number of strings, and a duplicate key would add one.
     """
     if not isinstance(entries, dict) or b"\\" in raw:
         return False
@@ -260,7 +260,7 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
 
 
 def short(value: object) -> str:
-    """A value of a file as it may stand in a message: escaped and of bounded length."""
+    """A value from a file for use in a message: escaped and of bounded length."""
     text = repr(value)
     return text if len(text) <= _SHORT else text[:_SHORT] + "…"
 
@@ -299,15 +299,15 @@ def _parse_entry(
         name.encode("utf-8")
     except UnicodeEncodeError:
         raise fail("has a name that is not valid Unicode") from None
-    # Roles have the same names, and tensors few shapes: one of each took a third of the memory.
+    # Share equal names and shapes between tensors and roles: this saves two thirds of the memory.
     sizes = tuple(shape)
     sizes = shapes.setdefault(sizes, sizes)
     return TensorSpec(sys.intern(name), sys.intern(dtype), sizes, data_start + begin, shard)
 
 
 def _check_coverage(specs: Iterable[TensorSpec], data_start: int, path: Path, size: int) -> None:
-    """The tensors must cover the data exactly: no holes, no overlaps, no rest."""
-    # Sizes only tell the empty ones from what begins where they do: Python's sort is stable.
+    """Check that the tensors cover the data exactly: no holes, no overlaps, no rest."""
+    # Empty tensors come before others with the same start, because Python's sort is stable.
     ordered = sorted(specs, key=lambda spec: 0 not in spec.shape)
     ordered.sort(key=attrgetter("start"))
     for before, spec in pairwise(ordered):

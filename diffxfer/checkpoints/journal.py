@@ -1,15 +1,15 @@
-"""The journal of a run: which parts of its work are done, so that the next run goes on from there.
+"""The journal of a run: which parts of the work are done, so that the next run can resume.
 
-A file that only grows, in the partial folder. It begins with a head, then come records, each with
-a checksum of its own: what a kill or a power cut tore off ends it at the last whole record.
+It is an append-only file in the partial folder: a head, then records, each with a checksum. If a
+kill or a power cut leaves an incomplete record, the journal ends at the last complete one.
 
     head     magic, the job's fingerprint, the folder's inode
-    BEGIN    a run began: how many bytes there are in all, and the boot that it ran under
-    DONE     a part's number, how many bytes it moved, what is known of it
-    SYNCED   what was recorded before this offset of the journal is on the disk for good
+    BEGIN    a run began: the total number of bytes, and the boot that it ran under
+    DONE     a part's number, the bytes it moved, its results
+    SYNCED   everything recorded before this offset of the journal is durable
 
-A write that has returned outlives its process, whatever ends that: within one boot every DONE
-counts. After a power cut only those that a SYNCED covers do.
+A write that has returned survives the end of its process, so within one boot every DONE counts.
+After a power cut only the DONE records that a SYNCED covers count.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Done(NamedTuple):
     """A part of the work that is done.
 
     Attributes:
-        number: which part.
+        number: its number.
         moved: how many bytes it read and wrote.
-        payload: what is known of it.
+        payload: its results.
     """
 
     number: int
@@ -63,15 +63,15 @@ class _Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a journal says in all.
+    """The summary of a journal.
 
     Attributes:
-        fingerprint: of the job.
-        inode: of the folder that it speaks of.
-        done_bytes: read and written, as far as that can be trusted.
-        total_bytes: to read and to write in all.
-        trusted: where what can be trusted ends.
-        synced: where what is on the disk for good ends.
+        fingerprint: the job's fingerprint.
+        inode: the inode of the folder that it belongs to.
+        done_bytes: bytes read and written, by trusted records.
+        total_bytes: bytes to read and write in total.
+        trusted: the offset where trusted records end.
+        synced: the offset where durable records end.
     """
 
     fingerprint: bytes
@@ -88,7 +88,7 @@ class Summary:
 
 
 def is_journal(path: Path) -> bool:
-    """Whether a file is a journal of ours."""
+    """Whether a file is a journal of diffxfer."""
     try:
         fd = open_regular(path)
     except OSError:
@@ -108,7 +108,7 @@ def is_stillborn(path: Path) -> bool:
 
 
 def summarize(path: Path) -> Summary | None:
-    """What a journal says in all; None if there is none that can be read."""
+    """The summary of a journal; None if there is no readable one."""
     try:
         fd = open_regular(path)
     except OSError:
@@ -141,7 +141,7 @@ def _summarize(fd: int, fingerprint: bytes, inode: int) -> Summary:
 
 
 def _records(fd: int, fingerprint: bytes, stop: int | None = None) -> Iterator[_Record]:
-    """Every whole record, as far as they go."""
+    """Every complete record, up to the first incomplete or invalid one."""
     with open(os.dup(fd), "rb", buffering=_READ_BYTES) as file:  # noqa: PTH123 no path
         file.seek(_FIRST)
         at = _FIRST
@@ -153,7 +153,7 @@ def _records(fd: int, fingerprint: bytes, stop: int | None = None) -> Iterator[_
             if kind not in (_BEGIN, _DONE, _SYNCED) or length > _LONGEST:
                 return
             payload = file.read(length)
-            # The fingerprint is in the sum: a disk may give back what another journal held.
+            # The sum covers the fingerprint: the disk may return blocks of another job's journal.
             if file.read(_SUM.size) != _sum(fingerprint, head, payload):
                 return
             at += _RECORD.size + length + _SUM.size
@@ -165,13 +165,13 @@ def _sum(*parts: bytes) -> bytes:
 
 
 class Journal:
-    """A journal that is written; what fails raises an `OSError`.
+    """A journal open for writing; failures raise `OSError`.
 
     Args:
-        path: where it is, or is to be.
-        fingerprint: of the job, 16 bytes.
-        inode: of the folder that it speaks of.
-        known: what it says already, None to begin it.
+        path: the journal's path.
+        fingerprint: the job's fingerprint, 16 bytes.
+        inode: the inode of the folder that it belongs to.
+        known: the summary of an existing journal, None to begin a new one.
     """
 
     def __init__(
@@ -197,17 +197,17 @@ class Journal:
         self.close()
 
     def done(self) -> Iterator[Done]:
-        """What earlier runs did, in the order in which they did it."""
+        """The parts that earlier runs did, in order."""
         for kind, done, _ in _records(self._fd, self._fingerprint, self._size):
             if kind == _DONE:
                 yield done
 
     def forget(self) -> None:
-        """Begin anew: nothing is done."""
+        """Discard all records, so that nothing counts as done."""
         self._size = self._synced = _FIRST
 
     def begin(self, total_bytes: int) -> None:
-        """Cut off what cannot be trusted and say that a run begins.
+        """Cut off untrusted records and record that a run begins.
 
         Args:
             total_bytes: how many bytes the whole work moves.
@@ -217,10 +217,10 @@ class Journal:
             self._append(self._record(_BEGIN, total_bytes, 0, boot_id()))
 
     def add(self, parts: Iterable[Done]) -> None:
-        """Take down that parts of the work are done.
+        """Record that parts of the work are done.
 
         Args:
-            parts: which, and what is known of them.
+            parts: the parts, with their results.
         """
         records = b"".join([self._record(_DONE, *part) for part in parts])
         with self._writing:
@@ -228,14 +228,14 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Where it ends, for `mark`."""
+        """The offset of its end, for `mark`."""
         return self._size
 
     def mark(self, covered: int) -> None:
-        """Say that what was recorded so far is on the disk for good, and make that durable.
+        """Record durably that everything recorded before an offset is durable.
 
         Args:
-            covered: its size before everything was synced.
+            covered: the journal's size before everything was synced.
         """
         with self._writing:
             self._append(self._record(_SYNCED, covered, 0, b""))
@@ -243,17 +243,17 @@ class Journal:
         os.fsync(self._fd)
 
     def distrust(self) -> None:
-        """Forget what is not on the disk for good, because a sync failed: pages may be lost."""
+        """Discard records that may not be durable: after a failed sync, data may be lost."""
         with self._writing:
             try:
                 self._cut(self._synced)
                 os.fsync(self._fd)
             except OSError:
-                with suppress(OSError):  # without a journal the folder is worth nothing
+                with suppress(OSError):  # without a journal the folder's data cannot be resumed
                     self.path.unlink()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -263,7 +263,7 @@ class Journal:
         return head + payload + _sum(self._fingerprint, head, payload)
 
     def _cut(self, size: int) -> None:
-        """End the journal at an offset; what a sync covered stays covered."""
+        """Truncate the journal at an offset, and record again what a sync covered."""
         os.ftruncate(self._fd, size)
         self._size = size
         if self._synced > _FIRST:
@@ -273,7 +273,7 @@ class Journal:
         try:
             self._write(data, self._size)
         except OSError:
-            with suppress(OSError):  # a torn record ends the journal there
+            with suppress(OSError):  # if this fails too, the torn record ends the journal
                 os.ftruncate(self._fd, self._size)
             raise
         self._size += len(data)

@@ -1,8 +1,8 @@
-"""Change keys of a JSON file and leave every other byte as it was.
+"""Changing keys of a JSON file without changing any other byte.
 
-Loading and dumping would rewrite what nobody asked to change: ``1e-06`` or ``500000.0`` in
-another spelling, escapes, spaces, lists on one line. So the text is cut at the edges of its
-members, and only those that change are written anew, in the file's own style.
+Loading and dumping would also change the spelling of numbers (``1e-06``, ``500000.0``), escapes,
+spaces and lists on one line. So the text is split into its members, and only members that change
+are rewritten, in the file's own style.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Set(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """Where a member of an object, or an item of an array, stands in the text."""
+    """The position in the text of an object's member or an array's item."""
 
     key: str | int
     start: int
@@ -37,7 +37,7 @@ class _Member(NamedTuple):
 
 
 class _Style(NamedTuple):
-    """How the file spells what we add to it; ``comma`` as it stands between items on one line."""
+    """The file's style for new members; ``comma`` is the separator of items on one line."""
 
     indent: str | None
     ascii: bool
@@ -56,14 +56,14 @@ def edit_json(
     b'{"eps": 1E-6, "pad": 0, "eos": [1, 2]}\n'
 
     Args:
-        raw: the document, which `parse_json` has accepted.
-        changes: new values by top-level key or by path; a key that is not there is added at the
-            end of its object (and the objects above it are made), an index one past the end
-            appends to its array.
-        removals: keys or paths to remove; those that are not there are passed over.
+        raw: a document that `parse_json` has accepted.
+        changes: new values by top-level key or by path; a missing key is added at the end of its
+            object (missing parent objects are created), and an index one past the end appends to
+            its array.
+        removals: keys or paths to remove; missing ones are ignored.
 
     Returns:
-        The document, which is ``raw`` itself where no value changes.
+        The document; ``raw`` itself if no value changes.
     """
     edits: dict[str | int, Any] = {}
     for path, value in changes.items():
@@ -85,9 +85,9 @@ def _plant(tree: dict[str | int, Any], path: str | KeyPath, leaf: object) -> Non
 
 
 def _style(text: str) -> _Style:
-    """The style of a whole file, for what has no neighbour to take it from.
+    """The style of a whole file, for new members without a neighbour to imitate.
 
-    Without a sign of how the file spells other alphabets they are left unescaped.
+    If nothing shows whether the file escapes non-ASCII characters, they are not escaped.
     """
     indent = _INDENT.search(text)
     escapes = text.isascii() and re.search(r"\\u(?!00[01])[0-9a-fA-F]{4}", text) is not None
@@ -121,7 +121,7 @@ def _members(text: str, at: int) -> tuple[list[_Member], int]:
 
 
 def _rewrite(text: str, at: int, edits: Mapping[str | int, Any], style: _Style, depth: int) -> str:
-    """The text of the container that opens at ``at``, with the edits made."""
+    """The text of the container that opens at ``at``, with the edits applied."""
     members, close = _members(text, at)
     comma = _comma(text, at, members, style, depth)
     kept = _kept(text, members, edits, style, depth)
@@ -147,8 +147,8 @@ def _kept(
     style: _Style,
     depth: int,
 ) -> list[str]:
-    """The members that stay, edited, each but the first with what stands before it."""
-    # Of two members with one name the last counts: to every reader, so to us.
+    """The members that stay, edited; each but the first with the separator before it."""
+    # Of two members with the same name the last counts, as for every JSON reader.
     last = {member.key: index for index, member in enumerate(members)}
     kept: list[str] = []
     for index, member in enumerate(members):
@@ -175,7 +175,7 @@ def _edited(text: str, member: _Member, edit: Any, style: _Style, depth: int) ->
 
 
 def _fresh(edit: Any) -> Any:
-    """The value that an edit makes where there was none, or `_REMOVED`."""
+    """The value that an edit creates for a missing key, or `_REMOVED`."""
     if isinstance(edit, _Set):
         return edit.value
     if edit is _REMOVED:
@@ -185,7 +185,7 @@ def _fresh(edit: Any) -> Any:
 
 
 def _comma(text: str, at: int, members: list[_Member], style: _Style, depth: int) -> str:
-    """What stands between two members of the container that opens at ``at``."""
+    """The separator of members in the container that opens at ``at``."""
     if len(members) > 1:
         return text[members[0].end : members[1].start]
     if members:

@@ -1,4 +1,4 @@
-"""Reading JSON that comes from anywhere: no depth, number or character that breaks a reader."""
+"""Reading untrusted JSON: limits on depth and numbers, and no invalid characters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffxfer.errors import CompanionError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# An integer this long is no id, size or length; int() would take quadratic time over it.
+# No id, size or length has so many digits, and int() takes quadratic time.
 _MAX_DIGITS = 400
 _MAX_DEPTH = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -19,13 +19,13 @@ _KINDS: dict[type, str] = {list: "array", str: "string", bool: "boolean", type(N
 
 
 def parse_json(raw: bytes, where: Path) -> Any:
-    """The document in ``raw``, which was read at ``where``; see `read_json` of companions."""
+    """Parse the document in ``raw``, read from ``where``; see `companions.read_json`."""
     try:
         text = raw.decode("utf-8")
         document = json.loads(text, parse_int=_parse_int)
         _check_depth(document)
         if _SURROGATE.search(text):
-            # A lone surrogate is no character: it would break the first write or print of it.
+            # A lone surrogate is not a character: writing or printing it would fail.
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as exc:
         raise _not_json(where, f" (line {exc.lineno})", exc.msg) from exc
@@ -48,7 +48,7 @@ def _parse_int(literal: str) -> int:
 
 
 def _check_depth(document: Any) -> None:
-    """Whoever walks a document may recurse into it: Python's own limit comes too late for that."""
+    """Limit the depth, because code that walks a document may recurse, up to Python's limit."""
     level = [document]
     for _ in range(_MAX_DEPTH):
         level = [
@@ -70,7 +70,7 @@ def _not_json(where: Path, place: str, reason: str) -> CompanionError:
 
 
 def parse_object(raw: bytes, where: Path) -> dict[str, Any]:
-    """The object in ``raw``, which was read at ``where``; see `read_object` of companions.
+    """Parse the object in ``raw``, read from ``where``; see `companions.read_object`.
 
     Raises:
         CompanionError: it is not JSON, or not an object.

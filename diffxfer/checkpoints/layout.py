@@ -1,7 +1,7 @@
-"""Laying out a shard that is to be written.
+"""The layout of a shard to be written.
 
-Tensors are placed as `safetensors.save_file` places them, so that a file written from a layout is
-byte for byte what `save_file` would have written.
+Tensors are placed as `safetensors.save_file` places them, so a file written from a layout is byte
+for byte the file that `save_file` would write.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _RANK = {dtype: rank for rank, dtype in enumerate(BITS)}
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """A shard that is to be written.
+    """The layout of a shard.
 
     Attributes:
-        header: the bytes before the data, length and padding included.
+        header: the bytes before the data, including length and padding.
         starts: the first byte of each tensor in the file.
         size: of the whole file, in bytes.
     """
@@ -43,7 +43,7 @@ def layout_shard(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> ShardLa
     Returns:
         The header's bytes and where each tensor begins.
     """
-    # Entry by entry: as one object for `json.dumps`, 60,000 of them took 50 MB and twice the time.
+    # Entry by entry: `json.dumps` of 60,000 entries at once took 50 MB and twice the time.
     entries = ['"__metadata__":{"format":"pt"}']
     offset = 0
     offsets: dict[str, int] = {}

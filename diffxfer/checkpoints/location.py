@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint are: in a folder on this machine, or on the Hub."""
+"""The location of a checkpoint's files: a local folder or the Hub."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a checkpoint is.
+    """The location of a checkpoint.
 
     Attributes:
-        folder: its folder; of a model on the Hub, the one of its commit in the Hub's cache, which
-            has everything but the weights.
-        files: what the Hub has of it by name; None where the folder is all there is.
+        folder: its folder; for a model on the Hub, its commit's folder in the Hub's cache, which
+            has all files but the weights.
+        files: its files on the Hub by name; None for a local folder.
     """
 
     folder: Path
@@ -32,18 +32,18 @@ class Place:
 
     @property
     def label(self) -> str:
-        """What it is called in a message."""
+        """Its name in messages."""
         file = next(iter(self.files.values()), None) if self.files is not None else None
         return str(self.folder) if file is None else f"{file.repo}@{file.commit[:8]}"
 
     def has(self, name: str) -> bool:
-        """Whether it has a file of that name, here or there."""
+        """Whether it has a file of that name, locally or on the Hub."""
         if self.files is not None:
             return name in self.files
         return os.path.lexists(self.folder / name)
 
     def matching(self, pattern: str) -> list[str]:
-        """The names, sorted, of its files that match a pattern such as ``*.bin``."""
+        """The sorted names of its files that match a pattern such as ``*.bin``."""
         if self.files is not None:
             top = (name for name in self.files if "/" not in name)
             return sorted(name for name in top if fnmatchcase(name, pattern))
@@ -51,5 +51,5 @@ class Place:
 
     @property
     def shard_names(self) -> ShardNames | None:
-        """How its shards are named; None where it has neither a single shard nor an index."""
+        """How its shards are named; None if it has neither a single shard nor an index."""
         return next((n for n in SHARD_NAMES if self.has(n.index) or self.has(n.single)), None)

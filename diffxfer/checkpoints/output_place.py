@@ -1,4 +1,4 @@
-"""Where an output may be, and whether there is room for it."""
+"""Checking the path of an output and its disk space."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MARGIN_BYTES = 1 << 20
 
 
 def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse an output that exists, is an input, lies inside one or holds one.
+    """Refuse an output that exists, is an input, lies inside one or contains one.
 
     Args:
-        out: the folder to be made.
+        out: the folder to create.
         inputs: every folder and file that is read.
-        overwrite: whether a folder of ours at `out` may be replaced.
+        overwrite: whether a folder that diffxfer wrote at `out` may be replaced.
 
     Raises:
-        OutputExistsError: if it must not be written.
+        OutputExistsError: if `out` must not be written.
     """
-    # `Path.resolve` raises at a loop of links before Python 3.13.
+    # Before Python 3.13 `Path.resolve` raises at a loop of links.
     real = Path(os.path.realpath(out))
     for source in dict.fromkeys(Path(os.path.realpath(path)) for path in inputs):
         if real == source or source in real.parents:
@@ -47,17 +47,17 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
 def place_of(out: Path) -> Path:
     """The absolute path of an output.
 
-    `..` is taken out of it, links followed: `new/../out` would make `new` only to leave it empty.
+    `..` is resolved, following links: otherwise `new/../out` would create an empty `new`.
 
     Args:
-        out: as it was given.
+        out: the path as given.
     """
     out = out.absolute()
     if ".." not in out.parts:
         return out
     if out.name == "..":
         return Path(os.path.realpath(out))
-    return Path(os.path.realpath(out.parent)) / out.name  # what is a link itself stays one
+    return Path(os.path.realpath(out.parent)) / out.name  # a link at `out` itself is not followed
 
 
 def _refuse_file_above(out: Path) -> None:
@@ -67,13 +67,13 @@ def _refuse_file_above(out: Path) -> None:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Refuse to replace what is neither a folder of ours nor an empty one.
+    """Refuse to replace anything but an empty folder or one that diffxfer wrote.
 
     Args:
-        out: what is to be replaced.
+        out: the path to be replaced.
 
     Raises:
-        OutputExistsError: if it must not be.
+        OutputExistsError: if it must not be replaced.
     """
     if out.is_symlink() or not out.is_dir():
         raise OutputExistsError(out, "is not a folder", "remove it, or choose another -o")
@@ -95,7 +95,7 @@ def refuse_foreign(out: Path) -> None:
 
 
 def _foreign_file(out: Path) -> Path | None:
-    """A file in a folder of ours that its manifest does not name."""
+    """A file in a folder of ours that the manifest does not name."""
     manifest = read_object(out / MANIFEST_NAME)
     named = {MANIFEST_NAME}
     for key in ("shards", "files"):
@@ -113,24 +113,24 @@ def is_our_folder(folder: Path) -> bool:
     """Whether a folder was written by diffxfer, by its manifest."""
     path = folder / MANIFEST_NAME
     try:
-        # We write no links, and opening a FIFO would wait for ever.
+        # diffxfer writes no links, and opening a FIFO would block forever.
         if path.is_symlink() or not path.is_file():
             return False
         with path.open("rb") as file:
-            # Enough to see what it is; a manifest of a large model is megabytes long.
+            # The beginning is enough; the manifest of a large model is megabytes long.
             return b'"diffxfer_format"' in file.read(256)
     except OSError:
         return False
 
 
 def free_bytes(out: Path) -> int:
-    """How many bytes can be written where `out` is to be."""
+    """Free bytes on the disk of `out`, which may not exist yet."""
     status = os.statvfs(_nearest(out))
     return status.f_bavail * status.f_frsize
 
 
 def _nearest(out: Path) -> Path:
-    """The folder, of those that are there, in which `out` is to be."""
+    """The nearest existing parent folder of `out`."""
     parent = place_of(out).parent
     while not parent.exists():
         parent = parent.parent
@@ -138,17 +138,17 @@ def _nearest(out: Path) -> Path:
 
 
 def same_disk(one: Path, other: Path) -> bool:
-    """Whether two folders are, or are to be, on one disk."""
+    """Whether two folders, existing or not, are on the same disk."""
     return _nearest(one / "in").stat().st_dev == _nearest(other / "in").stat().st_dev
 
 
 def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
-    """Refuse to begin what cannot be finished.
+    """Refuse an output that does not fit on its disk.
 
     Args:
-        out: the folder to be made.
+        out: the folder to create.
         needed: how many bytes it takes.
-        held: how many of them an unfinished run has taken already.
+        held: how many of them an unfinished run already occupies.
 
     Raises:
         DiskSpaceError: if too few bytes are free.
@@ -160,5 +160,5 @@ def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """A number of bytes for a message; a GB is 10⁹."""
+    """Format a number of bytes for a message; a GB is 10⁹ bytes."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

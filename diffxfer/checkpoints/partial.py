@@ -1,7 +1,7 @@
-"""Partial folders: what a run that is not finished has beside OUT, and whether it is ours.
+"""Partial folders: the unfinished output of a run, beside OUT.
 
-A partial folder is ours by the journal in it. For the moment in which it becomes OUT, its journal
-stands beside it, so that OUT never has one; a run that is killed then leaves both.
+The journal in a partial folder identifies it as ours. While the folder is renamed to OUT, its
+journal is moved beside it, so that OUT never has one; a run killed at that moment leaves both.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _BESIDE = ".journal"
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What a run that was cut off left.
+    """An unfinished run.
 
     Attributes:
-        folder: where.
+        folder: its partial folder.
         percent: how much is done, rounded down.
     """
 
@@ -53,29 +53,29 @@ def partial_of(out: Path, fingerprint: str) -> Path:
     """The partial folder of a job.
 
     Args:
-        out: where its folder is to appear.
-        fingerprint: of the job, in hexadecimal.
+        out: the output folder.
+        fingerprint: the job's fingerprint, in hexadecimal.
     """
     return out.parent / f".{out.name}.partial-{fingerprint[:12]}"
 
 
 def partials_of(out: Path) -> Iterator[Path]:
-    """Everything beside a folder that has the name of a partial one of it."""
+    """Everything beside an output folder that has the name of its partial folders."""
     yield from sorted(out.parent.glob(f".{glob.escape(out.name)}.partial-{_HEX_12}"))
 
 
 def find_unfinished(out: Path) -> Unfinished | None:
-    """What a run to a folder left when it was cut off, if it is worth to be continued.
+    """The unfinished run to an output folder, if it is worth resuming.
 
     Args:
-        out: the folder that was to be made.
+        out: the output folder.
     """
     found = (unfinished(partial) for partial in partials_of(place_of(out)))
     return next((kept for kept in found if kept), None)
 
 
 def unfinished(partial: Path) -> Unfinished | None:
-    """What there is to be continued in a partial folder; less than a hundredth is nothing.
+    """The unfinished run in a partial folder; None if less than 1 % is done.
 
     Args:
         partial: the folder.
@@ -85,10 +85,10 @@ def unfinished(partial: Path) -> Unfinished | None:
 
 
 def is_our_partial(partial: Path) -> bool:
-    """Whether a folder with the name of a partial one is one.
+    """Whether a folder with the name of a partial folder is one.
 
-    It has our journal; or it is empty, as its run was cut off before it had one; or it is what
-    OUT was before the result took its place.
+    It is one if it has our journal; if it is empty, because its run ended before it had one; or if
+    it is the former OUT, which the result replaced.
     """
     journal = partial / JOURNAL_NAME
     if is_journal(journal) or is_our_folder(partial):
@@ -98,15 +98,15 @@ def is_our_partial(partial: Path) -> bool:
 
 
 def claim(partial: Path) -> tuple[int, bool]:
-    """Make a partial folder, or take over the one that is there.
+    """Create a partial folder, or take over an existing one.
 
     Returns:
         A descriptor that locks it, and whether it is new.
 
     Raises:
-        BlockingIOError: if another run has it.
+        BlockingIOError: if another run has locked it.
         OutputError: if something else has its name.
-        OSError: if it cannot be made.
+        OSError: if it cannot be created.
     """
     new = True
     try:
@@ -118,7 +118,7 @@ def claim(partial: Path) -> tuple[int, bool]:
     try:
         fd = lock_folder(partial)
     except (BlockingIOError, FileNotFoundError) as exc:
-        raise BlockingIOError from exc  # a run that began at the same moment has or had it
+        raise BlockingIOError from exc  # another run, begun at the same moment, has or had it
     except OSError:
         if new:
             partial.rmdir()
@@ -140,15 +140,15 @@ def _in_the_way(partial: Path) -> OutputError:
 
 
 def open_journal(partial: Path, fingerprint: str, *, restart: bool) -> tuple[Journal, bool]:
-    """The journal of a partial folder that is claimed; a folder without progress is emptied.
+    """Open the journal of a claimed partial folder; empties a folder without progress.
 
     Args:
         partial: the folder.
-        fingerprint: of the job, in hexadecimal.
-        restart: empty it in any case.
+        fingerprint: the job's fingerprint, in hexadecimal.
+        restart: empty the folder in any case.
 
     Returns:
-        The journal, and whether there is something to be continued.
+        The journal, and whether there is progress to resume.
     """
     path, known_as = partial / JOURNAL_NAME, bytes.fromhex(fingerprint)
     known = None if restart else summarize(path)
@@ -159,13 +159,13 @@ def open_journal(partial: Path, fingerprint: str, *, restart: bool) -> tuple[Jou
 
 
 def empty(partial: Path, keep: frozenset[str] = frozenset()) -> None:
-    """Remove what is in a partial folder.
+    """Remove the contents of a partial folder.
 
-    What tells that it is ours goes last: a run may be killed in the middle of this.
+    The journal goes last, so that the folder is still ours if the run is killed meanwhile.
 
     Args:
         partial: the folder.
-        keep: names that stay.
+        keep: names to keep.
     """
     marks = (JOURNAL_NAME, MANIFEST_NAME)
     for path in sorted(partial.iterdir(), key=lambda path: path.name in marks):
@@ -178,7 +178,7 @@ def empty(partial: Path, keep: frozenset[str] = frozenset()) -> None:
 
 
 def discard(partial: Path) -> None:
-    """Remove a partial folder as far as that is possible; what stays is for the next run.
+    """Remove a partial folder as far as possible; the next run removes the rest.
 
     Args:
         partial: the folder.
@@ -189,16 +189,16 @@ def discard(partial: Path) -> None:
 
 
 def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
-    """See to the partial folders that other runs to the same place left.
+    """Remove the partial folders of other runs to the same output, or refuse to.
 
     Args:
-        out: that place.
-        ours: the one that is claimed.
-        restart: discard them whatever they hold.
+        out: the output folder.
+        ours: the partial folder that this run has claimed.
+        restart: discard them even if they hold progress.
 
     Raises:
-        BlockingIOError: if a run has one.
-        OutputError: if one holds progress, which may be hours of somebody's.
+        BlockingIOError: if another run has locked one.
+        OutputError: if one holds progress, which may be hours of work.
     """
     for beside in out.parent.glob(f".{glob.escape(out.name)}.partial-{_HEX_12}{_BESIDE}"):
         partial = beside.with_name(beside.name.removesuffix(_BESIDE))
@@ -224,7 +224,7 @@ def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
 
 
 def put_journal_aside(partial: Path) -> None:
-    """Take the journal out of a folder that is complete, to stand beside it.
+    """Move the journal of a complete folder beside it.
 
     Args:
         partial: the folder.
@@ -233,7 +233,7 @@ def put_journal_aside(partial: Path) -> None:
 
 
 def take_back_journal(partial: Path) -> None:
-    """Put a journal back that stands beside its folder, or remove it if that one is gone.
+    """Move a journal beside its folder back into it, or remove it if the folder is gone.
 
     Args:
         partial: the folder.
@@ -242,7 +242,7 @@ def take_back_journal(partial: Path) -> None:
     known = summarize(beside)
     if known is None:
         return
-    # The exchange of two folders may have put OUT's former content here.
+    # Swapping the folders may have put OUT's former content here.
     if _speaks_of(known, partial) and not os.path.lexists(partial / JOURNAL_NAME):
         beside.rename(partial / JOURNAL_NAME)
     else:
@@ -257,10 +257,10 @@ def _speaks_of(known: Summary, partial: Path) -> bool:
 
 
 def remove_journal_beside(partial: Path) -> None:
-    """Remove the journal of a folder that has become OUT; what cannot be is no failure.
+    """Remove the journal of a folder that has become OUT; a failure is ignored.
 
     Args:
-        partial: where the folder was.
+        partial: the folder's former path.
     """
     with suppress(OSError):
         _beside(partial).unlink()

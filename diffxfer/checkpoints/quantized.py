@@ -1,4 +1,4 @@
-"""Telling quantised checkpoints, whose stored codes cannot be subtracted."""
+"""Recognising quantised checkpoints, whose stored codes cannot be subtracted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refuse_quantized(
         tensors: its tensors.
 
     Raises:
-        QuantizedError: with the format's name, where it is quantised.
+        QuantizedError: if it is quantised; it names the format.
     """
     method = _method_in(config) or next(
         (_method_in(sub) for sub in config.values() if isinstance(sub, dict) and _method_in(sub)),

@@ -1,7 +1,7 @@
-"""Reading checkpoints: which tensors lie in which shards, and their bytes.
+"""Reading checkpoints: which tensors are in which shards, and their bytes.
 
-Nothing is mapped into memory: bytes are read into buffers that the caller reuses, so that the
-memory used does not grow with a model, a tensor or a shard.
+No file is memory-mapped: bytes are read into buffers that the caller reuses, so memory use does
+not grow with the size of a model, a tensor or a shard.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Weights:
     """The tensors of one folder.
 
     Attributes:
-        folder: where they are.
+        folder: the folder.
         tensors: every tensor by its name on disk.
-        shards: the files, in the order of their names.
-        indexed: whether an index names them.
+        shards: the files, sorted by name.
+        indexed: whether an index lists them.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Checkpoint:
     """A model in one folder: weights and their config.
 
     Attributes:
-        role: what it is here: ``"base"``, ``"finetuned"`` or ``"target"``.
+        role: its role: ``"base"``, ``"finetuned"`` or ``"target"``.
         weights: its tensors.
         config: its ``config.json``.
     """
@@ -67,7 +67,7 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """Its folder."""
         return self.weights.folder
 
     @property
@@ -77,23 +77,23 @@ class Checkpoint:
 
     @property
     def elements(self) -> int:
-        """The elements of all of them."""
+        """The number of elements of all tensors."""
         return sum(spec.elements for spec in self.tensors.values())
 
 
 def open_checkpoint(where: Path | Place, role: str) -> Checkpoint:
-    """Read the config and every header of a checkpoint, and no data.
+    """Read the config and all headers of a checkpoint, but no tensor data.
 
     Args:
         where: the checkpoint.
-        role: what it is to be, for messages.
+        role: its role, for messages.
 
     Returns:
         The checkpoint, checked.
 
     Raises:
-        CheckpointError: if it is none, is broken, is empty, is an adapter, or is quantised.
-        HubError: if its headers are on the Hub and cannot be had.
+        CheckpointError: if it is not a checkpoint, or is broken, empty, an adapter or quantised.
+        HubError: if its headers cannot be fetched from the Hub.
     """
     place = where if isinstance(where, Place) else Place(where)
     folder = place.folder
@@ -101,24 +101,24 @@ def open_checkpoint(where: Path | Place, role: str) -> Checkpoint:
     refuse_foreign(place)
     config = read_config(folder)
     weights = open_weights(place)
-    refuse_empty(place, config, weights.tensors)  # a diff vector may well have none
+    refuse_empty(place, config, weights.tensors)  # a diff vector may be empty
     refuse_quantized(folder, config, weights.tensors)
     return Checkpoint(role, weights, config)
 
 
 def open_weights(where: Path | Place) -> Weights:
-    """Read every header of the safetensors files of a checkpoint.
+    """Read the headers of all safetensors files of a checkpoint.
 
     Args:
-        where: what has ``model.safetensors``, or an index and what it names; or the same
-            under the names that diffusers gives them.
+        where: a folder or place with ``model.safetensors``, or with an index and its shards; the
+            names that diffusers uses are accepted too.
 
     Returns:
         The tensors and the shards.
 
     Raises:
-        CheckpointError: if there are none, or one of them is broken.
-        HubError: if the headers are on the Hub and cannot be had.
+        CheckpointError: if there are no such files, or one of them is broken.
+        HubError: if the headers cannot be fetched from the Hub.
     """
     place = where if isinstance(where, Place) else Place(where)
     folder = place.folder
@@ -168,7 +168,8 @@ def read_shard(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
 
     Args:
         path: the file.
-        whole: refuse one whose data is not exactly its tensors', such as one that is cut short.
+        whole: refuse a file whose data is not exactly covered by its tensors, such as one that is
+            cut short.
 
     Raises:
         CheckpointError: if it is missing, or its header cannot be read.
@@ -185,8 +186,8 @@ def read_shard(path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
 def _open_regular(path: Path) -> int:
     """Open a file for reading, unless it is a FIFO, a device or a folder."""
     try:
-        # Looked at before it is opened, since opening a device may already have an effect; and
-        # O_NONBLOCK, since opening a FIFO that took its place since would wait for a writer.
+        # Check the kind before opening, since opening a device may have an effect. O_NONBLOCK,
+        # since a FIFO may have replaced the file meanwhile and opening it would block.
         if not stat.S_ISREG(path.stat().st_mode):
             raise _not_regular(path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -207,13 +208,13 @@ def _not_regular(path: Path) -> HeaderError:
 
 
 class OpenShard:
-    """A shard that is open for reading; closed when the last reference to it goes.
+    """A shard that is open for reading; closed when its last reference is dropped.
 
     Args:
-        shard: the file whose header was read; it is read on the Hub if it is not here.
+        shard: the file whose header was read; it is read from the Hub if it is not local.
 
     Raises:
-        InputChangedError: if it is another one now.
+        InputChangedError: if the file has changed since.
     """
 
     def __init__(self, shard: ShardFile) -> None:
@@ -230,34 +231,34 @@ class OpenShard:
         self.close()
 
     def close(self) -> None:
-        """Close it before that."""
+        """Close it now."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     def abandon(self) -> None:
-        """End what is being fetched of it, if it is on the Hub: whoever waits for that fails."""
-        if not isinstance(self._file, _LocalFile):  # whose number another file could get
+        """Abort requests to the Hub in progress, if any; threads that wait for them then fail."""
+        if not isinstance(self._file, _LocalFile):  # another file could get its descriptor number
             self.close()
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the file.
 
         Args:
-            buffer: bytes to overwrite, all of them.
+            buffer: the bytes to fill completely.
             offset: the first byte in the file.
 
         Raises:
             InputChangedError: if the file ends before the buffer is full.
-            CheckpointError: if the disk does not give it.
-            HubError: if the Hub does not.
+            CheckpointError: if it cannot be read from disk.
+            HubError: if it cannot be fetched from the Hub.
         """
         assert self._file is not None, "it is open"
         self._file.read_into(buffer, offset)
 
 
 class _LocalFile:
-    """A shard on this machine, open."""
+    """An open local shard."""
 
     def __init__(self, shard: ShardFile) -> None:
         self._path = shard.path
@@ -266,7 +267,7 @@ class _LocalFile:
         except ShardIndexError as exc:
             raise InputChangedError(shard.path, "vanished while it was read", _UNCHANGED) from exc
         status = os.fstat(self._fd)
-        # What came from the Hub is known by its name in the cache, and not by its date.
+        # A file from the Hub is identified by its name in the cache, not by its mtime.
         same = (
             status.st_size == shard.size
             if shard.remote
@@ -293,10 +294,10 @@ class _LocalFile:
 
 
 def check_unchanged(shard: ShardFile) -> None:
-    """Make sure, by its path, that a shard is still the file whose header was read.
+    """Check, by path, that a shard is still the file whose header was read.
 
     Raises:
-        InputChangedError: if it is gone or another.
+        InputChangedError: if it is missing or has changed.
     """
     if shard.remote is not None:
         return  # a commit never changes
@@ -309,21 +310,21 @@ def check_unchanged(shard: ShardFile) -> None:
 
 
 def same_bytes(left: TensorSpec, right: TensorSpec) -> bool:
-    """Whether two tensors are the same; stops at the first difference.
+    """Whether two tensors are equal; stops at the first difference.
 
     Args:
-        left: one tensor.
-        right: another one.
+        left: the first tensor.
+        right: the second tensor.
 
     Raises:
-        CheckpointError: if one cannot be read as it was.
+        CheckpointError: if one cannot be read, or has changed.
     """
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
     files = OpenShard(left.shard), OpenShard(right.shard)
     step = 1 << 20
-    # Views are compared byte by byte, a hundred times slower than what they look at. What lies past
-    # the end of the last step is the same in both: the step before it.
+    # Compare whole bytearrays: comparing memoryviews goes byte by byte, a hundred times slower.
+    # After a short last step, both buffers still end with the same bytes of the previous step.
     buffers = bytearray(step), bytearray(step)
     for done in range(0, left.nbytes, step):
         count = min(step, left.nbytes - done)

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a folder on this machine, or the Hub."""
+"""Finding a checkpoint: a local folder, or a model on the Hub."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from diffxfer.errors import CheckpointError
 
 
 def find(named: Path | str, what: str) -> Place:
-    """Find what was named: a folder if there is one of that name, else a model on the Hub.
+    """Find a folder, or if there is none of that name, a model on the Hub.
 
-    Of a model on the Hub, everything but the weights is brought into the Hub's cache.
+    For a model on the Hub, all files but the weights are downloaded into the Hub's cache.
 
     Args:
         named: a folder, or ``org/name`` or ``org/name@revision``.
-        what: what is due there, such as ``"the base checkpoint"``.
+        what: what is expected there, such as ``"the base checkpoint"``.
 
     Raises:
         CheckpointError: if it is neither.
-        HubError: if it reads as a model on the Hub, and cannot be had.
+        HubError: if it has the form of a Hub id, but cannot be fetched.
     """
     model = find_id(named, what)
     if model is None:
@@ -34,14 +34,14 @@ def find(named: Path | str, what: str) -> Place:
 
 
 def find_id(named: Path | str, what: str) -> HubId | None:
-    """The model on the Hub that was named; None where a folder was, with a slip perhaps.
+    """The id of a model on the Hub; None if a folder was meant, even one that does not exist.
 
     Args:
         named: as for `find`.
         what: as for `find`.
 
     Raises:
-        CheckpointError: if it cannot be told whether there is such a folder.
+        CheckpointError: if the existence of such a folder cannot be checked.
     """
     folder, model = Path(named), read_hub_id(named)
     if model is None or _exists(folder, what):
@@ -59,15 +59,15 @@ def _exists(folder: Path, what: str) -> bool:
 
 
 def require_folder(folder: Path, what: str, *, or_id: bool = False) -> None:
-    """Make sure that what was named is a folder.
+    """Check that a path is a folder.
 
     Args:
-        folder: what the user named.
-        what: what is due there, such as ``"the base checkpoint"``.
-        or_id: whether a model on the Hub would have done too.
+        folder: the path that the user gave.
+        what: what is expected there, such as ``"the base checkpoint"``.
+        or_id: whether a model on the Hub is accepted too, for the message.
 
     Raises:
-        CheckpointError: if it is none.
+        CheckpointError: if it is not a folder.
     """
     if _exists(folder, what):
         if folder.is_dir():
@@ -86,7 +86,7 @@ def require_folder(folder: Path, what: str, *, or_id: bool = False) -> None:
 
 
 def _near_name(folder: Path) -> Path | None:
-    """A folder beside it whose name is nearly the same."""
+    """A folder beside it with a similar name."""
     try:
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
     except OSError:

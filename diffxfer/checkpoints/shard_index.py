@@ -1,4 +1,4 @@
-"""Which shards a checkpoint has, and which tensors they hold, by its index."""
+"""The index of a checkpoint: its shards, and the tensors that they hold."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ class ShardNames:
     """How the shards of a checkpoint are named.
 
     Attributes:
-        stem: what their names begin with.
+        stem: the beginning of their names.
     """
 
     stem: str
 
     @property
     def single(self) -> str:
-        """The name of a shard that is the only one."""
+        """The name of an only shard."""
         return f"{self.stem}.safetensors"
 
     @property
     def index(self) -> str:
-        """The name of the index, which says which tensors each of several shards has."""
+        """The name of the index, which lists the tensors of each shard."""
         return f"{self.single}.index.json"
 
     def shard(self, number: int, total: int) -> str:
         """The name of one of several shards.
 
         Args:
-            number: which, from 1 on.
-            total: how many there are.
+            number: its number, from 1.
+            total: the number of shards.
         """
         return f"{self.stem}-{number:05d}-of-{total:05d}.safetensors"
 
 
 SHARD_NAMES = (ShardNames("model"), ShardNames("diffusion_pytorch_model"))
-"""The names that transformers gives, and those that diffusers gives."""
+"""The names that transformers uses, and those that diffusers uses."""
 
 SINGLE_SHARD = SHARD_NAMES[0].single
 INDEX_NAME = SHARD_NAMES[0].index
 
 
 def names_like(shards: Iterable[str]) -> ShardNames:
-    """How shards are named: as diffusers does if every one of them is, else as transformers does.
+    """The naming of shards: that of diffusers if all names follow it, else that of transformers.
 
     Args:
-        shards: their names.
+        shards: the names.
     """
     known, others = SHARD_NAMES[0], SHARD_NAMES[1]
     shards = tuple(shards)
@@ -63,13 +63,13 @@ def names_like(shards: Iterable[str]) -> ShardNames:
 
 
 def read_index(path: Path) -> dict[str, set[str]]:
-    """What an index says: the tensors of every shard.
+    """Read an index: the tensors of every shard.
 
     Args:
-        path: the index, as `companion_path` gave it.
+        path: the index, a path from `companion_path`.
 
     Raises:
-        CheckpointError: if it is broken, or names a shard that is not beside it.
+        CheckpointError: if it is broken, or names a shard outside its folder.
     """
     weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -90,13 +90,13 @@ def read_index(path: Path) -> dict[str, set[str]]:
 
 
 def check_index(path: Path, shard: str, named: set[str], found: Collection[str]) -> None:
-    """Make sure that a shard has the tensors that the index places there, and no others.
+    """Check that a shard has exactly the tensors that the index lists for it.
 
     Args:
         path: the index.
         shard: the shard's name.
-        named: the tensors that the index places in it.
-        found: those that it has.
+        named: the tensors that the index lists for it.
+        found: the tensors that it has.
 
     Raises:
         ShardIndexError: if they differ.

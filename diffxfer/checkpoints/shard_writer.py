@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class ShardWriter:
-    """A shard in the making: allocated whole, then filled in any order by any thread.
+    """A shard being written: fully allocated first, then filled in any order by any thread.
 
     Args:
-        folder: what it belongs to.
+        folder: the output folder.
         name: its file name.
-        layout: its header and places.
-        pending: how many writes make it complete; after the last one it is made durable.
+        layout: its layout.
+        pending: the number of writes that complete it; after the last one it is made durable.
         begun: whether an earlier run has written a part of it.
 
     Attributes:
-        broken: whether a sync of it failed: what was written before may be lost.
+        broken: whether a sync of it failed, so that earlier writes may be lost.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ShardWriter:
         self._name = name
         self._pending = pending
         self._begun = begun
-        # Whether it may hold what no sync of this run covers.
+        # Whether it may hold data that no sync of this run covers.
         self._dirty = begun
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
@@ -57,7 +57,7 @@ class ShardWriter:
         self.close()
 
     def is_sound(self) -> bool:
-        """Whether the file that an earlier run began has its size and its header."""
+        """Whether the file that an earlier run began has the right size and header."""
         try:
             fd = open_regular(self._path)
         except OSError:
@@ -74,10 +74,10 @@ class ShardWriter:
     def create(self) -> None:
         """Allocate the file and write its header, unless an earlier run did.
 
-        The file is closed again: a large model has more shards than a process may have open.
+        The file is closed again, because a large model has more shards than a process may open.
 
         Raises:
-            OutputError: if it cannot be, for want of disk above all.
+            OutputError: if that fails, mostly because the disk is full.
         """
         try:
             if self._begun:
@@ -92,7 +92,7 @@ class ShardWriter:
                     if self._pending == 0:
                         self._sync(fd)
             except OSError:
-                with suppress(OSError):  # a shard of which nothing is done only takes up disk
+                with suppress(OSError):  # a shard without any data only takes up disk space
                     self._path.unlink()
                 raise
         except OSError as exc:
@@ -102,9 +102,9 @@ class ShardWriter:
         """Write bytes to their final place.
 
         Args:
-            data: what to write.
-            offset: where, in the file.
-            parts: how many of the writes that make the file complete this one stands for.
+            data: the bytes.
+            offset: their offset in the file.
+            parts: how many of the writes that complete the file this one counts for.
 
         Raises:
             OutputError: if that fails.
@@ -115,7 +115,7 @@ class ShardWriter:
                     self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
             _pwrite_all(self._fd, data, offset)
             with self._lock:
-                # Only now: a sync that came before would have taken the mark, and not the bytes.
+                # After the write: a sync before it would clear this without covering the data.
                 self._dirty = True
                 self._pending -= parts
                 complete = self._pending == 0
@@ -126,10 +126,10 @@ class ShardWriter:
             raise write_error(self._folder.out, self._name, exc) from exc
 
     def sync(self) -> None:
-        """Make durable what was written before this call.
+        """Make all earlier writes durable.
 
         Raises:
-            OSError: if that fails, now or before.
+            OSError: if this sync fails, or an earlier one failed.
         """
         with self._lock:
             if not self._dirty and not self.broken:
@@ -142,8 +142,8 @@ class ShardWriter:
             os.close(fd)
 
     def _sync(self, fd: int) -> None:
-        # The system tells of pages that it could not write once, and takes them for clean then:
-        # whoever waits for the same file must not think that all is well.
+        # The system reports a failed write of pages once, then treats the pages as clean. Without
+        # this lock and `broken`, a second thread's sync of the same file would seem to succeed.
         with self._syncing:
             try:
                 if self.broken:
@@ -154,11 +154,11 @@ class ShardWriter:
                 raise
 
     def close(self) -> None:
-        """Let go of the file, complete or not; no write may be under way."""
+        """Close the file, complete or not; no write may be in progress."""
         with self._lock:
             fd, self._fd = self._fd, -1
         if fd >= 0:
-            with suppress(OSError):  # whether it is whole is known by then
+            with suppress(OSError):  # whether it is complete is already known
                 os.close(fd)
 
     @property

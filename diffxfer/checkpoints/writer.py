@@ -1,8 +1,8 @@
 """Writing a folder that appears whole or not at all.
 
-Everything goes to a sibling folder `.OUT.partial-…`; only when all of it is durable is that
-folder renamed. However a run ends before that, it leaves nothing at OUT. It leaves the partial
-folder where there is progress in it: the next run of the same job goes on from there.
+All files are written to a sibling folder `.OUT.partial-…`, which is renamed to OUT once everything
+is durable. A run that ends earlier leaves nothing at OUT. It keeps the partial folder if there is
+progress in it, and the next run of the same job resumes from it.
 """
 
 from __future__ import annotations
@@ -47,21 +47,20 @@ if TYPE_CHECKING:
 
 
 class OutputFolder:
-    """A folder in the making; use it as a context manager.
+    """An output folder being written; use it as a context manager.
 
-    Leaving the block without an exception publishes nothing by itself: `publish` does, and it must
-    be called inside the block. Leaving it otherwise keeps the partial folder if its journal has
-    something to be continued, and else removes every trace.
+    Only `publish` publishes the folder; call it inside the block. If the block ends without it, the
+    partial folder is kept if its journal has progress to resume, and removed otherwise.
 
     Args:
-        out: where the folder is to appear.
-        fingerprint: tells one job from another: 32 hexadecimal digits.
+        out: the output folder.
+        fingerprint: identifies the job: 32 hexadecimal digits.
         overwrite: whether a folder at `out` is replaced.
-        restart: whether what unfinished runs left is discarded.
+        restart: whether unfinished runs are discarded.
 
     Attributes:
-        journal: what is done, inside the block.
-        resumed: whether an earlier run's progress is there to be continued.
+        journal: the journal of completed work, inside the block.
+        resumed: whether there is an earlier run's progress to resume.
     """
 
     journal: Journal
@@ -103,13 +102,13 @@ class OutputFolder:
         self.journal, self.resumed = open_journal(
             self.partial, self._fingerprint, restart=self._restart
         )
-        if new:  # so that a power cut leaves what can be told to be ours
+        if new:  # after a power cut, the journal must identify the folder as ours
             for folder in (self.partial, *(made.parent for made in self._made_parents)):
                 sync_folder(folder)
             sync_folder(self.partial.parent)
 
     def _abandon(self) -> None:
-        """Leave no trace of a run that could not begin, except what an earlier one left."""
+        """Undo the changes of a run that could not begin; keep what earlier runs left."""
         if self._lock_fd >= 0:
             if unfinished(self.partial) is None:
                 discard(self.partial)
@@ -134,15 +133,15 @@ class OutputFolder:
         os.close(self._lock_fd)
 
     def held_bytes(self) -> int:
-        """How much of the disk the partial folder has taken."""
+        """How many bytes of the disk the partial folder occupies."""
         files = (path for path in self.partial.rglob("*") if path.is_file())
         return sum(path.stat().st_blocks * 512 for path in files)
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Remove what an earlier run left, except its journal and some files.
+        """Remove an earlier run's files, except the journal and the named ones.
 
         Args:
-            names: of those files.
+            names: the files to keep.
 
         Raises:
             OutputError: if something cannot be removed.
@@ -173,14 +172,14 @@ class OutputFolder:
             raise write_error(self.out, name, exc) from exc
 
     def publish(self) -> None:
-        """Make everything durable and let the folder appear.
+        """Make everything durable and rename the folder to `out`.
 
         Raises:
-            OutputError: if that fails; nothing appears then, unless the message says so.
+            OutputError: if that fails; nothing appears at `out` then, unless the message says so.
         """
         old = None
         try:
-            # Not in OUT, and not gone before OUT is there: it is all that a next run knows.
+            # The journal must not be in OUT, but must exist until OUT does: the next run needs it.
             put_journal_aside(self.partial)
             for path, _, _ in os.walk(self.partial):
                 sync_folder(Path(path))
@@ -203,15 +202,15 @@ class OutputFolder:
             problem = f"is whole, but a power cut could still undo it ({exc.strerror})"
             raise OutputError(self.out, problem, "check the disk") from exc
         if old is not None:
-            # Only now, as a power cut could have brought it back under its name. What cannot be
-            # removed does not undo the result; the next run removes it.
+            # Remove it only now, because a power cut could have restored it under its old name. If
+            # this fails, the result is still valid, and the next run removes the rest.
             discard(old)
 
     def _replace(self) -> Path:
-        """Take the place of the folder that is there; returns where that one is now."""
+        """Replace the existing folder; returns the new path of the old one."""
         if not self._overwrite:
             raise OutputExistsError(self.out, "appeared while it was made", "choose another -o")
-        refuse_foreign(self.out)  # it may be another one by now
+        refuse_foreign(self.out)  # the folder may have been replaced meanwhile
         old = self.partial
         if not exchange(self.partial, self.out):
             old = self._aside
@@ -224,7 +223,7 @@ class OutputFolder:
         return self.out.parent / f".{self.out.name}.diffxfer-replaced"
 
     def _recover(self) -> None:
-        """Undo a replacement that was cut off between its two renames."""
+        """Undo a replacement that was interrupted between its two renames."""
         if not os.path.lexists(self._aside):
             return
         refuse_foreign(self._aside)  # its name alone does not make it ours
@@ -246,20 +245,20 @@ class OutputFolder:
 
     def _remove_parents(self) -> None:
         for folder in self._made_parents:
-            with suppress(OSError):  # above all where another has put something into it
+            with suppress(OSError):  # mostly because somebody has put files into it
                 folder.rmdir()
 
 
 def _is_useless_after(exc: BaseException | None) -> bool:
-    """Whether a failure is one that the same command can only meet again."""
+    """Whether the partial folder is useless after a failure, since resuming would fail again."""
     if isinstance(exc, InputChangedError):
-        # What changed makes another job; what only vanished may come back.
+        # A changed input makes a different job, but a missing one may come back.
         return os.path.lexists(exc.where)
     return isinstance(exc, (NonFiniteError, MatchError))
 
 
 def write_error(out: Path, name: str, exc: OSError) -> OutputError:
-    """What the failure to write the file `name` of a folder means; no name is the folder itself."""
+    """The error for a failure to write the file `name`, or the folder itself if `name` is empty."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskSpaceError(out, "the disk became full", "free some disk and run it again")
     what = f"its {name} " if name else ""
@@ -273,8 +272,8 @@ def index_json(
 
     Args:
         shards: the names of the tensors in each shard.
-        total_parameters: how many elements there are.
-        total_size: in how many bytes.
+        total_parameters: the number of elements.
+        total_size: their size in bytes.
     """
     weight_map = {name: shard for shard, names in shards.items() for name in names}
     index = {

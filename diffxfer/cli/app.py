@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# \b keeps the lines after it as they are, so that a command can be copied whole.
+# \b keeps the following lines unwrapped, so that a command can be copied whole.
 _EXAMPLE = "Example:\n\n\b\n  diffxfer "
 _TRANSFER = "transfer llama-3.0-sft llama-3.0 llama-3.1 -o llama-3.1-grafted"
 _EVAL = "eval llama-3.1 --finetuned llama-3.1-sft --diff sft-diff --alpha 0.8,1.0 --tasks gsm8k"

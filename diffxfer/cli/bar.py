@@ -1,6 +1,6 @@
-"""The one progress bar: what is done, how much of it, how fast, and how long it still takes.
+"""The progress bar: description, progress, speed and time left.
 
-Imported only where somebody watches.
+Imported only if the output is watched on a terminal.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ class Bar:
         self._progress.start()
 
     def begin(self, what: str) -> None:
-        """Show that something is being done, of which nobody knows how long it takes."""
+        """Show an activity of unknown length."""
         self._now = what, ""
         self._progress.reset(self._task, description=what, unit="", more="")
-        self._progress.tasks[0].total = None  # which `reset` takes for as it was
+        self._progress.tasks[0].total = None  # `reset` ignores None
 
     def show(self, what: str, done: int, total: int, unit: str, more: str = "") -> None:
-        """Show how much of something is done.
+        """Show the progress of an activity.
 
         Args:
-            what: what is being done.
-            done: how much.
-            total: of how much.
-            unit: of what: `BYTES`, or a noun.
-            more: a few words on how it goes.
+            what: a description of the activity.
+            done: the amount done.
+            total: the total amount.
+            unit: the unit: `BYTES`, or a noun.
+            more: a short status text.
         """
         if (what, unit) != self._now or done < self._progress.tasks[0].completed:
             self._now = what, unit
-            # What is there already was not done at the speed of the rest.
+            # Work that was already done at the start must not count for the speed.
             known = {"description": what, "total": total, "unit": unit, "more": more}
             self._progress.reset(self._task, completed=done, **known)  # type: ignore[arg-type]
             self._pace = Pace()
@@ -78,7 +78,7 @@ class Bar:
         )
 
     def say(self, line: str) -> None:
-        """Print a line above the bar, whole however long it is."""
+        """Print a line above the bar, without cutting it."""
         self._progress.console.print(Text(line), soft_wrap=True)
 
     def stop(self) -> None:
@@ -87,9 +87,9 @@ class Bar:
 
 
 class Pace:
-    """How fast something is done, since the last moment at which nothing of it was done.
+    """The speed of an activity, measured from the last moment before it progressed.
 
-    Batches are done all at once: what counts is the time since the one before was done.
+    A batch is done all at once, so its time begins at the end of the previous one.
     """
 
     def __init__(self) -> None:
@@ -97,28 +97,28 @@ class Pace:
         self._last = 0, 0.0
 
     def note(self, done: int, at_s: float) -> None:
-        """Note how much is done at a moment."""
+        """Record the amount done at a time."""
         if self._first is None or done <= self._first[0]:
             self._first = done, at_s
         self._last = done, at_s
 
     @property
     def speed(self) -> float | None:
-        """How much is done a second; None where that is not known yet."""
+        """The amount done per second; None if it is not known yet."""
         if self._first is None or self._last[1] <= self._first[1]:
             return None
         return (self._last[0] - self._first[0]) / (self._last[1] - self._first[1])
 
     def left_s(self, total: int) -> float | None:
-        """The seconds that the rest takes at that speed."""
+        """The seconds left at that speed."""
         return (total - self._last[0]) / self.speed if self.speed else None
 
 
 class _Terminal(Console):
-    """A terminal that is asked itself how wide it is, and whose cursor stays.
+    """A terminal that reports its own width, and whose cursor stays visible.
 
-    rich asks stdin, stdout and stderr, which may be files here; and a process that is killed
-    cannot bring a hidden cursor back.
+    rich asks stdin, stdout and stderr for the width, but these may be files here. A process that
+    is killed cannot show a hidden cursor again.
     """
 
     @property
@@ -137,12 +137,12 @@ class _Terminal(Console):
         raise NotImplementedError
 
     def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002 rich gives it
-        """Leave it as it is."""
+        """Do not change the cursor."""
         return False
 
 
 class _OneLine(Progress):
-    """A line that fits the terminal: of what is too long, the end of the description goes."""
+    """A line that fits the terminal: a description that is too long loses its end."""
 
     def get_renderables(self) -> Iterable[Table]:
         """The line of each task."""
@@ -151,7 +151,7 @@ class _OneLine(Progress):
 
     def _line(self, task: Task) -> Table:
         what = Text(printable(task.description))
-        # With room for the ^C that a terminal echoes: a line that it breaks is not erased whole.
+        # Leave space for the ^C that a terminal echoes: a wrapped line is not erased completely.
         most = self.console.width - len(" ^C") - _NARROWEST_BAR - 2 * _GAP
         figures = _figures(task, whole=True)
         if what.cell_len + figures.cell_len > most:
@@ -180,7 +180,7 @@ def _drawn(task: Task, width: int) -> ProgressBar:
 
 
 def _figures(task: Task, *, whole: bool) -> Text:
-    """Count, speed and time left; where nothing is counted, the time since it began."""
+    """Count, speed and time left; if nothing is counted, the time elapsed."""
     if task.total is None:
         return Text(_clock(task.elapsed or 0.0))
     if task.fields["unit"] == BYTES:
@@ -196,7 +196,7 @@ def _figures(task: Task, *, whole: bool) -> Text:
 
 
 def _number(speed: float) -> str:
-    """Three digits of it."""
+    """A speed with three digits."""
     return f"{speed:.2f}" if speed < 10 else f"{speed:.1f}" if speed < 100 else f"{speed:,.0f}"
 
 

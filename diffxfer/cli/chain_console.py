@@ -1,4 +1,4 @@
-"""How `diffxfer iterate` talks: what is done next, and tables at the end."""
+"""The console of `diffxfer iterate`: each next step, and tables at the end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _KEPT = "what is done is kept, and the same command goes on from there"
 
 
 class ChainConsole(Console):
-    """One chain's way to talk; use it as a context manager.
+    """The console of a chain; use it as a context manager.
 
     Args:
-        json: print one JSON object on stdout, also for an error.
-        quiet: print nothing but the result, warnings and errors.
+        json: print one JSON object on stdout, even for an error.
+        quiet: print only the result, warnings and errors.
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
@@ -26,7 +26,7 @@ class ChainConsole(Console):
         return self
 
     def show_chain(self, report: ChainReport) -> None:
-        """Print what a chain came to."""
+        """Print the result of a chain."""
         self._display.close_log(None, keep=self._keeps_log)
         if self._json:
             print_json(report.as_json())

@@ -1,4 +1,4 @@
-"""A chain as tables: a row a round, a column a model, as table 6 of Lin et al. 2025 has them."""
+"""A chain as tables: one row per round, one column per model, like table 6 of Lin et al. 2025."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def print_chain(report: ChainReport) -> None:
-    """Print what each round scored, a table for each measure.
+    """Print the scores of each round, one table per measure.
 
     Args:
-        report: the chain; one without scores prints nothing.
+        report: the chain; without scores nothing is printed.
     """
     from rich.console import Console
 
-    # Lines that no person reads are not cut to the width of a terminal.
+    # Output to a pipe or file is not folded to a terminal's width.
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     out = Console(highlight=False, width=width)
     for number, measure in enumerate(report.measures):

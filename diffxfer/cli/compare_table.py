@@ -1,4 +1,4 @@
-"""How two checkpoints differ, for a person."""
+"""Printing how two checkpoints differ."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def print_comparison(found: Comparison, *, out: Console | None = None) -> None:
     """Print how two checkpoints differ.
 
     Args:
-        found: what is known of it.
-        out: where to; stdout by default.
+        found: the comparison.
+        out: the console; stdout by default.
     """
     from rich.text import Text
 
@@ -69,7 +69,7 @@ def _facts(found: Comparison) -> Iterator[tuple[str, str]]:
 
 
 def _bytes(found: Comparison) -> str:
-    """Tensors of integers and of codes: how many are the same, and which are not."""
+    """Integer and quantised tensors: how many are equal, and which differ."""
     others = [each.name for each in found.bytes_compared if each.unchanged != each.size]
     every = len(found.bytes_compared)
     same = f"the same: {every - len(others):,} of {every:,} tensors of other dtypes"

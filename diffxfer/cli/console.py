@@ -1,6 +1,6 @@
-"""What a person or a program sees: stdout for results, stderr for talk.
+"""Output for people and programs: results on stdout, messages on stderr.
 
-Names come from files that anyone may have written, so all text is made printable first.
+Names come from untrusted files, so all text is made printable first.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _INTERRUPTED, _STOPPED = 130, 143
 _NOTHING = "nothing was written"
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
 PIPE_WIDTH = 10_000
-"""How wide lines may be where no terminal is: they are not folded."""
+"""The width of lines without a terminal, so that they are not folded."""
 
 
 LOG = "diffxfer.log"
-"""What libraries printed, in the folder of a command's output."""
+"""The log of what libraries print, in a command's output folder."""
 
 
 class _Stopped(KeyboardInterrupt):
@@ -50,20 +50,20 @@ def _stop(_signum: int, _frame: FrameType | None) -> None:
 
 
 class Console:
-    """One command's way to talk; use it as a context manager.
+    """The console of a command; use it as a context manager.
 
-    With `logs`, nothing but talk may be printed before one of its methods shows the result.
+    With `logs`, only messages may be printed before one of its methods shows the result.
 
     Args:
-        json: print one JSON object on stdout, also for an error.
-        quiet: print nothing but warnings and errors.
-        output: the folder that is made, to say what is kept of it after an interruption.
-        logs: whether to keep what libraries print off the terminal, in a log.
-        interrupted: what it means for the command to be interrupted, where nothing is kept there.
+        json: print one JSON object on stdout, even for an error.
+        quiet: print only warnings and errors.
+        output: the output folder, to report what is kept of it after an interruption.
+        logs: whether to write what libraries print to a log instead of the terminal.
+        interrupted: the message after an interruption, if nothing is kept in `output`.
     """
 
     _keeps_log = True
-    """Whether the log stays where all went well."""
+    """Whether the log is kept after success."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Console:
         logs: bool = False,
         interrupted: str = _NOTHING,
     ) -> None:
-        # Of several processes of one training, the first one talks.
+        # If a training has several processes, only the first one prints.
         self._others = os.environ.get("RANK", "0") != "0"
         self._json = json and not self._others
         self._quiet = quiet or self._others
@@ -97,7 +97,7 @@ class Console:
     ) -> None:
         log = self._end(exc)
         if isinstance(exc, KeyboardInterrupt):
-            # Here, since typer turns an interrupt into an exit without a word.
+            # Handle it here, since typer turns an interrupt into a silent exit.
             sys.exit(print_interrupted(exc, self._left()))
         known = as_known(exc)
         if self._json and known is not None:
@@ -106,12 +106,12 @@ class Console:
             hush_stdout()
 
     def _end(self, exc: BaseException | None) -> Path | None:
-        """Erase the bar and let libraries print again; the log, if what failed left one."""
+        """Erase the bar and let libraries print again; returns the log of a failure, if any."""
         signal.signal(signal.SIGTERM, self._sigterm)
         return self._display.close_log(exc, keep=self._keeps_log)
 
     def _left(self) -> str:
-        """What an interruption leaves, and how to go on."""
+        """What is kept after an interruption, and how to resume."""
         from diffxfer.checkpoints.partial import find_unfinished
 
         kept = find_unfinished(self._output) if self._output else None
@@ -120,12 +120,12 @@ class Console:
 
     @property
     def progress(self) -> Callable[[int, int], None] | None:
-        """What to call with the bytes done and in all; None where nobody watches."""
+        """A callback for the bytes done and the total bytes; None without a terminal."""
         return self._display.bytes if self._display.watched else None
 
     @property
     def training(self) -> Callable[[int, int, float], None] | None:
-        """What to call with the steps done, the steps in all and the last loss; None if quiet."""
+        """A callback for the steps done, the total steps and the last loss; None if quiet."""
         return None if self._quiet else self._step
 
     def _step(self, done: int, total: int, loss: float) -> None:
@@ -135,7 +135,7 @@ class Console:
 
     @property
     def answered(self) -> Callable[[str, int, int], None] | None:
-        """What to call with a model, its requests answered and in all; None if quiet."""
+        """A callback for a model, its answered requests and their total; None if quiet."""
         return None if self._quiet else self._display.requests
 
     @contextmanager
@@ -143,7 +143,7 @@ class Console:
         """Keep what libraries print inside the block off the terminal.
 
         Args:
-            stage: what is being done.
+            stage: the name of the current stage.
         """
         self._display.open_log()
         self._display.stage(stage)
@@ -156,22 +156,22 @@ class Console:
 
     @property
     def stage(self) -> Callable[[str], None]:
-        """What to call with the name of each part of a whole, when it begins."""
+        """A callback for the name of each stage when it begins."""
         return self._display.stage
 
     def opened(self, folder: Path) -> None:
-        """Keep what libraries print in a folder, now that it may be written to."""
+        """Move the log of what libraries print to a folder, now that it is writable."""
         self._display.settle_log(folder / LOG)
 
     def say(self, line: str) -> None:
-        """Print a line of talk on stderr."""
+        """Print a message on stderr."""
         self._display.say(line)
 
     def show(self, report: Report) -> None:
-        """Print what was done, or with a dry run what would be.
+        """Print what was done, or for a dry run what would be done.
 
         Raises:
-            typer.Exit: with status 1, if a dry run found tensors that fit nowhere.
+            typer.Exit: with status 1, if a dry run found tensors that cannot be matched.
         """
         self._display.stop()
         refusal = _refusal(report)
@@ -196,10 +196,9 @@ def print_warnings(warnings: tuple[str, ...]) -> None:
 
 
 def as_known(exc: BaseException | None) -> DiffxferError | None:
-    """The failure with a known cause that an exception is, if it is one.
+    """The exception as a failure with a known cause, or None.
 
-    What the operating system refuses is one wherever it happens, a folder that may not be read
-    for example.
+    Errors of the operating system count as known, such as a folder without read permission.
     """
     if isinstance(exc, DiffxferError):
         return exc
@@ -215,21 +214,21 @@ def print_error(exc: DiffxferError) -> None:
 
 
 def print_interrupted(exc: KeyboardInterrupt, remark: str = _NOTHING) -> int:
-    """Say on stderr that a run was interrupted and what that means, and give its exit status.
+    """Print on stderr that a run was interrupted, and return its exit status.
 
     Args:
-        exc: by what.
-        remark: what is kept, and how to go on.
+        exc: the interruption.
+        remark: what is kept, and how to resume.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)  # it is ending already
+        signal.signal(signum, signal.SIG_IGN)  # the process is already ending
     stopped = isinstance(exc, _Stopped)
     typer.echo(f"{'stopped' if stopped else 'interrupted'}: {printable(remark)}", err=True)
     return _STOPPED if stopped else _INTERRUPTED
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print the one object that `--json` asks for."""
+    """Print the JSON object of `--json`."""
     typer.echo(json_module.dumps(value))
 
 
@@ -264,7 +263,7 @@ def _print_plan(report: Report) -> None:
         why = f"{culprits.reason}: {culprits.found}, expected {culprits.expected}"
         cells = ("refused", culprits.pattern, f"{len(culprits.names):,}", "", why)
         table.add_row(*(Text(printable(cell), overflow="fold", style="red") for cell in cells))
-    # Lines that no person reads are not cut to the width of a terminal.
+    # Output to a pipe or file is not folded to a terminal's width.
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     RichConsole(highlight=False, width=width).print(table)
     typer.echo("")
@@ -281,7 +280,7 @@ def _print_plan(report: Report) -> None:
 
 
 def _print_summary(report: Report) -> None:
-    """A few lines on stderr, also where nobody watches: a log is read later."""
+    """Print a few lines on stderr, even without a terminal: they may be read later in a log."""
     total = report.bytes_to_read + report.bytes_to_write
     moved = total - report.resumed_bytes
     counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
@@ -303,7 +302,7 @@ def _continued(resumed: int, total: int) -> list[str]:
 
 
 def _remarks(report: Report) -> list[str]:
-    """What a person should know beside the counts, one line each."""
+    """Remarks besides the counts, one line each."""
     lines = [
         f"{' and '.join(relation.roles)}: cosine {relation.cosine:.2f}"
         f" ({relation.samples:,} sampled weights)"

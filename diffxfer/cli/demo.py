@@ -1,4 +1,4 @@
-"""`diffxfer demo`: the whole story on the family that ships with the package."""
+"""`diffxfer demo`: all steps on the model family that ships with the package."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def demo(
 
     if keep is not None:
         refuse_unsafe_output(keep, [family_folder()], overwrite=False)
-    # Whole or not at all: what is kept is moved to its place at the end.
+    # The kept folder appears whole or not at all: it is moved to its place at the end.
     home = None if keep is None else keep.absolute().parent
-    # Where nobody watches, the story on stdout says all.
+    # Without a terminal, the text on stdout says everything.
     quiet = not sys.stderr.isatty()
     with Console(json=False, quiet=quiet) as console, scratch_folder(home) as work:
         _tell(family_folder(), work, console)

@@ -1,7 +1,7 @@
-"""What a command shows while it works: lines of talk, one bar, and a log of what libraries print.
+"""The display of a running command: messages, a progress bar, and a log of libraries' output.
 
-stdout is for results. While libraries work, what they print, on either stream and from C or child
-processes too, goes to the log, and the talk and the bar to what stderr was before.
+stdout is for results. While libraries run, everything that they print on either stream, including
+from C code and child processes, goes to the log; messages and bar go to the original stderr.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 _STDOUT, _STDERR = 1, 2
 _LINES = 20
-"""How many steps of a training a log shows."""
+"""The number of training steps that a log shows."""
 _PAUSE_S = 30.0
-"""Seconds from one line on requests to the next, where no terminal is."""
+"""Seconds between lines about requests, without a terminal."""
 
 
 class Display:
-    """The talk and the bar of one command.
+    """The messages and the bar of one command.
 
     Args:
         quiet: show neither.
@@ -50,7 +50,7 @@ class Display:
     @property
     def watched(self) -> bool:
         """Whether there is a bar."""
-        # With DIFFXFER_DEBUG=1 libraries print where it would be.
+        # With DIFFXFER_DEBUG=1 libraries print to the terminal, which would break the bar.
         mixed = self._log is not None and is_debugging()
         return not self._quiet and not mixed and self._stream.isatty()
 
@@ -59,39 +59,39 @@ class Display:
         return sys.stderr if self._log is None else self._log.talk
 
     def say(self, line: str) -> None:
-        """Print a line of talk."""
+        """Print a message."""
         if self._bar is not None:
             self._bar.say(printable(line))
         elif not self._quiet:
             typer.echo(printable(line), file=self._stream)
 
     def stage(self, stage: str) -> None:
-        """Name the part of a whole that begins, before what is done in it."""
+        """Name the stage that begins; it precedes the names of its activities."""
         self._stage, self._what = stage, ""
         self.begin("")
 
     def begin(self, what: str) -> None:
-        """Name what begins, of which nothing is counted yet."""
+        """Name an activity that begins, before its progress is known."""
         self._what = what
         self._last_line_s = time.monotonic()
         if self.watched:
             self._drawn().begin(self._text())
 
     def bytes(self, done: int, total: int) -> None:
-        """Show bytes done and in all."""
+        """Show the bytes done and the total bytes."""
         if self.watched:
             self._drawn().show(self._text(), done, total, "bytes")
 
     def steps(self, done: int, total: int, loss: float) -> None:
-        """Show steps of a training, and the loss of the last one."""
+        """Show the training steps done, and the loss of the last one."""
         if self.watched:
             self._drawn().show(self._text(), done, total, "steps", f"loss {loss:.4f}")
-        # A log is to show that it goes on, not every step.
+        # A log should show that training proceeds, not every step.
         elif done in (1, total) or done % max(1, total // _LINES) == 0:
             self.say(f"step {done:,} of {total:,}: loss {loss:.4f}")
 
     def requests(self, what: str, done: int, total: int) -> None:
-        """Show how many of a model's requests are answered; of 0 nothing is known yet."""
+        """Show how many of a model's requests are answered; a total of 0 is not known yet."""
         if not total:
             self.begin(what)
             return
@@ -119,27 +119,27 @@ class Display:
             self._bar = None
 
     def open_log(self) -> None:
-        """From now on, keep what libraries print off the terminal."""
+        """Start the log: libraries no longer print to the terminal."""
         self._log = Log()
 
     def settle_log(self, path: Path) -> None:
-        """Keep it in this file from now on.
+        """Move the log to a file.
 
         Args:
-            path: in a folder that may be written to.
+            path: a file in a writable folder.
         """
         if self._log is not None:
             self._log.settle(path)
 
     def close_log(self, exc: BaseException | None, *, keep: bool) -> Path | None:
-        """Let everything print to where it did before; no log is left that says nothing.
+        """Restore the streams and close the log; an empty log is removed.
 
         Args:
-            exc: what ended the work, if anything did; it is told where the log is.
-            keep: whether a log in a folder of the user's stays if all went well.
+            exc: the exception that ended the work, if any; the log's path is added to it.
+            keep: whether a log in a user's folder is kept after success.
 
         Returns:
-            The log of what failed, if there is anything in it.
+            The log of a failure, if there is anything in it.
         """
         self.stop()
         log, self._log = self._log, None
@@ -158,12 +158,12 @@ class Display:
 
 
 class Log:
-    """A file that takes what is printed on stdout and stderr, until it is closed.
+    """A file that receives everything printed on stdout and stderr, until it is closed.
 
-    It begins among the temporary files, since the folder that it belongs to may not be there yet.
+    It begins as a temporary file, since its folder may not exist yet.
 
     Attributes:
-        talk: what stderr was.
+        talk: the original stderr.
     """
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class Log:
             self._restored.callback(self.talk.close)
         else:
             self.talk = sys.stderr
-            # Of the descriptor, whatever that is: loggers may hold the stream for longer.
+            # A stream on the descriptor itself, since loggers may keep the stream for longer.
             self._restored.enter_context(redirect_stderr(_stream_on(_STDERR)))
         if not _is_on(sys.stdout, _STDOUT):
             self._restored.enter_context(redirect_stdout(_stream_on(_STDOUT)))
@@ -190,15 +190,15 @@ class Log:
             os.dup2(self._fd, fd)
         _let_libraries_talk()
         if not faulthandler.is_enabled() and _has_descriptor(self.talk):
-            # A crash in C would say where it was in the log alone.
+            # Otherwise the trace of a crash in C would go only to the log.
             faulthandler.enable(self.talk)
             self._restored.callback(faulthandler.disable)
 
     def settle(self, path: Path) -> None:
-        """Go on in a file that stays; where that cannot be, as before.
+        """Continue the log in a permanent file; if that fails, in the temporary one.
 
         Args:
-            path: the file; what an earlier run wrote there stays.
+            path: the file; it keeps what an earlier run wrote.
         """
         if self._path is None:
             return
@@ -225,16 +225,16 @@ class Log:
             self._head, self._before = self._head + before, before
 
     def close(self, exc: Exception | None, *, keep: bool) -> Path | None:
-        """Give stdout and stderr back.
+        """Restore stdout and stderr.
 
         Args:
-            exc: what failed: where it did is written to the log.
-            keep: whether a file that was settled stays if nothing failed.
+            exc: the failure, if any; its traceback is written to the log.
+            keep: whether a permanent file is kept after success.
 
         Returns:
-            The file, if it stays.
+            The file, if it is kept.
         """
-        # A disk that is full must not hide what failed, nor keep the streams.
+        # A full disk must neither hide the failure nor prevent restoring the streams.
         with suppress(OSError):
             _end_bars()
             _flush()
@@ -261,7 +261,7 @@ class Log:
 
 
 def hush_stdout() -> None:
-    """Let nothing more come to the process's stdout: libraries print when they are unloaded too."""
+    """Silence the process's stdout: libraries may still print when they are unloaded."""
     stdout = sys.__stdout__
     if stdout is not None and sys.stdout is stdout:
         stdout.flush()
@@ -269,17 +269,17 @@ def hush_stdout() -> None:
 
 
 def is_debugging() -> bool:
-    """Whether libraries are to print to the terminal."""
+    """Whether libraries should print to the terminal."""
     return os.environ.get("DIFFXFER_DEBUG") == "1"
 
 
 def _begin() -> tuple[int, Path | None]:
-    """The descriptor that libraries print to, and the file that it is of, if it is one."""
+    """The descriptor that libraries print to, and its file, if there is one."""
     if is_debugging():
         return os.dup(_STDERR), None
     try:
         fd, name = tempfile.mkstemp(prefix="diffxfer-", suffix=".log")
-    except OSError:  # no room for temporary files is no reason not to work
+    except OSError:  # work without a log if there is no space for temporary files
         return os.open(os.devnull, os.O_WRONLY), None
     command = f"$ diffxfer {shlex.join(sys.argv[1:])}\n"
     with suppress(OSError):
@@ -288,17 +288,17 @@ def _begin() -> tuple[int, Path | None]:
 
 
 def _let_libraries_talk() -> None:
-    """What nobody has to see on a terminal may be of use in a log."""
+    """Raise the verbosity of libraries: the log may help, and nobody has to read it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not is_debugging():
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
-        os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: a bar is a line each time
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds: each update is a line in the log
 
 
 def _is_of_libraries(exc: BaseException | None) -> TypeGuard[Exception]:
-    """Whether what libraries printed may say more of a failure than its own line does.
+    """Whether the libraries' output may explain a failure better than its own line.
 
-    Not of a slip in an option, a folder that cannot be used or tensors that do not fit.
+    It does not for an invalid option, an unusable folder or tensors that cannot be matched.
     """
     if isinstance(exc, EvaluationError):
         return exc.__cause__ is not None
@@ -307,7 +307,7 @@ def _is_of_libraries(exc: BaseException | None) -> TypeGuard[Exception]:
 
 
 def _end_bars() -> None:
-    """End the bars that a failure left open: each prints once more when it goes, on a terminal."""
+    """Close the bars that a failure left open: otherwise each prints to the terminal at the end."""
     tqdm = sys.modules.get("tqdm")
     for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
         bar.close()
@@ -330,5 +330,5 @@ def _has_descriptor(stream: TextIO) -> bool:
 
 
 def _stream_on(fd: int) -> TextIO:
-    """A stream that leaves the descriptor as it is when it goes."""
+    """A stream that does not close the descriptor."""
     return open(fd, "w", 1, "utf-8", "backslashreplace", closefd=False)

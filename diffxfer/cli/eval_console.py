@@ -1,4 +1,4 @@
-"""How `diffxfer eval` talks: a table or an object, also of what was scored before a failure."""
+"""The console of `diffxfer eval`: a table or a JSON object, even of a partial result."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from diffxfer.evaluation.scores import Evaluation
 
 
 class EvalConsole(Console):
-    """One evaluation's way to talk; use it as a context manager.
+    """The console of an evaluation; use it as a context manager.
 
-    While it is open, what lm-eval and its libraries print goes to a log.
+    While it is open, the output of lm-eval and its libraries goes to a log.
 
     Args:
-        json: print one JSON object on stdout, also for an error.
-        quiet: print nothing but the result, warnings and errors.
+        json: print one JSON object on stdout, even for an error.
+        quiet: print only the result, warnings and errors.
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
@@ -35,7 +35,7 @@ class EvalConsole(Console):
         return self
 
     def keep(self, evaluation: Evaluation) -> None:
-        """Note what was scored: all of it, or what a failure left."""
+        """Store the scores: all of them, or those scored before a failure."""
         self._known = evaluation
 
     def __exit__(
@@ -53,7 +53,7 @@ class EvalConsole(Console):
             sys.exit(print_interrupted(exc, self._left()))
 
     def _print(self, error: dict[str, object]) -> None:
-        """Print what is known: all of it, or what was scored before a failure."""
+        """Print the scores: all of them, or those scored before a failure."""
         if self._json:
             print_json({**(self._known.as_json() if self._known else {"rows": []}), **error})
         elif self._known is not None:

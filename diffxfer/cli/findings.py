@@ -1,4 +1,4 @@
-"""Errors as values: all that was found, for a program."""
+"""Errors as JSON values, for programs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def error_as_json(exc: DiffxferError, log: Path | None = None) -> dict[str, Any]:
-    """An error as values that JSON has, with every culprit of it.
+    """An error as JSON values, with all its culprits.
 
     Args:
         exc: the error.
-        log: what libraries printed before it, if they did.
+        log: the log of what libraries printed before it, if there is one.
     """
     from dataclasses import asdict
 

@@ -1,6 +1,6 @@
-"""How much a model differs, layer by layer and kind by kind, as a heat table.
+"""A heat table of how much a model differs, by layer and kind of module.
 
-A cell is a number in percent and a bar that stands for it, so that it can be read without colour.
+A cell is a percentage and a bar of that height, so that it can be read without colour.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _Sides: TypeAlias = list[tuple[str, int]]
 
 _ROWS = 24
-"""The most rows of layers: with all that stands around them, they fit on a screen of 40 lines."""
+"""The most rows of layers: with the lines around them, they fit on a screen of 40 lines."""
 _OUTSIDE = 12
-"""The most rows of what is outside of any layer; the smallest share one."""
+"""The most rows for modules outside the layers; the smallest modules share one row."""
 
 _FIRST = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
 _LAST = ("experts", "norms")
@@ -33,17 +33,17 @@ _OTHER = "other"
 _CELL, _WIDEST_HEAD, _WIDEST_LABEL = 5, 7, 18
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = (230, 229, 222, 216, 215, 209, 203, 197)
-"""Of the 256 that terminals have, from pale yellow to red: all can be read under black."""
+"""Terminal colours (of 256) from pale yellow to red; black text is readable on all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row: some layers, or a kind of module outside of any.
+    """One row: some layers, or a kind of module outside the layers.
 
     Attributes:
-        stack: of its layers; empty outside of any.
-        label: what it is called.
-        cells: what it is about.
+        stack: the stack of its layers; empty outside the layers.
+        label: its label.
+        cells: its cells.
     """
 
     stack: str
@@ -52,7 +52,7 @@ class _Row:
 
 
 def heat_table(cells: Sequence[Cell], width: int) -> Table:
-    """Cells as a table that is no wider than a terminal.
+    """Cells as a table that fits the width of a terminal.
 
     Args:
         cells: every place of a model, in order.
@@ -88,7 +88,7 @@ def heat_table(cells: Sequence[Cell], width: int) -> Table:
 
 
 def _rows(cells: Sequence[Cell]) -> Iterator[_Row]:
-    """Layers in groups of as many as it takes, then what stands outside of any."""
+    """The layers, grouped so that they fit, then the modules outside the layers."""
     layers: dict[str, dict[int, list[Cell]]] = {}
     for cell in cells:
         if cell.place.stack:
@@ -121,7 +121,7 @@ def _outside(cells: Sequence[Cell]) -> Iterator[_Row]:
 
 
 def _sides(cells: Sequence[Cell]) -> _Sides:
-    """The columns at the right: all kinds of a row together."""
+    """The columns at the right: totals over all kinds of a row."""
     sides = [("all", _CELL)]
     if all(cell.measure.unchanged is not None for cell in cells):
         sides.append(("same", _CELL))
@@ -157,13 +157,13 @@ def _kinds(cells: Sequence[Cell], room: int) -> dict[str, str]:
 
 
 def _most(rows: Sequence[_Row], kinds: dict[str, str]) -> float:
-    """The largest ratio of a table, which gets the longest bar."""
+    """The largest ratio of a table, which gets the highest bar."""
     ratios = [total(part).ratio for row in rows for part in _parts(row, kinds).values()]
     return max((ratio for ratio in ratios if ratio < math.inf), default=0.0)
 
 
 def _parts(row: _Row, kinds: dict[str, str]) -> dict[str, list[Measure]]:
-    """What is in each column of a row; what is outside of layers is in none of them."""
+    """The measures in each column of a row; modules outside the layers are in no column."""
     parts: dict[str, list[Measure]] = {}
     for cell in row.cells:
         column = kinds[cell.place.kind] if cell.place.stack else ""
@@ -198,7 +198,7 @@ def _heat(measure: Measure, most: float) -> Text:
     ratio = measure.ratio
     if ratio == 0:
         return Text("0 ")
-    # As high as it is large, so that a person sees what no table of colours says.
+    # The bar's height shows the value without colours.
     level = min(len(_BARS), math.ceil(len(_BARS) * min(1.0, ratio / most))) - 1 if most else -1
     return Text(percent(ratio) + _BARS[level], f"black on color({_COLOURS[level]})")
 

@@ -1,4 +1,4 @@
-"""How `--help` shows a command: its options in groups, plain text at any width."""
+"""The layout of `--help`: options in groups, plain text at any width."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _ARGUMENTS = "Arguments"
 _ORDER = (_ARGUMENTS, WHAT, HOW, TASKS, PROMPTS, TRAINING, DISTILLATION, WHERE, SAFETY, OUTPUT)
 
 EITHER, PATH = "PATH|ID", "PATH"
-"""A model in a folder or on the Hub; and what can only be here."""
+"""Placeholders: a model in a folder or on the Hub; a local path."""
 
 _KINDS = {"RECIPE": PATH} | dict.fromkeys((EITHER, PATH, "org/name"), "")
-"""What an argument takes, by its name, where that is no model."""
+"""The placeholder of arguments that do not take a model, by name."""
 
 _COLUMN = 30
-"""The widest first column; what is wider has a line of its own."""
+"""The most width of the first column; a wider entry gets a separate line."""
 
 
 class GroupedCommand(TyperCommand):
     """A command whose options are shown in the groups that their `rich_help_panel` names.
 
-    Typer itself groups them only in boxes, which need a terminal that has the letters for them.
+    Typer itself groups them only in boxes, which need a terminal with box-drawing characters.
     """
 
     def grouped(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-        """Every argument and option with its meaning, by group; groups without any are left out.
+        """Every argument and option with its help text, by group; empty groups are left out.
 
         Args:
             ctx: click's context.
@@ -70,5 +70,5 @@ def _group(param: Any) -> str:
 
 
 def _aligned(rows: Iterable[tuple[str, str]], width: int) -> list[tuple[str, str]]:
-    """The rows of a group, whose second column begins where every other group's does."""
+    """The rows of a group, with the second column aligned across groups."""
     return [(name.ljust(width), text) for name, text in rows]

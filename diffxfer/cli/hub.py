@@ -1,4 +1,4 @@
-"""What a person is told of models on the Hub; and sizes in words."""
+"""Messages about models on the Hub, and sizes as text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def tell_of_hub(say: Callable[[str], None], *named: Path | str | None) -> None:
-    """Say of every model that is no folder here that it is looked for on the Hub.
+    """Print, for every model that is not a local folder, that it is taken from the Hub.
 
     Args:
         say: called with each line.
-        named: models, as they were named; None for one that was not.
+        named: the models as the user gave them; None for one that was not given.
     """
     for name in dict.fromkeys(str(name) for name in named if name is not None):
         if find_id(name, "a model") is None:
@@ -27,13 +27,13 @@ def tell_of_hub(say: Callable[[str], None], *named: Path | str | None) -> None:
         from huggingface_hub.utils.logging import set_verbosity
 
         if not {"DIFFXFER_DEBUG", "HF_HUB_VERBOSITY"} & os.environ.keys():
-            # It tells of every further try; what comes of them is told in one line.
+            # huggingface_hub logs every retry; diffxfer reports the outcome in one line.
             set_verbosity(logging.ERROR)
         say(f"{name}: no such folder, so it is taken from the Hub, {constants.ENDPOINT}")
 
 
 def gigabytes(count: int) -> str:
-    """A number of bytes for a person; a GB is 10⁹."""
+    """Format a number of bytes; a GB is 10⁹ bytes."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if round(count / size, 2) >= 1:
             return f"{count / size:.2f} {unit}"
@@ -41,11 +41,11 @@ def gigabytes(count: int) -> str:
 
 
 def downloads(count: int, *, done: bool) -> list[str]:
-    """A line on what is downloaded, none where nothing is.
+    """A line about the download, or none if nothing is downloaded.
 
     Args:
-        count: how many bytes.
-        done: whether they are here now.
+        count: number of bytes.
+        done: whether the download is done.
     """
     if not count:
         return []

@@ -1,4 +1,4 @@
-"""What a checkpoint or a diff vector is, for a person."""
+"""Printing the description of a checkpoint or a diff vector."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _KINDS = {
 _HEAT = "‖Δ‖/‖base‖ in %, by layer and kind of module"
 _SAME = "same: % of elements that fine-tuning left as they were"
 _GROUPS = 40
-"""How many groups of tensors are shown; all of them are in `--json`."""
+"""The most groups of tensors to print; `--json` has all of them."""
 
 
 def stdout() -> Console:
-    """Where tables go: lines that no person reads are not cut to the width of a terminal."""
+    """The console for tables; output to a pipe or file is not folded."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def print_inspection(found: Inspection, *, out: Console | None = None) -> None:
-    """Print what a folder of weights is.
+    """Print the description of a folder of weights.
 
     Args:
-        found: what is known of it.
-        out: where to; stdout by default.
+        found: the description.
+        out: the console; stdout by default.
     """
     from rich.text import Text
 
@@ -71,11 +71,11 @@ def print_inspection(found: Inspection, *, out: Console | None = None) -> None:
 
 
 def print_head(text: str, out: Console) -> None:
-    """Print what the rest is about.
+    """Print a heading.
 
     Args:
-        text: it.
-        out: where to.
+        text: the heading.
+        out: the console.
     """
     from rich.text import Text
 
@@ -83,11 +83,11 @@ def print_head(text: str, out: Console) -> None:
 
 
 def print_facts(facts: Iterator[tuple[str, str]], out: Console) -> None:
-    """Print names and what they stand for, below each other.
+    """Print names and values in two columns.
 
     Args:
-        facts: one line each; long ones are folded.
-        out: where to.
+        facts: name and value, one line each; long lines are folded.
+        out: the console.
     """
     from rich.table import Table
     from rich.text import Text
@@ -148,7 +148,7 @@ def _source(source: SourceEntry) -> str:
 
 
 def _options(found: Inspection) -> str:
-    """The command's verb and those of its options that say something."""
+    """The command's verb and its options that are not empty."""
     said = {name: value for name, value in found.options.items() if value not in ([], {}, "false")}
     verb = str(said.pop("verb", ""))
     return " ".join((verb, *(f"{name}={_value(value)}" for name, value in said.items()))).strip()

@@ -1,6 +1,6 @@
-"""Running the command line: the one place where errors become text.
+"""Running the command line: the only place where errors become text.
 
-What takes time to import is imported where `main` can tell of an interruption.
+Slow imports happen inside `main`, so that it can report an interruption.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; errors of a known cause end in one line.
+    """Run the command line; errors with a known cause are printed as one line.
 
-    Exit status: 0 if it worked, 1 if it could not be done, 2 if the command line makes no sense,
-    130 after Ctrl-C, 143 after SIGTERM.
+    Exit status: 0 for success, 1 for a failure, 2 for an invalid command line, 130 after Ctrl-C,
+    143 after SIGTERM.
     """
-    # Python looks for garbage after 700 new objects, and now and then through all of them: of
-    # 60,000 tensors, that was a third of a command's time. There are next to no cycles to find.
+    # By default Python collects garbage after 700 new objects, sometimes over all objects: for
+    # 60,000 tensors that took a third of a command's time, and there are almost no cycles.
     gc.set_threshold(100_000, 10, 10)
     try:
         _open_streams()
@@ -25,33 +25,33 @@ def main() -> None:
     except KeyboardInterrupt as exc:
         import signal
 
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is already ending
         if "_DIFFXFER_COMPLETE" in os.environ:
-            sys.exit(130)  # a shell asks what could be typed: nobody waits for a word
+            sys.exit(130)  # shell completion: print no message
         from diffxfer.cli.console import print_interrupted
 
         sys.exit(print_interrupted(exc))
     finally:
-        # Python ends by looking for garbage among all that torch is made of: half a second.
+        # At exit Python would collect garbage among all of torch's objects: half a second.
         gc.freeze()
 
 
 def _open_streams() -> None:
-    # A shell may close them: `>&-`. Python has None there, which nothing can print to, and the
-    # next file that is opened would get their numbers.
+    # A shell may close the streams (`>&-`). Python then sets them to None, so printing would fail,
+    # and the next file to be opened would get their descriptors.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
-    # Open to the end, and without pathlib, which takes time to import.
+    # These stay open until the end; pathlib is avoided because importing it takes time.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that has no letter for α gets its code, instead of a traceback.
+        # Escape characters that the terminal's encoding lacks, such as α, instead of failing.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
 
 
 def _run() -> None:
-    # Here, since they take a tenth of a second in which Ctrl-C may come.
+    # Imported here: it takes a tenth of a second, during which Ctrl-C may come.
     from diffxfer.cli.app import app
     from diffxfer.cli.console import as_known, print_error
     from diffxfer.errors import OptionError

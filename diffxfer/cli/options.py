@@ -1,4 +1,4 @@
-"""Options that more than one command has, defined once."""
+"""Options that several commands share, defined once."""
 
 from __future__ import annotations
 
@@ -255,13 +255,13 @@ QuietTalk = Annotated[
 
 
 def parse_alpha_for(values: list[str] | None) -> dict[str, float]:
-    """Read ``REGEX=FLOAT`` options.
+    """Parse ``REGEX=FLOAT`` options.
 
     Args:
-        values: what was given, in order.
+        values: the options, in order.
 
     Returns:
-        The scale of each pattern, in the order in which the last of each was given.
+        The scale of each pattern, in the order of each pattern's last occurrence.
 
     Raises:
         typer.BadParameter: if one is not of that form.
@@ -275,20 +275,20 @@ def parse_alpha_for(values: list[str] | None) -> dict[str, float]:
                 f"{value!r} is not of the form REGEX=FLOAT, such as 'lm_head=0.5'",
                 param_hint="--alpha-for",
             )
-        # The last of two equal patterns wins, and takes its place among the others.
+        # The last of equal patterns wins, also in its position among the others.
         scales.pop(regex, None)
         scales[regex] = scale
     return scales
 
 
 def parse_alphas(value: str | None) -> list[float] | None:
-    """Read scales that are separated by commas.
+    """Parse comma-separated scales.
 
     Args:
-        value: what was given, None for nothing.
+        value: the option's value, None if it was not given.
 
     Raises:
-        typer.BadParameter: if one is no number.
+        typer.BadParameter: if one is not a number.
     """
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""How `diffxfer push` talks."""
+"""The console of `diffxfer push`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _KEPT = "nothing was published; what was uploaded is not uploaded again by the s
 
 
 class PushConsole(Console):
-    """One push's way to talk; use it as a context manager.
+    """The console of a push; use it as a context manager.
 
     Args:
-        json: print one JSON object on stdout, also for an error.
-        quiet: print nothing but warnings and errors.
+        json: print one JSON object on stdout, even for an error.
+        quiet: print only warnings and errors.
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
@@ -31,11 +31,11 @@ class PushConsole(Console):
 
     @property
     def watched(self) -> bool:
-        """Whether somebody is there to see a progress bar."""
+        """Whether to show a progress bar."""
         return not self._quiet and sys.stderr.isatty()
 
     def show_pushed(self, report: PushReport) -> None:
-        """Print what was published, or with a dry run what would be."""
+        """Print what was published, or for a dry run what would be published."""
         if self._json:
             print_json(report.as_json())
             return
@@ -45,7 +45,7 @@ class PushConsole(Console):
 
 
 def _print_plan(report: PushReport) -> None:
-    """Files, bytes and the card, on stdout."""
+    """Print files, bytes and the card on stdout."""
     width = max(len(printable(file.name)) for file in report.files)
     for file in report.files:
         size = "" if file.fate == "removed" else gigabytes(file.bytes)

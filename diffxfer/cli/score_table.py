@@ -1,7 +1,7 @@
-"""An evaluation as a table: a row a model, a column a metric, and what the numbers mean.
+"""An evaluation as a table: one row per model, one column per metric, with explanations.
 
-Names come from folders, tasks and files that anyone may have written: all of them are made
-printable, and none is read as markup.
+Names come from untrusted folders, tasks and files, so they are made printable and are not
+interpreted as markup.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def print_scores(evaluation: Evaluation, *, out: Console | None = None) -> None:
-    """Print what models scored, side by side, and below it what the numbers mean.
+    """Print the scores of models side by side, with explanations below.
 
     Args:
-        evaluation: what was scored; where that is nothing, nothing is printed.
-        out: where to; stdout by default, and where no terminal is, without folding any line.
+        evaluation: the scores; if there are none, nothing is printed.
+        out: the console; stdout by default, without folding lines if it is not a terminal.
     """
     from rich.text import Text
 
@@ -58,20 +58,20 @@ def print_scores(evaluation: Evaluation, *, out: Console | None = None) -> None:
         value = f"{best.metric} {_number(best.value)}"
         found = f"best alpha by {best.task}: {best.alpha!r} ({value})"
         out.print(Text(printable(found), overflow="fold"))
-        # On one line however long it is: a command is there to be copied.
+        # On one line, however long, so that the command can be copied.
         out.print(Text(printable(best.command)), soft_wrap=True)
 
 
 def _stdout() -> Console:
     from rich.console import Console
 
-    # Lines that no person reads are not cut to the width of a terminal.
+    # Output to a pipe or file is not folded to a terminal's width.
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
-    """One column of a table: its head, what is below it for each model, and how wide that is."""
+    """One column of a table: its head, its cell for each model, and its width."""
 
     head: Text
     cells: tuple[Text, ...]
@@ -79,12 +79,12 @@ class _Cells:
 
 
 class _View:
-    """An evaluation as it is shown: which rows, under which names, with which marks."""
+    """The view of an evaluation: its rows, names and footnote marks."""
 
     def __init__(self, evaluation: Evaluation, width: int) -> None:
         self._evaluation = evaluation
         self._width = width
-        # Of names and of heads: what is longer is folded, so that there is room for the numbers.
+        # The most width of names and heads; longer ones are folded to leave space for numbers.
         self._most = max(_WIDEST_NAME, width // 3)
         self._columns = evaluation.columns
         asked = set(evaluation.columns)
@@ -101,7 +101,7 @@ class _View:
         self._marks = {note: number for number, note in enumerate(dict.fromkeys(notes), 1)}
 
     def _shown(self, column: Column | None = None) -> Iterator[Row]:
-        """The rows of the table, model by model; of one column, or of all."""
+        """The rows of the table, model by model, of one column or of all."""
         columns = self._columns if column is None else (column,)
         for subject in self.subjects:
             for each in columns:
@@ -109,7 +109,7 @@ class _View:
                     yield self._rows[subject, each]
 
     def tables(self) -> Iterator[Table]:
-        """The columns in as many tables as it takes for each to be no wider than there is room."""
+        """The columns, split into as many tables as needed to fit the width."""
         columns = [self._column(column) for column in self._columns]
         names = [self._name(subject) for subject in self.subjects]
         beside = self._width - _GAP - max(column.width for column in columns)
@@ -135,7 +135,7 @@ class _View:
         return name
 
     def _column(self, column: Column) -> _Cells:
-        """One column, no wider than its cells for the sake of a long head."""
+        """One column; a long head is folded to the width of the cells."""
         from rich.text import Text
 
         rows = list(self._shown(column))
@@ -149,7 +149,7 @@ class _View:
         return _Cells(head, tuple(cells), max(_width(*cells), min(_width(head), self._most)))
 
     def _cell(self, row: Row, best: float | None) -> Text:
-        """A value; its difference from the baseline; how much of the gain it recovers."""
+        """A cell: value, difference from the baseline, and share of the gain recovered."""
         from rich.text import Text
 
         wins = best is not None and math.isclose(row.value, best, rel_tol=1e-9)
@@ -162,7 +162,7 @@ class _View:
             if row.p_value is not None:
                 cell.append(f" {_chance(row.p_value)}")
             else:
-                # The comparison's note comes first, and there is one where a p-value is missing.
+                # The comparison's note comes first; it has one if its p-value is missing.
                 cell.append(self._marked(notes[:1]))
                 notes = notes[1:]
         if row.recovered is not None:
@@ -175,14 +175,14 @@ class _View:
         return "".join(f" {_superscript(number)}" for number in numbers)
 
     def remarks(self) -> Iterator[str]:
-        """What is below the table: the notes, how many samples, and what the signs mean."""
+        """The lines below the table: notes, sample counts and the meaning of signs."""
         for note, number in self._marks.items():
             yield f"{_superscript(number)} {printable(note)}"
         yield f"n = {self._counts()}"
         yield from self._signs()
 
     def _counts(self) -> str:
-        """How many samples, task by task; tasks of the same number together."""
+        """The sample counts by task; tasks with equal counts are joined."""
         tasks: dict[str, list[str]] = {}
         for task in dict.fromkeys(task for task, _, _ in self._columns):
             counts = {row.n for row in self._shown() if row.task == task}
@@ -209,13 +209,13 @@ class _View:
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """What to call models: the last parts of their paths, as many as it takes to tell them apart.
+    """Short names of models: as many last parts of their paths as needed to be unique.
 
     Args:
         models: paths or names, in any order.
 
     Returns:
-        A printable name for each; all differ where the printable models do.
+        A printable name for each; the names are unique if the printable paths are.
     """
     parts = {model: PurePath(model).parts for model in models}
     names = {}
@@ -238,7 +238,7 @@ def _table(width: int, names: Sequence[Text], columns: Sequence[_Cells]) -> Tabl
         table.add_column(column.head, width=column.width)
     tall = any("\n" in cell.plain for column in columns for cell in column.cells)
     for number, name in enumerate(names):
-        # Without a blank line between them, models of several lines each run into one another.
+        # A blank line separates models that take several lines.
         if tall:
             table.add_row()
         table.add_row(name, *(column.cells[number] for column in columns))
@@ -246,7 +246,7 @@ def _table(width: int, names: Sequence[Text], columns: Sequence[_Cells]) -> Tabl
 
 
 def _best(rows: Sequence[Row]) -> float | None:
-    """The value that no other beats; None where that means nothing."""
+    """The best value; None if that is not meaningful."""
     values = [row.value for row in rows if not math.isnan(row.value)]
     if len(rows) < 2 or not values or rows[0].higher_is_better is None:
         return None
@@ -255,12 +255,12 @@ def _best(rows: Sequence[Row]) -> float | None:
 
 
 def _width(*texts: Text) -> int:
-    """How many columns of a terminal the longest line takes."""
+    """The width of the longest line, in terminal columns."""
     return max(line.cell_len for text in texts for line in text.split(allow_blank=True))
 
 
 def _number(value: float, sign: str = "") -> str:
-    """Four digits after the point, as lm-eval has them; a perplexity may be too large for that."""
+    """Four decimals, as in lm-eval; a large perplexity gets another format."""
     return f"{value:{sign}.4f}" if abs(value) < 1e6 else f"{value:{sign}.4g}"
 
 
@@ -274,7 +274,7 @@ def _chance(p_value: float) -> str:
 
 def _share(share: float, interval: tuple[float, float] | None) -> str:
     if share < 0:
-        return "worse than the target"  # by how much, in terms of another's gain, says nothing
+        return "worse than the target"  # a negative share of the gain would mean nothing
     found = f"recovers {100 * share:.0f} %"
     if interval is None:
         return found

@@ -1,4 +1,4 @@
-"""How `diffxfer tune` talks: steps and their loss, and what came of them."""
+"""The console of `diffxfer tune`: steps with their loss, and the result."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class TuneConsole(Console):
-    """One training's way to talk; use it as a context manager.
+    """The console of a training; use it as a context manager.
 
-    The output is a checkpoint and nothing else, and not there before it is whole: the log is beside
-    it, and gone when all went well.
+    The output folder is a checkpoint and appears only when it is complete. So the log is beside it,
+    and is removed after success.
 
     Args:
-        output: the checkpoint that is made.
-        json: print one JSON object on stdout, also for an error.
-        quiet: print nothing but warnings and errors.
+        output: the checkpoint to create.
+        json: print one JSON object on stdout, even for an error.
+        quiet: print only warnings and errors.
     """
 
     _keeps_log = False
@@ -40,7 +40,7 @@ class TuneConsole(Console):
         return self
 
     def opened(self, folder: Path) -> None:
-        """Keep what libraries print beside the output, which has a place now."""
+        """Move the log beside the output, whose parent folder now exists."""
         self._display.settle_log(folder.parent / f"{self._made.name}.log")
 
     def show_tuned(self, report: TuneReport) -> None:

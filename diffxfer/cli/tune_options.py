@@ -1,4 +1,4 @@
-"""The options that only tune has."""
+"""The options of tune alone."""
 
 from __future__ import annotations
 

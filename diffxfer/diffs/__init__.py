@@ -1,1 +1,1 @@
-"""Floor 2: what is subtracted from what, and added to what."""
+"""Floor 2: diff vectors: extracting them, grafting them and verifying the results."""

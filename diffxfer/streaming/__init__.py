@@ -1,1 +1,1 @@
-"""Floor 1: a plan of chunks, run in bounded memory."""
+"""Floor 1: running a plan chunk by chunk in bounded memory."""

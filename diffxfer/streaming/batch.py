@@ -1,9 +1,8 @@
-"""Small tensors in one go: a mixture of experts has tens of thousands.
+"""Processing small tensors in batches: a mixture of experts has tens of thousands.
 
-Every call costs a microsecond or more, and with several threads every call that lets go of Python's
-lock costs a wait to get it back: one by one, tensors of 4 KiB took 71 µs each on one thread and
-160 µs on two. What is alike and lies side by side in the output is read, computed and written at
-once instead.
+Every call costs a microsecond or more, and with several threads every call that releases the GIL
+waits to get it back: one by one, tensors of 4 KiB took 71 µs each on one thread and 160 µs on two.
+So similar tensors that are adjacent in the output are read, computed and written together.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ if TYPE_CHECKING:
 
 _SMALL = BLOCK_ELEMENTS // 4
 COMPUTED = (Operation.TRANSFER, Operation.APPLY, Operation.SUBTRACT)
-"""What is arithmetic."""
+"""The operations with arithmetic."""
 
 
 def batches(chunks: Iterable[Chunk], plan: Plan) -> Iterator[tuple[Chunk, ...]]:
-    """Put small tensors together, each of which is one chunk.
+    """Group small tensors that are one chunk each.
 
     Args:
-        chunks: of the plan, in its order.
-        plan: what they are cut from.
+        chunks: the plan's chunks, in order.
+        plan: the plan.
 
     Yields:
-        Every chunk, in the same order. Those that come together are whole tensors, alike in all
-        but their names, shapes and sources; their outputs lie side by side in one shard, and have
-        no more than `BLOCK_ELEMENTS` elements.
+        Every chunk, in the same order. The chunks of a batch are whole tensors that differ only in
+        names, shapes and sources; their outputs are adjacent in one shard, and have at most
+        `BLOCK_ELEMENTS` elements in total.
     """
     batch: list[Chunk] = []
     elements, end, kind = 0, -1, None
@@ -63,11 +62,11 @@ def _kind(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
 
 
 def alike(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
-    """What must be equal where chunks come together, None for one that is not all arithmetic.
+    """The key that chunks of a batch share, None for a chunk that is not all arithmetic.
 
     Args:
-        chunk: which elements.
-        task: what it is a part of.
+        chunk: the chunk.
+        task: its task.
     """
     if task.operation not in COMPUTED or [p.kind for p in chunk.pieces] != [RunKind.GRAFT]:
         return None
@@ -78,15 +77,15 @@ def alike(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
 def spans(
     chunks: Sequence[Chunk], tasks: Sequence[TensorTask], place: int
 ) -> Iterator[tuple[TensorSpec, int, int]]:
-    """Where what is computed of some chunks lies on disk, neighbours as one.
+    """The byte ranges on disk of one input of the grafted pieces; adjacent ranges are joined.
 
     Args:
-        chunks: they.
-        tasks: what each is a part of.
-        place: which of their inputs.
+        chunks: the chunks.
+        tasks: the task of each.
+        place: the index of the input.
 
     Yields:
-        A tensor of the file, the first byte in it, and the one after the last.
+        A tensor in the file, the range's first byte in the file, and the byte after its last.
     """
     found, begin, end = tasks[0].inputs[place], 0, 0
     size = BITS[found.dtype] // 8

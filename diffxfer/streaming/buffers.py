@@ -24,12 +24,12 @@ _MAX_INPUTS = 3
 
 
 class Reader:
-    """The buffers of one thread, and what it learns from inputs with nothing to write.
+    """The buffers of one thread, and the operations that write nothing.
 
     Args:
         chunk_elements: the most elements of a chunk.
         allow_nonfinite: let NaN, infinity and overflow through.
-        open_shard: gives an input file, open.
+        open_shard: opens an input file.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Reader:
     ) -> None:
         self._allow_nonfinite = allow_nonfinite
         self._open_shard = open_shard
-        # Bytes for the widest dtype; pages that a run does not touch are never resident.
+        # Bytes for the widest dtype; pages that a run does not use take no memory.
         self._views = [
             memoryview(mmap.mmap(-1, chunk_elements * 8)) for _ in range(_MAX_INPUTS + 2)
         ]
@@ -52,15 +52,15 @@ class Reader:
         self._sums = self._scratch.ctypes.data, self._totals.ctypes.data
 
     def examine(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
-        """Learn what a task is for that writes nothing.
+        """Process a chunk of a task that writes nothing.
 
         Args:
-            chunk: which elements.
-            task: what it is a part of.
+            chunk: the chunk.
+            task: its task.
 
         Raises:
-            MatchError: if tensors that must be the same are not.
-            CheckpointError: if an input cannot be read as it was.
+            MatchError: if tensors that must be equal are not.
+            CheckpointError: if an input cannot be read, or has changed.
         """
         if task.operation is Operation.CONTRAST:
             return self._contrast(chunk, task)
@@ -69,7 +69,7 @@ class Reader:
         return self._inspect(chunk, task)
 
     def _contrast(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
-        """Measure how two inputs differ; nothing is written."""
+        """Measure how two inputs differ."""
         (piece,) = chunk.pieces
         for slot in (0, 1):
             self._read(slot, task, piece, 0)
@@ -89,7 +89,7 @@ class Reader:
         return result
 
     def _inspect(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
-        """Compare or digest inputs; nothing is written."""
+        """Compare or digest inputs."""
         (piece,) = chunk.pieces
         read = [self._read(slot, task, piece, 0) for slot in range(len(task.inputs))]
         if task.operation is Operation.DIGEST:
@@ -105,14 +105,14 @@ class Reader:
         return ChunkResult()
 
     def _equal(self, size: int) -> int:
-        """How many of the first bytes of two inputs are the same."""
+        """The number of leading bytes that are equal in two inputs."""
         return kernel("equal", ("U8", "U8"))(*self._addresses[:2], size)
 
     def _restore(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
-        """Count the elements of finetuned that base + Δ does not give back; nothing is written.
+        """Count the elements of finetuned that base + Δ does not give back.
 
-        Δ has finetuned's order, so it is read and digested from end to end. Its rows that belong
-        to no token of base have nothing to be compared with.
+        Δ has finetuned's order, so it is read and digested from end to end. Rows that belong to no
+        token of base are not compared.
         """
         result = ChunkResult()
         ours, theirs, stored = (spec.dtype for spec in task.inputs)
@@ -135,7 +135,7 @@ class Reader:
         return result
 
     def _read(self, slot: int, task: TensorTask, piece: Piece, at: int) -> memoryview:
-        """Read a piece of an input into its buffer, `at` elements from the buffer's start."""
+        """Read a piece of an input into its buffer, at the element offset `at`."""
         spec = task.inputs[slot]
         size = BITS[spec.dtype] // 8
         view = self._views[slot][at * size : (at + piece.count) * size]

@@ -1,7 +1,7 @@
-"""Checksums of tensors whose parts become known in any order.
+"""Checksums of tensors whose parts are processed in any order.
 
 A tensor's checksum is the xxh3-128 of the xxh3-128 digests of its blocks of `BLOCK_ELEMENTS`
-elements, in their order. It guards against accidents, not against an adversary.
+elements, in order. It protects against accidents, not against an adversary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NAME = "xxh3-128/blocks-262144"
-"""How a manifest names this checksum."""
+"""The name of this checksum in a manifest."""
 
 
 def block_digests(data: memoryview, itemsize: int) -> bytes:
@@ -24,7 +24,7 @@ def block_digests(data: memoryview, itemsize: int) -> bytes:
 
     Args:
         data: bytes that begin at a block's first element.
-        itemsize: bytes of an element.
+        itemsize: bytes per element.
     """
     step = BLOCK_ELEMENTS * itemsize
     if len(data) <= step:

@@ -1,7 +1,7 @@
-"""What is done of a plan, chunk by chunk: in memory, and in the journal for a run that comes after.
+"""The completed chunks of a plan: in memory, and in the journal for a run that resumes.
 
-What a journal holds of a chunk is all that the manifest needs to know of it, so that what is done
-is neither read nor computed again.
+The journal holds all results of a chunk that the manifest needs, so a completed chunk is neither
+read nor computed again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _COUNTS = struct.Struct("<2Q4I")
 
 
 def pack(result: ChunkResult) -> bytes:
-    """What is known of a chunk, as bytes; floats keep every bit.
+    """Pack a chunk's result into bytes; floats keep every bit.
 
     Args:
-        result: what is known of it.
+        result: the result.
     """
     digests, squares = result.digests, result.delta_squares + result.base_squares
     counts = len(digests), len(result.base_digests), len(result.delta_squares), len(result.samples)
@@ -44,10 +44,10 @@ def pack(result: ChunkResult) -> bytes:
 
 
 def unpack(payload: bytes) -> ChunkResult:
-    """What `pack` made bytes of.
+    """The result that `pack` packed.
 
     Args:
-        payload: those bytes.
+        payload: the bytes.
     """
     inexact, unchanged, digests, base_digests, blocks, samples = _COUNTS.unpack_from(payload)
     at = _COUNTS.size + digests
@@ -66,18 +66,18 @@ def unpack(payload: bytes) -> ChunkResult:
 
 
 class Completed:
-    """What is done of a plan; a set of chunk numbers that takes a bit for each.
+    """The completed chunks of a plan, as a set of numbers that takes one bit per chunk.
 
     Args:
-        plan: what is being run.
-        chunk_elements: how it is cut.
-        folder: whose journal has what earlier runs did, and gets the rest; None for a run that
-            writes nothing, and so has nothing to continue.
+        plan: the plan.
+        chunk_elements: the most elements of a chunk.
+        folder: the output folder, whose journal has the chunks of earlier runs and records new
+            ones; None for a run that writes nothing and so cannot be resumed.
 
     Attributes:
-        statistics: what is known of the tensors.
-        resumed_bytes: what earlier runs read and wrote, and this one need not.
-        written: how many chunks of each shard they did.
+        statistics: the results by tensor.
+        resumed_bytes: bytes that earlier runs read and wrote, and this one does not.
+        written: number of chunks that earlier runs completed, by shard.
     """
 
     def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder | None) -> None:
@@ -108,16 +108,16 @@ class Completed:
                 self.written[task.shard] += 1
 
     def forget(self) -> None:
-        """Take nothing for done."""
+        """Mark all chunks as not done."""
         if self._folder is not None:
             self._folder.journal.forget()
         self._replay()
 
     def add(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
-        """Record that chunks are done, and were written if they are to be.
+        """Record chunks that are done, including their writes if they have any.
 
         Args:
-            done: each with how many bytes were read and written, and what is known of it.
+            done: each chunk with the bytes read and written, and its result.
 
         Raises:
             OutputError: if the journal cannot be written.

@@ -1,9 +1,9 @@
-"""All that is CUDA's: streams, events, memory, and what it says when it fails.
+"""Everything specific to CUDA: streams, events, memory and errors.
 
-Buffers live until `close` has waited for all streams, so no stream finds the memory of another
-freed (`Tensor.record_stream` is for tensors that do not). What torch allocates may be memory that
-was freed a moment ago, with kernels still to run on it, on the allocating thread's stream: all of
-ours wait for that one first.
+Buffers live until `close` has waited for all streams, so no stream uses freed memory
+(`Tensor.record_stream` is for shorter-lived tensors). Torch may allocate memory that was just
+freed while kernels on the allocating thread's stream still use it, so all our streams wait for
+that stream first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Cuda:
 
     def __init__(self, name: str) -> None:
         self._device = torch.device(name)
-        # Two threads that queue at once could mix their arithmetic, which shares its buffers.
+        # Batches share the work buffers, so two threads must not interleave their kernels.
         self._lock = threading.Lock()
         with self._explained():
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's
@@ -45,12 +45,12 @@ class Cuda:
             )
 
     def pinned(self, count: int) -> Tensor:
-        """Memory here that the GPU copies from and to by itself: uint8, shape `(count,)`."""
+        """Pinned host memory, for asynchronous copies: uint8, shape `(count,)`."""
         with self._explained(), torch.cuda.device(self._device):
             return torch.empty(count, dtype=torch.uint8, pin_memory=True)
 
     def memory(self, count: int) -> Tensor:
-        """Memory of the GPU: uint8, shape `(count,)`."""
+        """GPU memory: uint8, shape `(count,)`."""
         with self._explained():
             memory = torch.empty(count, dtype=torch.uint8, device=self._device)
             allocating = torch.cuda.current_stream(self._device)
@@ -64,14 +64,14 @@ class Cuda:
         compute: Callable[[], None],
         leave: tuple[Tensor, Tensor],
     ) -> torch.cuda.Event:
-        """Queue copy in, arithmetic and copy out, each after the one before it; returns at once.
+        """Queue copy in, arithmetic and copy out, in this order; returns immediately.
 
-        What is submitted first is computed first, and never at the same time as another.
+        Batches are computed in the order of submission, one at a time.
 
         Args:
-            arrive: where to, on the GPU, and from where, pinned.
+            arrive: destination on the GPU, and pinned source.
             compute: queues the arithmetic.
-            leave: where to, pinned, and from where, on the GPU.
+            leave: pinned destination, and source on the GPU.
         """
         with self._lock, self._explained():
             with torch.cuda.stream(self._in):
@@ -84,13 +84,13 @@ class Cuda:
             with torch.cuda.stream(self._out):
                 self._out.wait_event(computed)
                 leave[0].copy_(leave[1], non_blocking=True)
-                # Blocking: a thread that waits would otherwise keep a processor from the others.
+                # Blocking: a waiting thread would otherwise keep a CPU core busy.
                 left = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's
                 left.record(self._out)
                 return left
 
     def wait(self, done: torch.cuda.Event) -> None:
-        """Wait until all that was submitted for it is done.
+        """Wait until the submitted work is done.
 
         Raises:
             DeviceError: if the GPU failed.
@@ -99,14 +99,14 @@ class Cuda:
             done.synchronize()
 
     def close(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait for all streams."""
         with self._explained():
             for stream in (self._in, self._compute, self._out):
                 stream.synchronize()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Tell a GPU's failure from a mistake of ours, which is a RuntimeError too."""
+        """Translate GPU failures into `DeviceError`; bugs of ours stay RuntimeErrors."""
         try:
             yield
         except RuntimeError as exc:

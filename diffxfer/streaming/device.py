@@ -1,6 +1,6 @@
-"""Where the arithmetic runs: what may be asked for, and what that comes to.
+"""The device of the arithmetic: checking the option, and choosing a device.
 
-Importing this does not import torch, which is asked only where a GPU is wanted.
+Importing this does not import torch; torch is imported only if a GPU is requested.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffxfer.streaming.plan import Plan
 
 MEMORY_BYTES = 512_000_000
-"""What a run allocates on a GPU at most, unless it is told otherwise."""
+"""The default for the most bytes that a run allocates on a GPU."""
 
 _FORM = re.compile(r"cpu|auto|cuda(?::([0-9]{1,4}))?")
 _BLOCK_US: Mapping[Operation, int] = {
@@ -27,18 +27,18 @@ _BLOCK_US: Mapping[Operation, int] = {
     Operation.TRANSFER: 90,
     Operation.APPLY: 60,
 }
-"""What a block of bfloat16 takes one core of an AMD EPYC, in microseconds."""
+"""Time per block of bfloat16 on one core of an AMD EPYC, in microseconds."""
 _GPU_START_S = 5
-"""Roughly what CUDA takes to start and to pin memory. Not measured: no GPU was at hand."""
+"""A rough time for CUDA to start and to pin memory. Not measured: no GPU was available."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a plan is computed.
+    """The device of a plan's arithmetic.
 
     Attributes:
         device: ``"cpu"`` or a GPU such as ``"cuda:0"``.
-        why: the reason, where it was to be chosen; otherwise empty.
+        why: why it was chosen, for ``"auto"``; otherwise empty.
     """
 
     device: str
@@ -46,13 +46,13 @@ class Choice:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that cannot be; torch is imported for a GPU alone.
+    """Refuse an unknown or missing device; imports torch only for a GPU.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
 
     Raises:
-        OptionError: if it is another word, or no such GPU is there.
+        OptionError: if it has another form, or there is no such GPU.
     """
     form = _FORM.fullmatch(device)
     if form is None:
@@ -76,17 +76,17 @@ def check_device(device: str) -> None:
 
 
 def choose_device(device: str, plan: Plan, threads: int) -> Choice:
-    """Decide where a plan is computed.
+    """Choose the device of a plan's arithmetic.
 
-    A GPU can save no more than the arithmetic: files are read and written by the same threads,
-    and every byte crosses a bus besides. So where the arithmetic takes the threads less than a GPU
-    takes to start, the CPU is as fast. From a disk it is as fast for larger models too, since
-    reading, computing and writing overlap; whether files are in memory cannot be known.
+    A GPU can save only the arithmetic: the same threads read and write the files, and every byte
+    crosses a bus too. So if the threads need less time for the arithmetic than a GPU needs to
+    start, the CPU is as fast. When reading from a disk, the CPU is as fast for larger models too,
+    since reading, computing and writing overlap; but whether files are cached is not known.
 
     Args:
-        device: what was asked for, checked.
-        plan: what is to be done.
-        threads: how many workers.
+        device: the requested device, checked.
+        plan: the plan.
+        threads: number of workers.
     """
     if device != "auto":
         form = _FORM.fullmatch(device)

@@ -1,8 +1,8 @@
-"""What a device computes in one go, where it lies in the buffers, and the arithmetic.
+"""The batches of a device: their layout in the buffers, and their arithmetic.
 
-A batch is made of consecutive chunks that are computed alike, blocks of a large tensor or many
-small tensors, or of the grafted rows of one chunk. Each chunk keeps its own number, digest and
-place in the journal, so that neither the bytes nor a continued run depend on a batch's size.
+A batch consists of consecutive chunks with the same arithmetic (blocks of a large tensor, or many
+small tensors), or of the grafted rows of one chunk. Each chunk keeps its number, digest and journal
+record, so neither the bytes nor a resumed run depend on the size of batches.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 MOST_CHUNKS = 4096
 _ALIGNMENT = 256
 WORK_BYTES = 3 * 8 + 1
-"""What arithmetic takes on the device, an element: three float64 and a flag."""
+"""Bytes per element that arithmetic takes on the device: three float64 and a flag."""
 _DELTA, _BASE, _CHANGED, _INEXACT = range(4)
 
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """The shape of a batch; all its buffers are bytes.
+    """The layout of a batch; all its buffers are bytes.
 
     Attributes:
-        operation: what is computed.
+        operation: the operation.
         alpha: the scale of Δ.
-        dtypes: of the inputs.
-        dtype: of the output.
-        counts: the computed elements of each chunk.
+        dtypes: the inputs' dtypes.
+        dtype: the output's dtype.
+        counts: the number of computed elements of each chunk.
     """
 
     operation: Operation
@@ -52,24 +52,24 @@ class DeviceBatch:
 
     @cached_property
     def elements(self) -> int:
-        """How many elements are computed."""
+        """The number of computed elements."""
         return sum(self.counts)
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each input begins among the bytes that arrive, and where they end."""
+        """The offset of each input in the bytes that arrive, and their end."""
         sizes = [_aligned(self.elements * BITS[dtype] // 8) for dtype in self.dtypes]
         return list(accumulate(sizes, initial=0))
 
     @cached_property
     def out_start(self) -> int:
-        """Where the output begins among the bytes that leave; before it is what was measured."""
+        """The offset of the output in the bytes that leave; the measurements come before it."""
         measured = 1 + 4 * len(self.counts) if self.operation is Operation.SUBTRACT else 1
         return _aligned(8 * measured)
 
     @property
     def out_end(self) -> int:
-        """Where the output ends."""
+        """The end of the output in the bytes that leave."""
         return self.out_start + self.elements * BITS[self.dtype] // 8
 
     def input(self, arrived: Tensor, slot: int) -> Tensor:
@@ -81,16 +81,16 @@ class DeviceBatch:
         return left[:8].view(torch.float64)[0]
 
     def measured(self, left: Tensor) -> Tensor:
-        """By chunk, ‖Δ‖², ‖base‖², and how many elements changed and are inexact: `(4, chunks)`."""
+        """By chunk: ‖Δ‖², ‖base‖², and counts of changed and inexact elements: `(4, chunks)`."""
         return _view(left, 8, "F64", 4 * len(self.counts)).view(4, len(self.counts))
 
 
 def device_batch_of(chunks: Sequence[Chunk], tasks: Sequence[TensorTask]) -> DeviceBatch | None:
-    """The shape of chunks that came together, None for what a device does not compute.
+    """The layout of a batch, None if the device does not compute its chunks.
 
     Args:
-        chunks: they.
-        tasks: of the plan.
+        chunks: the chunks of the batch.
+        tasks: the plan's tasks.
     """
     first = tasks[chunks[0].task]
     counts = tuple(
@@ -106,15 +106,15 @@ def device_batch_of(chunks: Sequence[Chunk], tasks: Sequence[TensorTask]) -> Dev
 def device_batches(
     chunks: Iterable[Chunk], plan: Plan, elements: int
 ) -> Iterator[tuple[Chunk, ...]]:
-    """Put chunks together that are computed alike and lie side by side in the output.
+    """Group chunks with the same arithmetic that are adjacent in the output.
 
     Args:
-        chunks: of the plan, in its order.
-        plan: what they are cut from.
-        elements: the most of a batch.
+        chunks: the plan's chunks, in order.
+        plan: the plan.
+        elements: the most elements of a batch.
 
     Yields:
-        Every chunk, in the same order; one that is not all arithmetic comes alone.
+        Every chunk, in the same order; a chunk that is not all arithmetic comes alone.
     """
     batch: list[Chunk] = []
     size, kind, end = 0, None, -1
@@ -132,11 +132,11 @@ def device_batches(
 
 
 def buffer_bytes(plan: Plan, elements: int) -> tuple[int, int]:
-    """How many bytes arrive for a batch of a plan at most, and how many leave.
+    """The most bytes that arrive for a batch of a plan, and the most that leave.
 
     Args:
-        plan: what batches are made of.
-        elements: the most of a batch.
+        plan: the plan.
+        elements: the most elements of a batch.
     """
     tasks = [task for task in plan.tasks if task.operation in COMPUTED]
     arrive = max((sum(BITS[spec.dtype] // 8 for spec in task.inputs) for task in tasks), default=0)
@@ -146,17 +146,17 @@ def buffer_bytes(plan: Plan, elements: int) -> tuple[int, int]:
 
 
 def compute(batch: DeviceBatch, arrived: Tensor, leaving: Tensor, work: Tensor) -> None:
-    """The arithmetic of a batch; every step is a kernel of its own, as in `torch_ops`.
+    """The arithmetic of a batch; every step is a separate kernel, as in `torch_ops`.
 
-    PyTorch's CUDA kernels give the CPU's bits: float64 sums and products are rounded to nearest
-    there as here; a sum's own factor is 1 or −1, so fusing that changes nothing; and float64
-    becomes a 16-bit type by way of float32 on both (c10's `BFloat16(float)` and `Half(float)`).
+    PyTorch's CUDA kernels give the same bits as the CPU: both round float64 sums and products to
+    nearest; the factor inside a sum is 1 or −1, so fusing it changes nothing; and both convert
+    float64 to 16-bit types by way of float32 (c10's `BFloat16(float)` and `Half(float)`).
 
     Args:
-        batch: its shape.
+        batch: its layout.
         arrived: its inputs.
-        leaving: receives what was measured, and the output.
-        work: `WORK_BYTES` an element, overwritten.
+        leaving: receives the measurements and the output.
+        work: `WORK_BYTES` per element, overwritten.
     """
     count = batch.elements
     delta, wide, spare = work[: 24 * count].view(torch.float64).view(3, count)
@@ -177,7 +177,7 @@ def _measure(
     found: Tensor,
     buffers: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
-    """Norms and counts by chunk; Δ and base in float64 are overwritten."""
+    """Measure norms and counts by chunk; overwrites Δ and base in float64."""
     delta, base64, spare, flags = buffers
     ours, theirs = inputs
     for row, values in ((_DELTA, delta), (_BASE, base64)):
@@ -199,7 +199,7 @@ def _measure(
 
 
 def _sum_by_chunk(batch: DeviceBatch, values: Tensor, out: Tensor) -> None:
-    """One kernel for all neighbours of one length, which most chunks are."""
+    """Sum by chunk, with one kernel per run of chunks of equal length, as most chunks have."""
     start = first = 0
     for length, group in groupby(batch.counts):
         many = len(list(group))

@@ -1,8 +1,8 @@
-"""Running a plan: bounded memory, any number of threads, the same bytes whatever they are.
+"""Running a plan in bounded memory; the number of threads does not change the bytes.
 
-Workers take chunks from one source, in order. When one fails, those that were taken before it are
-finished first, so that the error that is reported is always the earliest: the same run fails with
-the same message.
+Workers take chunks from one source, in order. When a chunk fails, the chunks taken before it are
+finished first, so that the earliest failure is reported and the same run always fails with the
+same message.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from diffxfer.streaming.sync import Syncer
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes read and written so far, and with how many there will be."""
+"""Called with the bytes read and written so far, and the total."""
 
 _OPEN_INPUTS = 24
 _PROGRESS_INTERVAL_S = 0.1
@@ -41,10 +41,10 @@ class Engine:
     """One run of a plan.
 
     Args:
-        plan: what to do.
-        writers: every output shard by its name.
-        created: done when that shard is allocated.
-        completed: what is done already, and where the rest is recorded.
+        plan: the plan.
+        writers: every output shard by name.
+        created: futures, by shard name, that are done when the shard is allocated.
+        completed: the completed chunks; new ones are recorded there.
         chunk_elements: the most elements of a chunk, a multiple of `plan.BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         accelerator: computes instead of the workers, if there is one.
@@ -81,15 +81,15 @@ class Engine:
     def run(
         self, threads: int, syncer: Syncer | None, progress: Progress | None
     ) -> Sequence[TensorResult]:
-        """Do it.
+        """Run the plan.
 
         Args:
-            threads: how many workers.
-            syncer: called from this thread, as often as progress; None where nothing is written.
+            threads: number of workers.
+            syncer: called from this thread, as often as `progress`; None if nothing is written.
             progress: called from this thread, about ten times a second.
 
         Returns:
-            One result a task.
+            One result per task.
 
         Raises:
             DiffxferError: the earliest failure in the order of the plan.
@@ -119,7 +119,7 @@ class Engine:
         return self._completed.statistics.results()
 
     def _end(self, worker: threading.Thread) -> None:
-        """Wait for a worker, but not for the Hub: it is alive where the run is interrupted."""
+        """Wait for a worker, but not for its requests to the Hub if the run is interrupted."""
         while worker.is_alive():
             with self._lock:
                 opened = [*self._open.values()]
@@ -174,7 +174,7 @@ class Engine:
         self._put([(chunk, result)], data)
 
     def _put(self, found: Sequence[tuple[Chunk, ChunkResult]], data: memoryview) -> None:
-        """Write the bytes of chunks that lie side by side, and record them."""
+        """Write the bytes of adjacent chunks, and record the chunks."""
         first = found[0][0]
         task = self._plan.tasks[first.task]
         if task.shard is not None:
@@ -189,7 +189,7 @@ class Engine:
         )
 
     def _many(self, worker: Worker, batch: Sequence[Chunk]) -> bool:
-        """Do a batch at once, unless one of its tensors must be found that is not finite."""
+        """Process a batch at once; returns False if a tensor is not finite and must be found."""
         tasks = [self._plan.tasks[chunk.task] for chunk in batch]
         done = worker.process_many(batch, tasks)
         first = tasks[0]
@@ -198,7 +198,7 @@ class Engine:
         data, results = done
         self._created[first.shard].result()
         self._writers[first.shard].write(data, first.start, parts=len(batch))
-        # All of them are alike.
+        # All chunks of the batch have the same dtypes.
         size = first.itemsize + sum(BITS[spec.dtype] // 8 for spec in first.inputs)
         self._record(
             [
@@ -214,14 +214,14 @@ class Engine:
             self._done_bytes += sum(moved for _, moved, _ in done)
 
     def _input(self, spec: TensorSpec) -> OpenShard:
-        """The shard of a tensor, open; only the last few stay so."""
+        """The open shard of a tensor; only the last few are kept open."""
         path = spec.shard.path
         with self._lock:
             shard = self._open.get(path)
             if shard is None:
                 shard = self._open[path] = OpenShard(spec.shard)
                 if len(self._open) > _OPEN_INPUTS:
-                    # Closed once the last worker that reads from it lets go of it.
+                    # It is closed when the last worker that reads from it drops its reference.
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(path)
@@ -229,7 +229,7 @@ class Engine:
 
 
 def _moved_by(chunk: Chunk, task: TensorTask) -> int:
-    """How many bytes are read and written for a chunk."""
+    """The bytes read and written for a chunk."""
     read = sum(
         piece.count * BITS[task.inputs[slot].dtype] // 8
         for piece in chunk.pieces

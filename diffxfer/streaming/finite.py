@@ -1,4 +1,4 @@
-"""Naming NaN, infinity and overflow by the tensor and its first such element."""
+"""Errors for NaN, infinity and overflow, which name the tensor and the first such element."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WIDER: Mapping[Operation, str] = {
     Operation.SUBTRACT: "a wider --diff-dtype",
     Operation.COPY: "a wider --out-dtype",
 }
-"""What keeps the result of an operation from overflowing."""
+"""The remedy for an overflow, by operation."""
 
 
 def not_finite(
@@ -30,20 +30,20 @@ def not_finite(
     chunk: Chunk,
     task: TensorTask,
 ) -> NonFiniteError:
-    """What is wrong with a result that has NaN or infinity.
+    """The error for a result with NaN or infinity.
 
-    Arithmetic and casts give one wherever an input has one, so the first in the result is the
-    first of all.
+    Arithmetic and casts give one wherever an input has one, so the first one in the result is
+    the first of all.
 
     Args:
         out: the result.
-        inputs: what it was made from, each with its place among the task's inputs.
-        pieces: what the elements are, one piece after the other.
-        chunk: what the pieces are a part of.
-        task: what the chunk is a part of.
+        inputs: its inputs, each with its index among the task's inputs.
+        pieces: the pieces of the result, in order.
+        chunk: the chunk of the pieces.
+        task: the task of the chunk.
 
     Returns:
-        The error: it names the first such element, and the input that has it if one has.
+        The error; it names the first such element, and the input that has it, if any.
     """
     found = in_float64(elements(out, task.dtype), task.dtype)
     position = int(np.argmin(np.isfinite(found)))
@@ -77,7 +77,7 @@ def _in_input(
 
 
 def _locate(pieces: Sequence[Piece], position: int) -> tuple[Piece, int]:
-    """The piece that holds an element, and the element's place within that piece."""
+    """The piece that holds an element, and the element's position in that piece."""
     for piece in pieces:
         if position < piece.count:
             return piece, position

@@ -1,4 +1,4 @@
-"""Running a plan that writes nothing, to learn what its inputs hold."""
+"""Running a plan that writes nothing, to measure its inputs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def measure_inputs(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sequence[TensorResult]:
-    """Read what a plan without outputs reads; NaN and infinity are let through.
+    """Run a plan without outputs; NaN and infinity are accepted.
 
     Args:
-        plan: its tasks write nothing.
-        threads: how many workers; None for one a processor.
-        progress: called with the bytes done and the bytes in all.
+        plan: a plan whose tasks write nothing.
+        threads: number of workers; None for one per processor.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
-        One result a task of the plan.
+        One result per task of the plan.
 
     Raises:
         DiffxferError: the earliest failure: an input that changed, or cannot be read.
     """
-    from diffxfer.streaming.engine import Engine  # and what computes
+    from diffxfer.streaming.engine import Engine  # imports torch
 
     assert not plan.layouts
     engine = Engine(

@@ -1,12 +1,12 @@
-"""A run whose arithmetic is a device's: read, copy in, compute, copy out, check, write.
+"""Running arithmetic on a device: read, copy in, compute, copy out, check, write.
 
-Every thread has a pipeline with two slots. It reads a batch into one of them and lets the device
-go on with it, reads the next into the other, and then finishes the older one. What the device does
-not do stays with the thread's `Worker`: copies, comparisons, the rows of a chunk that take no
-arithmetic, and all of a batch in which something is wrong, chunk by chunk, so that it fails, or
-does not, exactly as on the CPU. Digests are taken here, since xxh3 runs on no device and the bytes
-come by anyway, and so are samples, which are few; norms and counts come back with the output, 32
-bytes a chunk.
+Every thread has a pipeline with two slots. It reads a batch into one slot and submits it to the
+device, reads the next batch into the other slot, and then finishes the older one. The thread's
+`Worker` does the rest: copies, comparisons and rows without arithmetic. It also repeats a batch
+with a non-finite result chunk by chunk, so that it fails, or does not, exactly as on the CPU.
+Digests are computed on the CPU, since xxh3 does not run on a device and the bytes pass through
+anyway; so are samples, which are few. Norms and counts come back with the output, 32 bytes per
+chunk.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ if TYPE_CHECKING:
     Found = list[tuple[Chunk, ChunkResult]]
 
 SLOTS = 2
-"""A pipeline's batches: one is read or written while the device has the other."""
+"""Batches per pipeline: one is read or written while the device computes the other."""
 _MOST_ELEMENTS = 1 << 23
 
 
 class Accelerator:
-    """What all pipelines of a run share.
+    """The state that all pipelines of a run share.
 
     Args:
-        device: which computes.
-        plan: what is done.
-        threads: how many pipelines there will be.
-        memory_bytes: the most that is allocated on the device.
+        device: the device.
+        plan: the plan.
+        threads: number of pipelines.
+        memory_bytes: the most bytes to allocate on the device.
 
     Attributes:
-        elements: the most of a batch.
+        elements: the most elements of a batch.
 
     Raises:
-        OptionError: if that memory does not hold a block for each slot.
-        DeviceError: if the device does not have it.
+        OptionError: if `memory_bytes` does not hold a block for each slot.
+        DeviceError: if the device does not have that memory.
     """
 
     def __init__(self, device: Cuda, plan: Plan, threads: int, memory_bytes: int) -> None:
@@ -84,10 +84,10 @@ class Accelerator:
         self._work = device.memory(self.elements * WORK_BYTES)
 
     def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, ...]]:
-        """Put together what is computed in one go.
+        """Group chunks into batches.
 
         Args:
-            chunks: of the plan, in its order.
+            chunks: the plan's chunks, in order.
         """
         return device_batches(chunks, self.plan, self.elements)
 
@@ -98,21 +98,21 @@ class Accelerator:
         open_shard: Callable[[TensorSpec], OpenShard],
         allow_nonfinite: bool,
     ) -> Pipeline:
-        """What a thread does.
+        """The pipeline of a thread.
 
         Args:
-            worker: does what the device does not.
-            open_shard: gives an input file, open.
+            worker: does the work that the device does not do.
+            open_shard: opens an input file.
             allow_nonfinite: let NaN, infinity and overflow through.
         """
         return Pipeline(self, worker, open_shard=open_shard, allow_nonfinite=allow_nonfinite)
 
     def submit(self, batch: DeviceBatch, slot: Slot) -> torch.cuda.Event:
-        """Let the device go on with what was read.
+        """Submit a batch to the device.
 
         Args:
-            batch: what it is.
-            slot: where it is.
+            batch: the layout of the batch.
+            slot: the slot that it was read into.
         """
         arrive, leave = batch.starts[-1], batch.out_end
         return self.device.submit(
@@ -123,11 +123,11 @@ class Accelerator:
 
 
 class Slot:
-    """Buffers for a batch, here and on the device.
+    """Buffers for a batch, on the host and on the device.
 
     Args:
-        device: which computes.
-        sizes: how many bytes arrive at most, and how many leave.
+        device: the device.
+        sizes: the most bytes that arrive, and the most that leave.
     """
 
     def __init__(self, device: Cuda, sizes: tuple[int, int]) -> None:
@@ -137,7 +137,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """Chunks on their way; no `slot` if the device has no part, no `done` if reading failed."""
+    """A batch in flight; no `slot` if the device has no part in it, no `done` if reading failed."""
 
     chunks: tuple[Chunk, ...]
     batch: DeviceBatch | None = None
@@ -149,13 +149,13 @@ class Pipeline:
     """One thread's share of a run with a device.
 
     Args:
-        shared: what all pipelines share.
-        worker: does what the device does not.
-        open_shard: gives an input file, open.
+        shared: the state that all pipelines share.
+        worker: does the work that the device does not do.
+        open_shard: opens an input file.
         allow_nonfinite: let NaN, infinity and overflow through.
 
     Attributes:
-        number: of the chunk that is being finished.
+        number: the number of the chunk that is being finished.
     """
 
     def __init__(
@@ -176,17 +176,17 @@ class Pipeline:
         self._free = [Slot(shared.device, sizes) for _ in range(SLOTS)]
 
     def run(self, source: Iterable[tuple[Chunk, ...]]) -> Iterator[tuple[Found, memoryview]]:
-        """Compute batches, several of them under way at a time.
+        """Compute batches, with several in flight.
 
         Args:
-            source: the batches, taken one by one as slots are free.
+            source: the batches, taken one by one when a slot is free.
 
         Yields:
-            Chunks with what is known of them, in order, and their bytes, which lie side by side in
-            the output; valid until the next step.
+            Chunks with their results, in order, and their bytes, which are adjacent in the output;
+            valid until the next step.
 
         Raises:
-            DiffxferError: the failure of the chunk that `number` tells.
+            DiffxferError: the failure of the chunk with the number `number`.
         """
         flights: deque[_Flight] = deque()
         for chunks in source:
@@ -204,12 +204,12 @@ class Pipeline:
         try:
             self._read(chunks, batch, slot)
         except DiffxferError:
-            # It fails again, and is told of, when its turn comes: chunks before it come first.
+            # It is read again, and the failure raised, when its turn comes: earlier chunks first.
             return _Flight(chunks, batch, slot)
         return _Flight(chunks, batch, slot, self._shared.submit(batch, slot))
 
     def _read(self, chunks: Sequence[Chunk], batch: DeviceBatch, slot: Slot) -> None:
-        """Read what is computed, each input's elements one after the other."""
+        """Read the inputs of a batch, one input after the other."""
         view = slot.host_in.numpy().data
         tasks = [self._tasks[chunk.task] for chunk in chunks]
         for place in range(len(batch.dtypes)):
@@ -226,7 +226,7 @@ class Pipeline:
                 yield self._computed(flight.chunks, flight.batch, flight.slot)
                 self._free.append(flight.slot)
                 return
-        # Here comes also a sum that overflows by itself, and passes.
+        # A batch of finite elements whose sum overflows also comes here, and passes.
         for chunk in flight.chunks:
             self.number = chunk.number
             data, result = self._worker.process(chunk, self._tasks[chunk.task])
@@ -237,7 +237,7 @@ class Pipeline:
     def _computed(
         self, chunks: Sequence[Chunk], batch: DeviceBatch, slot: Slot
     ) -> tuple[Found, memoryview]:
-        """What came back, and what is known of it."""
+        """The chunks of a computed batch with their results, and the bytes."""
         size = BITS[batch.dtype] // 8
         data = slot.host_out.numpy().data[batch.out_start : batch.out_end]
         found: Found = []
@@ -258,7 +258,7 @@ class Pipeline:
     def _tell(
         self, result: ChunkResult, chunk: Chunk, batch: DeviceBatch, slot: Slot, place: int, at: int
     ) -> None:
-        """What was measured of a chunk whose elements begin at `at`, and what base's are."""
+        """Store the measurements of a chunk, whose elements begin at `at`, and digest its base."""
         task, count = self._tasks[chunk.task], batch.counts[place]
         delta, base, changed, inexact = batch.measured(slot.host_out)[:, place].tolist()
         result.delta_squares, result.base_squares = (delta,), (base,)

@@ -1,8 +1,8 @@
-"""Plans: what becomes of every element of an output, as data.
+"""Plans: how every element of an output is computed, as data.
 
-A plan is made from headers alone and holds no tensor. It is a list of `TensorTask`, one an output
-tensor, each of which says what is computed from which inputs and where the result lands; `chunks`
-cuts it, as it is needed, into pieces that fit a buffer: a model of 1T parameters has millions.
+A plan is made from headers alone and holds no tensor data. It is a list of `TensorTask`, one per
+output tensor; each states the operation, the inputs and the place of the result. `chunks` cuts it
+lazily into chunks that fit a buffer: a model of 1T parameters has millions.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
 
 BLOCK_ELEMENTS = 1 << 18
-"""Elements of a checksum's block. Part of the format: other blocks give other checksums.
+"""Elements per checksum block. It is part of the format: other blocks give other checksums.
 
-It is also the size of a chunk on a CPU: half a MiB of bfloat16 an input, so that the inputs and
+It is also the size of a chunk on a CPU: half a MiB of bfloat16 per input, so that the inputs and
 their float64 copies stay in the caches; 4 MiB chunks took two to four times as long.
 """
 
 
 class RunKind(Enum):
-    """What becomes of a run of output rows."""
+    """How a run of output rows is made."""
 
     GRAFT = "graft"
     """Arithmetic on every input."""
     COPY = "copy"
-    """The last input's rows (the target's), untouched."""
+    """The last input's rows (the target's), unchanged."""
     ADD = "add"
-    """The first input's rows (finetuned's own), whole: tokens that it added."""
+    """The first input's rows (finetuned's), whole: tokens that it added."""
     ZERO = "zero"
     """Zeros: rows of a diff vector that belong to no token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive output rows that are treated alike.
+    """Consecutive output rows that are made in the same way.
 
     Attributes:
-        kind: what becomes of them.
+        kind: how they are made.
         start: the first output row.
-        count: how many.
-        rows: the first row in each input of the task, −1 where that input has no part.
+        count: number of rows.
+        rows: the first row in each input of the task, −1 if that input is not used.
     """
 
     kind: RunKind
@@ -59,7 +59,7 @@ class Run:
 
 
 class Operation(Enum):
-    """What a task computes."""
+    """The operation of a task."""
 
     TRANSFER = "transfer"
     """target + α·(finetuned − base)"""
@@ -70,17 +70,17 @@ class Operation(Enum):
     COPY = "copy"
     """The target's bytes, or its values in another dtype."""
     KEEP = "keep"
-    """The target's bytes, whatever they are: a buffer may well hold infinity."""
+    """The target's bytes, unchecked: a buffer may hold infinity."""
     BRING = "bring"
     """Finetuned's bytes: a tensor that no other role has."""
     COMPARE = "compare"
     """Writes nothing: both inputs must hold the same bytes."""
     DIGEST = "digest"
-    """Writes nothing: the checksum of a tensor that no other task reads in its own order."""
+    """Writes nothing: the checksum of a tensor that no other task reads in order."""
     CONTRAST = "contrast"
-    """Writes nothing: how much A and B differ, by value, or where they are U8 by byte."""
+    """Writes nothing: how much A and B differ, by value, or by byte if they are U8."""
     RESTORE = "restore"
-    """Writes nothing: how much of finetuned base + Δ gives back, and the checksums of Δ and base"""
+    """Writes nothing: whether base + Δ gives finetuned back, and the checksums of Δ and base."""
 
 
 INPUTS: Mapping[Operation, tuple[str, ...]] = {
@@ -95,24 +95,24 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.CONTRAST: ("A", "B"),
     Operation.RESTORE: ("finetuned", "base", "diff vector"),
 }
-"""What the inputs of a task are, in their order."""
+"""The inputs of a task, in order, by operation."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorTask:
-    """One tensor's work.
+    """The work on one tensor.
 
     Attributes:
-        name: the output's name (of an input, where nothing is written).
-        operation: what is computed.
+        name: the output's name, or an input's if nothing is written.
+        operation: the operation.
         inputs: the tensors that it reads, as the operation names them.
-        dtype: of the output.
-        shape: of the output.
+        dtype: the output's dtype.
+        shape: the output's shape.
         alpha: the scale of Δ.
-        runs: which rows are treated how; they cover the output in order.
-        shard: the output file, None where nothing is written.
+        runs: how rows are made; the runs cover the output in order.
+        shard: the output file, None if nothing is written.
         start: the output's first byte in that file.
-        sample: which elements of base are to be kept, ascending, as indices of the output.
+        sample: the elements of base to sample, as ascending indices of the output.
     """
 
     name: str
@@ -128,36 +128,36 @@ class TensorTask:
 
     @property
     def elements(self) -> int:
-        """How many elements the output has."""
+        """The output's number of elements."""
         return math.prod(self.shape)
 
     @property
     def row_elements(self) -> int:
-        """How many elements a row of the runs has."""
+        """Elements per row of the runs."""
         rows = self.runs[-1].start + self.runs[-1].count
         return self.elements // rows if rows else 0
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an output element."""
+        """Bytes per output element."""
         return BITS[self.dtype] // 8
 
 
-@cache  # one for all tensors of a model: each took 250 bytes
+@cache  # one object for all tensors of a model: each takes 250 bytes
 def whole(kind: RunKind, inputs: int) -> tuple[Run, ...]:
-    """The runs of a tensor that is treated alike from end to end: one row, one run."""
+    """The runs of a tensor whose elements are all made in the same way: one run of one row."""
     return (Run(kind, 0, 1, (0,) * inputs),)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a chunk that lies in one run.
+    """The part of a chunk in one run.
 
     Attributes:
-        kind: what becomes of it.
+        kind: how it is made.
         at: its first element within the chunk.
-        count: its elements.
-        sources: its first element in each input, negative where that input has no part.
+        count: number of elements.
+        sources: its first element in each input, negative if that input is not used.
     """
 
     kind: RunKind
@@ -171,11 +171,11 @@ class Chunk:
     """Consecutive elements of one output tensor.
 
     Attributes:
-        number: its place among all chunks of the plan.
-        task: what it is a part of, as an index of the plan's tasks.
+        number: its position among all chunks of the plan.
+        task: its task, as an index of the plan's tasks.
         start: its first element in the output tensor, a multiple of `BLOCK_ELEMENTS`.
-        count: its elements.
-        pieces: its parts, which cover it in order.
+        count: number of elements.
+        pieces: its pieces, which cover it in order.
     """
 
     number: int
@@ -187,10 +187,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run does, known before it begins.
+    """All the work of a run, known before it begins.
 
     Attributes:
-        tasks: first those that write nothing, then shard by shard in the order of the file.
+        tasks: tasks that write nothing first, then shard by shard in file order.
         layouts: every output shard by file name.
         inputs: every file that is read.
     """
@@ -211,11 +211,11 @@ class Plan:
 
 
 def inputs_used(kind: RunKind, inputs: int) -> range:
-    """Which inputs of a task a piece reads, by their places.
+    """The indices of the task's inputs that a piece reads.
 
     Args:
-        kind: what becomes of the piece.
-        inputs: how many the task has.
+        kind: how the piece is made.
+        inputs: the task's number of inputs.
     """
     if kind is RunKind.GRAFT:
         return range(inputs)
@@ -225,7 +225,7 @@ def inputs_used(kind: RunKind, inputs: int) -> range:
 
 
 def bytes_read(task: TensorTask) -> int:
-    """How many bytes of its inputs a task reads."""
+    """The bytes that a task reads from its inputs."""
     if len(task.runs) == 1:
         kind, elements = task.runs[0].kind, task.elements
         slots = inputs_used(kind, len(task.inputs))
@@ -268,7 +268,7 @@ def make_plan(tasks: Sequence[TensorTask], inputs: Sequence[ShardFile]) -> Plan:
 
 
 def _place(task: TensorTask, start: int) -> TensorTask:
-    # `dataclasses.replace` takes ten times as long, which 60,000 tensors would feel.
+    # `dataclasses.replace` takes ten times as long, which is noticeable for 60,000 tensors.
     return TensorTask(
         *(task.name, task.operation, task.inputs, task.dtype, task.shape, task.alpha),
         *(task.runs, task.shard, start, task.sample),
@@ -276,28 +276,28 @@ def _place(task: TensorTask, start: int) -> TensorTask:
 
 
 def chunks_of(task: TensorTask, chunk_elements: int) -> int:
-    """How many chunks a task is cut into."""
+    """The number of chunks of a task."""
     return -(-task.elements // step_of(task, chunk_elements))
 
 
 def step_of(task: TensorTask, chunk_elements: int) -> int:
-    """How many elements a task's chunks have, but for the last."""
-    # Where rows are treated differently, a chunk is one block, so that sums by block stay simple.
+    """The number of elements of a task's chunks, except the last."""
+    # With several runs, a chunk is one block, so that sums by block stay simple.
     return chunk_elements if len(task.runs) == 1 else BLOCK_ELEMENTS
 
 
 def chunks(
     plan: Plan, chunk_elements: int = BLOCK_ELEMENTS, done: Container[int] = ()
 ) -> Iterator[Chunk]:
-    """Cut a plan into chunks, one after the other as they are asked for.
+    """Cut a plan into chunks, lazily.
 
     Args:
-        plan: what to cut.
+        plan: the plan.
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
-        done: numbers of chunks to pass over.
+        done: numbers of chunks to skip.
 
     Yields:
-        Every other chunk, in the order of the tasks and of their elements.
+        Every chunk not in `done`, in the order of the tasks and of their elements.
     """
     assert chunk_elements % BLOCK_ELEMENTS == 0
     number = 0

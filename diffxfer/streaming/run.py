@@ -1,4 +1,4 @@
-"""Starting a run. Importing this module does not import what computes."""
+"""Starting a run. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 def default_threads() -> int:
-    """As many threads as this process has processors, eight at most: a disk feeds no more."""
+    """One thread per processor of this process, at most eight: a disk cannot supply more."""
     if hasattr(os, "sched_getaffinity"):
         return min(8, len(os.sched_getaffinity(0)))
     return min(8, os.cpu_count() or 1)
 
 
 def check_run_options(threads: int | None, device: str) -> None:
-    """Refuse threads and devices that cannot run a plan; torch is imported for a GPU alone.
+    """Refuse invalid threads and devices; imports torch only for a GPU.
 
     Args:
-        threads: how many workers; None for one a processor.
+        threads: number of workers; None for one per processor.
         device: where the arithmetic runs.
 
     Raises:
-        OptionError: if there is less than one thread, or no such device.
+        OptionError: if `threads` is less than one, or there is no such device.
     """
     if threads is not None and threads < 1:
         raise OptionError("--threads", f"{threads} is less than one", "give 1 or more")
@@ -59,24 +59,24 @@ def run_plan(
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Sequence[TensorResult], int]:
-    """Write every shard of a plan, or what an earlier run left of it.
+    """Write every shard of a plan, or the rest after an earlier run.
 
     Args:
-        plan: what to do.
-        folder: where, inside its `with` block.
-        threads: how many workers; None for one a processor.
+        plan: the plan.
+        folder: the output folder, inside its `with` block.
+        threads: number of workers; None for one per processor.
         device: where the arithmetic runs: ``"cpu"``, or a GPU such as ``"cuda:0"``.
-        device_memory: the most bytes that are allocated on a GPU.
+        device_memory: the most bytes to allocate on a GPU.
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
-        progress: called with the bytes done and the bytes in all.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
-        One result a task of the plan, and how many of its bytes an earlier run has moved.
+        One result per task of the plan, and the bytes that an earlier run has moved.
 
     Raises:
-        OptionError: if `threads`, `device` or `device_memory` cannot be.
-        DiffxferError: the earliest failure; what was written is the folder's to keep or remove.
+        OptionError: if `threads`, `device` or `device_memory` is invalid.
+        DiffxferError: the earliest failure; `folder` keeps or removes what was written.
     """
     check_run_options(threads, device)
     completed, writers = _take_up(plan, folder, chunk_elements)
@@ -84,7 +84,7 @@ def run_plan(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="allocate") as pool:
         created = {name: pool.submit(writer.create) for name, writer in writers.items()}
         try:
-            # It imports what computes, while the disk reserves space.
+            # This imports torch while the disk reserves space.
             from diffxfer.streaming.engine import Engine
 
             workers = threads or default_threads()
@@ -112,7 +112,7 @@ def run_plan(
 def _accelerator(
     device: str, plan: Plan, threads: int, memory_bytes: int
 ) -> Iterator[Accelerator | None]:
-    """What computes instead of the CPU, until nothing of it is under way."""
+    """The accelerator, or None for the CPU; on exit, waits for its work and closes it."""
     if device == "cpu":
         yield None
         return
@@ -129,12 +129,12 @@ def _accelerator(
 def _take_up(
     plan: Plan, folder: OutputFolder, chunk_elements: int
 ) -> tuple[Completed, dict[str, ShardWriter]]:
-    """What an earlier run did, and the writers of the rest."""
+    """The completed chunks of an earlier run, and the writers for the rest."""
     try:
         completed = Completed(plan, chunk_elements, folder)
         writers = _writers(plan, folder, chunk_elements, completed)
         if not all(writers[name].is_sound() for name in completed.written):
-            completed.forget()  # somebody has meddled with its files
+            completed.forget()  # its files were changed
             writers = _writers(plan, folder, chunk_elements, completed)
         folder.keep_only(completed.written)
         folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)

@@ -1,4 +1,4 @@
-"""Putting together, tensor by tensor, what workers found chunk by chunk."""
+"""Combining the results of chunks into results of tensors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SAMPLE = struct.Struct("<qd")
 
 @dataclass(slots=True)
 class ChunkResult:
-    """What is known of a chunk once it is done.
+    """The result of a chunk.
 
     Attributes:
-        digests: of the output's blocks.
-        base_digests: of base's blocks, where base is read in its own order.
-        inexact: elements of finetuned that base and the stored Δ do not give back.
-        unchanged: elements that are the same in finetuned and base.
-        delta_squares: sums of Δ², one a block.
-        base_squares: sums of base², one a block.
+        digests: digests of the output's blocks.
+        base_digests: digests of base's blocks, if base is read in order.
+        inexact: number of elements of finetuned that base + the stored Δ does not give back.
+        unchanged: number of elements that are equal in finetuned and base.
+        delta_squares: sums of Δ², one per block.
+        base_squares: sums of base², one per block.
         samples: elements of base, each as index of the output and value.
-        other_squares: sums of B², one a block, where A and B are compared.
+        other_squares: sums of B², one per block, if A and B are compared.
     """
 
     digests: bytes = b""
@@ -43,19 +43,19 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class TensorResult:
-    """What is known of a tensor once all of it is done.
+    """The result of a tensor.
 
-    There are as many as tensors, so that what takes less as bytes is bytes.
+    There is one per tensor, so fields are stored as bytes where that saves memory.
 
     Attributes:
-        digest: the checksum of the output, or of the input where nothing is written.
-        base_digest: of base, empty where it was not read in its own order.
-        inexact: elements of finetuned that base and the stored Δ do not give back.
-        delta_norm: ‖Δ‖₂ before it was rounded.
+        digest: the checksum of the output, or of the input if nothing is written.
+        base_digest: the checksum of base, empty if it was not read in order.
+        inexact: number of elements of finetuned that base + the stored Δ does not give back.
+        delta_norm: ‖Δ‖₂ before rounding.
         base_norm: ‖base‖₂.
         packed_samples: elements of base, each as index of the output and value, ascending.
-        unchanged: elements that are the same in finetuned and base.
-        other_norm: ‖B‖₂, where A and B are compared: ‖A‖₂ is `base_norm` then, and Δ is B − A.
+        unchanged: number of elements that are equal in finetuned and base.
+        other_norm: ‖B‖₂, if A and B are compared; then ‖A‖₂ is `base_norm`, and Δ is B − A.
     """
 
     digest: bytes
@@ -69,12 +69,12 @@ class TensorResult:
 
     @property
     def checksum(self) -> str:
-        """The output's checksum, or the input's where nothing is written, in hexadecimal."""
+        """The output's checksum, or the input's if nothing is written, in hexadecimal."""
         return self.digest.hex()
 
     @property
     def base_checksum(self) -> str | None:
-        """Base's checksum, None where it was not read in its own order."""
+        """Base's checksum in hexadecimal, None if it was not read in order."""
         return self.base_digest.hex() or None
 
     @property
@@ -97,11 +97,11 @@ class _Parts:
 
 
 class Statistics:
-    """What is known so far. Only unfinished tensors take more than their result.
+    """The results so far. Only unfinished tensors take more memory than their result.
 
     Args:
-        plan: what is being run.
-        chunk_elements: how it is cut.
+        plan: the plan.
+        chunk_elements: the most elements of a chunk.
     """
 
     def __init__(self, plan: Plan, chunk_elements: int) -> None:
@@ -114,12 +114,12 @@ class Statistics:
         ]
 
     def add(self, index: int, start: int, result: ChunkResult) -> None:
-        """Take what a worker found; one call at a time.
+        """Add the result of a chunk; not thread-safe.
 
         Args:
-            index: of the chunk's task.
+            index: the index of the chunk's task.
             start: the chunk's first element in the output tensor.
-            result: what is known of it.
+            result: its result.
         """
         task = self._plan.tasks[index]
         parts = self._parts.get(index)
@@ -143,7 +143,7 @@ class Statistics:
             self._results[index] = _finish(self._parts.pop(index))
 
     def results(self) -> Sequence[TensorResult]:
-        """One result a task, once all are done."""
+        """One result per task, once all are done."""
         done = [result for result in self._results if result is not None]
         assert len(done) == len(self._results), "the plan has not run to its end"
         return done
@@ -163,10 +163,10 @@ def _finish(parts: _Parts) -> TensorResult:
 
 
 def _norm(squares: Sequence[float]) -> float:
-    # `fsum` is exact, so the order in which blocks were finished does not show. Nine digits,
-    # because the last ones of a block's own sum depend on the processor.
+    # `fsum` is exact, so the order in which blocks were finished has no effect. Nine digits,
+    # because the last digits of a block's sum depend on the processor.
     if not squares:
-        return 0.0  # one for all tensors that have none
+        return 0.0  # one object for all tensors without squares
     try:
         total = math.fsum(squares)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Keeping what is done from a power cut: now and then the disk is synced, beside the work."""
+"""Protecting completed work from a power cut: syncing the disk at intervals, in the background."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.writer import OutputFolder
 
 SYNC_INTERVAL_S = 15.0
-"""At most so much work is lost to a power cut, and what it takes to sync it."""
+"""A power cut loses at most the work of this interval and of one sync."""
 
 
 class Syncer:
-    """Syncs what a run writes; use it from one thread.
+    """Syncs the files that a run writes; use it from one thread.
 
-    That takes as long as the disk takes, so a thread of its own does it.
+    A sync may take long, so it runs in a background thread.
 
     Args:
-        folder: what is being written.
+        folder: the output folder.
         writers: its shards.
         interval_s: seconds from the end of a sync to the next.
     """
@@ -44,7 +44,7 @@ class Syncer:
         self._synced_at = time.monotonic()
 
     def tick(self) -> None:
-        """Sync if it is time.
+        """Start a sync if the interval has passed.
 
         Raises:
             OutputError: if the last sync failed.
@@ -55,7 +55,7 @@ class Syncer:
             self._sync = self._pool.submit(self._sync_and_mark, self._folder.journal.size)
 
     def finish(self) -> None:
-        """End, once every worker has ended without a failure.
+        """Stop after every worker has ended without a failure.
 
         Raises:
             OutputError: if a sync failed.
@@ -65,10 +65,10 @@ class Syncer:
             self._end_sync(self._sync)
 
     def abandon(self, exc: BaseException) -> None:
-        """End after a failure, and forget what can no longer be trusted.
+        """Stop after a failure, and discard records that can no longer be trusted.
 
-        Where files cannot be read or written, the disk itself may be failing or gone: what it has
-        taken is known only once it is synced.
+        If files cannot be read or written, the disk itself may be failing or gone, so only a sync
+        shows which writes it has kept.
 
         Args:
             exc: the failure.
@@ -78,7 +78,7 @@ class Syncer:
         try:
             if isinstance(exc, (OutputError, CheckpointError)):
                 self._sync_all()
-                with suppress(OSError):  # a full disk may have no room for the mark
+                with suppress(OSError):  # a full disk may have no space for the mark
                     journal.mark(journal.size)
         except OSError:
             journal.distrust()

@@ -1,12 +1,12 @@
-"""The arithmetic, in torch's float64 semantics and nothing else.
+"""The arithmetic, with torch's float64 semantics.
 
     D = finetuned.double() − base.double()
     R = target.double() + D·alpha
     out = R.to(dtype)
 
-Every step is a separate call: `torch.add(…, alpha=…)` and fused kernels contract the product and
-the sum into one rounding and give other bits. Inputs are converted by `copy_`, which is exact.
-All tensors are one-dimensional and of the same length; results land in buffers that are reused.
+Every step is a separate call: `torch.add(…, alpha=…)` and fused kernels round the product and the
+sum only once and give other bits. Inputs are converted by `copy_`, which is exact. All tensors are
+one-dimensional and of the same length; results are written to buffers that are reused.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def add_scaled(target: Tensor, delta: Tensor, alpha: float, total: Tensor) -> No
         alpha: the scale.
         total: float64, receives R.
     """
-    if alpha != 1.0:  # a product with one changes no bit
+    if alpha != 1.0:  # multiplying by one changes no bit
         delta.mul_(alpha)
     total.copy_(target)
     total.add_(delta)
@@ -68,14 +68,14 @@ def compute(
     total: Tensor,
     out: Tensor,
 ) -> None:
-    """An operation's arithmetic, from its inputs to the output, on any device.
+    """The arithmetic of an operation, on any device.
 
     Args:
         operation: TRANSFER, APPLY or SUBTRACT.
         inputs: as the operation names them, any float dtypes.
         alpha: the scale of Δ.
-        delta: float64, left as D where the operation is SUBTRACT, otherwise overwritten.
-        total: float64, left as base where the operation is SUBTRACT, otherwise overwritten.
+        delta: float64; holds D after SUBTRACT, otherwise overwritten.
+        total: float64; holds base after SUBTRACT, otherwise overwritten.
         out: receives the result, any float dtype.
     """
     if operation is Operation.SUBTRACT:
@@ -91,5 +91,5 @@ def compute(
 
 
 def bits(values: Tensor) -> Tensor:
-    """The same elements as integers, which differ wherever a bit does."""
+    """The elements' bits as integers, to compare them bit for bit."""
     return values.view(_INTEGERS[values.element_size()])

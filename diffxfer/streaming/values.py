@@ -1,4 +1,4 @@
-"""Elements as numpy sees them, where few are looked at or something is wrong."""
+"""Elements as numpy arrays, for single elements and for errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STORED = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.fl
 
 
 def elements(data: memoryview, dtype: str) -> NDArray[np.generic]:
-    """The elements of some bytes, as they are stored: a bfloat16 as its bits.
+    """View bytes as elements in their stored form: a bfloat16 as its bits.
 
     Args:
         data: the bytes.
@@ -23,10 +23,10 @@ def elements(data: memoryview, dtype: str) -> NDArray[np.generic]:
 
 
 def in_float64(stored: NDArray[np.generic], dtype: str) -> NDArray[np.float64]:
-    """The values of elements.
+    """Convert elements to float64.
 
     Args:
-        stored: as `elements` gives them.
+        stored: elements from `elements`.
         dtype: as safetensors names it.
     """
     if dtype == "BF16":

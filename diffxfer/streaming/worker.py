@@ -1,7 +1,7 @@
-"""One thread's share of a run: read a chunk, compute it, check it, write it.
+"""One thread's work in a run: read a chunk, compute it, check it.
 
-A worker owns its buffers and uses them again for every chunk, so that what a run takes in memory
-depends on the size of a chunk and the number of threads, and on nothing else.
+A worker owns its buffers and reuses them for every chunk, so a run's memory depends only on the
+chunk size and the number of threads.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 
 class Worker(Reader):
-    """What one thread does, with the buffers that it has for it."""
+    """The computation of chunks by one thread, with its own buffers."""
 
     def process(self, chunk: Chunk, task: TensorTask) -> tuple[memoryview, ChunkResult]:
         """Compute a chunk.
 
         Args:
-            chunk: which elements.
-            task: what it is a part of.
+            chunk: the chunk.
+            task: its task.
 
         Returns:
-            The bytes to write, valid until the next call, and what is known of them.
+            The bytes to write, valid until the next call, and the chunk's result.
 
         Raises:
             NonFiniteError: at NaN, infinity or overflow, unless they are allowed.
-            MatchError: if tensors that must be the same are not.
-            CheckpointError: if an input cannot be read as it was.
+            MatchError: if tensors that must be equal are not.
+            CheckpointError: if an input cannot be read, or has changed.
         """
         if task.shard is None:
             return memoryview(b""), self.examine(chunk, task)
@@ -59,7 +59,7 @@ class Worker(Reader):
         return self._plain(piece, chunk, task, result)
 
     def _assemble(self, chunk: Chunk, task: TensorTask, result: ChunkResult) -> memoryview:
-        """A chunk whose rows are treated differently: compute the grafts together, then place."""
+        """Make a chunk of several pieces: compute the grafted ones together, then place them."""
         grafts = [piece for piece in chunk.pieces if piece.kind is RunKind.GRAFT]
         computed = self._graft(grafts, chunk, task, result) if grafts else memoryview(b"")
         return self.place(computed, chunk, task, result)
@@ -67,20 +67,20 @@ class Worker(Reader):
     def place(
         self, computed: memoryview, chunk: Chunk, task: TensorTask, result: ChunkResult
     ) -> memoryview:
-        """Put what was computed where it belongs in a chunk, and the other pieces beside it.
+        """Assemble a chunk from its computed pieces and its other pieces.
 
         Args:
-            computed: the bytes of its grafted pieces, one after the other.
-            chunk: which elements.
-            task: what it is a part of.
-            result: what is known of it so far.
+            computed: the bytes of its grafted pieces, in order.
+            chunk: the chunk.
+            task: its task.
+            result: its result so far.
 
         Returns:
             The chunk's bytes, valid until the next call.
 
         Raises:
             NonFiniteError: at NaN, infinity or overflow in another piece, unless they are allowed.
-            CheckpointError: if an input cannot be read as it was.
+            CheckpointError: if an input cannot be read, or has changed.
         """
         size = task.itemsize
         whole = self._views[self._whole][: chunk.count * size]
@@ -99,18 +99,18 @@ class Worker(Reader):
     def process_many(
         self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]
     ) -> tuple[memoryview, list[ChunkResult]] | None:
-        """Compute whole small tensors at once, as `batches` puts them together.
+        """Compute a batch of whole small tensors at once, as `batches` groups them.
 
         Args:
             batch: the chunks.
-            tasks: what each is the whole of.
+            tasks: the task of each.
 
         Returns:
-            The bytes to write, one tensor's after the other's, valid until the next call, and what
-            is known of each; None where one is not finite: one by one, it is found which.
+            The bytes to write, tensor after tensor, valid until the next call, and the results;
+            None if one is not finite, so that the caller finds it by processing them one by one.
 
         Raises:
-            CheckpointError: if an input cannot be read as it was.
+            CheckpointError: if an input cannot be read, or has changed.
         """
         first, counts = tasks[0], [chunk.count for chunk in batch]
         self._read_side_by_side(batch, tasks)
@@ -132,7 +132,7 @@ class Worker(Reader):
         return data, results
 
     def _read_side_by_side(self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]) -> None:
-        """Read whole tensors into the buffers, one after the other; neighbours on disk at once."""
+        """Read whole tensors into the buffers, in order; tensors adjacent on disk in one read."""
         for slot in range(len(tasks[0].inputs)):
             view, filled = self._views[slot], 0
             for spec, begin, end in spans(batch, tasks, slot):
@@ -142,7 +142,7 @@ class Worker(Reader):
     def _graft(
         self, pieces: list[Piece], chunk: Chunk, task: TensorTask, result: ChunkResult
     ) -> memoryview:
-        """Arithmetic on pieces that lie one after the other in the buffers."""
+        """Compute pieces that are read into the buffers one after the other."""
         count = 0
         for piece in pieces:
             for slot in range(len(task.inputs)):
@@ -160,14 +160,14 @@ class Worker(Reader):
         return out
 
     def _compute(self, task: TensorTask, count: int) -> int:
-        """Compute the first elements in the buffers; not zero where the result is not finite."""
+        """Compute the first elements in the buffers; returns non-zero if a result is not finite."""
         name = "transfer" if task.operation is Operation.TRANSFER else "apply"
         inputs = self._addresses[: len(task.inputs)]
         compute = kernel(name, (*[spec.dtype for spec in task.inputs], task.dtype))
         return compute(*inputs, self._addresses[self._result], count, task.alpha)
 
     def _subtract(self, at: int, count: int, task: TensorTask, result: ChunkResult) -> int:
-        """Δ of elements that lie at some place in the buffers, and what is known of it."""
+        """Compute Δ of elements at an offset in the buffers, and add to the result."""
         dtypes = task.inputs[0].dtype, task.inputs[1].dtype, task.dtype
         compute, found = kernel("subtract", dtypes), 0
         ours, theirs, out = (BITS[dtype] // 8 for dtype in dtypes)
@@ -190,7 +190,7 @@ class Worker(Reader):
         return found
 
     def _input(self, slot: int, task: TensorTask, at: int, count: int) -> memoryview:
-        """Elements of an input that lie at some place in its buffer."""
+        """Elements of an input at an offset in its buffer."""
         size = BITS[task.inputs[slot].dtype] // 8
         return self._views[slot][at * size : (at + count) * size]
 
@@ -205,7 +205,7 @@ class Worker(Reader):
     def _plain(
         self, piece: Piece, chunk: Chunk, task: TensorTask, result: ChunkResult
     ) -> memoryview:
-        """A piece that takes no arithmetic: copied, added or zero."""
+        """Make a piece without arithmetic: copied, added or zero."""
         view = self._views[self._result][: piece.count * task.itemsize]
         if piece.kind is RunKind.ZERO:
             view[:] = bytes(len(view))
@@ -233,13 +233,13 @@ class Worker(Reader):
 def sample(
     base: memoryview, pieces: Sequence[Piece], chunk: Chunk, task: TensorTask
 ) -> tuple[tuple[int, float], ...]:
-    """The elements of base that a task asks for, where they lie in some pieces.
+    """The sampled elements of base that are in some pieces.
 
     Args:
-        base: the bytes of its elements, one piece's after the other's.
-        pieces: of the chunk.
-        chunk: which elements.
-        task: what it is a part of.
+        base: the bytes of base's elements, piece after piece.
+        pieces: the pieces of the chunk.
+        chunk: the chunk.
+        task: its task.
     """
     dtype = task.inputs[1].dtype
     stored = elements(base, dtype)

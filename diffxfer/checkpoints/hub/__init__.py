@@ -1,1 +1,1 @@
-"""Models on the Hub: what they are called, what is there, and how their bytes come here."""
+"""Models on the Hub: names, file lists, downloads, reads by range and uploads."""

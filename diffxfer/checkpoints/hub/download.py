@@ -1,4 +1,4 @@
-"""Bringing files into the Hub's cache, several at a time, by huggingface_hub itself."""
+"""Downloading files into the Hub's cache, several at a time, with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _AT_A_TIME = 8
 _LOOK_S = 0.1
 _BLOCK = 1 << 20
 _SHA256_DIGITS = 64
-"""The hash of a large file is its SHA-256, that of a small one git's."""
+"""The etag of a large file is its SHA-256; that of a small file is git's hash."""
 _PATIENCE_AT_THE_END_S = 2.0
 
 
 def refuse_small_cache(files: Sequence[HubFile], out: Path | None, needed: int) -> None:
-    """Refuse downloads that the cache's disk has no room for.
+    """Refuse downloads that do not fit on the cache's disk.
 
     Args:
-        files: what is to be downloaded.
-        out: the folder that is made of them, None for none.
-        needed: how many more bytes that takes, which may be of the same disk.
+        files: the files to download.
+        out: the output folder made from them, or None.
+        needed: bytes that the output still needs, possibly on the same disk.
 
     Raises:
         DiskSpaceError: if too few bytes are free.
@@ -55,15 +55,15 @@ def refuse_small_cache(files: Sequence[HubFile], out: Path | None, needed: int) 
 def download(files: Sequence[HubFile], progress: Callable[[int, int], None] | None = None) -> None:
     """Download files that are not in the cache yet.
 
-    Each is whole in the cache or not there at all. After an interruption, those that are there are
-    not fetched again.
+    A file appears in the cache only when it is complete. After an interruption, complete files are
+    not downloaded again.
 
     Args:
-        files: of any number of models.
-        progress: called from this thread with the bytes that are there and the bytes in all.
+        files: files of any number of models.
+        progress: called from this thread with the bytes present and the total bytes.
 
     Raises:
-        HubError: if one cannot be had.
+        HubError: if one cannot be downloaded.
     """
     meter = _Meter(files)
     workers = [
@@ -81,18 +81,18 @@ def download(files: Sequence[HubFile], progress: Callable[[int, int], None] | No
         meter.stop = True
         end = time.monotonic() + _PATIENCE_AT_THE_END_S
         for worker in workers:
-            # A thread that hangs in the network ends with the process.
+            # A thread that hangs on the network ends with the process.
             worker.join(max(0.0, end - time.monotonic()))
     if meter.failure is not None:
         raise meter.failure
 
 
 class _StoppedError(Exception):
-    """Another file could not be had, or the user has had enough."""
+    """The download was stopped: another file failed, or the user interrupted it."""
 
 
 class _Meter:
-    """What is to be fetched, and how much of it has come."""
+    """The files to fetch, and the bytes fetched so far."""
 
     def __init__(self, files: Sequence[HubFile]) -> None:
         self._waiting = deque(files)
@@ -103,17 +103,17 @@ class _Meter:
         self.stop = False
 
     def done(self) -> int:
-        """The bytes that have come."""
+        """The bytes fetched so far."""
         return min(self.total, sum(self._came))
 
     def count(self, file: HubFile, came: int) -> None:
-        """Take down how much of a file is there."""
+        """Record how many bytes of a file are present."""
         if self.stop:
             raise _StoppedError
         self._came[self._places[id(file)]] = came
 
     def work(self) -> None:
-        """Fetch one file after the other."""
+        """Fetch files one after the other."""
         while self._waiting and not self.stop:
             try:
                 file = self._waiting.popleft()
@@ -137,9 +137,9 @@ class _Meter:
         persistently(fetch, HubId(file.repo))
 
     def _check(self, file: HubFile, came: Path) -> None:
-        """Make sure that it is the file that was asked for; huggingface_hub looks at sizes alone.
+        """Check that it is the requested file; huggingface_hub only checks sizes.
 
-        What came by Xet was checked on the way, but that cannot be told.
+        Xet checks files during transfer, but nothing shows whether a file came by Xet.
         """
         if len(file.etag) != _SHA256_DIGITS:
             return
@@ -147,8 +147,8 @@ class _Meter:
         with came.open("rb") as content:
             while block := content.read(_BLOCK):
                 if self.stop:
-                    # Without its link it is not taken for one that was checked. What it links to
-                    # stays, and the next run checks that instead of downloading it again.
+                    # Without its link the file does not count as checked. The data stays, and the
+                    # next run checks it instead of downloading it again.
                     came.unlink()
                     raise _StoppedError
                 digest.update(block)
@@ -159,7 +159,7 @@ class _Meter:
 
 
 class _Bar:
-    """What huggingface_hub takes for a progress bar; it asks for as much of tqdm as is here."""
+    """The part of tqdm's interface that huggingface_hub uses for a progress bar."""
 
     meter: _Meter
     file: HubFile
@@ -175,17 +175,17 @@ class _Bar:
         self.close()
 
     def update(self, count: float | None = 1) -> None:
-        """More bytes came; or less than was thought, where it begins again."""
+        """Count more bytes; negative if the download starts again."""
         self._came += int(count or 0)
         self.meter.count(self.file, self._came)
 
     def update_transfer(self, count: float | None = 1) -> None:
-        """Bytes came over the network: `update` counts them."""
+        """Do nothing: `update` counts these bytes."""
 
     def set_postfix_str(self, *_: Any, **__: Any) -> None:
-        """Nobody reads it."""
+        """Do nothing: the text is not shown."""
 
     set_transfer_postfix_str = set_postfix_str
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is nothing to close."""

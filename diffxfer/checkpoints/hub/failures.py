@@ -1,4 +1,4 @@
-"""What can go wrong with the Hub: what is worth another try, and one line for what is not."""
+"""Failures of requests to the Hub: which to retry, and one-line errors for the others."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""How long to wait before each further try, once something came."""
+"""Seconds to wait before each retry, once the Hub has answered."""
 
 AT_FIRST_S = PATIENCE_S[:3]
-"""The same for the first question: a machine without a network is soon told so."""
+"""The same for the first request, so that a machine without a network fails soon."""
 
 _MAX_WAIT_S = 300
 _FALSE_S = PATIENCE_S[1]
-"""After this, what answers is taken to mean it: each try may be a download."""
+"""After this wait, a false answer is final: each retry may repeat a download."""
 _SET_WRONG = (httpx2.ProxyError, httpx2.UnsupportedProtocol)
 _BUSY = (408, 429, 500, 502, 503, 504)
 NO_HUB = "open it in a browser: the network may want a login; or mend HF_ENDPOINT and your proxy"
-"""What to do where a web page comes instead of an answer."""
+"""The remedy if a web page comes instead of an answer."""
 
 _ONCE_MORE = "run the same command again: whole files that were downloaded stay in the Hub's cache"
 
 
 class FalseAnswerError(Exception):
-    """What came is not what was asked for, whatever the status says.
+    """An answer that is not what was requested, whatever its status.
 
     Args:
-        found: what came, in words that follow "the Hub, or what is between here and there, …".
+        found: a description that continues "the Hub, or what is between here and there, …".
     """
 
 
 def persistently(call: Callable[[], _T], model: HubId, waits: tuple[float, ...] = PATIENCE_S) -> _T:
-    """Ask the Hub, again after a while where that may help.
+    """Make a request to the Hub, with retries where they may help.
 
     Args:
-        call: what asks.
-        model: what it is asked for.
-        waits: how long to wait before each further try, in seconds.
+        call: makes the request.
+        model: the model that it is about.
+        waits: seconds to wait before each retry.
 
     Raises:
-        HubError: if it does not answer as it should.
+        HubError: if it fails.
     """
     for wait in waits:
         try:
@@ -90,11 +90,11 @@ def _refuse(exc: Exception, model: HubId) -> NoReturn:
 
 
 def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
-    """How long to wait before the next try, None if another one is of no use.
+    """Seconds to wait before a retry, None if a retry is useless.
 
     Args:
         exc: the failure.
-        wait_s: how long to wait where the Hub does not say.
+        wait_s: seconds to wait if the Hub does not state a time.
     """
     if isinstance(exc, RevisionResolutionError) and isinstance(exc.__cause__, Exception):
         exc = exc.__cause__
@@ -106,7 +106,7 @@ def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
     lost = isinstance(exc, httpx2.TransportError) and not isinstance(exc, _SET_WRONG)
     if isinstance(exc, FalseAnswerError):
         return wait_s if wait_s <= _FALSE_S else None
-    # What huggingface_hub says of a file that is shorter than it should be.
+    # huggingface_hub raises this for a file that is too short.
     short = type(exc) is OSError and exc.errno is None
     return wait_s if lost or short else None
 
@@ -116,14 +116,14 @@ def _seconds(asked: str, otherwise: float) -> float:
 
 
 def explain(exc: Exception, model: HubId) -> Exception:
-    """One line for a failure, with what to do about it.
+    """Translate a failure into a one-line error with a remedy.
 
     Args:
-        exc: what huggingface_hub or its HTTP client raised.
-        model: what was asked for.
+        exc: the exception of huggingface_hub or its HTTP client.
+        model: the model that was requested.
 
     Returns:
-        A `HubError`, a `DiskSpaceError` for a full disk, or the same for what is nothing known.
+        A `HubError`, a `DiskSpaceError` for a full disk, or `exc` itself if it is unknown.
     """
     resolving = isinstance(exc, RevisionResolutionError)
     cause = exc.__cause__ if resolving and exc.__cause__ is not None else exc
@@ -143,7 +143,7 @@ def _error(model: HubId, reason: str, problem: str, remedy: str) -> HubError:
 
 
 def page_of(repo: str) -> str:
-    """The model's own page."""
+    """The URL of the model's page."""
     return f"{constants.ENDPOINT}/{repo}"
 
 
@@ -177,7 +177,7 @@ def _missing(exc: Exception, model: HubId) -> HubError:
 
 
 def _near_models(repo: str) -> list[str]:
-    """Public models whose ids are nearly the same: a hint, so its failure says nothing."""
+    """Public models with similar ids; only a hint, so failures are ignored."""
     org, name = repo.split("/")
     found: list[str] = []
     with contextlib.suppress(httpx2.HTTPError, HfHubHTTPError, ValueError):
@@ -211,11 +211,11 @@ def _offline(exc: Exception, model: HubId) -> HubError:
 
 
 def not_cached(model: HubId, name: str = "") -> HubError:
-    """What to raise where a file is needed, is not in the cache, and nothing may be fetched.
+    """The error for a file that is not in the cache while the Hub may not be asked.
 
     Args:
         model: the model.
-        name: the file that is missing, if it is known.
+        name: the missing file, if known.
     """
     lacks = f"lacks {name} of it" if name else "does not have it"
     where = f"the cache {constants.HF_HUB_CACHE} {lacks}"
@@ -288,4 +288,4 @@ _TELL: tuple[tuple[type[Exception], Callable[[Exception, HubId], HubError]], ...
     (FalseAnswerError, _false),
     (JSONDecodeError, _no_json),
 )
-"""In this order: the first are special cases of the later ones."""
+"""The order matters: the first are special cases of the later ones."""

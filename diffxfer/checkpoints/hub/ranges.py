@@ -1,9 +1,9 @@
 """Reading files on the Hub by range, without storing them.
 
-What reads a checkpoint asks for half a MiB at a time, several threads at once and mostly in the
-file's order, which is little for HTTP. So the parts of a file that are fetched grow while it is
-read in order, up to `MAX_PART`, and the next ones are fetched ahead; all of them together take at
-most `BUDGET` bytes of memory.
+Checkpoints are read half a MiB at a time, by several threads and mostly in file order. Such
+requests are too small for HTTP. So while a file is read in order, the parts that are fetched grow
+up to `MAX_PART`, and the next parts are fetched ahead. All parts together take at most `BUDGET`
+bytes of memory.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 MIN_PART = 1 << 20
 MAX_PART = 8 << 20
-"""The least and the most bytes that are fetched ahead by one request."""
+"""The least and the most bytes that one request fetches ahead."""
 
 BUDGET = 128 << 20
-"""How many bytes of parts are held, of all files together."""
+"""The most bytes of parts in memory, for all files together."""
 
 _AT_A_TIME = 8
 _AHEAD = 2
 _FIRST_OF_HEADER = 1 << 16
 _EXPIRED = (400, 401, 403, 404, 410)
-"""How a CDN may refuse a link that was good before."""
+"""Status codes with which a CDN may refuse an expired link."""
 
 
 class _Location:
-    """Where a file's bytes are to be had: a link that the Hub gives and that expires."""
+    """The download link of a file, which the Hub issues and which expires."""
 
     def __init__(self, file: HubFile) -> None:
         self._file = file
@@ -55,14 +55,14 @@ class _Location:
         self._found: tuple[str, dict[str, str]] | None = None
 
     def get(self) -> tuple[str, dict[str, str]]:
-        """The link, and the headers to send there."""
+        """The link, and the headers to send with it."""
         with self._lock:
             if self._found is None:
                 self._found = self._ask()
             return self._found
 
     def forget(self) -> None:
-        """Ask for a new link next time."""
+        """Request a new link next time."""
         self._found = None
 
     def _ask(self) -> tuple[str, dict[str, str]]:
@@ -73,7 +73,7 @@ class _Location:
         headers = build_hf_headers(library_name="diffxfer")
         headers["Accept-Encoding"] = "identity"
         if httpx2.URL(found.location).netloc != httpx2.URL(url).netloc:
-            headers.pop("authorization", None)  # the token is the Hub's business alone
+            headers.pop("authorization", None)  # send the token to the Hub only
         return found.location, headers
 
 
@@ -81,7 +81,7 @@ class RemoteFile:
     """One file on the Hub, open for reading by several threads.
 
     Args:
-        file: which; its bytes are asked for as they are needed.
+        file: the file; its bytes are requested when they are needed.
     """
 
     def __init__(self, file: HubFile) -> None:
@@ -92,18 +92,18 @@ class RemoteFile:
         self.closed = threading.Event()
 
     def close(self) -> None:
-        """Drop what was fetched ahead, and end what is being fetched: who waits for it fails."""
+        """Drop fetched parts and abort requests in progress; threads that wait for them fail."""
         self._parts.leave(self)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the file.
 
         Args:
-            buffer: bytes to overwrite, all of them.
+            buffer: the bytes to fill completely.
             offset: the first byte in the file.
 
         Raises:
-            HubError: if they cannot be had.
+            HubError: if they cannot be fetched.
         """
         done = 0
         while done < len(buffer):
@@ -114,10 +114,10 @@ class RemoteFile:
             done += count
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """The bytes from one place to another, by as many requests as it takes.
+        """The bytes of a range, by as many requests as necessary.
 
         Raises:
-            HubError: if they cannot be had.
+            HubError: if they cannot be fetched.
         """
         data = bytearray()
         failures = 0
@@ -131,7 +131,7 @@ class RemoteFile:
             if len(data) > before and not self.closed.is_set():
                 failures = 0
                 continue
-            # Nothing came: wait, unless it is of no use.
+            # Nothing came: wait, unless a retry is useless.
             model = HubId(self.file.repo)
             failed = failed or OSError("nothing came")
             pause = pause_before_retry(failed, PATIENCE_S[min(failures, len(PATIENCE_S) - 1)])
@@ -141,7 +141,7 @@ class RemoteFile:
         return bytes(data)
 
     def _request(self, start: int, stop: int, data: bytearray) -> None:
-        """Append what one request brings; it may be less than was asked for."""
+        """Append the bytes of one request, which may be fewer than requested."""
         url, headers = self._location.get()
         first = start + len(data)
         headers = {**headers, "Range": f"bytes={first}-{stop - 1}"}
@@ -149,12 +149,12 @@ class RemoteFile:
             "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as answer:
             if answer.status_code in _EXPIRED:
-                # Once more with a new link: if it is the Hub that refuses, it will say so itself.
+                # Request a new link: if the Hub itself refuses the file, this raises its error.
                 self._location.forget()
                 self._location.get()
                 raise httpx2.ReadError("its link expired")
             hf_raise_for_status(answer)
-            if answer.status_code == 200:  # whoever is between here and there knows no ranges
+            if answer.status_code == 200:  # a proxy that does not support ranges
                 _refuse_another(self.file, _stated(answer.headers.get("Content-Length")), None)
                 _skip(self._blocks(answer), first, stop, data)
                 return
@@ -163,7 +163,7 @@ class RemoteFile:
                 data += block[: stop - start - len(data)]
 
     def _blocks(self, answer: httpx2.Response) -> Iterator[bytes]:
-        # As it comes: blocks of one size would lose what had come of the last before a cut.
+        # Blocks as received: with fixed-size blocks, a cut would lose the incomplete last block.
         for block in answer.iter_bytes():
             if self.closed.is_set():
                 raise httpx2.ReadError("nobody waits for it any more")
@@ -175,7 +175,7 @@ def _stated(length: str | None) -> int | None:
 
 
 def _refuse_another(file: HubFile, size: int | None, etag: str | None) -> None:
-    """Refuse what is not the file that the list of files named."""
+    """Refuse an answer that is not the listed file."""
     if size is not None and size != file.size:
         raise FalseAnswerError(f"has {size} bytes for {file.name}, where {file.size} are listed")
     if etag is not None and len(etag) == len(file.etag) and etag != file.etag:
@@ -183,7 +183,7 @@ def _refuse_another(file: HubFile, size: int | None, etag: str | None) -> None:
 
 
 def _refuse_other_range(answer: httpx2.Response, first: int, size: int) -> None:
-    """Refuse bytes that are not from the place that was asked for."""
+    """Refuse bytes of a range other than the requested one."""
     stated = answer.headers.get("Content-Range", "")
     if not stated.startswith(f"bytes {first}-") or not stated.endswith((f"/{size}", "/*")):
         raise FalseAnswerError(f"sends {stated[:80] or 'bytes from no stated place'!r} for a range")
@@ -200,7 +200,7 @@ def _skip(blocks: Iterable[bytes], first: int, stop: int, data: bytearray) -> No
 
 
 class _Part:
-    """A stretch of a file that was fetched, or is on its way."""
+    """A part of a file, fetched or being fetched."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
@@ -219,14 +219,14 @@ class _Parts:
         self._pool: ThreadPoolExecutor | None = None
 
     def enter(self) -> None:
-        """Another file is open."""
+        """Count another open file."""
         with self._lock:
             self._files += 1
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="hub")
 
     def leave(self, file: RemoteFile) -> None:
-        """A file is closed: drop its parts, and with the last one the threads."""
+        """Drop the parts of a closed file; after the last file, end the threads."""
         with self._lock:
             if file.closed.is_set():
                 return
@@ -239,12 +239,12 @@ class _Parts:
                 self._pool = None
 
     def get(self, file: RemoteFile, offset: int, wanted: int) -> tuple[int, bytes]:
-        """The part that has a byte: where it begins, and its bytes."""
+        """The part that contains an offset: its start and its bytes."""
         with self._lock:
             if file.closed.is_set():
                 raise httpx2.ReadError("nobody waits for it any more")
             part = self._find(file, offset)
-            before = self._find(file, offset - 1)  # none where the reader has come from elsewhere
+            before = self._find(file, offset - 1)  # None if the reader has jumped here
             if part is None:
                 part = self._begin(file, offset, max(min(wanted, MAX_PART), _following(before)))
             self._held.move_to_end((id(file), part.start))
@@ -254,7 +254,7 @@ class _Parts:
             return part.start, part.data.result()
         except BaseException:
             with self._lock:
-                self._drop((id(file), part.start))  # a later read may have more luck
+                self._drop((id(file), part.start))  # so that a later read tries again
             raise
 
     def _find(self, file: RemoteFile, offset: int) -> _Part | None:
@@ -268,7 +268,7 @@ class _Parts:
         )
 
     def _fetch_ahead(self, file: RemoteFile, part: _Part) -> None:
-        """It is read in order: have the next parts ready, each twice as large up to a limit."""
+        """Fetch the next parts ahead, each twice as large as the last, up to a limit."""
         for _ in range(_AHEAD):
             if part.stop >= file.file.size:
                 return
@@ -298,7 +298,7 @@ class _Parts:
 
 
 def _following(part: _Part | None) -> int:
-    """How many bytes to fetch after a part that was read: more and more, since it goes on."""
+    """The size of the part to fetch after this one: twice its size, up to a limit."""
     return 0 if part is None else max(MIN_PART, min(MAX_PART, 2 * (part.stop - part.start)))
 
 
@@ -315,24 +315,24 @@ _parts = _Parts()
 
 
 def fetch_headers(files: Sequence[HubFile]) -> dict[str, bytes]:
-    """The beginning of safetensors files, header included, fetched at the same time.
+    """The beginning of safetensors files, including the header, fetched in parallel.
 
     Args:
-        files: which.
+        files: the files.
 
     Returns:
-        The first bytes of each by its name: the length and as much as it states, if the file is
-        that long.
+        The first bytes of each file by name: the length and the header, or less if the file is
+        too short.
 
     Raises:
-        HubError: if they cannot be had.
+        HubError: if they cannot be fetched.
     """
     opened = [RemoteFile(file) for file in files]
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         try:
             found = pool.map(_fetch_header, opened)
             return dict(zip((file.name for file in files), found, strict=True))
-        finally:  # before the pool waits for those that are still at it
+        finally:  # close before the pool waits for requests in progress
             for file in opened:
                 file.close()
 
@@ -343,7 +343,7 @@ def _fetch_header(opened: RemoteFile) -> bytes:
     if len(first) < 8:
         return first
     (length,) = struct.unpack("<Q", first[:8])
-    if length > MAX_HEADER_BYTES:  # it is refused by whoever reads it
+    if length > MAX_HEADER_BYTES:  # `parse_header` refuses it
         return first
     stop = min(size, 8 + length)
     return first[:stop] + (opened.fetch(len(first), stop) if stop > len(first) else b"")

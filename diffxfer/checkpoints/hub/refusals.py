@@ -1,4 +1,4 @@
-"""What can go wrong when writing to the Hub: one line for each, with what to do about it."""
+"""Failures of writes to the Hub, as one-line errors with a remedy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LOGIN = "run hf auth login with a token that may write, or set HF_TOKEN"
 
 
 def root_of(exc: BaseException) -> BaseException:
-    """What a failure comes from: huggingface_hub wraps those of its threads.
+    """The cause of a failure: huggingface_hub wraps exceptions of its threads.
 
     Args:
-        exc: what it raised.
+        exc: the exception that it raised.
     """
     kinds = (HfHubHTTPError, httpx2.TransportError)
-    # A ValueError has what the Hub says of a card, which its cause does not.
+    # A ValueError has the Hub's message about a card; its cause does not.
     found: BaseException | None = None if type(exc) is ValueError else exc
     while found is not None and not isinstance(found, kinds):
         found = found.__cause__
@@ -30,19 +30,19 @@ def root_of(exc: BaseException) -> BaseException:
 
 
 def no_token(repo: str) -> HubError:
-    """What to raise where nobody is logged in.
+    """The error if nobody is logged in.
 
     Args:
-        repo: where something was to be written.
+        repo: the repository to write to.
     """
     return _error(repo, "token", "cannot be written to without a token, and none is set", _LOGIN)
 
 
 def refuse_offline(repo: str) -> None:
-    """Refuse to write where nothing may be sent.
+    """Refuse to write in offline mode.
 
     Args:
-        repo: where something was to be written.
+        repo: the repository to write to.
 
     Raises:
         HubError: if `HF_HUB_OFFLINE` is set.
@@ -52,14 +52,14 @@ def refuse_offline(repo: str) -> None:
 
 
 def explain_refusal(exc: BaseException, repo: str) -> BaseException:
-    """One line for a failure to write.
+    """Translate a failure to write into a one-line error.
 
     Args:
-        exc: what `root_of` gave.
-        repo: where something was to be written.
+        exc: the exception from `root_of`.
+        repo: the repository to write to.
 
     Returns:
-        A `HubError`, or the same for what is nothing known.
+        A `HubError`, or `exc` itself if it is unknown.
     """
     if isinstance(exc, HfHubHTTPError):
         return _http(exc, repo)
@@ -72,7 +72,7 @@ def explain_refusal(exc: BaseException, repo: str) -> BaseException:
     if isinstance(exc, HFValidationError):
         problem = f"is no id of a model on the Hub ({_first_line(exc)})"
         return _error(repo, "name", problem, "give another one, such as org/name")
-    if type(exc) is ValueError:  # huggingface_hub's, for what the Hub says of a card or a file
+    if type(exc) is ValueError:  # huggingface_hub's, with the Hub's message about a card or a file
         said = " ".join(str(exc).split())
         remedy = "if it is the licence, give the right one with --license"
         return _error(repo, "refused", f"does not take it: {said}", remedy)

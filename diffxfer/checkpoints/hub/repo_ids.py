@@ -1,4 +1,4 @@
-"""How a model on the Hub is named, which is asked before anything is fetched."""
+"""Names of models on the Hub, checked before anything is fetched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(@(?P<revision>.+))?")
 _NO_REVISION = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|@\{|/\.|\.(lock)?$|/$|^[-/.]")
-"""What git has in no name of a branch or tag."""
+"""Patterns that git forbids in names of branches and tags."""
 _CACHED = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -34,10 +34,10 @@ class HubId:
 
 
 def read_hub_id(named: Path | str) -> HubId | None:
-    """What reads as ``org/name`` or ``org/name@revision``, None if it does not.
+    """Parse ``org/name`` or ``org/name@revision``; None if it has another form.
 
     Args:
-        named: what the user named.
+        named: the text or path that the user gave.
     """
     found = _HUB_ID.fullmatch(str(named))
     if found is None or _NO_REVISION.search(found["revision"] or "main"):
@@ -46,7 +46,7 @@ def read_hub_id(named: Path | str) -> HubId | None:
 
 
 def cached_id(folder: Path) -> HubId | None:
-    """The model and commit whose snapshot in the Hub's cache a folder is, None for another folder.
+    """The model and commit of a snapshot folder in the Hub's cache, None for any other folder.
 
     Args:
         folder: any folder.
@@ -59,7 +59,7 @@ def cached_id(folder: Path) -> HubId | None:
 
 
 def shown_name(folder: Path) -> str:
-    """What a person calls a model: its id for a snapshot in the Hub's cache, else its folder.
+    """A model's name for people: its id for a snapshot in the Hub's cache, else its folder.
 
     Args:
         folder: any folder.
@@ -69,7 +69,7 @@ def shown_name(folder: Path) -> str:
 
 
 def place_name(folder: Path) -> Path | str:
-    """What a message calls a model: its id and commit for a snapshot in the Hub's cache.
+    """A model's name for messages: id and commit for a snapshot in the cache, else its folder.
 
     Args:
         folder: any folder.
@@ -79,7 +79,7 @@ def place_name(folder: Path) -> Path | str:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name that a list of files has leads nowhere but into their own folder.
+    """Whether a name in a list of files stays inside the repository's folder.
 
     Args:
         name: relative to the repository, with ``/``.
@@ -97,8 +97,8 @@ class HubFile:
         commit: the commit.
         name: relative to the repository.
         size: in bytes.
-        etag: its hash, as the Hub has it.
-        path: where it lies in the Hub's cache once it is downloaded.
+        etag: its hash on the Hub.
+        path: its path in the Hub's cache once it is downloaded.
     """
 
     repo: str
@@ -115,5 +115,5 @@ class HubFile:
 
     @property
     def identity(self) -> tuple[int, int, int, int]:
-        """What tells its content from another, in the form that a file's status has."""
+        """The identity of its content, in the form of `stat_identity`."""
         return 0, int(self.etag[:15], 16), self.size, 0

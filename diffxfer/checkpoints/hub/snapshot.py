@@ -1,4 +1,4 @@
-"""What a model on the Hub has, with the small files brought here and the weights left there."""
+"""The files of a model on the Hub: downloads the small files and lists the weights."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _README = "README.md"
-"""It states the licence."""
+"""The file that states the licence."""
 
 _INDEXES = tuple(names.index for names in SHARD_NAMES)
 
 _MARKS = ("config.json", MANIFEST_NAME)
-"""One of these is in every model and diff vector."""
+"""Every model and diff vector has one of these."""
 
 
 def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
-    """Find a model on the Hub, and bring everything but its weights into the Hub's cache.
+    """Find a model on the Hub, and download all its files but the weights into the Hub's cache.
 
     Args:
-        model: which, at any revision.
+        model: the model, at any revision.
 
     Returns:
-        Its folder in the cache, named after the commit; and what the Hub has of it by name, None
-        where nothing may or can be fetched and the folder is all there is.
+        Its folder in the cache, named after the commit; and its files on the Hub by name, or None
+        if the Hub may not or cannot be asked, so that only the cached folder is available.
 
     Raises:
-        HubError: if it cannot be had, or is neither a model nor a diff vector.
-        CheckpointError: if it is a model in a form that is not read.
-        CompanionError: if what should be a small file is none.
+        HubError: if it cannot be fetched, or is neither a model nor a diff vector.
+        CheckpointError: if it is a model in an unsupported format.
+        CompanionError: if a file that should be small is not.
     """
     api = HfApi(library_name="diffxfer")
     if constants.is_offline_mode():
         return _cached(model, _resolve(api, model, here=True)), None
     try:
-        # By itself: what lists files waits for half a minute where there is no network.
+        # A separate request: listing files would wait half a minute without a network.
         persistently(lambda: api.model_info(model.repo, revision=model.revision), model, AT_FIRST_S)
         commit = _resolve(api, model)
         files = _list(api, model, commit)
@@ -78,7 +78,7 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
 
 
 def _resolve(api: HfApi, model: HubId, *, here: bool = False) -> str:
-    """The commit of a revision; by what the cache knows of it, if that is all that is asked."""
+    """The commit of a revision; from the cache only if `here` is set."""
     repo, revision = model.repo, model.revision
     found = persistently(
         lambda: api.resolve_revision(repo, revision=revision, local_files_only=here),
@@ -90,13 +90,13 @@ def _resolve(api: HfApi, model: HubId, *, here: bool = False) -> str:
 
 
 def _folder(repo: str, commit: str) -> Path:
-    """Where the cache has a commit."""
+    """The cache folder of a commit."""
     home = Path(constants.HF_HUB_CACHE).expanduser().resolve()
     return home / repo_folder_name(repo_id=repo, repo_type="model") / "snapshots" / commit
 
 
 def _list(api: HfApi, model: HubId, commit: str) -> dict[str, HubFile]:
-    """Every file of a commit by its name."""
+    """Every file of a commit by name."""
     folder = _folder(model.repo, commit)
     entries = persistently(
         lambda: list(api.list_repo_tree(model.repo, recursive=True, revision=commit)), model, ()
@@ -116,7 +116,7 @@ def _list(api: HfApi, model: HubId, commit: str) -> dict[str, HubFile]:
 
 
 def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
-    """Download those of some files that are there and not yet here."""
+    """Download the named files that the model has and the cache does not."""
     wanted = [files[name] for name in names if name in files and not files[name].here]
     for file in wanted:
         if file.size > MAX_COMPANION_BYTES:
@@ -130,7 +130,7 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
 
 
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
-    """What is needed beside the shards: of a diff vector, what its manifest names."""
+    """The files needed besides the shards; for a diff vector, those that its manifest names."""
     names = [name for name in files if is_companion(name) or name in (*_INDEXES, _README)]
     manifest = companion_path(folder, MANIFEST_NAME)
     described = {} if manifest is None else read_object(manifest)
@@ -141,7 +141,7 @@ def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
 
 
 def _cached(model: HubId, commit: str) -> Path:
-    """A commit in the cache, if all that is needed of it is there."""
+    """The cache folder of a commit, if it has all the files that are needed."""
     marks = (try_to_load_from_cache(model.repo, name, revision=commit) for name in _MARKS)
     mark = next((path for path in marks if isinstance(path, str)), None)
     if mark is None:

@@ -1,7 +1,7 @@
-"""Writing to a repository of the Hub: what it has, what is missing there, and one commit of that.
+"""Writing to a repository on the Hub: uploading changed files in a single commit.
 
-A commit is the last thing that is done, so a repository never looks whole when it is not. What was
-uploaded before an interruption is known to the Hub by its content, and not uploaded again.
+The commit comes last, so a repository never looks complete when it is not. The Hub recognises
+files that were uploaded before an interruption by their content; they are not uploaded again.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ _T = TypeVar("_T")
 _BLOCK = 1 << 20
 
 Files: TypeAlias = "Mapping[str, bytes | Path]"
-"""What is to be there, by name: bytes, or a file that has them."""
+"""The files to upload by name, each as bytes or as a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file of a repository.
+    """A file in a repository.
 
     Attributes:
         size: in bytes.
-        hash: SHA-256 if it is large, else git's id of it.
-        large: whether it is kept outside of git.
+        hash: SHA-256 if it is large, else git's blob id.
+        large: whether it is stored outside git.
     """
 
     size: int
@@ -65,13 +65,13 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository of a model, at its latest commit.
+    """A model repository at its latest commit.
 
     Attributes:
         repo: ``org/name``.
-        commit: that commit.
-        private: whether only who may read it learns that it exists.
-        files: what it has, by name.
+        commit: the latest commit.
+        private: whether it is visible only to those who may read it.
+        files: its files by name.
     """
 
     repo: str
@@ -86,13 +86,13 @@ def may_ask() -> bool:
 
 
 def require_login(repo: str) -> None:
-    """Refuse to go on where nothing may be written.
+    """Refuse to go on if the Hub cannot be written to.
 
     Args:
-        repo: where something is to be written.
+        repo: the repository to write to.
 
     Raises:
-        HubError: if nobody is logged in, or nothing may be sent.
+        HubError: if nobody is logged in, or offline mode is set.
     """
     refuse_offline(repo)
     if get_token() is None:
@@ -100,13 +100,13 @@ def require_login(repo: str) -> None:
 
 
 def open_repository(repo: str) -> Repository | None:
-    """What the Hub has of that name, None if it has nothing.
+    """The repository of that name, None if there is none.
 
     Args:
         repo: ``org/name``.
 
     Raises:
-        HubError: if it does not say.
+        HubError: if the Hub cannot be asked.
     """
 
     def look() -> Repository | None:
@@ -115,7 +115,7 @@ def open_repository(repo: str) -> Repository | None:
             info = api.model_info(repo)
         except RepositoryNotFoundError as exc:
             if exc.response.status_code == 401 and get_token() is not None:
-                raise  # a token that is no good, not a repository that is not there
+                raise  # the token is invalid; the repository may exist
             return None
         assert info.sha is not None, "the Hub states it where it is not told what to state"
         entries = api.list_repo_tree(repo, recursive=True, revision=info.sha)
@@ -134,27 +134,27 @@ def open_repository(repo: str) -> Repository | None:
 
 
 def read_stored(repository: Repository, name: str) -> Path:
-    """A file of a repository, brought into the Hub's cache.
+    """Download a file of a repository into the Hub's cache.
 
     Args:
-        repository: where it is.
-        name: which.
+        repository: the repository.
+        name: the file.
 
     Raises:
-        HubError: if it cannot be had.
+        HubError: if it cannot be downloaded.
     """
     repo, commit = repository.repo, repository.commit
     return Path(_persistently(lambda: hf_hub_download(repo, name, revision=commit), repo))
 
 
 def changed_files(files: Files, repository: Repository | None) -> list[str]:
-    """The names of files that a repository does not have as they are here.
+    """The names of files that a repository lacks or has with different content.
 
-    Only what has the same size there is read.
+    Only files of equal size are read.
 
     Args:
-        files: what is to be there.
-        repository: what is there.
+        files: the files to upload.
+        repository: the repository, or None.
     """
     stored = {} if repository is None else repository.files
     return [
@@ -178,23 +178,23 @@ def _is_same(content: bytes | Path, stored: Stored) -> bool:
 
 
 def size_of(content: bytes | Path) -> int:
-    """How many bytes a file has.
+    """The size of a file in bytes.
 
     Args:
-        content: its bytes, or the file.
+        content: its bytes, or its path.
     """
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def check_card(repo: str, card: bytes) -> None:
-    """Refuse a card that the Hub does not take, before a repository is made for it.
+    """Refuse a card that the Hub does not accept, before a repository is created for it.
 
     Args:
-        repo: where it is to be.
+        repo: the repository for it.
         card: the README.
 
     Raises:
-        HubError: if it is not taken.
+        HubError: if it is not accepted.
     """
 
     def ask() -> None:
@@ -212,15 +212,14 @@ def check_card(repo: str, card: bytes) -> None:
 
 
 def create_repository(repo: str, *, private: bool) -> Repository:
-    """Make a repository.
+    """Create a repository.
 
     Args:
         repo: ``org/name``.
-        private: whether only who may read it is to learn that it exists; if not, it is as the
-            owner's settings have it.
+        private: whether it is private; if False, the owner's settings decide.
 
     Raises:
-        HubError: if it cannot be made.
+        HubError: if it cannot be created.
     """
     _persistently(lambda: _api().create_repo(repo, private=private or None, exist_ok=True), repo)
     made = open_repository(repo)
@@ -237,25 +236,25 @@ def commit_files(
     *,
     bars: bool,
 ) -> tuple[Repository, list[str]]:
-    """Upload files, and make one commit of them.
+    """Upload files in one commit.
 
     Args:
-        repository: where; a commit that somebody else made since is not built upon.
+        repository: the repository; the upload fails if somebody else has committed since.
         files: new contents by name.
-        removed: names of files that go.
-        message: what the commit says.
+        removed: names of files to remove.
+        message: the commit message.
         bars: show huggingface_hub's progress bars on stderr.
 
     Returns:
-        The repository with that commit, and what the Hub finds fault with.
+        The repository with that commit, and the Hub's warnings.
 
     Raises:
-        HubError: if it was not made.
+        HubError: if the commit was not made.
     """
     repo = repository.repo
 
     def commit() -> None:
-        # Asked again after a failure: the commit may have been made, and only the answer lost.
+        # Check before a retry: the commit may have been made and only the answer lost.
         now = open_repository(repo)
         done = now is not None and not changed_files(files, now)
         if now is not None and done and not set(removed) & now.files.keys():
@@ -272,7 +271,7 @@ def commit_files(
     with _hushed(bars=bars), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _persistently(commit, repo)
-    # The Hub's remarks on a card, on several lines; others are about what this program does.
+    # UserWarnings are the Hub's remarks on a card; other warnings concern this program.
     remarks = [
         " ".join(str(each.message).split()) for each in caught if each.category is UserWarning
     ]
@@ -280,7 +279,7 @@ def commit_files(
 
 
 def _after(repo: str, files: Files) -> Repository:
-    """What is there after a commit, if it is all that was sent: a `.gitignore` leaves files out."""
+    """The repository after a commit; raises if a `.gitignore` has left files out."""
     now = open_repository(repo)
     stored = {} if now is None else now.files
     for name, content in files.items():
@@ -297,7 +296,7 @@ def _api() -> HfApi:
 
 
 def _persistently(call: Callable[[], _T], repo: str) -> _T:
-    """Ask the Hub, again after a while where that may help."""
+    """Make a request to the Hub, with retries where they may help."""
     for wait in (*AT_FIRST_S, None):
         try:
             return call()
@@ -317,9 +316,9 @@ def _persistently(call: Callable[[], _T], repo: str) -> _T:
 
 @contextmanager
 def _hushed(*, bars: bool) -> Iterator[None]:
-    """Let huggingface_hub show its progress bars or not, and say nothing else.
+    """Show or hide huggingface_hub's progress bars, and silence its log messages.
 
-    What it says of a request that it sends again has the whole link, with its signature.
+    Its messages about retried requests contain the whole link with its signature.
     """
     logger = logging.getLogger("huggingface_hub")
     level = logger.level

@@ -1,1 +1,1 @@
-"""What a folder that we write holds beside weights and companions."""
+"""The files that diffxfer adds to weights and companions in a folder that it writes."""

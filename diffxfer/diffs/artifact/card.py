@@ -1,4 +1,4 @@
-"""The README of a folder that we write: a model card for people and for the Hub."""
+"""The README of a folder that diffxfer writes: a model card for people and for the Hub."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ It is not a model. Graft it on a successor of the base:
 """
 
 HUB = "https://huggingface.co"
-"""Where links in a card lead, whichever mirror it is uploaded to."""
+"""The site of links in a card, whichever mirror it is uploaded to."""
 
 KINDS = {
     "graft": ("transformers", "merge", ("merge",), _GRAFT),
     "tuned": ("transformers", "finetune", ("sft",), _TUNED),
     "diff": ("diffxfer", "", ("diff-vector", "task-vector"), _DIFF),
 }
-"""The library that opens a folder, what it is to its base model, tags and text."""
+"""By kind of folder: library name, relation to the base model, tags and text."""
 
 _ORDER = ("target", "model", "diff vector", "finetuned", "base", "teacher")
 _NO_WEIGHTS = "teacher"
-"""A source that a folder has nothing of."""
+"""A source whose weights are not part of the folder."""
 
 _LICENSED_AS = {"graft": ("target",), "tuned": ("model",), "diff": ("finetuned", "base")}
 _URL = re.compile(r"https?://[^\s<>\"]+")
@@ -61,7 +61,7 @@ def write_card(title: str, manifest: Manifest) -> bytes:
 
     Args:
         title: the folder's name.
-        manifest: what it is.
+        manifest: its manifest.
 
     Returns:
         The README's bytes: YAML front matter and Markdown.
@@ -73,7 +73,7 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     if bases:
         lines += ["base_model:", *(f"- {name}" for name in bases)]
         lines += [f"base_model_relation: {relation}"] if relation else []
-    # JSON's strings are YAML's, whatever is in them.
+    # Every JSON string is a valid YAML string.
     for key, value in license_fields(manifest).items():
         lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
     lines += ["---", ""]
@@ -82,10 +82,10 @@ def write_card(title: str, manifest: Manifest) -> bytes:
 
 
 def base_models(manifest: Manifest) -> list[str]:
-    """The models on the Hub that a folder was made of, the target first; each once.
+    """The models on the Hub that a folder was made from, each once, the target first.
 
     Args:
-        manifest: what it is. For a diff vector in it, the models that that was made of stand here.
+        manifest: its manifest. A diff vector is replaced by the models that it was made from.
     """
     found = [
         source.name
@@ -96,10 +96,10 @@ def base_models(manifest: Manifest) -> list[str]:
 
 
 def sources_in_order(manifest: Manifest) -> Iterator[tuple[str, SourceEntry]]:
-    """Every source by its role, those of a diff vector after it.
+    """Every source with its role; the sources of a diff vector follow it.
 
     Args:
-        manifest: what the folder is.
+        manifest: the folder's manifest.
     """
 
     def place(item: tuple[str, SourceEntry]) -> int:
@@ -114,29 +114,29 @@ def on_hub(source: SourceEntry) -> bool:
     """Whether a source is a model on the Hub.
 
     Args:
-        source: of a manifest that may be anyone's: names are not ids because it says so.
+        source: a manifest's entry; it is not trusted, so its name is checked to be a Hub id.
     """
     return bool(source.revision) and read_hub_id(source.name) is not None
 
 
 def formula(manifest: Manifest) -> str:
-    """What a graft is, in one line.
+    """The formula of a graft, in one line.
 
     Args:
-        manifest: what it is.
+        manifest: its manifest.
     """
     delta = "finetuned − base" if "base" in manifest.sources else "diff vector"
     return f"target + {manifest.command.get('alpha', 1.0)} · ({delta})"
 
 
 def license_fields(manifest: Manifest) -> dict[str, str]:
-    """The licence of a folder for its front matter: the target's, or of a diff vector finetuned's.
+    """The licence of a folder for its front matter: the target's, or finetuned's for a diff vector.
 
     Args:
-        manifest: what the folder is.
+        manifest: the folder's manifest.
 
     Returns:
-        ``license``, ``license_name`` and ``license_link``, those of them that are known.
+        ``license``, ``license_name`` and ``license_link``, as far as they are known.
     """
     role = licensed_by(manifest)
     source = None if role is None else manifest.sources[role]
@@ -155,7 +155,7 @@ def licensed_by(manifest: Manifest) -> str | None:
     """The role whose card states the licence of a folder, None if none does.
 
     Args:
-        manifest: what the folder is.
+        manifest: the folder's manifest.
     """
     for role in _LICENSED_AS[manifest.kind]:
         source = manifest.sources.get(role)
@@ -165,7 +165,7 @@ def licensed_by(manifest: Manifest) -> str | None:
 
 
 def _link(link: str | None, source: SourceEntry, manifest: Manifest) -> str | None:
-    """Where a licence is to be found from here, None if it is not known."""
+    """The link to a licence, valid from this folder; None if it is not known."""
     if link is None or _URL.fullmatch(link):
         return link
     for name in (link, f"companions/{link}"):
@@ -180,7 +180,7 @@ def details(manifest: Manifest) -> str:
     """How a folder was made: a table of its inputs and options.
 
     Args:
-        manifest: what it is.
+        manifest: its manifest.
     """
     rows = [("command", f"diffxfer {manifest.command.get('verb', '')}")]
     for role, source in manifest.sources.items():
@@ -210,10 +210,10 @@ def _value(value: str | float | list[str] | Mapping[str, float]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that neither Markdown nor a terminal takes for anything else.
+    """Escape text so that neither Markdown nor a terminal interprets it.
 
     Args:
-        text: any.
+        text: any text.
     """
     printable = "".join(char if char.isprintable() else "?" for char in text)
     for char in "\\`*_[]<>|":

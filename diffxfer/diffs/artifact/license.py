@@ -26,13 +26,13 @@ def read_license(folder: Path) -> LicenseEntry | None:
         folder: the checkpoint.
 
     Returns:
-        None where there is no README, or one that states none that could be understood.
+        The licence; None if there is no README, or no licence in it that can be parsed.
     """
     try:
         path = companion_path(folder, README)
         text = "" if path is None else read_bytes(path).decode("utf-8", "replace")
     except CompanionError:
-        return None  # nothing else of a README is needed, so it may be anything
+        return None  # only the licence is read from a README, so a broken one is no error
     front = _FRONT.match(text)
     return None if front is None else _parse(front[1])
 

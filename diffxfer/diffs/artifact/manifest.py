@@ -1,6 +1,6 @@
-"""The manifest `diffxfer.json`: what a folder that we wrote is, and what it was made from.
+"""The manifest `diffxfer.json`: the content of a folder that diffxfer wrote, and its sources.
 
-It holds no clock times and no paths, so that the same command gives the same bytes.
+It holds no timestamps and no paths, so that the same command gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 _Norm: TypeAlias = Annotated[float, Field(ge=0, le=math.sqrt(sys.float_info.max))]
-"""The root of a sum that is finite."""
+"""A norm: the square root of a finite sum."""
 _SEALED = re.compile(rb'(.*),\n "seal": "([0-9a-f]{32})"\n\}\n', re.DOTALL)
 
 
@@ -39,7 +39,7 @@ class _Model(BaseModel):
 
 
 class FileEntry(_Model):
-    """A file beside the weights: its size in bytes and its xxh3-128."""
+    """A file other than weights: its size in bytes and its xxh3-128."""
 
     size: int = Field(ge=0)
     xxh3: str
@@ -48,7 +48,7 @@ class FileEntry(_Model):
 class ShardEntry(_Model):
     """A safetensors file: its size in bytes and the xxh3-128 of its header.
 
-    The tensors have checksums of their own, which do not depend on how shards are cut.
+    The tensors have separate checksums, which do not depend on the division into shards.
     """
 
     size: int = Field(ge=0)
@@ -56,11 +56,11 @@ class ShardEntry(_Model):
 
 
 class VocabularyEntry(_Model):
-    """What became of tokens.
+    """How tokens were treated.
 
     Attributes:
         pairing: how rows were paired: ``"ids"``, ``"tokens"`` or ``"rows"``.
-        added: tokens of finetuned's that the output has anew.
+        added: finetuned's tokens that were added to the output.
         dropped: tokens whose difference was dropped.
     """
 
@@ -70,12 +70,12 @@ class VocabularyEntry(_Model):
 
 
 class LicenseEntry(_Model):
-    """A licence, as the Hub's cards have it.
+    """A licence, with the fields of the Hub's model cards.
 
     Attributes:
         license: its id, such as ``"apache-2.0"``, or ``"other"``.
-        license_name: what another one is called.
-        license_link: where it is: a URL, or a file of the same folder.
+        license_name: its name, if the id is ``"other"``.
+        license_link: its text: a URL, or a file in the same folder.
     """
 
     license: str
@@ -90,7 +90,7 @@ class SourceEntry(_Model):
         name: the folder's name, or the Hub id.
         revision: the commit, for a Hub id.
         shards: its safetensors files.
-        license: what its README states, if anything.
+        license: the licence that its README states, if any.
         made_from: for a diff vector, its own inputs by role.
     """
 
@@ -103,17 +103,17 @@ class SourceEntry(_Model):
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor of the output; not a model, which takes 1.4 kB of memory.
+    """A tensor of the output; not a pydantic model, because that takes 1.4 kB of memory.
 
     Attributes:
         checksum: see `streaming.checksum`.
-        delta_norm: ‖Δ‖₂, for a diff vector; None where it is not finite.
-        base_norm: ‖base‖₂, likewise.
-        base_checksum: of base's tensor, for a diff vector.
-        inexact: elements of finetuned that base and the stored Δ do not give back.
-        samples: how many entries of the samples file are this tensor's.
-        unchanged: for a diff vector, elements that are the same in finetuned and base: bit for
-            bit, or by value where their dtypes differ; None as older versions wrote it.
+        delta_norm: ‖Δ‖₂, for a diff vector; None if it is not finite.
+        base_norm: ‖base‖₂, for a diff vector; None if it is not finite.
+        base_checksum: the checksum of base's tensor, for a diff vector.
+        inexact: number of elements of finetuned that base + the stored Δ does not give back.
+        samples: number of this tensor's entries in the samples file.
+        unchanged: for a diff vector, number of elements that are equal in finetuned and base: bit
+            for bit, or by value if their dtypes differ; None if an older version wrote it.
     """
 
     checksum: str
@@ -135,8 +135,8 @@ class TokensEntry(_Model):
         finetuned: fingerprint of finetuned's token table.
         base: fingerprint of base's.
         pairing: ``"ids"`` or ``"tokens"``.
-        added: finetuned's id and token, of those that base lacks.
-        renamed: finetuned's id and base's token, of slots that finetuned renamed.
+        added: finetuned's id to token, for tokens that base lacks.
+        renamed: finetuned's id to base's token, for slots that finetuned renamed.
     """
 
     finetuned: str
@@ -147,26 +147,26 @@ class TokensEntry(_Model):
 
 
 class Manifest(_Model):
-    """What a folder that we wrote is.
+    """The manifest of a folder that diffxfer wrote.
 
     Attributes:
-        diffxfer_format: the version of this layout.
+        diffxfer_format: the version of the manifest format.
         kind: ``"diff"``, ``"graft"``, or ``"tuned"`` for a model that was trained further.
-        diffxfer_version: what wrote it.
-        command: the options that shaped it.
-        checksum: how the tensors' checksums are made.
+        diffxfer_version: the version of diffxfer that wrote it.
+        command: the options that affect the result.
+        checksum: the kind of the tensors' checksums.
         sources: the inputs by role.
-        dtype: of a diff vector: ``"source"`` or a torch dtype.
-        tied: for a diff vector, what each role has for an output head: own, tied or absent.
-        tokens: for a diff vector; None where the roles had no tokenizer.
-        kept: finetuned's tensors that have no difference, being integers.
+        dtype: the dtype option of a diff vector: ``"source"`` or a torch dtype.
+        tied: for a diff vector, the state of each role's output head: own, tied or absent.
+        tokens: for a diff vector; None if the roles had no tokenizer.
+        kept: finetuned's integer tensors, which have no difference.
         left_out: finetuned's tensors that the user left out.
-        added_tensors: finetuned's tensors that base lacks: stored whole, and no difference.
-        is_part: for a diff vector, whether one of finetuned and base is a part of the other; a
-            target may have what lies outside of it.
-        vocabulary: what became of tokens.
+        added_tensors: finetuned's tensors that base lacks, stored whole.
+        is_part: for a diff vector, whether finetuned is a part of base or the reverse; a target
+            may then have more tensors.
+        vocabulary: how tokens were treated.
         shards: every safetensors file.
-        files: every file beside the weights.
+        files: every file other than weights.
         tensors: every tensor.
     """
 
@@ -203,7 +203,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         folder: any folder.
 
     Raises:
-        ArtifactError: if it is not one that we can read.
+        ArtifactError: if it cannot be read.
     """
     path = companion_path(folder, MANIFEST_NAME)
     if path is None:
@@ -227,11 +227,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def manifest_bytes(manifest: Manifest, tensors: Iterable[tuple[str, TensorEntry]]) -> bytes:
-    """The manifest's file, sealed: its last field is the xxh3-128 of all before it.
+    """The bytes of the manifest file, sealed: its last field is the xxh3-128 of all before it.
 
     Args:
-        manifest: what to write, but for its tensors.
-        tensors: every tensor by name. One at a time: 60,000 as one object took 70 MB more.
+        manifest: the manifest without its tensors.
+        tensors: every tensor by name, one at a time: 60,000 as one object took 70 MB more.
     """
     assert not manifest.tensors
     text = io.BytesIO()
@@ -250,7 +250,7 @@ def manifest_bytes(manifest: Manifest, tensors: Iterable[tuple[str, TensorEntry]
 
 
 def is_sealed(raw: bytes) -> bool:
-    """Whether a manifest's file is as it was written.
+    """Whether a manifest file is unchanged, by its seal.
 
     Args:
         raw: its bytes.
@@ -264,7 +264,7 @@ def require_diff(folder: Path) -> Manifest:
 
     Raises:
         CheckpointError: if there is no such folder.
-        ArtifactError: if the folder is anything else.
+        ArtifactError: if the folder is not a diff vector.
     """
     require_folder(folder, "a diff vector")
     manifest = read_manifest(folder)
@@ -290,11 +290,11 @@ def require_diff(folder: Path) -> Manifest:
 
 
 def refuse_diff(folder: Path, role: str) -> None:
-    """Refuse a diff vector where a model is due.
+    """Refuse a diff vector where a model is expected.
 
     Raises:
         CheckpointError: if there is no such folder.
-        ArtifactError: if the folder is one.
+        ArtifactError: if the folder is a diff vector.
     """
     require_folder(folder, f"the {role} checkpoint")
     manifest = read_manifest(folder)

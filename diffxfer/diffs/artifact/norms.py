@@ -1,4 +1,4 @@
-"""How large a diff vector is beside its base, by kind of tensor, from the manifest alone."""
+"""The size of a diff vector relative to its base, by kind of tensor, from the manifest alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class KindNorms:
 
     Attributes:
         pattern: their names with every number replaced by ``*``.
-        tensors: how many.
+        tensors: number of tensors.
         delta: ‖Δ‖₂ over all of them.
         base: ‖base‖₂ over all of them.
     """
@@ -31,7 +31,7 @@ class KindNorms:
 
     @property
     def ratio(self) -> float:
-        """‖Δ‖ / ‖base‖; infinite where only base is zero."""
+        """‖Δ‖ / ‖base‖; infinite if only base is zero."""
         if self.base:
             return self.delta / self.base
         return math.inf if self.delta else 0.0
@@ -41,10 +41,10 @@ def norms_by_kind(manifest: Manifest) -> tuple[KindNorms, ...]:
     """The norms in a diff vector's manifest, grouped by kind of tensor.
 
     Args:
-        manifest: of a diff vector.
+        manifest: the manifest of a diff vector.
 
     Returns:
-        One entry a kind, in the order of the tensors; last comes one named ``"all"``.
+        One entry per kind, in the order of the tensors; the last one is named ``"all"``.
     """
     squares: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for name, entry in manifest.tensors.items():

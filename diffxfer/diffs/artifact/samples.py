@@ -1,7 +1,7 @@
-"""A few thousand elements of base, kept with a diff vector.
+"""A few thousand elements of base, stored with a diff vector.
 
-They let a later `apply` tell a target that is related to base from one that only has its shapes.
-Which elements is a matter of the tensor's name and size alone.
+With them a later `apply` distinguishes a target that is related to base from one that only has the
+same shapes. The tensor's name and size determine which elements are stored.
 """
 
 from __future__ import annotations
@@ -31,31 +31,30 @@ _FEWEST, _MOST = 4, 64
 
 
 def samples_per_tensor(tensors: int) -> int:
-    """How many elements to keep of each of so many tensors."""
+    """The number of elements to store per tensor, for this number of tensors."""
     return max(_FEWEST, min(_MOST, _IN_ALL // max(1, tensors)))
 
 
 def sample_indices(name: str, elements: int, count: int) -> range:
-    """Which elements of a tensor to keep.
+    """The elements of a tensor to store.
 
     Args:
         name: the tensor's name.
-        elements: its size.
-        count: how many to keep.
+        elements: its number of elements.
+        count: the number of elements to store.
 
     Returns:
-        Flat indices that follow one another, since each jump would be a read of its own.
+        Consecutive flat indices, so that one read is enough.
     """
     first = xxhash.xxh3_64_intdigest(name.encode()) % max(1, elements - count + 1)
     return range(first, min(elements, first + count))
 
 
 def samples_file(samples: Iterable[bytes]) -> bytes:
-    """The side file: tensors `index` (int64) and `value` (float64), both of shape `(samples,)`.
+    """The samples file: tensors `index` (int64) and `value` (float64), both of shape `(samples,)`.
 
     Args:
-        samples: index and value of each, as `TensorResult` packs them, tensor by tensor in the
-            manifest's order.
+        samples: packed samples of each tensor, as in `TensorResult`, in the manifest's order.
     """
     pairs = np.frombuffer(b"".join(samples), [("index", "<i8"), ("value", "<f8")])
     shape = (len(pairs),)
@@ -70,13 +69,13 @@ def read_samples(
 
     Args:
         folder: a diff vector.
-        manifest: what it says of itself.
+        manifest: its manifest.
 
     Returns:
         Indices and values by the tensor's name, both of shape `(samples,)`.
 
     Raises:
-        ArtifactError: if they are missing, or are not what the manifest says.
+        ArtifactError: if they are missing, or differ from the manifest.
         CheckpointError: if they cannot be read.
     """
     path = companion_path(folder, SAMPLES_NAME)

@@ -1,1 +1,1 @@
-"""What a graft's companions take from the target and from finetuned."""
+"""The companions of a graft, made from those of the target and of finetuned."""

@@ -1,4 +1,4 @@
-"""What changes in the target's ``config.json``, and in finetuned's ``generation_config.json``."""
+"""Changes to the target's ``config.json`` and to finetuned's ``generation_config.json``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from diffxfer.diffs.companions.special_tokens import Translation
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Where models with more than text keep the configuration of their language model.
+# Where multimodal models keep the configuration of their language model.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
-# Settings of generation that hold ids and do not end in `_token_id` or `_token_ids`; the last
-# two are Whisper's.
+# Generation settings that hold ids and do not end in `_token_id` or `_token_ids`; the last two
+# are Whisper's.
 _ID_SETTINGS = (
     "suppress_tokens",
     "begin_suppress_tokens",
@@ -24,7 +24,7 @@ _ID_SETTINGS = (
     "lang_to_id",
     "task_to_id",
 )
-# Lists of pairs, and which of the two holds ids.
+# Lists of pairs, and the position in the pair that holds ids.
 _PAIRED = {"forced_decoder_ids": 1, "sequence_bias": 0}
 # The rows of Gemma 3n's second embedding.
 _PER_LAYER = "vocab_size_per_layer_input"
@@ -40,13 +40,13 @@ def config_changes(
     vocab_size: int | None,
     dtype: str | None,
 ) -> dict[str | KeyPath, Any]:
-    """What changes in the target's ``config.json``.
+    """The changes to the target's ``config.json``.
 
     Args:
         target: the target's config.
         finetuned: finetuned's config.
         translation: from finetuned's tokens to the output's.
-        where: finetuned's config file, for the errors.
+        where: finetuned's config file, for error messages.
         vocab_size: the new size of the vocabulary, if it changes.
         dtype: the new dtype's name, if it changes.
 
@@ -54,7 +54,7 @@ def config_changes(
         New values by path.
 
     Raises:
-        CompanionError: an id of finetuned's is a token that has no place in the output.
+        CompanionError: one of finetuned's ids is a token that has no place in the output.
     """
     changes: dict[str | KeyPath, Any] = {}
     levels = _levels(target)
@@ -68,10 +68,10 @@ def config_changes(
     if vocab_size is not None:
         sizes = (_at(target, level).get("vocab_size") for level in reversed(levels))
         old = next((size for size in sizes if type(size) is int and size), None)
-        if old is None:  # it is the class's default, which holds no longer
+        if old is None:  # the size was the class's default, which is now wrong
             changes[(*levels[-1], "vocab_size")] = vocab_size
         for path in paths_to("vocab_size", target):
-            # Not where only the embedding of Gemma 3n's layers, which has less padding, grew.
+            # Not if only Gemma 3n's per-layer embedding grew: it has less padding.
             if old is not None and old < vocab_size and _at(target, path[:-1])[path[-1]] == old:
                 changes[path] = vocab_size
         for path in paths_to(_PER_LAYER, target):
@@ -92,7 +92,7 @@ def config_changes(
 def model_token_ids(
     finetuned: Mapping[str, Any], translation: Translation, where: Path
 ) -> dict[str, Any]:
-    """The ids to begin, end and pad with that finetuned's config states, as the output's.
+    """The bos, eos and pad ids of finetuned's config, translated to the output's.
 
     Raises:
         CompanionError: one of them is a token that has no place in the output.
@@ -108,7 +108,7 @@ def _translated_id(
     translation: Translation,
     where: Path,
 ) -> Any:
-    """Finetuned's id or ids at that level, or else at another; `_NONE` where it has no token."""
+    """Finetuned's id or ids at that level, or else at another; `_NONE` if none is a token."""
     values = (_at(finetuned, x).get(key) for x in (level, *_levels(finetuned)))
     value = next((value for value in values if value is not None), None)
     if value is None:
@@ -117,12 +117,12 @@ def _translated_id(
 
 
 def _levels(config: Mapping[str, Any]) -> list[KeyPath]:
-    """The config itself, and those in it that describe the language model."""
+    """The paths of the config itself and of nested configs that describe the language model."""
     return [(), *((name,) for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))]
 
 
 def _at(document: Any, path: KeyPath) -> Any:
-    """The value at a path, which is there; an empty object for a level that is not."""
+    """The value at an existing path; an empty object for a missing level."""
     for key in path:
         document = document.get(key, {}) if isinstance(document, dict) else document[key]
     return document
@@ -131,16 +131,16 @@ def _at(document: Any, path: KeyPath) -> Any:
 def generation_changes(
     document: Mapping[str, Any], translation: Translation, where: Path
 ) -> tuple[dict[str | KeyPath, Any], list[str]]:
-    """What changes in finetuned's generation settings.
+    """The changes to finetuned's generation settings.
 
     Args:
         document: finetuned's ``generation_config.json``.
         translation: from finetuned's tokens to the output's.
-        where: that file, for the errors.
+        where: that file, for error messages.
 
     Returns:
-        New values by key, and the keys to remove, since their ids are no token of finetuned's
-        but might be one of the target's.
+        New values by key, and the keys to remove because their ids are not tokens of finetuned
+        but might be tokens of the target.
 
     Raises:
         CompanionError: an id is a token that has no place in the output.
@@ -174,17 +174,17 @@ def _translated_pairs(
 
 
 def _translated(value: Any, translation: Translation, where: Path, key: str, *, keep: bool) -> Any:
-    """Ids in the output's vocabulary, in the form that they had: one, a list, or an object.
+    """Translate ids to the output's, in the same form: a single id, a list, or an object.
 
     Args:
-        value: the ids; what is no id stays as it is.
+        value: the ids; values that are not ids are kept.
         translation: from finetuned's tokens to the output's.
         where: the file that states them.
         key: the key that states them.
-        keep: whether a negative id, which stands for none, stays.
+        keep: whether to keep a negative id, which means none.
 
     Returns:
-        The output's ids; `_NONE` where no id among them is a token.
+        The output's ids; `_NONE` if none of the ids is a token.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         if keep and value < 0:
@@ -202,7 +202,7 @@ def _translated(value: Any, translation: Translation, where: Path, key: str, *, 
 
 
 def paths_to(key: str, document: Any, path: KeyPath = ()) -> list[KeyPath]:
-    """Where a key stands in a JSON document, at any depth but not inside its own values."""
+    """The paths of a key in a JSON document, at any depth, but not inside its own values."""
     if isinstance(document, dict):
         items: Any = document.items()
     elif isinstance(document, list):

@@ -1,4 +1,4 @@
-"""What a config says of a task head, which comes along when finetuned brings the head."""
+"""Config settings of a task head, which the output takes over if finetuned brings the head."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _NO_HEAD_KEYS = frozenset({"cls_token", "head_dim", "head_ratio", "head_size", "
 def head_changes(
     target: Mapping[str, Any], finetuned: Mapping[str, Any], where: Path
 ) -> tuple[dict[str | KeyPath, Any], list[str | KeyPath]]:
-    """What changes in the target's config where it gets finetuned's task head.
+    """The changes to the target's config if it gets finetuned's task head.
 
     Args:
         target: the target's config.
-        finetuned: finetuned's.
-        where: finetuned's config file, for the error.
+        finetuned: finetuned's config.
+        where: finetuned's config file, for error messages.
 
     Returns:
         New values by key, and the keys of the target's former head to remove.
 
     Raises:
-        CompanionError: if finetuned is a model of another kind, so that its head has no place.
+        CompanionError: if finetuned's model type differs, so that the target cannot take its head.
     """
     kinds = finetuned.get("model_type"), target.get("model_type")
     if None not in kinds and kinds[0] != kinds[1]:
@@ -57,5 +57,5 @@ def head_changes(
 
 def _is_of_head(key: str) -> bool:
     if key in _NO_HEAD_KEYS or key.endswith(("_token_id", "_token_ids")):
-        return False  # ids of tokens are the target's, or translated
+        return False  # token ids come from the target, or are translated
     return _HEAD_KEYS.fullmatch(key) is not None

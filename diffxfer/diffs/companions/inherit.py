@@ -1,8 +1,8 @@
 """The companions of a graft: architecture from the target, behaviour from finetuned.
 
-The files start as the target's, byte for byte. What a fine-tuning teaches beside the weights (how
-a chat is written, when to stop, how to sample) then comes from finetuned, and every token id of
-it is translated, since the id of a token is the target's to give. Nothing is written here.
+The files start as byte-for-byte copies of the target's. The behaviour that fine-tuning sets outside
+the weights (chat template, stop tokens, sampling settings) then comes from finetuned, with every
+token id translated to the target's vocabulary. This module writes no files.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ _TOKENIZER = "tokenizer_config.json"
 _SPECIALS = "special_tokens_map.json"
 _PROCESSOR = "processor_config.json"
 _JINJA = "chat_template.jinja"
-# Files that hold nothing but a chat template.
+# Files that hold only a chat template.
 _TEMPLATE_FILES = (_JINJA, "chat_template.json")
 _SIDES = ("padding_side", "truncation_side")
 
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What the graft's companions take from where.
+    """The companions of an output.
 
     Attributes:
-        files: by name in the output, the new bytes, or the path of the file to copy unchanged.
-        left_out: files of the target (of finetuned, for a diff vector) that are not carried.
-        warnings: what a user should know, a sentence each.
+        files: by name in the output, the new bytes, or the path of a file to copy unchanged.
+        left_out: files of the target (of finetuned, for a diff vector) that are not copied.
+        warnings: what a user should know, one sentence each.
     """
 
     files: Mapping[str, bytes | Path]
@@ -101,7 +101,7 @@ class _Draft:
             self.files[name] = edited
 
     def bring(self, name: str) -> None:
-        """Take a file of finetuned's, without the code that it names."""
+        """Take one of finetuned's files, without references to code."""
         self.files[name] = _without_code(self.behaviour / name)
 
     def done(self) -> Inheritance:
@@ -110,13 +110,13 @@ class _Draft:
 
 
 def diff_companions(finetuned: Path) -> Inheritance:
-    """The companions that a diff vector keeps of finetuned: all but code.
+    """The companions of finetuned that a diff vector stores: all but code.
 
     Args:
         finetuned: finetuned's folder.
 
     Returns:
-        Its companions less ``*.py``, and without ``auto_map`` in every JSON file.
+        Its companions except ``*.py``, with ``auto_map`` removed from every JSON file.
 
     Raises:
         CompanionError: a companion is unsafe or broken.
@@ -144,20 +144,20 @@ def inherit_companions(
     Args:
         target: the target's folder.
         behaviour: finetuned's folder, or the ``companions`` of a diff vector.
-        translate: finetuned's token ids to the output's; None where every id stays.
+        translate: finetuned's token ids to the output's; None if no id changes.
         additions: output id to token, for tokens that finetuned added and the target lacks.
         added_source: output id to finetuned id, for ``additions``.
         renamed: output id to its new token, for reserved tokens that finetuned renamed.
-        vocab_size: the new size of the vocabulary if the embedding grew.
+        vocab_size: the new size of the vocabulary, if the embedding grew.
         dtype: the new dtype's name, such as ``"float32"``, if it is not the target's.
         head: whether finetuned brings a task head, which the config then describes.
 
     Returns:
-        What each companion is made of; no file outside the two folders is read.
+        The companions; no file outside the two folders is read.
 
     Raises:
-        CompanionError: a companion is unsafe or broken, a token that finetuned starts, stops or
-            pads with has no place in the output, or the target's tokenizer cannot take a token.
+        CompanionError: a companion is unsafe or broken, finetuned's bos, eos or pad token has no
+            place in the output, or the target's tokenizer cannot take a token.
     """
     listing = list_companions(target)
     theirs = list_companions(behaviour).names
@@ -209,7 +209,7 @@ def _token_edits(
 
 
 def _inherit_generation(draft: _Draft, translation: Translation) -> None:
-    """Finetuned's generation settings; or the target's, with the ids of finetuned's config."""
+    """Take finetuned's generation settings; or the target's, with the ids of finetuned's config."""
     where = draft.behaviour / _GENERATION
     if _GENERATION in draft.theirs:
         document = optional_object(draft.behaviour, _GENERATION)
@@ -226,7 +226,7 @@ def _inherit_generation(draft: _Draft, translation: Translation) -> None:
 
 
 def _inherit_specials(draft: _Draft, translation: Translation, edits: TokenEdits) -> None:
-    """Finetuned's special tokens, in the two files that state them."""
+    """Take finetuned's special tokens, in the two files that state them."""
     stated = stated_specials(draft.behaviour)
     config = optional_object(draft.behaviour, _TOKENIZER)
     where = draft.behaviour / (_TOKENIZER if config else _SPECIALS)
@@ -245,7 +245,7 @@ def _inherit_specials(draft: _Draft, translation: Translation, edits: TokenEdits
     if _SPECIALS in draft.theirs:
         document = optional_object(draft.behaviour, _SPECIALS)
         draft.bring(_SPECIALS)
-        # transformers takes every key of this file for a setting of the tokenizer.
+        # transformers treats every key of this file as a tokenizer setting.
         foreign = [key for key in document if key not in specials]
         draft.edit(
             _SPECIALS,
@@ -264,7 +264,7 @@ def _inherit_specials(draft: _Draft, translation: Translation, edits: TokenEdits
 
 
 def _inherit_templates(draft: _Draft) -> None:
-    """Finetuned's chat templates, in the forms that it has; all or none of the target's stay."""
+    """Take finetuned's chat templates, in all its forms; if it has none, keep the target's."""
     files = [name for name in draft.theirs if _is_template(name)]
     keys = {
         name: template
@@ -303,7 +303,7 @@ def _warn_of_absences(draft: _Draft, translation: Translation) -> None:
 
 
 def _without_code(path: Path) -> bytes | Path:
-    """The file, or its bytes without ``auto_map`` where it is JSON that has one."""
+    """The file, or its bytes without ``auto_map`` if it is JSON that has one."""
     if not path.name.lower().endswith(".json"):
         return path
     raw = read_bytes(path)

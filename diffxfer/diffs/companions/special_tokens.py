@@ -1,8 +1,8 @@
-"""Finetuned's token ids and special tokens, said in the output's vocabulary.
+"""Translating finetuned's token ids and special tokens to the output's vocabulary.
 
-transformers adds every special token that a tokenizer lacks as a new token, whose id lies past
-the embedding's end. So no special token is carried over by name alone: each is followed by its
-id to the token that has that place in the output.
+transformers adds every special token that a tokenizer lacks as a new token, with an id past the
+embedding's end. So no special token is taken over by name alone: its id determines the output's
+token that replaces it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAMED = (
     "mask_token",
 )
 LISTED = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
-# Without these a model does not start or stop; the others may fall back to the target's.
+# A model needs these to start and stop; the others may fall back to the target's.
 _NEEDED = ("bos_token", "eos_token", "pad_token")
 
 
@@ -56,19 +56,19 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def optional_object(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a companion of ``folder``, empty where there is no such file."""
+    """The object in a companion of ``folder``, empty if there is no such file."""
     path = companion_path(folder, name)
     return {} if path is None else read_object(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """From finetuned's tokens to the output's.
+    """The translation of finetuned's tokens to the output's.
 
     Attributes:
-        finetuned: finetuned's tokens; None where it has no tokenizer.
+        finetuned: finetuned's tokens; None if it has no tokenizer.
         output: the output's tokens: the target's with additions and renamed slots.
-        translate: finetuned's ids to the output's; None where every id stays.
+        translate: finetuned's ids to the output's; None if no id changes.
     """
 
     finetuned: Vocabulary | None
@@ -84,10 +84,10 @@ class Translation:
             key: the key in that file.
 
         Returns:
-            The id, or None if finetuned has no token of that id.
+            The id, or None if finetuned has no token with that id.
 
         Raises:
-            CompanionError: finetuned has such a token, and the output has no place for it.
+            CompanionError: finetuned has such a token, but the output has no place for it.
         """
         known = self.finetuned is None or token_id in self.finetuned.names
         if token_id < 0 or not known:
@@ -125,10 +125,10 @@ def _no_place(where: Path, key: str, found: str) -> CompanionError:
 
 
 def stated_specials(folder: Path) -> dict[str, Any]:
-    """The special tokens that the tokenizer in ``folder`` has once loaded, as its files say them.
+    """The special tokens that the tokenizer in ``folder`` has when loaded, in its files' form.
 
-    ``special_tokens_map.json`` speaks only where ``tokenizer_config.json`` has no
-    ``added_tokens_decoder``, and then louder (transformers' ``_from_pretrained``).
+    ``special_tokens_map.json`` counts only if ``tokenizer_config.json`` has no
+    ``added_tokens_decoder``; then it takes precedence (transformers' ``_from_pretrained``).
     """
     config = optional_object(folder, "tokenizer_config.json")
     specials = {key: config[key] for key in (*NAMED, *LISTED) if key in config}
@@ -141,18 +141,18 @@ def stated_specials(folder: Path) -> dict[str, Any]:
 def output_specials(
     specials: Mapping[str, Any], translation: Translation, where: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """Finetuned's special tokens in the output's names.
+    """Finetuned's special tokens under the output's names.
 
     Args:
-        specials: what `stated_specials` found.
+        specials: the result of `stated_specials`.
         translation: from finetuned's tokens to the output's.
-        where: finetuned's file, for the errors.
+        where: finetuned's file, for error messages.
 
     Returns:
-        The settings that the output can have, and a warning for each that it cannot.
+        The settings that the output can have, and a warning for each that it cannot have.
 
     Raises:
-        CompanionError: a token to start, stop or pad with has no place in the output.
+        CompanionError: the bos, eos or pad token has no place in the output.
     """
     kept: dict[str, Any] = {}
     warnings: list[str] = []
@@ -183,11 +183,11 @@ def renamed_tokens(value: Any, rename: Callable[[str], str | None]) -> Any:
     """A special-token setting with each token renamed; those renamed to None are left out.
 
     Args:
-        value: a token, an AddedToken's object, or a list or an object of such.
+        value: a token, an AddedToken object, or a list or an object of these.
         rename: gives a token's new name.
 
     Returns:
-        A value of the same form; None in place of a single token that is left out.
+        A value of the same form; None for a single token that is left out.
     """
     if isinstance(value, str):
         return rename(value)
@@ -203,7 +203,7 @@ def renamed_tokens(value: Any, rename: Callable[[str], str | None]) -> Any:
 
 
 def token_names(value: Any) -> Any:
-    """A special-token setting with each AddedToken's object replaced by its token."""
+    """A special-token setting with each AddedToken object replaced by its token."""
     if isinstance(value, list):
         return [token_names(item) for item in value]
     if isinstance(value, dict) and isinstance(value.get("content"), str):
@@ -214,17 +214,17 @@ def token_names(value: Any) -> Any:
 def setting_changes(
     document: Mapping[str, Any], settings: Mapping[str, Any], renamed: Mapping[str, str]
 ) -> tuple[dict[str | KeyPath, Any], list[str]]:
-    """What finetuned's settings change in a tokenizer file of the target's.
+    """The changes that finetuned's settings make to one of the target's tokenizer files.
 
     Args:
         document: the target's file.
-        settings: finetuned's settings, in the output's names.
-        renamed: new names of the target's tokens by old ones.
+        settings: finetuned's settings, under the output's names.
+        renamed: new names of the target's tokens, by old name.
 
     Returns:
         New values by key, and the keys to remove.
     """
-    # One setting under two names: `additional_special_tokens` is the older one.
+    # One setting with two names; `additional_special_tokens` is the older name.
     lists = LISTED[:2]
     given = any(isinstance(settings.get(key), list) for key in lists)
     replaced = [

@@ -1,4 +1,4 @@
-"""Give the target's tokenizer the tokens that finetuned added, and rename reserved ones."""
+"""Adding finetuned's new tokens to the target's tokenizer, and renaming reserved tokens."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True, slots=True)
 class TokenEdits:
-    """What changes in the target's tokenizer, by output id.
+    """The changes to the target's tokenizer, by output id.
 
     Attributes:
         additions: tokens to add.
-        renamed: new names of tokens that are there.
-        old: the names that the renamed tokens have in the target.
-        flags: the attributes that finetuned gives to them, such as ``{"special": True}``.
+        renamed: new names of existing tokens.
+        old: the target's names of the renamed tokens.
+        flags: finetuned's attributes of these tokens, such as ``{"special": True}``.
     """
 
     additions: Mapping[int, str]
@@ -38,7 +38,7 @@ class TokenEdits:
         return bool(self.additions or self.renamed)
 
     def new_flags(self, token_id: int) -> dict[str, bool]:
-        """All attributes of a new entry; tokenizers' defaults where finetuned says nothing."""
+        """All attributes of a new entry; those that finetuned does not state get the defaults."""
         stated = self.flags.get(token_id, {})
         plain = dict.fromkeys(_FLAGS, False) | {"normalized": not stated.get("special", False)}
         return {**plain, **stated}
@@ -48,11 +48,11 @@ def added_token_flags(folder: Path) -> dict[int, dict[str, bool]]:
     """The attributes of a tokenizer's added tokens, by id.
 
     Args:
-        folder: the checkpoint; ``tokenizer.json`` there is asked before the
+        folder: the checkpoint; its ``tokenizer.json`` takes precedence over the
             ``added_tokens_decoder`` of ``tokenizer_config.json``.
 
     Returns:
-        For each added token, those of the five attributes that are stated.
+        For each added token, the attributes that are stated, of five.
 
     Raises:
         CompanionError: a tokenizer file is unsafe or no JSON object.
@@ -72,7 +72,7 @@ def added_token_flags(folder: Path) -> dict[int, dict[str, bool]]:
 
 
 def edited_vocabulary(vocabulary: Vocabulary, edits: TokenEdits) -> Vocabulary:
-    """The target's tokens with the edits made."""
+    """The target's tokens with the edits applied."""
     names = {**vocabulary.names, **edits.renamed, **edits.additions}
     old = set(edits.old.values())
     ids = {token: token_id for token, token_id in vocabulary.ids.items() if token not in old}
@@ -82,19 +82,19 @@ def edited_vocabulary(vocabulary: Vocabulary, edits: TokenEdits) -> Vocabulary:
 
 
 def edited_tokenizer(target: Path, edits: TokenEdits) -> dict[str, bytes]:
-    """The tokenizer files of the target that change, less ``tokenizer_config.json``.
+    """The target's tokenizer files that change, except ``tokenizer_config.json``.
 
     Args:
         target: the target's folder.
         edits: the tokens to add and to rename, at least one.
 
     Returns:
-        New contents by name: ``tokenizer.json``, and ``added_tokens.json`` and ``vocab.json``
-        where the target has them and they change.
+        New contents by name: ``tokenizer.json``, and ``added_tokens.json`` and ``vocab.json`` if
+        the target has them and they change.
 
     Raises:
-        CompanionError: the target has no ``tokenizer.json``, or one that gives a token another
-            id than the one that its row in the embedding has.
+        CompanionError: the target has no ``tokenizer.json``, or the edited one gives a token a
+            different id than its row in the embedding.
     """
     path = companion_path(target, "tokenizer.json")
     if path is None:
@@ -121,7 +121,7 @@ def edited_tokenizer(target: Path, edits: TokenEdits) -> dict[str, bytes]:
 def _vocabulary_changes(
     document: Mapping[str, Any], edits: TokenEdits
 ) -> tuple[dict[str | KeyPath, Any], list[KeyPath]]:
-    """Renamed slots in ``model``, where some tokenizers have their reserved tokens too."""
+    """Rename slots in ``model``, where some tokenizers list their reserved tokens too."""
     changes: dict[str | KeyPath, Any] = {}
     removals: list[KeyPath] = []
     model = document.get("model")
@@ -139,7 +139,7 @@ def _vocabulary_changes(
 
 
 def _added_changes(document: Mapping[str, Any], edits: TokenEdits) -> dict[str | KeyPath, Any]:
-    """Additions and renamed slots in ``added_tokens``."""
+    """Add tokens and rename slots in ``added_tokens``."""
     changes: dict[str | KeyPath, Any] = {}
     entries = document.get("added_tokens")
     entries = entries if isinstance(entries, list) else []
@@ -160,12 +160,12 @@ def _added_changes(document: Mapping[str, Any], edits: TokenEdits) -> dict[str |
 
 
 def _verify(raw: bytes, edits: TokenEdits, where: Path) -> None:
-    """Ask the real tokenizer for the ids: it gives the next free one, whatever the file states."""
+    """Load the tokenizer and check the ids: it assigns the next free id, ignoring the file's."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
-    except Exception as exc:  # the library raises nothing narrower
+    except Exception as exc:  # the library raises no narrower class
         raise CompanionError(
             where,
             f"no longer loads with finetuned's tokens in it ({exc})",
@@ -198,7 +198,7 @@ def _edited_map(path: Path, edits: TokenEdits, additions: Mapping[int, str]) -> 
 
 
 def decoder_changes(target: Path, edits: TokenEdits) -> dict[str | KeyPath, Any]:
-    """What changes in ``added_tokens_decoder`` of the target's ``tokenizer_config.json``."""
+    """The changes to ``added_tokens_decoder`` in the target's ``tokenizer_config.json``."""
     decoder = optional_object(target, "tokenizer_config.json").get("added_tokens_decoder")
     changes: dict[str | KeyPath, Any] = {}
     if not isinstance(decoder, dict):

@@ -1,4 +1,4 @@
-"""Δ as a diff vector on disk has it, and whether that is as it was written."""
+"""Δ from a diff vector on disk, and quick checks that the diff vector is undamaged."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 def from_diff(place: Place, manifest: Manifest) -> Source:
-    """Δ as a diff vector has it.
+    """Δ as a diff vector stores it.
 
     Args:
         place: the diff vector.
-        manifest: what it says of itself.
+        manifest: its manifest.
 
     Raises:
-        DiffxferError: if it is not whole.
+        DiffxferError: if the diff vector is incomplete or damaged.
     """
     folder = place.folder
     weights = open_weights(place)
@@ -77,9 +77,9 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
 def _differences(
     weights: Weights, manifest: Manifest
 ) -> tuple[dict[str, TensorSpec], dict[str, int]]:
-    """The tensors of a diff vector that are differences of weights, and the elements of others.
+    """The differences of weights in a diff vector, and the element counts of its buffers.
 
-    Older versions stored differences of buffers too.
+    Older versions of diffxfer stored differences of buffers too.
     """
     added = frozenset(manifest.added_tensors)
     found = {name: spec for name, spec in weights.tensors.items() if name not in added}
@@ -89,12 +89,12 @@ def _differences(
 
 
 def _is_read(name: str) -> bool:
-    """Whether a file of a diff vector has a part in what is made of it; the rest is made anew."""
+    """Whether a graft reads a file of the diff vector; the other files are written anew."""
     return name.startswith(f"{COMPANIONS}/") or name == SAMPLES_NAME
 
 
 def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
-    """Refuse a diff vector with tensors that are no differences.
+    """Refuse a diff vector with integer tensors, which cannot be differences.
 
     Args:
         tensors: Δ.
@@ -111,17 +111,17 @@ def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
 def refuse_incomplete(
     folder: Path, manifest: Manifest, weights: Weights, files: Iterable[str]
 ) -> None:
-    """Refuse a folder of ours that is not as its manifest has it, as far as that is quickly told.
+    """Refuse a folder of ours that differs from its manifest, without reading tensor data.
 
     Args:
-        folder: what is to be used.
-        manifest: what it says of itself.
-        weights: its shards, by their headers; no data is read.
-        files: names of the manifest's files beside them that must be as they were written.
+        folder: the folder.
+        manifest: its manifest.
+        weights: its shards, from their headers.
+        files: names of files in the manifest, besides shards, to check too.
 
     Raises:
-        ArtifactError: if a shard's size or header, or one of those files, is another.
-        CompanionError: if a file must not be followed.
+        ArtifactError: if a shard's size or header, or one of those files, differs.
+        CompanionError: if a file is a link that must not be followed.
     """
     described, found = manifest.tensors.keys(), weights.tensors.keys()
     unknown = next((name for name in manifest.added_tensors if name not in described), None)
@@ -154,13 +154,13 @@ def _stored_vocabulary(
     tokens = manifest.tokens
     if tokens is None:
         return Vocabulary(None, {}, {}, None, "")
-    # Where only base had a tokenizer, finetuned was taken to have the same, and none is stored.
+    # No tokenizer is stored if only base had one; finetuned was assumed to have the same.
     if tokenizer is not None and tokenizer.fingerprint != tokens.finetuned:
         raise ArtifactError(
             folder,
             f"has another tokenizer in {COMPANIONS}/ than it was extracted with",
             "make or download it again",
         )
-    # Older diff vectors list tokens as added that have no row.
+    # Older diff vectors list tokens without a row as added.
     added = {i: token for i, token in tokens.added.items() if i not in idle}
     return Vocabulary(tokenizer, added, tokens.renamed, None, tokens.base, left_out)

@@ -1,4 +1,4 @@
-"""Where a graft's Δ comes from: two checkpoints, or a diff vector."""
+"""The source of a graft's Δ: two checkpoints, or a diff vector."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMPANIONS = "companions"
 """The folder of a diff vector that holds finetuned's companions."""
 
 HEAD = "lm_head.weight"
-"""What a head is called that is on no disk."""
+"""The name of an output head that no role stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class Source:
 
     Attributes:
         operation: how an output tensor is made from it.
-        match: the differences, and what else there was in finetuned and base.
-        heads: what finetuned and base have for an output head.
-        shared_head: what serves as the head's Δ where both tie it: the embedding's.
-        vocabulary: what is known of its tokens.
+        match: the differences, and the other tensors of finetuned and base.
+        heads: the state of the output head by role.
+        shared_head: the embedding's difference, used as the head's Δ if both roles tie the head.
+        vocabulary: its tokens.
         behaviour: the folder of finetuned's companions.
-        shards: every file of it.
+        shards: every shard that it is read from.
         entries: the inputs by role, for the manifest.
-        buffers: finetuned's and base's tensors that are no weights, by name, and their elements.
+        buffers: number of elements of finetuned's and base's buffers, by name.
     """
 
     operation: Operation
@@ -72,10 +72,10 @@ class Source:
     buffers: Mapping[str, int] = field(default_factory=dict)
 
     def left_out(self, head: HeadState) -> dict[str, int]:
-        """What the user left out of finetuned, with the head that only its embedding gives.
+        """The tensors that the user left out of finetuned; a tied head goes with its embedding.
 
         Args:
-            head: what the target has for one.
+            head: the state of the target's output head.
         """
         found = self.match.left_out
         lost = is_shared(self.heads) and self.shared_head is None
@@ -85,13 +85,13 @@ class Source:
 
 
 def open_roles(named: Mapping[str, Path | str]) -> dict[str, Checkpoint]:
-    """Find and open the models of each role, in folders or on the Hub, and read no weights.
+    """Find and open the model of each role, in a folder or on the Hub; reads no weights.
 
     Args:
-        named: what the user named, by role.
+        named: the folders or Hub ids that the user gave, by role.
 
     Raises:
-        DiffxferError: if one is no sound checkpoint, or a diff vector.
+        DiffxferError: if one is not a sound checkpoint, or is a diff vector.
     """
     places = {role: find(name, f"the {role} checkpoint") for role, name in named.items()}
     for role, place in places.items():
@@ -100,15 +100,15 @@ def open_roles(named: Mapping[str, Path | str]) -> dict[str, Checkpoint]:
 
 
 def read_roles(named: Mapping[str, Path | str], renames: Sequence[Rename] = ()) -> dict[str, Role]:
-    """Open the models of each role and name their tensors as matching compares them.
+    """Open the model of each role and give its tensors the names that matching compares.
 
     Args:
-        named: what the user named, by role.
-        renames: what the user renames, of any role.
+        named: the folders or Hub ids that the user gave, by role.
+        renames: the user's renames, of any role.
 
     Raises:
-        DiffxferError: if one is no sound checkpoint, or a diff vector, or two of its tensors get
-            one name.
+        DiffxferError: if one is not a sound checkpoint, or is a diff vector, or two of its
+            tensors get the same name.
     """
     return {role: read_role(found, renames) for role, found in open_roles(named).items()}
 
@@ -121,15 +121,16 @@ def from_checkpoints(
     vocab: str,
     added: str = "refuse",
 ) -> Source:
-    """Δ as finetuned − base.
+    """Δ as the difference of two checkpoints, finetuned − base.
 
     Args:
-        finetuned: one checkpoint.
-        base: the other.
-        selection: what the user chose.
-        label: the name that the selection knows a tensor by.
+        finetuned: the fine-tuned checkpoint.
+        base: its base.
+        selection: the tensors that the user selected.
+        label: gives the name of a tensor that the selection's patterns are matched against.
         vocab: how rows of tokens pair: ``"auto"``, ``"ids"`` or ``"tokens"``.
-        added: what becomes of what only finetuned has: ``"bring"``, ``"drop"`` or ``"refuse"``.
+        added: what to do with tensors that only finetuned has: ``"bring"``, ``"drop"`` or
+            ``"refuse"``.
 
     Raises:
         DiffxferError: if their names or tokens cannot be paired.
@@ -172,7 +173,7 @@ def from_checkpoints(
 
 
 def _bring_buffers(match: BaseMatch, finetuned: Role) -> frozenset[str]:
-    """Carry over the buffers of what finetuned brings: a head without them is another one."""
+    """Bring the buffers of the tensors that finetuned brings: a head needs its own buffers."""
     added = [spec.name for spec in match.added]
     others = finetuned.checkpoint.tensors.keys() - set(added)
     names = find_added_buffers(finetuned.buffers, added, others)
@@ -181,10 +182,10 @@ def _bring_buffers(match: BaseMatch, finetuned: Role) -> frozenset[str]:
 
 
 def _heads(finetuned: Checkpoint, base: Checkpoint, added: str) -> dict[str, Head]:
-    """What the two have for an output head.
+    """The output heads of the two roles.
 
-    Where fine-tuning put a task head in its place, finetuned has none, tied or not. A value head
-    stands beside it.
+    If fine-tuning replaced the output head by a task head, finetuned's is absent, tied or not. A
+    value head does not replace it.
     """
     heads = {c.role: find_head(c.tensors, c.config) for c in (finetuned, base)}
     head = heads["finetuned"]
@@ -221,7 +222,7 @@ def _sides(finetuned: Checkpoint, base: Checkpoint, heads: Mapping[str, Head]) -
 
 
 def _rows_gained(match: BaseMatch) -> tuple[int, int] | None:
-    """Finetuned's rows and base's, where finetuned was resized to have more tokens."""
+    """Finetuned's and base's row counts if finetuned was resized for more tokens, else None."""
     rows = [
         (d.sources[0].shape[0], d.sources[1].shape[0]) for d in match.differences if d.vocabulary
     ]
@@ -230,14 +231,14 @@ def _rows_gained(match: BaseMatch) -> tuple[int, int] | None:
 
 
 def is_shared(heads: Mapping[str, HeadState]) -> bool:
-    """Whether neither finetuned nor base has a head beside its embedding."""
+    """Whether both finetuned and base tie the head to the embedding."""
     return set(heads.values()) == {HeadState.TIED}
 
 
 def _shared_head(
     finetuned: Checkpoint, base: Checkpoint, heads: Mapping[str, Head]
 ) -> Difference | None:
-    """The embedding's difference as the head's, whether or not the user left the embedding out."""
+    """The embedding's difference under the head's name, even if the user left the embedding out."""
     if not is_shared({role: head.state for role, head in heads.items()}):
         return None
 
@@ -252,11 +253,11 @@ def _shared_head(
 def source_entry(
     weights: Weights, made_from: Mapping[str, SourceEntry] | None = None
 ) -> SourceEntry:
-    """What a manifest says of an input.
+    """The manifest's entry for an input.
 
     Args:
         weights: the input.
-        made_from: for a diff vector, its own inputs.
+        made_from: for a diff vector, the entries of its own inputs.
     """
     shards = {
         shard.path.name: ShardEntry(size=shard.size, header_xxh3=shard.header_hash)
@@ -268,7 +269,7 @@ def source_entry(
     if hub is not None:
         name, revision = hub.repo, hub.revision
     else:
-        # A name may hold bytes that are no UTF-8, which a manifest cannot.
+        # A file name may not be valid UTF-8, but a manifest must be.
         name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
         revision = None
     return SourceEntry(name=name, revision=revision, shards=shards, license=stated, made_from=inner)

@@ -1,4 +1,4 @@
-"""Extracting a diff vector: Δ = finetuned − base, as an artifact that is enough by itself."""
+"""Extracting a diff vector: Δ = finetuned − base, stored as a self-contained artifact."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from diffxfer.streaming.statistics import TensorResult
 
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""Torch's names of dtypes, and those of safetensors."""
+"""Torch's dtype names, mapped to those of safetensors."""
 
 _TABLES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 
@@ -73,38 +73,38 @@ def extract_diff(
     Args:
         finetuned: the fine-tuned checkpoint: a folder, or a model on the Hub, ``"org/name"`` or
             ``"org/name@revision"``.
-        base: the checkpoint that it was made from, likewise.
-        out: the folder to make.
-        diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` brings
-            16-bit checkpoints back exactly for nearly every element; ``"float64"``,
-            ``"bfloat16"`` and ``"float16"`` too.
-        include: only tensors whose names one of these patterns matches.
-        exclude: no tensors whose names one of these patterns matches.
+        base: the checkpoint that finetuned was trained from, named the same way.
+        out: the folder to create.
+        diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` restores
+            nearly every element of a 16-bit checkpoint exactly; ``"float64"``, ``"bfloat16"``
+            and ``"float16"`` are allowed too.
+        include: only tensors whose names match one of these patterns.
+        exclude: no tensors whose names match one of these patterns.
         allow_missing: tensors that finetuned or base may lack; they are dropped.
-        added: what becomes of a head that fine-tuning added: ``"bring"`` stores it whole,
+        added: what to do with a head that fine-tuning added: ``"bring"`` stores it whole,
             ``"drop"`` leaves it out, ``"refuse"`` refuses.
-        rename: ``"ROLE:REGEX=TEXT"``, other names for a role's tensors, to pair them by; the diff
-            vector has finetuned's new ones.
+        rename: ``"ROLE:REGEX=TEXT"``, new names under which a role's tensors are paired; the diff
+            vector stores finetuned's new names.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         allow_nonfinite: let NaN, infinity and overflow through.
-        allow_unrelated: subtract even where the two have nothing to do with each other.
-        max_shard_size: such as ``"5GB"``; None cuts shards as finetuned's are.
-        threads: how many workers; None for one a processor.
+        allow_unrelated: subtract even if the two models are unrelated.
+        max_shard_size: such as ``"5GB"``; None keeps finetuned's division into shards.
+        threads: number of workers; None for one per processor.
         device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
-            decide.
-        device_memory: the most that is allocated on a GPU.
-        overwrite: replace a folder of ours at `out`.
-        restart: discard what unfinished runs to `out` left, instead of going on from there.
-        stream: read models on the Hub there, instead of downloading them into its cache.
-        dry_run: plan and check, and write nothing.
-        progress: called with the bytes done and the bytes in all.
+            choose.
+        device_memory: the most memory to allocate on a GPU.
+        overwrite: replace a folder that diffxfer wrote at `out`.
+        restart: discard unfinished runs to `out` instead of resuming them.
+        stream: read models from the Hub without downloading them into its cache.
+        dry_run: plan and check only; write nothing.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
         What was done.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then, and the same call goes on
-            from what was done.
+        DiffxferError: for every known failure; nothing is at `out` then, and the same call resumes
+            the run.
 
     Example:
         >>> extract_diff("llama-3.0-sft", "llama-3.0", "sft-diff")  # doctest: +SKIP
@@ -177,14 +177,14 @@ def extract_diff(
 
 
 def _borrowed_table(finetuned: Path, base: Path) -> dict[str, bytes | Path]:
-    """Base's table of tokens where finetuned has none, since it is taken to have the same."""
+    """Base's token table if finetuned has none; finetuned is assumed to use the same one."""
     if read_tokenizer(finetuned) is not None or read_tokenizer(base) is None:
         return {}
     return {name: path for name, path in diff_companions(base).files.items() if name in _TABLES}
 
 
 def every_input(*inputs: Path | Checkpoint) -> list[Path]:
-    """Folders, and the files that their shards are: a shard may be a link to anywhere.
+    """The folders and their shard files; a shard may be a link to a file elsewhere.
 
     Args:
         inputs: folders and opened checkpoints.
@@ -197,12 +197,12 @@ def every_input(*inputs: Path | Checkpoint) -> list[Path]:
 def warn_of_one_model(
     finetuned: Checkpoint, base: Checkpoint, target: Checkpoint | None = None
 ) -> list[str]:
-    """Say where two roles are one model, file by file: most likely an argument too many.
+    """Warn if two roles have the same files, which is most likely a mistake.
 
     Args:
-        finetuned: one role.
-        base: another.
-        target: the third, where there is one.
+        finetuned: the fine-tuned checkpoint.
+        base: its base.
+        target: the target, if there is one.
     """
     files = {
         checkpoint.role: {shard.identity for shard in checkpoint.weights.shards}
@@ -241,7 +241,7 @@ def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
 
 
 def _finish(source: Source, diff_dtype: str) -> Finish:
-    """What a diff vector's manifest has beside what every manifest has."""
+    """Add the fields of the manifest that only a diff vector has."""
 
     def finish(
         manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]

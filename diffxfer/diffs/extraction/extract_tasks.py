@@ -1,4 +1,4 @@
-"""From differences to tasks: what is computed for every tensor of a diff vector."""
+"""Turning differences into tasks: what is computed for each tensor of a diff vector."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.match import Difference
 
 BASE_ONLY = "base of "
-"""How the task begins that digests a tensor of base which no other task reads in its own order."""
+"""Prefix of a task that digests a tensor of base because no other task reads it in order."""
 
 
 def extract_tasks(source: Source, dtype: str | None, last_shard: str) -> list[TensorTask]:
-    """One task a difference, and those that only read.
+    """One task per difference, and the tasks that only read.
 
     Args:
         source: finetuned and base.
         dtype: of the diff vector, as safetensors names it; None for finetuned's own dtypes.
-        last_shard: where a difference goes whose tensor finetuned has not on disk.
+        last_shard: the shard for the difference of a tensor that finetuned does not store.
     """
     differences = source.match.differences
     count = samples_per_tensor(len(differences))
@@ -39,11 +39,11 @@ def extract_tasks(source: Source, dtype: str | None, last_shard: str) -> list[Te
 
 
 def bring_task(spec: TensorSpec, shard: str) -> TensorTask:
-    """The task that carries over a tensor that only finetuned has, whole and unscaled.
+    """The task that copies a tensor that only finetuned has, whole and unscaled.
 
     Args:
-        spec: the tensor, as finetuned or a diff vector has it.
-        shard: where it goes.
+        spec: the tensor in finetuned or in a diff vector.
+        shard: the output shard.
     """
     return TensorTask(
         name=spec.name,
@@ -60,7 +60,7 @@ def _task(
     source: Source, difference: Difference, dtype: str | None, last_shard: str, samples: int
 ) -> TensorTask:
     ours, theirs = difference.sources
-    # The Δ of a head that only base has on disk is stored under base's name, in the last shard.
+    # If only base stores a head, its Δ is stored under base's name, in the last shard.
     from_embedding = is_head(difference.name) and not is_head(ours.name)
     return TensorTask(
         name=difference.name,
@@ -75,11 +75,11 @@ def _task(
 
 
 def difference_runs(source: Source, difference: Difference) -> tuple[Run, ...]:
-    """Which rows of a difference are what; the inputs are (finetuned, base).
+    """The runs of rows of a difference; the inputs are (finetuned, base).
 
     Args:
-        source: what it is a difference of.
-        difference: one tensor of it.
+        source: finetuned and base.
+        difference: one tensor of their difference.
 
     Raises:
         VocabularyError: if its rows cannot be paired.
@@ -94,10 +94,10 @@ def difference_runs(source: Source, difference: Difference) -> tuple[Run, ...]:
 
 
 def digest_base(task: TensorTask) -> list[TensorTask]:
-    """The task that digests base's tensor, where another one cannot do it on the way.
+    """The task that digests base's tensor, if `task` cannot digest it while it reads it.
 
     Args:
-        task: the other one, whose inputs are finetuned, base and what it may read besides.
+        task: a task whose first two inputs are finetuned's and base's tensors.
     """
     base = task.inputs[1]
     if _in_base_order(task):
@@ -115,7 +115,7 @@ def digest_base(task: TensorTask) -> list[TensorTask]:
 
 
 def _in_base_order(task: TensorTask) -> bool:
-    """Whether base's tensor is read from its first byte to its last, so that it can be digested."""
+    """Whether the task reads base's tensor in order from end to end, and so can digest it."""
     base = task.inputs[1]
     if len(task.runs) != 1 or task.runs[0].kind is not RunKind.GRAFT:
         return task.elements == 0 == base.elements
@@ -123,11 +123,11 @@ def _in_base_order(task: TensorTask) -> bool:
 
 
 def compare(finetuned: TensorSpec, base: TensorSpec) -> TensorTask:
-    """The task that makes sure that two integer tensors are the same.
+    """The task that checks that two integer tensors are equal.
 
     Args:
-        finetuned: one of them.
-        base: the other, of the same dtype and shape.
+        finetuned: finetuned's tensor.
+        base: base's tensor, of the same dtype and shape.
     """
     return TensorTask(
         name=finetuned.name,

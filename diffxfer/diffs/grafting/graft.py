@@ -71,42 +71,42 @@ def apply_diff(
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Graft a diff vector on a target: target + α·Δ.
+    """Graft a diff vector onto a target: target + α·Δ.
 
     Args:
         diff: a diff vector that `extract_diff` made: a folder, or one on the Hub, ``"org/name"``
             or ``"org/name@revision"``.
-        target: the checkpoint to graft on, likewise.
-        out: the folder to make.
+        target: the checkpoint to graft onto, named the same way.
+        out: the folder to create.
         alpha: the scale of Δ; 0 copies the target.
-        alpha_for: patterns of the target's names with a scale of their own; the last match wins.
-        include: graft only tensors whose names one of these patterns matches; copy the others.
-        exclude: copy tensors whose names one of these patterns matches.
+        alpha_for: scales by pattern of the target's tensor names; the last match wins.
+        include: graft only tensors whose names match one of these patterns; copy the others.
+        exclude: copy tensors whose names match one of these patterns.
         allow_missing: tensors that a role may lack: the target's are copied, others dropped.
-        added: what becomes of a head that fine-tuning added: ``"bring"`` it whole, ``"drop"`` it,
+        added: what to do with a head that fine-tuning added: ``"bring"`` it whole, ``"drop"`` it,
             or ``"refuse"``.
-        rename: ``"ROLE:REGEX=TEXT"``, other names for a role's tensors, to pair them by.
+        rename: ``"ROLE:REGEX=TEXT"``, new names under which a role's tensors are paired.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
-        out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
+        out_dtype: such as ``"bfloat16"``; None keeps the dtype of each of the target's tensors.
         allow_nonfinite: let NaN, infinity and overflow through.
-        allow_unrelated: graft even where base and target have nothing to do with each other.
-        max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
-        threads: how many workers; None for one a processor.
+        allow_unrelated: graft even if base and target are unrelated.
+        max_shard_size: such as ``"5GB"``; None keeps the target's division into shards.
+        threads: number of workers; None for one per processor.
         device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
-            decide.
-        device_memory: the most that is allocated on a GPU.
-        overwrite: replace a folder of ours at `out`.
-        restart: discard what unfinished runs to `out` left, instead of going on from there.
-        stream: read models on the Hub there, instead of downloading them into its cache.
-        dry_run: plan and check, and write nothing.
-        progress: called with the bytes done and the bytes in all.
+            choose.
+        device_memory: the most memory to allocate on a GPU.
+        overwrite: replace a folder that diffxfer wrote at `out`.
+        restart: discard unfinished runs to `out` instead of resuming them.
+        stream: read models from the Hub without downloading them into its cache.
+        dry_run: plan and check only; write nothing.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
         What was done.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then, and the same call goes on
-            from what was done.
+        DiffxferError: for every known failure; nothing is at `out` then, and the same call resumes
+            the run.
 
     Example:
         >>> apply_diff("sft-diff", "llama-3.1", "llama-3.1-grafted")  # doctest: +SKIP
@@ -157,43 +157,43 @@ def transfer(
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Extract and graft in one pass: target + α·(finetuned − base), with no diff vector written.
+    """Extract and graft in one pass: target + α·(finetuned − base); writes no diff vector.
 
     Args:
         finetuned: the fine-tuned checkpoint: a folder, or a model on the Hub, ``"org/name"`` or
             ``"org/name@revision"``.
-        base: the checkpoint that it was made from, likewise.
-        target: the checkpoint to graft on, likewise.
-        out: the folder to make.
+        base: the checkpoint that finetuned was trained from, named the same way.
+        target: the checkpoint to graft onto, named the same way.
+        out: the folder to create.
         alpha: the scale of Δ; 0 copies the target.
-        alpha_for: patterns of the target's names with a scale of their own; the last match wins.
-        include: graft only tensors whose names one of these patterns matches; copy the others.
-        exclude: copy tensors whose names one of these patterns matches.
+        alpha_for: scales by pattern of the target's tensor names; the last match wins.
+        include: graft only tensors whose names match one of these patterns; copy the others.
+        exclude: copy tensors whose names match one of these patterns.
         allow_missing: tensors that a role may lack: the target's are copied, others dropped.
-        added: what becomes of a head that fine-tuning added: ``"bring"`` it whole, ``"drop"`` it,
+        added: what to do with a head that fine-tuning added: ``"bring"`` it whole, ``"drop"`` it,
             or ``"refuse"``.
-        rename: ``"ROLE:REGEX=TEXT"``, other names for a role's tensors, to pair them by.
+        rename: ``"ROLE:REGEX=TEXT"``, new names under which a role's tensors are paired.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
-        out_dtype: such as ``"bfloat16"``; None keeps the target's, tensor by tensor.
+        out_dtype: such as ``"bfloat16"``; None keeps the dtype of each of the target's tensors.
         allow_nonfinite: let NaN, infinity and overflow through.
-        allow_unrelated: graft even where base and target have nothing to do with each other.
-        max_shard_size: such as ``"5GB"``; None cuts shards as the target's are.
-        threads: how many workers; None for one a processor.
+        allow_unrelated: graft even if base and target are unrelated.
+        max_shard_size: such as ``"5GB"``; None keeps the target's division into shards.
+        threads: number of workers; None for one per processor.
         device: where the arithmetic runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to
-            decide.
-        device_memory: the most that is allocated on a GPU.
-        overwrite: replace a folder of ours at `out`.
-        restart: discard what unfinished runs to `out` left, instead of going on from there.
-        stream: read models on the Hub there, instead of downloading them into its cache.
-        dry_run: plan and check, and write nothing.
-        progress: called with the bytes done and the bytes in all.
+            choose.
+        device_memory: the most memory to allocate on a GPU.
+        overwrite: replace a folder that diffxfer wrote at `out`.
+        restart: discard unfinished runs to `out` instead of resuming them.
+        stream: read models from the Hub without downloading them into its cache.
+        dry_run: plan and check only; write nothing.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
         What was done.
 
     Raises:
-        DiffxferError: for every known failure; nothing is at `out` then, and the same call goes on
-            from what was done.
+        DiffxferError: for every known failure; nothing is at `out` then, and the same call resumes
+            the run.
 
     Example:
         >>> transfer("llama-3.0-sft", "llama-3.0", "llama-3.1", "grafted")  # doctest: +SKIP
@@ -221,7 +221,7 @@ def transfer(
 
 
 def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
-    """The target's name of every tensor of finetuned and base that has one."""
+    """The target's names of the tensors of finetuned and base, where it has them."""
     labels: dict[str, str] = {}
     target = shapes_of(roles["target"])
     for role in ("base", "finetuned"):
@@ -239,7 +239,7 @@ def _graft(
     diff: tuple[Path, Manifest] | None,
     warnings: Sequence[str] = (),
 ) -> Report:
-    """What `apply_diff` and `transfer` have in common; the last of the roles is the target."""
+    """The common part of `apply_diff` and `transfer`; the last of the roles is the target."""
     role, selection = roles[-1], options.selection
     target = role.checkpoint
     selection.refuse_unused(names_to_choose(source, role, labels))

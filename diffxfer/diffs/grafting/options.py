@@ -26,14 +26,14 @@ class GraftOptions:
 
     Attributes:
         selection: which tensors take part, and their scales.
-        added: what becomes of a head that fine-tuning added.
-        renames: other names for a role's tensors.
+        added: what to do with a head that fine-tuning added.
+        renames: new names under which a role's tensors are paired.
         vocab: how rows of tokens pair.
-        out_dtype: of the output, None for the target's.
-        allow_unrelated: graft whatever base and target have to do with each other.
-        command: those that shape the result, for manifest and card.
-        run: those that do not.
-        began: when the verb was called, by `time.perf_counter`.
+        out_dtype: the output's dtype, None for the target's.
+        allow_unrelated: graft even if base and target are unrelated.
+        command: the options that affect the result, for manifest and card.
+        run: the other options.
+        began: the `time.perf_counter` reading when the verb was called.
     """
 
     selection: Selection
@@ -48,7 +48,7 @@ class GraftOptions:
 
     @property
     def dtype(self) -> str | None:
-        """The output's, as safetensors names it; None for the target's."""
+        """The output's dtype, as safetensors names it; None for the target's."""
         return DTYPES.get(self.out_dtype or "")
 
 
@@ -75,10 +75,10 @@ def check_options(
     progress: Callable[[int, int], None] | None,
     roles: Sequence[str],
 ) -> GraftOptions:
-    """Check what `apply_diff` or `transfer` was given; `roles` have tensors that can be renamed.
+    """Check the arguments of `apply_diff` or `transfer`; `rename` may name only `roles`.
 
     Raises:
-        OptionError: for one that cannot mean anything.
+        OptionError: if a value is invalid.
     """
     began = time.perf_counter()
     if out_dtype is not None and out_dtype not in DTYPES:

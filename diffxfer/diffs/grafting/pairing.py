@@ -1,4 +1,4 @@
-"""Pairing a source of Δ with a target's tensors, its output head among them."""
+"""Pairing a source of Δ with the target's tensors, including its output head."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 
 def names_to_choose(source: Source, target: Role, labels: Mapping[str, str]) -> set[str]:
-    """What an option may speak of: the target's names, and those that it has no tensor for.
+    """The names that an option may match: the target's, and those of tensors that it lacks.
 
     Args:
-        source: where Δ comes from.
-        target: what it is grafted on.
-        labels: the target's names of tensors of other roles.
+        source: the source of Δ.
+        target: the target.
+        labels: the target's names of other roles' tensors.
     """
     match = source.match
     known = {*(d.name for d in match.differences), *match.kept, *match.left_out}
@@ -57,11 +57,11 @@ def names_to_choose(source: Source, target: Role, labels: Mapping[str, str]) -> 
 
 
 def label_source(source: Source, target: Checkpoint) -> dict[str, str]:
-    """The target's name of every tensor of a diff vector that has one.
+    """The target's names of a diff vector's tensors, where it has them.
 
     Args:
         source: the diff vector.
-        target: what it is to be grafted on.
+        target: the target.
     """
     match = source.match
     known = {d.name: d.shape for d in match.differences}
@@ -75,12 +75,12 @@ def label_source(source: Source, target: Checkpoint) -> dict[str, str]:
 def choose_added(
     source: Source, added: str, selection: Selection, labels: Mapping[str, str]
 ) -> None:
-    """Bring, drop or refuse the tensors that a diff vector has whole.
+    """Bring, drop or refuse the tensors that a diff vector stores whole.
 
     Args:
-        source: the diff vector; what is not brought is taken from it.
-        added: what the user chose.
-        selection: what else the user chose.
+        source: the diff vector; tensors that are not brought are removed from it.
+        added: the value of ``--added``.
+        selection: the tensors that the user selected.
         labels: the target's names of the diff vector's tensors.
     """
     match = source.match
@@ -102,11 +102,11 @@ def choose_added(
 
 
 def head_of_target(source: Source, target: Checkpoint) -> Head:
-    """What the target has for an output head, as far as a brought head leaves it.
+    """The target's output head; absent if it is tied and finetuned's head replaces it.
 
     Args:
-        source: where Δ and a head come from.
-        target: what it is grafted on.
+        source: the source of Δ and of the head.
+        target: the target.
     """
     head = find_head(target.tensors, target.config)
     brings = bool(source.match.added) and source.heads.get("finetuned") is HeadState.ABSENT
@@ -116,10 +116,10 @@ def head_of_target(source: Source, target: Checkpoint) -> Head:
 
 
 def other_fates(source: Source, role: Role) -> list[Fate]:
-    """What becomes of buffers, and of what finetuned brings.
+    """The fates of buffers and of the tensors that finetuned brings.
 
     Args:
-        source: where Δ comes from.
+        source: the source of Δ.
         role: the target.
     """
     own = {canonical(name) for name in role.buffers}
@@ -139,14 +139,14 @@ def target_side(target: Checkpoint, head: Head) -> Side:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What the tensors of a graft are made of.
+    """How the tensors of a graft are made.
 
     Attributes:
         role: the target, without the buffers of a head that is replaced.
-        head: what it has for an output head.
+        head: its output head.
         side: its tensors as they are matched.
-        match: which of them get a difference, and which are copies.
-        added: finetuned's tensors that are carried over.
+        match: which of them get a difference, and which are copied.
+        added: the tensors that finetuned brings.
     """
 
     role: Role
@@ -160,10 +160,10 @@ def match_output(source: Source, role: Role, selection: Selection, added: str) -
     """Pair the differences with the target's tensors.
 
     Args:
-        source: where Δ comes from.
+        source: the source of Δ.
         role: the target.
-        selection: what the user chose, by the target's names.
-        added: what becomes of what only finetuned has.
+        selection: the tensors that the user selected, by the target's names.
+        added: what to do with the tensors that only finetuned has.
 
     Raises:
         MatchError: as `match_roles`.
@@ -175,7 +175,7 @@ def match_output(source: Source, role: Role, selection: Selection, added: str) -
 
 
 def _without_replaced(role: Role, match: TargetMatch) -> Role:
-    """The target without the buffers of a head whose place another one takes."""
+    """The target without the buffers of a head that is replaced."""
     others = role.checkpoint.tensors.keys() - set(match.replaced)
     gone = find_added_buffers(role.buffers, match.replaced, others)
     match.fates += [Fate("dropped", n, role.buffers[n].elements, REPLACED) for n in sorted(gone)]
@@ -188,11 +188,11 @@ def match_roles(
     """Pair the differences with the target's tensors; see `ties` for the head.
 
     Args:
-        source: where Δ comes from.
+        source: the source of Δ.
         side: the target's tensors.
-        head: what the target has for an output head.
-        selection: what the user chose, by the target's names.
-        added: what becomes of what only finetuned has.
+        head: the target's output head.
+        selection: the tensors that the user selected, by the target's names.
+        added: what to do with the tensors that only finetuned has.
 
     Raises:
         MatchError: if names can be paired in two ways, or the target ties its head and finetuned
@@ -204,7 +204,7 @@ def match_roles(
     if head.state is HeadState.OWN and source.shared_head is not None:
         differences.append(source.shared_head)
     if head.state is HeadState.TIED:
-        # Finetuned's and base's heads were found to say nothing of their own, or are left out.
+        # The heads of finetuned and base equal their embeddings, or are left out.
         heads = {d.name: d.sources[0].elements for d in differences if is_head(d.name)}
         differences = [d for d in differences if d.name not in heads]
         left_out = left_out | heads
@@ -218,7 +218,7 @@ def match_roles(
         holders=tuple(source.entries),
     )
     match = match_target(differences, side, selection, given)
-    # What does not fit base has no difference: that it has none for the target is no news.
+    # A tensor that does not fit base has been reported already; do not report it again.
     told = {problem.name for problem in source.match.problems}
     match.problems = [problem for problem in match.problems if problem.name not in told]
     source.match.problems[:] = [_with_target(p, side) for p in source.match.problems]
@@ -226,7 +226,7 @@ def match_roles(
 
 
 def _with_target(problem: Problem, side: Side) -> Problem:
-    """A problem of finetuned and base, with the target among those that have the tensor."""
+    """A problem of finetuned and base; the target joins its holders if it has the tensor."""
     if not problem.holders or problem.name not in side.tensors:
         return problem
     holders = (*problem.holders, "target")
@@ -244,7 +244,7 @@ def _refuse_own_heads(source: Source, head: Head, selection: Selection) -> None:
 
 
 def count_tied_head(match: TargetMatch, head: Head, selection: Selection) -> list[str]:
-    """Count a head that the target keeps as a copy of its embedding; warn of idle options."""
+    """Count the target's tied head among the fates; warn if options on it have no effect."""
     if head.state is not HeadState.TIED or head.name is None or head.embedding is None:
         return []
     found = next((fate for fate in match.fates if fate.name == head.embedding), None)

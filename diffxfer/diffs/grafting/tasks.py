@@ -1,4 +1,4 @@
-"""From a matching to tasks: what is computed for every tensor of the graft."""
+"""Turning a matching into tasks: what is computed for each tensor of the graft."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def graft_tasks(
     selection: Selection,
     out_dtype: str | None,
 ) -> tuple[list[TensorTask], int | None]:
-    """One task a tensor of the target.
+    """One task per tensor of the target.
 
     Args:
-        source: where Δ comes from.
+        source: the source of Δ.
         output: which difference belongs to which tensor.
         pairing: how rows of tokens pair.
         selection: the scales.
         out_dtype: as safetensors names it, None to keep the target's.
 
     Returns:
-        The tasks, and the vocabulary's size if the embedding grows, or else that of Gemma 3n's
-        layers.
+        The tasks, and the new vocabulary size: the embedding's if it grows, else that of Gemma
+        3n's per-layer embedding if that grows, else None.
 
     Raises:
-        VocabularyError: if a tensor cannot have the rows that added tokens need, or may belong to
-            tokens that have moved.
+        VocabularyError: if a tensor lacks rows that added tokens need, or if its rows may belong
+            to tokens whose ids changed.
     """
     match = output.match
     if pairing is not None:
@@ -65,7 +65,8 @@ def graft_tasks(
         if difference.vocabulary and task.shape != spec.shape:
             grown[spec.name] = task.shape[0]
     _refuse_moved_head(source, output, pairing, tasks)
-    # The config's size is the embedding's; where no name tells which that is, any of them has it.
+    # The config states the embedding's size. If no name identifies the embedding, take the
+    # largest vocabulary tensor that grows.
     embedding = next((spec.name for _, spec in match.grafts if is_embedding(spec.name)), None)
     if embedding is None or embedding in grown:
         return tasks, grown.get(embedding or "", max(grown.values(), default=None))
@@ -102,7 +103,7 @@ def _refuse_short(
 def _refuse_moved_head(
     source: Source, output: Output, pairing: TargetPairing | None, tasks: Sequence[TensorTask]
 ) -> None:
-    """Refuse to bring rows of tokens, as a head for words has, to tokens with other ids."""
+    """Refuse to bring a tensor with rows of tokens if the target's ids or row count differ."""
     if not output.added:
         return
     by_name = {task.name: task for task in tasks}
@@ -141,7 +142,7 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
 
     Args:
         spec: the tensor.
-        out_dtype: what its elements become if they are floats, None to keep them.
+        out_dtype: the output's dtype if the tensor holds floats; None to keep the tensor's.
     """
     return TensorTask(
         name=spec.name,
@@ -157,15 +158,15 @@ def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
 def whole_model(
     tasks: Sequence[TensorTask], output: Output, out_dtype: str | None
 ) -> list[TensorTask]:
-    """The tasks of a whole model: the target's tensors as it stores them, and what is brought.
+    """The tasks of a whole model: the target's tensors as it stores them, and those brought.
 
     Args:
         tasks: one for every tensor that is grafted or copied, or none.
-        output: what there is beside them.
-        out_dtype: as safetensors names it, None to keep those of the target and of what is brought.
+        output: the matching, with the head, the buffers and the tensors that are brought.
+        out_dtype: as safetensors names it, None to keep each tensor's own.
 
     Raises:
-        MatchError: if what is brought has the name of another tensor.
+        MatchError: if a tensor that is brought has the name of another tensor.
     """
     if not tasks:
         return []
@@ -199,7 +200,7 @@ def whole_model(
 
 
 def _brought_names(output: Output, names: Callable[[str], str]) -> Iterator[tuple[TensorSpec, str]]:
-    """What the output calls the tensors that finetuned brings: they have the target's prefixes."""
+    """The tensors that finetuned brings, each with its output name under the target's prefix."""
     if not output.added:
         return
     ours = body_of(difference.name for difference, _ in output.match.grafts)
@@ -218,25 +219,25 @@ def _brought_names(output: Output, names: Callable[[str], str]) -> Iterator[tupl
 
 
 def _outer(ours: str, theirs: str) -> tuple[str, str]:
-    """The modules around two bodies: ``("", "thinker")`` of ``model`` and ``thinker.model``."""
+    """The modules that enclose two bodies: ``("", "thinker")`` for ``model``, ``thinker.model``."""
     one, other = ours.split("."), theirs.split(".")
     while one and other and one[-1] == other[-1]:
         one.pop()
         other.pop()
-    # Where only the bodies' own names differ, nothing is around them.
+    # If only the bodies' own names differ, no module encloses them.
     return (".".join(one), ".".join(other)) if len(one) != len(other) else ("", "")
 
 
 def _moved(name: str, old: str, new: str) -> str:
-    """A name within one module, within another one; "" is around every module."""
+    """Move a name from the module `old` to the module `new`; "" is the top level."""
     inner = name[len(old) + 1 :] if old else name
     return f"{new}.{inner}" if new else inner
 
 
 def _stored_names(output: Output) -> Callable[[str], str]:
-    """How the output calls a tensor: as the target does, without wrappers.
+    """A function that gives a tensor's output name: the target's name without wrappers.
 
-    Where the target has ``module.`` within a name and finetuned has not, it is a wrapper.
+    ``module.`` is a wrapper if the target has it in a name and finetuned does not.
     """
     wrapped = any(_wraps(spec.name, difference.name) for difference, spec in output.match.grafts)
     stored = output.role.stored
@@ -249,7 +250,7 @@ def _stored_names(output: Output) -> Callable[[str], str]:
 
 
 def _wraps(name: str, other: str) -> bool:
-    """Whether ``module.`` is a wrapper in a name, since another role's name is the same without."""
+    """Whether ``module.`` is a wrapper in a name: the other role's name is equal without it."""
     if name == other or "module." not in name or without_modules(name) == name:
         return False
     return without_modules(other) == other and canonical(name) == canonical(other)

@@ -1,1 +1,1 @@
-"""Floor 2: what a checkpoint or a diff vector is, and how two checkpoints differ."""
+"""Describing a checkpoint or a diff vector, and comparing two checkpoints."""

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TensorContrast:
-    """How one tensor of floats differs.
+    """How one float tensor differs.
 
     Attributes:
-        name: A's.
-        other_name: B's, which may have another prefix.
-        dtype: A's, as safetensors names it.
-        other_dtype: B's.
-        shape: of both.
-        unchanged: elements that are the same: bit for bit, or by value where dtypes differ.
-        measure: how much they differ; None where A or B has NaN or infinity.
+        name: A's name.
+        other_name: B's name, which may have a different prefix.
+        dtype: A's dtype, as safetensors names it.
+        other_dtype: B's dtype.
+        shape: the shape of both.
+        unchanged: number of equal elements: bit for bit, or by value if dtypes differ.
+        measure: how much they differ; None if A or B has NaN or infinity.
     """
 
     name: str
@@ -61,13 +61,13 @@ class TensorContrast:
 
 @dataclass(frozen=True, slots=True)
 class BytesContrast:
-    """How a tensor that is not of floats differs: its bytes alone are compared.
+    """How a non-float tensor differs: only its bytes are compared.
 
     Attributes:
-        name: A's.
-        dtype: of both.
+        name: A's name.
+        dtype: the dtype of both.
         size: in bytes.
-        unchanged: bytes that are the same.
+        unchanged: number of equal bytes.
     """
 
     name: str
@@ -78,12 +78,12 @@ class BytesContrast:
 
 @dataclass(frozen=True, slots=True)
 class Unlike:
-    """A tensor that cannot be compared, since A and B store other things under its name.
+    """A tensor that cannot be compared, because its shape or dtype differs in A and B.
 
     Attributes:
-        name: A's.
-        found: what A has, such as ``"BF16 (128256, 4096)"``.
-        other: what B has.
+        name: A's name.
+        found: dtype and shape in A, such as ``"BF16 (128256, 4096)"``.
+        other: dtype and shape in B.
     """
 
     name: str
@@ -98,14 +98,14 @@ class Comparison:
     Attributes:
         path: A.
         other: B.
-        norms: of all tensors of floats that have no NaN and no infinity.
-        cells: the same by layer and kind of module.
-        tensors: each tensor of floats that both have, in A's order.
+        norms: the measure over all float tensors without NaN or infinity.
+        cells: the same measure by layer and kind of module.
+        tensors: each float tensor that both have, in A's order.
         bytes_compared: each other tensor that both have.
-        unlike: tensors that both have in shapes or dtypes that cannot be compared.
+        unlike: tensors that both have, with shapes or dtypes that cannot be compared.
         only_in_path: tensors that B lacks.
         only_in_other: tensors that A lacks.
-        bytes_read: of both.
+        bytes_read: bytes of tensors read from both.
         elapsed_s: seconds from the call to the result.
         warnings: one line each.
     """
@@ -125,7 +125,7 @@ class Comparison:
 
     @property
     def nonfinite(self) -> tuple[str, ...]:
-        """The tensors that have NaN or infinity, and are in no norm but their own elements."""
+        """The tensors that have NaN or infinity, and so are left out of the norms."""
         return tuple(tensor.name for tensor in self.tensors if tensor.measure is None)
 
     def as_json(self) -> dict[str, Any]:
@@ -154,23 +154,23 @@ def compare_checkpoints(
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Say how two checkpoints, or two diff vectors, differ: B − A, tensor by tensor.
+    """Compare two checkpoints, or two diff vectors: B − A, tensor by tensor.
 
-    Nothing is refused for being different: what cannot be compared is listed.
+    No difference is an error: tensors that cannot be compared are listed.
 
     Args:
-        path: A, by whose names tensors go: a folder, or one on the Hub, ``"org/name"`` or
+        path: A, whose tensor names are used: a folder, or one on the Hub, ``"org/name"`` or
             ``"org/name@revision"``.
-        other: B, likewise.
+        other: B, named the same way.
         threads: how many workers; None for one a processor.
-        stream: read what is on the Hub there, instead of downloading it into its cache.
+        stream: read from the Hub without downloading into its cache.
         progress: called with the bytes done and the bytes in all.
 
     Returns:
         How they differ.
 
     Raises:
-        DiffxferError: if one of them is no checkpoint, is broken, or changes while it is read.
+        DiffxferError: if one is not a checkpoint, is broken, or changes while it is read.
 
     Example:
         >>> compare_checkpoints("llama-3.0", "llama-3.1").norms.cosine  # doctest: +SKIP
@@ -207,7 +207,7 @@ def compare_checkpoints(
 
 @dataclass(frozen=True, slots=True)
 class _Sorted:
-    """The tensors of A and B: pairs that are compared, by value or by byte, and all others."""
+    """The tensors of A and B: pairs to compare by value, pairs to compare by byte, and the rest."""
 
     floats: list[Pair]
     plain: list[Pair]
@@ -220,7 +220,7 @@ def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
     floats: list[Pair] = []
     plain: list[Pair] = []
     unlike: list[Pair] = []
-    # As they lie in the files, so that a disk is read from one end to the other.
+    # In file order, so that the disk is read sequentially.
     for spec in sorted(ours.tensors.values(), key=lambda spec: (spec.shard.path, spec.start)):
         if spec.name in names:
             pair = spec, theirs.tensors[names[spec.name]]
@@ -248,7 +248,7 @@ def _warnings(ours: Weights, theirs: Weights) -> Iterator[str]:
 def _pair(
     ours: Mapping[str, TensorSpec], theirs: Mapping[str, TensorSpec], warnings: list[str]
 ) -> dict[str, str]:
-    """B's name for each of A's that it has."""
+    """B's name of each of A's tensors that B has."""
     try:
         return pair_names(ours.keys(), theirs.keys(), ("A", "B"))
     except MatchError as exc:
@@ -263,7 +263,7 @@ def _task(pair: Pair) -> TensorTask:
 
 
 def _bytes_task(pair: Pair) -> TensorTask:
-    """Tensors of any dtype as bytes: some have less than a byte an element."""
+    """Compare tensors as bytes: some dtypes take less than a byte per element."""
     ours, theirs = (
         TensorSpec(spec.name, "U8", (spec.nbytes,), spec.start, spec.shard) for spec in pair
     )

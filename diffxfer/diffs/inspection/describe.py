@@ -1,4 +1,4 @@
-"""Saying what a folder of weights is, from headers, configs and the manifest alone."""
+"""Describing a folder of weights from headers, configs and the manifest alone."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class TensorGroup:
         pattern: their names with every number replaced by ``*``.
         dtype: as safetensors names it, such as ``"BF16"``.
         shape: one size a dimension.
-        tensors: how many.
-        parameters: how many elements they have in all.
+        tensors: number of tensors.
+        parameters: total number of elements.
     """
 
     pattern: str
@@ -51,31 +51,31 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a folder of weights is.
+    """The description of a folder of weights.
 
     Attributes:
-        path: the folder, or what it is called on the Hub.
-        kind: ``"checkpoint"``, or as its manifest has it ``"diff"``, ``"graft"`` or ``"tuned"``.
-        architecture: of its config, as transformers names it; of a diff vector, finetuned's.
-        quantized: how it is quantised, None if it does not look so.
-        tensors: how many.
-        parameters: their elements.
-        dtypes: the elements of each dtype, the most first.
+        path: the folder, or its id on the Hub.
+        kind: ``"checkpoint"``, or from its manifest ``"diff"``, ``"graft"`` or ``"tuned"``.
+        architecture: the architecture in its config; for a diff vector, finetuned's.
+        quantized: the quantisation method, None if it does not look quantised.
+        tensors: number of tensors.
+        parameters: number of elements.
+        dtypes: number of elements by dtype, the largest first.
         groups: the tensors, grouped.
         shards: the size of each safetensors file in bytes.
-        companions: files beside the weights that a graft of it would carry.
-        other_files: what else there is.
-        sources: what it was made from, by role; empty where there is no manifest.
-        options: the options that shaped it, with the verb.
-        written_by: the version of diffxfer that did, None if it was not diffxfer.
-        integers: of a diff vector, finetuned's tensors that have no difference, being integers.
-        left_out: of a diff vector, finetuned's tensors that the user left out.
-        added_tensors: of a diff vector, finetuned's tensors that base lacks, which it has whole.
-        inexact: of a diff vector, elements that base + Δ does not give back bit for bit.
-        norms: of a diff vector, how large it is in all.
-        cells: of a diff vector, how large it is by layer and kind of module.
+        companions: companions that a graft of it would copy.
+        other_files: all other files.
+        sources: its sources by role; empty if there is no manifest.
+        options: the options that affect the result, with the verb.
+        written_by: the version of diffxfer that wrote it, None if diffxfer did not.
+        integers: for a diff vector, finetuned's integer tensors, which have no difference.
+        left_out: for a diff vector, finetuned's tensors that the user left out.
+        added_tensors: for a diff vector, finetuned's tensors that base lacks, stored whole.
+        inexact: for a diff vector, number of elements that base + Δ does not give back bit for bit.
+        norms: for a diff vector, its size over all tensors.
+        cells: for a diff vector, its size by layer and kind of module.
         warnings: one line each.
-        findings: where its files contradict each other.
+        findings: contradictions between its files.
     """
 
     path: Path
@@ -116,14 +116,14 @@ class Inspection:
 
 
 def inspect_checkpoint(path: Path | str) -> Inspection:
-    """Say what a checkpoint or a diff vector is; no weights are read.
+    """Describe a checkpoint or a diff vector without reading its weights.
 
     Args:
         path: a model of any origin, or a diff vector: a folder, or one on the Hub, ``"org/name"``
             or ``"org/name@revision"``.
 
     Returns:
-        What it is.
+        Its description.
 
     Raises:
         DiffxferError: if it has no weights in safetensors files, or a file in it is broken.
@@ -222,7 +222,7 @@ def _inexact(manifest: Manifest) -> int:
 
 
 def _warnings(manifest: Manifest, weights: Weights) -> Iterator[str]:
-    """Where the shards are not those that the manifest was written for."""
+    """Warn if the shards are not those that the manifest was written for."""
     for shard in weights.shards:
         known = manifest.shards.get(shard.path.name)
         if known is None or (known.size, known.header_xxh3) != (shard.size, shard.header_hash):

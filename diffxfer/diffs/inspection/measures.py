@@ -1,4 +1,4 @@
-"""How much tensors differ, and how that adds up over many of them."""
+"""Measures of how much tensors differ, and their totals over many tensors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Measure:
     """How much some tensors differ.
 
     Attributes:
-        tensors: how many.
-        parameters: their elements.
-        delta: ‖Δ‖₂, Δ being finetuned − base, or B − A where A and B are compared.
+        tensors: number of tensors.
+        parameters: number of elements.
+        delta: ‖Δ‖₂, where Δ is finetuned − base, or B − A if A and B are compared.
         base: ‖base‖₂, or ‖A‖₂.
-        unchanged: elements that are the same in both; None where that was not counted.
+        unchanged: number of equal elements; None if they were not counted.
         other: ‖B‖₂; None for a diff vector, which does not know ‖finetuned‖.
     """
 
@@ -34,31 +34,31 @@ class Measure:
 
     @property
     def ratio(self) -> float:
-        """‖Δ‖ / ‖base‖; infinite where only base is zero."""
+        """‖Δ‖ / ‖base‖; infinite if only base is zero."""
         if self.base:
             return self.delta / self.base
         return math.inf if self.delta else 0.0
 
     @property
     def cosine(self) -> float | None:
-        """Of the angle between A and B; None where one is zero or ‖B‖ is not known."""
+        """The cosine of the angle between A and B; None if one is zero or ‖B‖ is not known."""
         if not self.base or not self.other:
             return None
-        # 1 − cos = (‖Δ‖² − (‖A‖ − ‖B‖)²) / 2‖A‖‖B‖ loses nothing where they are nearly the same,
-        # as A·B would; the factors are divided first, since squares may overflow.
+        # 1 − cos = (‖Δ‖² − (‖A‖ − ‖B‖)²) / 2‖A‖‖B‖ keeps its precision if A and B are nearly
+        # equal, unlike A·B. The factors are divided first, since squares may overflow.
         apart = abs(self.base - self.other)
         product = (self.delta - apart) / self.base * ((self.delta + apart) / self.other)
         return min(1.0, max(-1.0, 1.0 - product / 2))
 
     @property
     def unchanged_share(self) -> float | None:
-        """The share of elements that are the same; None where that is not known."""
+        """The share of equal elements; None if it is not known."""
         if self.unchanged is None or not self.parameters:
             return None
         return self.unchanged / self.parameters
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has; what is infinite is null."""
+        """The fields as JSON values; infinity becomes null."""
         found: dict[str, Any] = {
             "tensors": self.tensors,
             "parameters": self.parameters,
@@ -77,7 +77,7 @@ class Cell:
     """The tensors of one place in a model: one kind of module in one layer.
 
     Attributes:
-        place: which.
+        place: the layer and kind of module.
         measure: how much they differ.
     """
 
@@ -97,10 +97,10 @@ class Cell:
 
 
 def total(measures: Iterable[Measure]) -> Measure:
-    """How much tensors differ in all.
+    """The total of several measures.
 
     Args:
-        measures: parts that have no tensor in common.
+        measures: measures of disjoint sets of tensors.
     """
     parts = list(measures)
     unchanged = [part.unchanged for part in parts if part.unchanged is not None]
@@ -116,13 +116,13 @@ def total(measures: Iterable[Measure]) -> Measure:
 
 
 def cells(measures: Iterable[tuple[Place, Measure]]) -> tuple[Cell, ...]:
-    """Put together what stands in one place.
+    """Group measures by place.
 
     Args:
-        measures: of single tensors, each with its place.
+        measures: measures of single tensors, each with its place.
 
     Returns:
-        One cell a place, in the order of stacks and layers; those outside of any come first.
+        One cell per place, in the order of stacks and layers; places outside any stack come first.
     """
     found: dict[Place, list[Measure]] = {}
     for place, measure in measures:

@@ -1,7 +1,7 @@
-"""Where tensors stand in a model, by their names alone: which layer, and which kind of module.
+"""The place of tensors in a model, by their names alone: layer and kind of module.
 
-No table of architectures: the first number in a name that a module follows is a layer's, and a
-module is called by as much of the end of its name as tells it from the others of its layer.
+There is no table of architectures. The first number in a name that is followed by a module is the
+layer's. A module's kind is the shortest end of its name that is unique in its layer.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _HEAD = re.compile(r"(?:^|_)head(?:_|$)|^embed_out$")
 _SUFFIX = re.compile(r"_proj(?:ection)?$")
 _PARAMETERS = frozenset({"weight", "bias"})
 _DEEPEST = 16
-"""So many parts of a name are tried to tell it from the others; beyond, it is called by all."""
+"""The most parts of a name to try as its kind; beyond that, the kind is the whole name."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a tensor stands.
+    """The place of a tensor.
 
     Attributes:
-        stack: what the layers are called that it is in one of, such as ``"layers"`` or
-            ``"vision_tower.encoder.layers"``; empty outside of any.
-        layer: which of them, −1 outside of any.
-        kind: what kind of module it belongs to, such as ``"q"``, ``"norms"`` or ``"embedding"``.
+        stack: the name of its stack of layers, such as ``"layers"`` or
+            ``"vision_tower.encoder.layers"``; empty outside any stack.
+        layer: the layer's number in the stack, −1 outside any stack.
+        kind: the kind of its module, such as ``"q"``, ``"norms"`` or ``"embedding"``.
     """
 
     stack: str
@@ -43,10 +43,10 @@ class Place:
 
 
 def places(names: Iterable[str]) -> dict[str, Place]:
-    """Where each of a model's tensors stands.
+    """The place of each of a model's tensors.
 
     Args:
-        names: all of them, as they are on disk.
+        names: all names on disk.
     """
     found = {name: _split(canonical(name).split(".")) for name in names}
     modules: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
@@ -60,11 +60,11 @@ def places(names: Iterable[str]) -> dict[str, Place]:
 
 
 def _split(parts: list[str]) -> tuple[str, int, tuple[str, ...]]:
-    """A name as stack, layer and module, without numbers and without the parameter's own name."""
+    """Split a name into stack, layer and module, without numbers and the parameter's name."""
     module = parts[:-1] if parts[-1] in _PARAMETERS and len(parts) > 1 else parts
     for at, part in enumerate(module[:-1]):
         if part.isdecimal() and (stack := ".".join(parts[:at])):
-            # A longer number is no layer's, and int() would take its time over it.
+            # A longer number is not a layer's, and int() would be slow.
             return stack, int(part[-9:]), _named(module[at + 1 :])
     return "", -1, _named(module)
 
@@ -74,7 +74,7 @@ def _named(parts: list[str]) -> tuple[str, ...]:
 
 
 def _kinds(modules: set[tuple[str, ...]], *, in_layer: bool) -> dict[tuple[str, ...], str]:
-    """What each module of a layer is called, so that no two that differ have one name."""
+    """The kind of each module of a layer; different modules get different kinds."""
     kinds = {module: _known(module, in_layer=in_layer) for module in modules}
     rest = [module for module, kind in kinds.items() if not kind]
     ends: defaultdict[tuple[str, ...], int] = defaultdict(int)
@@ -87,12 +87,12 @@ def _kinds(modules: set[tuple[str, ...]], *, in_layer: bool) -> dict[tuple[str, 
         kinds[module] = ".".join(module[-count:])
     short = {module: _SUFFIX.sub("", kinds[module]) for module in rest if "." not in kinds[module]}
     counts = Counter([*kinds.values(), *short.values()])
-    # `gate_proj` beside a router that is called `gate` keeps its whole name.
+    # `gate_proj` keeps its whole name if a router in the layer is called `gate`.
     return kinds | {module: name for module, name in short.items() if counts[name] == 1 and name}
 
 
 def _known(module: tuple[str, ...], *, in_layer: bool) -> str:
-    """Kinds that gather modules of several names; empty for a module that stands for itself."""
+    """The kind that collects modules of several names; empty for any other module."""
     if any(map(_EXPERT.search, module)):
         return "experts"
     if any(map(_NORM.search, module)):

@@ -1,4 +1,4 @@
-"""Telling one job from another, so that no run goes on from what another one did."""
+"""Fingerprints of jobs, so that a run resumes only its own job."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def fingerprint(
     plan: Plan, files: Mapping[str, bytes | Path], described: tuple[object, ...]
 ) -> str:
-    """What stands for all that has a part in a byte of a result: 32 hexadecimal digits.
+    """A hash of everything that the bytes of the result depend on: 32 hexadecimal digits.
 
-    Versions and inputs are in it too; the device and how many threads there are have no part.
+    It covers versions and inputs, but not the device or the number of threads.
 
     Args:
-        plan: what is done.
-        files: companions by name, new bytes or a file to copy.
+        plan: the work.
+        files: companions by name, each as new bytes or as a file to copy.
         described: the verb, its options and its sources, as values with a `repr`.
     """
     digest = xxhash.xxh3_128()
@@ -36,7 +36,7 @@ def fingerprint(
 
     take(version("diffxfer"), version("torch"), BLOCK_ELEMENTS)
     take(*described)
-    # A file is known by inode, size and time: after a reboot its disk may have another number.
+    # Inode, size and mtime identify a file; its device number may change after a reboot.
     inputs = {shard.path: number for number, shard in enumerate(plan.inputs)}
     take([shard.identity[1:] for shard in plan.inputs])
     for name, content in sorted(files.items()):

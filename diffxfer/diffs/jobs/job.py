@@ -1,4 +1,4 @@
-"""What the verbs have in common once they know what to do: plan, check, run, publish."""
+"""The common part of all verbs: plan a job, check it, run it, publish the result."""
 
 from __future__ import annotations
 
@@ -51,32 +51,32 @@ if TYPE_CHECKING:
         [Manifest, Mapping[str, TensorResult], Mapping[str, str]],
         tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]],
     ]
-    """Completes a manifest, from results by name and checksums of what was only read; gives its
-    tensors, made as they are asked for, and files that only the results allow."""
+    """Completes a manifest from the results by name and the checksums of tensors that were only
+    read. Returns the manifest, a lazy iterable of its tensors, and files made from the results."""
 
 README = "README.md"
 _JOURNAL_SHARE = 2048
-"""A journal takes some hundred bytes for every half MiB that is written."""
+"""A journal takes a few hundred bytes for every half MiB that is written."""
 
 _KINDS: Mapping[str, Literal["diff", "tuned"]] = {"extract": "diff", "tune": "tuned"}
-"""What a verb makes, if not a graft."""
+"""The kind of folder that a verb writes, if not a graft."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a job is run; only `max_shard_bytes` and `allow_nonfinite` can shape the result.
+    """How a job is run; only `max_shard_bytes` and `allow_nonfinite` can affect the result.
 
     Attributes:
-        threads: how many workers, None for one a processor.
+        threads: number of workers, None for one per processor.
         device: where the arithmetic runs, or ``"auto"``.
-        device_memory: the most bytes that are allocated on a GPU.
+        device_memory: the most bytes to allocate on a GPU.
         allow_nonfinite: let NaN, infinity and overflow through.
-        max_shard_bytes: the size at which shards are cut, None to cut as the input is.
-        overwrite: replace a folder of ours at the output.
-        restart: discard what unfinished runs left.
-        dry_run: plan and check, and write nothing.
-        progress: called with the bytes done and the bytes in all.
-        stream: read what is on the Hub there, instead of downloading it.
+        max_shard_bytes: the most bytes per shard, None to keep the input's division into shards.
+        overwrite: replace a folder that diffxfer wrote at the output.
+        restart: discard unfinished runs.
+        dry_run: plan and check only; write nothing.
+        progress: called with the bytes done and the total bytes.
+        stream: read models from the Hub without downloading them.
     """
 
     threads: int | None = None
@@ -94,7 +94,7 @@ class RunOptions:
 def nothing_more(
     manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
 ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
-    """The `Finish` of a job whose manifest has only the checksums of its tensors."""
+    """The `Finish` of a job whose manifest records only checksums of its tensors."""
     del silent
     tensors = ((name, TensorEntry(checksum=result.checksum)) for name, result in results.items())
     return manifest, tensors, {}
@@ -102,30 +102,29 @@ def nothing_more(
 
 @dataclass(slots=True)
 class Job:
-    """A verb's work, made out.
+    """The work of a verb, before it is planned.
 
     Attributes:
         verb: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
-        out: where the folder is to appear.
-        tasks: one a tensor, its shard named as the input's; the list is emptied when they are
-            planned.
+        out: the output folder.
+        tasks: one per tensor, with the input's shard name; planning empties the list.
         inputs: every file that is read.
         indexed: whether an index is written even for one shard.
-        files: companions by name, new bytes or a file to copy.
-        command: the options that shaped the result, for manifest and card.
+        files: companions by name, each as new bytes or as a file to copy.
+        command: the options that affect the result, for manifest and card.
         sources: the inputs by role.
-        fates: what becomes of every tensor.
-        problems: tensors that fit nowhere.
-        finish: completes the manifest, and gives files that only the results allow.
+        fates: the fate of every tensor.
+        problems: tensors that cannot be matched.
+        finish: completes the manifest and makes files from the results.
         vocabulary: how rows of tokens were paired.
         added_tokens: tokens that finetuned added.
         dropped_tokens: tokens whose difference is dropped.
-        left_out: files that are not carried.
+        left_out: files that are not copied.
         warnings: what a user should know.
-        notes: what a user may want to know, a line each.
-        began: when the verb was called, by `time.perf_counter`.
-        relations: how the models relate that were compared.
-        identities: of the files to copy, as they were when the job was planned.
+        notes: what a user may want to know, one line each.
+        began: the `time.perf_counter` reading when the verb was called.
+        relations: how the compared models relate.
+        identities: the identities of the files to copy, recorded when the job was planned.
     """
 
     verb: str
@@ -151,17 +150,17 @@ class Job:
 
 
 def do(job: Job, options: RunOptions) -> Report:
-    """Run a job from its plan to the folder, or only plan it.
+    """Plan a job, run it and publish the folder; a dry run stops after the plan.
 
     Args:
-        job: what to do.
-        options: how.
+        job: the work.
+        options: how to run it.
 
     Returns:
         What was done.
 
     Raises:
-        MatchError: if tensors fit nowhere, unless it is a dry run.
+        MatchError: if tensors cannot be matched, unless it is a dry run.
         DiffxferError: for every other known failure; nothing is at the output then.
     """
     job.identities = {
@@ -175,7 +174,7 @@ def do(job: Job, options: RunOptions) -> Report:
     if refused and not options.dry_run:
         raise refusal(refused)
     plan = make_plan(cut_shards(job.tasks, options.max_shard_bytes), job.inputs)
-    job.tasks.clear()  # the plan has them, each with its place
+    job.tasks.clear()  # the plan holds its own copies, with their places
     choice = choose_device(options.device, plan, options.threads or default_threads())
     free = free_bytes(job.out)
     read = [] if options.stream else [spec.shard for task in plan.tasks for spec in task.inputs]
@@ -221,7 +220,7 @@ def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
 
 
 def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
-    """The checksums of tensors that were only read, by the name of their task."""
+    """The checksums of tensors that were only read, by task name."""
     return {
         task.name: result.checksum
         for task, result in zip(plan.tasks, results, strict=True)
@@ -230,7 +229,7 @@ def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
 
 
 def _needed(job: Job, plan: Plan) -> int:
-    """How much disk a job takes: shards, companions, and the journal while it runs."""
+    """The disk space of a job in bytes: shards, companions, and the journal while it runs."""
     companions = sum(
         len(content) if isinstance(content, bytes) else content.stat().st_size
         for content in job.files.values()
@@ -245,7 +244,7 @@ def _write_rest(
     results: Mapping[str, TensorResult],
     silent: Mapping[str, str],
 ) -> None:
-    """Index, companions, card and manifest, in this order: the manifest names the others."""
+    """Write index, companions, card and manifest; the manifest names the others, so it is last."""
     files: dict[str, bytes | Path] = dict(job.files)
     names = names_like(plan.layouts)
     if job.indexed or len(plan.layouts) > 1 or names.single not in plan.layouts:
@@ -268,7 +267,7 @@ def _write_rest(
 
 
 def _unchanged(job: Job, name: str, path: Path) -> bytes:
-    """The bytes of a companion, which must be the file that the plan was made from."""
+    """The bytes of a companion, which must not have changed since the job was planned."""
     data = read_bytes(path)
     if stat_identity(path.stat()) != job.identities[name]:
         raise InputChangedError(

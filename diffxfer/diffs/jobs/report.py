@@ -1,4 +1,4 @@
-"""What a verb tells its caller."""
+"""The report that a verb returns to its caller."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class FateGroup:
-    """Tensors of one fate whose names differ only in numbers.
+    """Tensors with the same fate whose names differ only in numbers.
 
     Attributes:
         kind: ``"grafted"``, ``"brought"``, ``"copied"``, ``"dropped"``, ``"extracted"``,
@@ -40,7 +40,7 @@ class FateGroup:
         pattern: their names with every number replaced by ``*``.
         tensors: how many.
         parameters: how many elements they have in all.
-        why: the reason, empty where it is the ordinary one.
+        why: the reason, empty in the ordinary case.
     """
 
     kind: str
@@ -52,33 +52,33 @@ class FateGroup:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was done, or with `dry_run` what would be.
+    """What was done, or with `dry_run` what would be done.
 
     Attributes:
         command: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
         output: the folder.
-        written: whether it is there now.
-        tensors: how many tensors had each fate: grafted, brought, copied, dropped, extracted,
-            kept, left out, refused.
-        parameters: how many elements those have.
+        written: whether the folder was written.
+        tensors: number of tensors by fate: grafted, brought, copied, dropped, extracted, kept,
+            left out, refused.
+        parameters: number of elements by fate.
         plan: the fates, grouped.
-        refused: tensors that fit nowhere; only a dry run gets this far with any.
-        bytes_to_read: of tensors.
-        bytes_to_write: of shards.
-        bytes_to_fetch: of models on the Hub, what was not in its cache when the run began.
-        resumed_bytes: of both, what an earlier run had done and this one did not do again.
-        free_bytes: on the output's disk, before.
+        refused: tensors that cannot be matched; empty unless it was a dry run.
+        bytes_to_read: bytes of the tensors to read.
+        bytes_to_write: bytes of the shards to write.
+        bytes_to_fetch: bytes of models on the Hub that were not cached when the run began.
+        resumed_bytes: bytes read and written by an earlier run that this one resumed.
+        free_bytes: free space on the output's disk before the run.
         elapsed_s: seconds from the call to the result.
-        device: where the arithmetic ran, or would.
-        device_why: the reason, where that was left to be decided.
+        device: where the arithmetic ran, or would run.
+        device_why: why that device was chosen, if diffxfer chose it.
         vocabulary: how rows of tokens were paired: ``"ids"``, ``"tokens"`` or ``"rows"``.
-        added_tokens: tokens that finetuned added and the output has now.
+        added_tokens: tokens that finetuned added and the output now has.
         dropped_tokens: tokens whose difference was dropped.
-        inexact: by tensor, the elements of finetuned that base and Δ do not give back exactly.
+        inexact: number of elements of finetuned, by tensor, that base + Δ does not give back.
         left_out: files of the inputs that the output does not have.
-        relations: how the models relate that were compared, by sampled elements.
+        relations: how the compared models relate, by sampled elements.
         warnings: one line each.
-        notes: what became of tensors that are no ordinary ones, and of names; one line each.
+        notes: remarks on unusual tensors and on names; one line each.
     """
 
     command: str
@@ -106,14 +106,14 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
+        """The report as JSON values."""
         from dataclasses import asdict
 
         return {**asdict(self), "output": str(self.output)}
 
 
 def group_fates(fates: Iterable[Fate]) -> tuple[FateGroup, ...]:
-    """Put together fates that differ only in numbers within names, in the order of their kinds."""
+    """Group fates whose names differ only in numbers, in the order of their kinds."""
     tensors: Counter[tuple[str, str, str]] = Counter()
     parameters: Counter[tuple[str, str, str]] = Counter()
     for fate in fates:
@@ -138,16 +138,16 @@ def count_fates(groups: Iterable[FateGroup]) -> tuple[dict[str, int], dict[str, 
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few of some names, and how many more there are."""
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
 
 def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:
-    """What does not reach the output, for a user who allowed it or could not know.
+    """Warnings of tokens and tensors that do not reach the output, one line each.
 
     Args:
-        fates: what becomes of every tensor.
+        fates: the fate of every tensor.
         dropped_tokens: tokens whose difference is dropped.
     """
     lost = {
@@ -162,10 +162,10 @@ def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:
 
 
 def remarks(fates: Sequence[Fate]) -> list[str]:
-    """What became of tensors that are no ordinary weights, a line for each kind.
+    """Remarks on the fates of unusual tensors, one line per kind.
 
     Args:
-        fates: what becomes of every tensor.
+        fates: the fate of every tensor.
     """
     found = {
         (kind, why): [fate.name for fate in fates if (fate.kind, fate.why) == (kind, why)]

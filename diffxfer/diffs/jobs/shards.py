@@ -1,4 +1,4 @@
-"""How an output is cut into shards."""
+"""Cutting an output into shards."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _UNITS = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def cut_shards(tasks: Sequence[TensorTask], max_shard_bytes: int | None) -> list[TensorTask]:
-    """Assign the tensors to shards of a certain size, in the order in which they are.
+    """Assign the tensors to shards of limited size, in order.
 
     Args:
-        tasks: their shards are those of an input.
-        max_shard_bytes: the most that the tensors of a shard take, unless there is only one; None
-            to leave them as they are.
+        tasks: the tasks, with shard names of an input.
+        max_shard_bytes: the most bytes of tensors in a shard, except that a larger tensor has a
+            shard to itself; None to keep the input's shards.
     """
     if max_shard_bytes is None:
         return list(tasks)
@@ -44,14 +44,14 @@ def cut_shards(tasks: Sequence[TensorTask], max_shard_bytes: int | None) -> list
 
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:
-    """A number of bytes such as ``5GB`` or ``500MB``; a GB is 10⁹, as on the Hub.
+    """Parse a number of bytes such as ``5GB`` or ``500MB``; a GB is 10⁹ bytes, as on the Hub.
 
     Args:
-        text: what was given.
-        option: for what.
+        text: the text.
+        option: the option that it was given to, for the message.
 
     Raises:
-        OptionError: if it is none.
+        OptionError: if it is not a size.
     """
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])B?|B)\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[(found[2] or "B").upper()]) if found else 0

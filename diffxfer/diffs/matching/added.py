@@ -1,7 +1,7 @@
-"""What fine-tuning added to a model: a task head, which has no counterpart in base.
+"""Task heads: tensors that fine-tuning added and that have no counterpart in base.
 
-It has no difference either: it is carried over whole, or not at all, as the user says. Where it is
-carried over, it takes the place of the head that only base and target have.
+They have no difference. The user decides whether they are brought whole or dropped. A head that is
+brought replaces the head that only base and target have.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 CHOICES = ("refuse", "bring", "drop")
-"""What can be done with what only finetuned has; the first is the default."""
+"""What can be done with tensors that only finetuned has; the first is the default."""
 
 
 def check_added(choice: str) -> None:
-    """Refuse what `--added` cannot be.
+    """Refuse an unknown value of `--added`.
 
     Raises:
-        OptionError: for anything but one of `CHOICES`.
+        OptionError: if it is not one of `CHOICES`.
     """
     if choice not in CHOICES:
         raise OptionError("--added", f"{choice!r} is unknown", f"use one of {', '.join(CHOICES)}")
@@ -37,18 +37,21 @@ def check_added(choice: str) -> None:
 def find_added(
     lonely: Collection[str], paired: Collection[str], base: Collection[str]
 ) -> frozenset[str]:
-    """Which of the tensors that only finetuned has may be a head: modules that base has not.
+    """The tensors that only finetuned has and that may be a head: modules that base lacks.
 
-    A tensor in one of base's layers, or in a module that base has with other tensors, is none:
-    there, finetuned and base are different architectures. Nor is an embedding of tokens, or what
-    stands in the body without a head's name: base lacks a part. Nor is a head for words that base
-    has under another prefix, or may tie to its embedding. Where no layer has a counterpart, the
-    names are others, and nothing tells a head.
+    These are not heads:
+
+    - a tensor in one of base's layers, or in a module that base has with other tensors:
+      finetuned and base then differ in architecture;
+    - a token embedding, or a tensor in the body without a head's name: base lacks a part;
+    - a language-model head that base has under another prefix, or may tie to its embedding.
+
+    If no layer has a counterpart, the naming differs and no head can be recognised.
 
     Args:
         lonely: names that only finetuned has.
         paired: its other names.
-        base: every name that base has, under finetuned's names where it has a counterpart.
+        base: every name in base, under finetuned's name where it has a counterpart.
     """
     if not lonely or not any(map(is_in_block, paired)):
         return frozenset()
@@ -68,17 +71,17 @@ def find_added(
 
 
 def _end(name: str) -> str:
-    """A tensor's name within its module, with the module's own: ``lm_head.weight``."""
+    """The last two parts of a name, the module's and the tensor's: ``lm_head.weight``."""
     return ".".join(name.split(".")[-2:])
 
 
 def known_heads(
     addable: Collection[str], paired: Collection[str], lonely: Collection[str]
 ) -> frozenset[str]:
-    """Those of finetuned's heads that are told by their names, and are not a tower's own.
+    """The added heads that have a head's name and do not belong to a tower.
 
     Args:
-        addable: what `find_added` found.
+        addable: the names that `find_added` found.
         paired: the names that base has too.
         lonely: finetuned's other names.
     """
@@ -89,16 +92,16 @@ def known_heads(
 def find_replaced(
     lonely: Collection[str], paired: Collection[str], *, keeps_words: bool
 ) -> frozenset[str]:
-    """Which tensors without a counterpart are the head whose place an added one takes.
+    """The tensors without a counterpart that form the head that an added head replaces.
 
-    What is beside the body may have any name, unless the model has other parts there, such as a
-    vision tower with its projector: then only a known name tells a head.
+    A head beside the body may have any name, unless the model has other parts there, such as a
+    vision tower with its projector; then only a known name identifies a head.
 
     Args:
-        lonely: names of base, or of the target, that finetuned has no counterpart for.
+        lonely: names of base or of the target without a counterpart in finetuned.
         paired: its other names.
-        keeps_words: whether finetuned has a head for words beside the added one, so that it must
-            not be lost.
+        keeps_words: whether finetuned has a language-model head besides the added one, so that
+            the language-model head must not be replaced.
     """
     if not lonely:
         return frozenset()
@@ -116,19 +119,19 @@ def find_replaced(
 
 
 def _is_beside(name: str, tops: Collection[str]) -> bool:
-    """Whether a tensor is in no module that has a part in what the roles share."""
+    """Whether none of a tensor's modules holds tensors that the roles share."""
     return name.partition(".")[0] not in tops and not is_known_vocabulary(name)
 
 
 def find_added_buffers(
     buffers: Collection[str], added: Collection[str], others: Collection[str]
 ) -> frozenset[str]:
-    """Which buffers belong to what finetuned brings, as a normalization's statistics do.
+    """The buffers that belong to tensors that finetuned brings, such as a BatchNorm's statistics.
 
     Args:
-        buffers: names of finetuned's.
+        buffers: names of finetuned's buffers.
         added: names of the tensors that it brings.
-        others: names of its other tensors, whose modules are no part of what it brings.
+        others: names of its other tensors; buffers in their modules are not brought.
     """
     inner = {module for name in others for module in _modules_of(name)}
     new = {module for name in added for module in _modules_of(name)} - inner
@@ -136,6 +139,6 @@ def find_added_buffers(
 
 
 def _modules_of(name: str) -> list[str]:
-    """The modules around a tensor, each within the one before it."""
+    """The modules that enclose a tensor, outermost first."""
     segments = name.split(".")
     return [".".join(segments[:count]) for count in range(1, len(segments))]

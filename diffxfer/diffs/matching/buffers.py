@@ -1,8 +1,8 @@
-"""Tensors that are no weights: what a module computes with, but no training changes by gradient.
+"""Buffers: stored tensors that are not weights, because no gradient changes them.
 
-Rotary frequencies, causal masks, position ids, and the counters and statistics of BatchNorm. Some
-versions of a library store them and others do not; their values follow from the config, or belong
-to the data that a model saw. A graft keeps the target's.
+Examples are rotary frequencies, causal masks, position ids, and the counters and statistics of
+BatchNorm. Some versions of a library store them and others do not. Their values follow from the
+config or from the training data. A graft keeps the target's.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _ENDS = (
     *("freq", "cached", "freqs", "bias", "running_mean", "running_var", "tracked", "n_averaged"),
     *("ids", "index", "mask"),
 )
-"""How every name ends that is looked at: most are no buffers, and told apart faster by this."""
+"""The endings of all buffer names: a fast test, since most tensors are not buffers."""
 _NAMES = re.compile(
     r"(?:^|\.)(?:inv_freq|original_inv_freq|cos_cached|sin_cached|rope\.freqs|masked_bias"
     r"|running_mean|running_var|num_batches_tracked|n_averaged)$"
 )
-# The same names are used for trained embeddings of positions, which are floats.
+# Trained position embeddings have the same names, but are floats.
 _INTEGER_NAMES = re.compile(
     r"(?:^|\.)(?:position_ids|token_type_ids|relative_position_index|num_batches_tracked)$"
 )
@@ -51,9 +51,9 @@ def is_buffer(name: str, spec: TensorSpec) -> bool:
 
 
 def _is_mask(spec: TensorSpec) -> bool:
-    """Whether a shape is ``(1, 1, length, length)``, or ``(length, length)`` of no floats.
+    """Whether the shape is ``(1, 1, length, length)``, or ``(length, length)`` without floats.
 
-    A bias of attention that is trained has one dimension, or one that is no square of positions.
+    A trained attention bias has one dimension, or is not square.
     """
     shape = spec.shape
     if len(shape) == 4:

@@ -1,8 +1,8 @@
-"""What matching finds: which tensor of which role belongs to which, or why it does not.
+"""The results of matching: which tensors of the roles belong together, or why one does not match.
 
-There are two steps, since the diff vector stands between them: `with_base` pairs finetuned with
-base and gives the differences that there are; `with_target` pairs those with the target. Both work
-on names and shapes. Nothing is passed over in silence: what fits nowhere is a `Problem`.
+There are two steps, with the diff vector between them: `with_base` pairs finetuned with base and
+gives the differences; `with_target` pairs the differences with the target. Both use names and
+shapes. No tensor is ignored silently: one that cannot be matched is a `Problem`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 
 LEFT_OUT = "left out"
-"""The fate of what the user chose not to take, and the reason where that is copied or dropped."""
+"""The fate of tensors that the user left out, and the reason if they are copied or dropped."""
 ADDED = "only finetuned has it"
-"""Why what fine-tuning added is brought, or dropped."""
+"""The reason why a tensor that fine-tuning added is brought or dropped."""
 BUFFER = "a buffer, no weight"
 REPLACED = "replaced by what finetuned brings"
 OWN_HEAD = "only the target has this head"
 IN_BASE = "only base has it"
 OUTSIDE = "outside of the part that finetuned and base share"
 COPY = "a copy of "
-"""How the reason begins where a tensor is stored several times, and another role has it once."""
+"""The beginning of the reason for a tensor that one role stores several times, another once."""
 NO_LOSS = (LEFT_OUT, ADDED, BUFFER, IN_BASE, OUTSIDE, REPLACED)
-"""Reasons to drop a tensor that the user gave, or is told of in a line of its own."""
+"""Reasons to drop a tensor that need no warning: the user asked for it, or a note reports it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One role's tensors, as far as matching is concerned.
+    """One role's tensors, as matching sees them.
 
     Attributes:
-        role: what it is.
-        tensors: by name.
-        vocabulary: the names whose rows belong to tokens.
-        ambiguous: the names whose rows may belong to tokens.
+        role: the role.
+        tensors: its tensors by name.
+        vocabulary: names of tensors whose rows belong to tokens.
+        ambiguous: names of tensors whose rows may belong to tokens.
     """
 
     role: str
@@ -51,10 +51,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One tensor of Δ, still to be computed or as a diff vector has it.
+    """One tensor of Δ, to be computed or read from a diff vector.
 
     Attributes:
-        name: its name in the diff vector: finetuned's.
+        name: its name in the diff vector, which is finetuned's.
         sources: (finetuned, base), or (diff vector,).
         vocabulary: whether its rows belong to tokens.
     """
@@ -65,20 +65,20 @@ class Difference:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape: finetuned's."""
+        """Its shape, which is finetuned's."""
         return self.sources[0].shape
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of a tensor, for the table that a user sees.
+    """What happens to a tensor, for the table that the user sees.
 
     Attributes:
         kind: ``"grafted"``, ``"brought"``, ``"copied"``, ``"dropped"``, ``"extracted"``,
             ``"kept"`` or ``"left out"``.
         name: its name.
-        elements: how many it has.
-        why: the reason, empty where it is the ordinary one.
+        elements: its number of elements.
+        why: the reason, empty in the ordinary case.
     """
 
     kind: str
@@ -89,7 +89,7 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A tensor that fits nowhere; see `errors.Culprits` for the fields."""
+    """A tensor that cannot be matched; see `errors.Culprits` for the fields."""
 
     role: str
     name: str
@@ -102,23 +102,24 @@ class Problem:
 
 @dataclass(slots=True)
 class BaseMatch:
-    """What `match_base` found.
+    """The result of `match_base`.
 
     Attributes:
-        differences: Δ, tensor by tensor.
-        integers: (finetuned, base) pairs that are no part of Δ and must be equal.
-        kept: finetuned's names of tensors that are integers, and so have no difference.
-        left_out: finetuned's tensors that the user left out, and how many elements they have.
-        added: finetuned's tensors that are carried over whole.
-        is_part: whether one of finetuned and base is a part of the other, so that the target may
-            have more too.
-        excuses_heads: whether base and target may have a head that finetuned has not, since
-            finetuned has another one.
-        keeps_words: whether that does not hold for the head for words, since finetuned has one.
-        in_base: base's tensors outside of a part, or of a head that finetuned has not, and how many
-            elements they have: a target's are copied or replaced.
-        fates: what became of tensors that are not among the differences.
-        problems: what fits nowhere.
+        differences: the tensors of Δ.
+        integers: (finetuned, base) pairs of integer tensors; they are not in Δ and must be equal.
+        kept: finetuned's names of integer tensors, which have no difference.
+        left_out: finetuned's tensors that the user left out, with their numbers of elements.
+        added: finetuned's tensors that are brought whole.
+        is_part: whether finetuned is a part of base or the reverse, so that the target may have
+            more tensors too.
+        excuses_heads: whether base and target may have a head that finetuned lacks, because
+            finetuned has a different one.
+        keeps_words: whether `excuses_heads` excludes the language-model head, because finetuned
+            has one.
+        in_base: tensors that only base has, outside the shared part or in a head that finetuned
+            lacks, with their numbers of elements; the target's are copied or replaced.
+        fates: the fates of tensors that are not among the differences.
+        problems: tensors that cannot be matched.
     """
 
     differences: list[Difference] = field(default_factory=list)
@@ -136,17 +137,17 @@ class BaseMatch:
 
 @dataclass(slots=True)
 class TargetMatch:
-    """What `match_target` found.
+    """The result of `match_target`.
 
     Attributes:
-        grafts: the differences, each with the tensor of the target that it is added to.
+        grafts: the differences, each with the target's tensor that it is added to.
         copies: the target's other tensors.
-        shared: the target's tensors that are copies of another one, and which.
-        replaced: the names of the target's tensors whose place finetuned's take.
-        named: the target's names of tensors that finetuned brings, where it has some of its own.
-        ambiguous: the names of the target whose rows may belong to tokens.
-        fates: what became of every tensor.
-        problems: what fits nowhere.
+        shared: names of the target's tensors that are copies, each with the name of the original.
+        replaced: names of the target's tensors that finetuned's replace.
+        named: the target's names of tensors that finetuned brings, where it has such tensors.
+        ambiguous: the target's names of tensors whose rows may belong to tokens.
+        fates: the fate of every tensor.
+        problems: tensors that cannot be matched.
     """
 
     grafts: list[tuple[Difference, TensorSpec]] = field(default_factory=list)
@@ -162,17 +163,17 @@ class TargetMatch:
         """The grafts whose scale is not 0.
 
         Args:
-            selection: has the scales.
+            selection: the scales.
         """
         return [pair for pair in self.grafts if selection.alpha_of(pair[1].name) != 0]
 
 
 def shapes_fit(one: TensorSpec, other: TensorSpec, *, vocabulary: bool) -> bool:
-    """Whether two tensors have the same shape, or rows that tokens may pair.
+    """Whether two tensors have the same shape, or differ only in rows that are paired by token.
 
     Args:
-        one: a tensor.
-        other: another one.
+        one: the first tensor.
+        other: the second tensor.
         vocabulary: whether their rows belong to tokens.
     """
     if vocabulary and one.shape and other.shape:
@@ -186,7 +187,7 @@ def described(spec: TensorSpec) -> str:
 
 
 def in_only(holders: tuple[str, ...]) -> str:
-    """Who has a tensor that another role lacks, in words.
+    """The reason that only these roles have a tensor, for messages.
 
     Args:
         holders: the roles.

@@ -1,4 +1,4 @@
-"""Names of tensors: which are one tensor under two prefixes, and which differ only in numbers."""
+"""Tensor names: pairing names that differ in a prefix, and recognising kinds of tensor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diffxfer.errors import MatchError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-# A model is stored as `model.layers…`, inside a multimodal one as `language_model.model.layers…`
-# or `model.language_model.layers…`, and without its head as `layers…`.
+# A model is stored as `model.layers…`; inside a multimodal model as `language_model.model.layers…`
+# or `model.language_model.layers…`; and without its head as `layers…`.
 _CONTAINERS = re.compile(r"^(?:(?:model|language_model|transformer)\.)+")
 _NUMBER = re.compile(r"\d+")
 _NUMBERED = re.compile(r"(?:^|\.)\d+(?:\.|\Z)")
@@ -30,7 +30,7 @@ _VOCABULARY_ENDS = tuple(
 )
 _VOCABULARY = re.compile(
     rf"(?:^|\.)(?:{'|'.join((*_EMBEDDINGS, *_HEADS))})\.(?:weight|bias)$"
-    # T5's and BART's, which encoder and decoder share.
+    # The embedding that the encoder and decoder of T5 and BART share.
     r"|^(?:model\.)?shared\.weight$"
 )
 # The heads that models of transformers and their fine-tunes have; any name may end in `_head`.
@@ -49,17 +49,17 @@ _HEAD_SEGMENT = re.compile(
 
 
 def canonical(name: str) -> str:
-    """A name without the prefixes and wrappers under which one model may be stored."""
+    """A name without the prefixes and wrappers that differ between ways to store a model."""
     return _CONTAINERS.sub("", without_modules(name))
 
 
 def is_in_block(name: str) -> bool:
-    """Whether a number in the name says that the tensor is one of many alike, as a layer's."""
+    """Whether the name has a number, as in a numbered layer, and so has similar siblings."""
     return _NUMBERED.search(name) is not None
 
 
 def pattern(name: str) -> str:
-    """A name with every number replaced by ``*``: one for all layers, one for all experts."""
+    """A name with every number replaced by ``*``: the same for all layers and experts."""
     return _NUMBER.sub("*", name)
 
 
@@ -70,7 +70,7 @@ def is_head(name: str) -> bool:
 
 
 def is_head_name(name: str) -> bool:
-    """Whether a tensor's name is that of a task head, or of the head for words."""
+    """Whether a name is that of a task head or of the language-model head."""
     return _HEAD_SEGMENT.search(name) is not None
 
 
@@ -88,7 +88,7 @@ def is_layer_embedding(name: str) -> bool:
 
 def is_known_vocabulary(name: str) -> bool:
     """Whether the name says that the rows belong to tokens."""
-    # Most of a model's names are told apart by their ends, far faster than by a pattern.
+    # The ending decides for most names, far faster than a pattern does.
     if "module." in name:
         name = without_modules(name)
     return name.endswith(_VOCABULARY_ENDS) and _VOCABULARY.search(name) is not None
@@ -97,18 +97,18 @@ def is_known_vocabulary(name: str) -> bool:
 def pair_names(
     reference: Collection[str], other: Collection[str], roles: tuple[str, str]
 ) -> dict[str, str]:
-    """Pair the names of two roles: equal ones first, then those that differ in their prefix.
+    """Pair the names of two roles: equal names first, then names that differ in their prefix.
 
     Args:
-        reference: names of the one.
-        other: names of the other.
-        roles: what the two are, for messages.
+        reference: names of the first role.
+        other: names of the second role.
+        roles: the two roles, for messages.
 
     Returns:
         A name of `other` for each name of `reference` that has one.
 
     Raises:
-        MatchError: if a prefix could be read in two ways.
+        MatchError: if names are ambiguous without their prefix.
     """
     pairs = {name: name for name in reference if name in other}
     if len(pairs) in (len(reference), len(other)):

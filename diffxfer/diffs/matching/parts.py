@@ -1,7 +1,7 @@
-"""A role that is a part of another one: a text tower of a multimodal model, a thinker of an omni.
+"""A role that is a part of another: the text tower of a multimodal model, the thinker of an omni.
 
-The part is told from the names and shapes alone: one prefix, added to the names of the one role,
-gives names of the other. What the whole model has beside the part is left alone.
+Names and shapes alone identify the part: one prefix, added to the names of one role, gives names of
+the other. The rest of the whole model is not changed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     Shapes: TypeAlias = Mapping[str, tuple[int, ...] | None]
-    """The shape of each tensor by its name; None where it is not known."""
+    """The shape of each tensor by name; None if it is not known."""
 
 _STACK = re.compile(r"(?:^|\.)\d+(?:\.|\Z)")
 _DEEP = 2
-"""How many modules lead to a weight within a tower's layer: ``self_attn.q_proj.weight``."""
+"""Depth of a weight's modules within a tower's layer: two in ``self_attn.q_proj.weight``."""
 
 
 def pair_tensors(reference: Shapes, other: Shapes, roles: tuple[str, str]) -> dict[str, str]:
-    """Pair the tensors of two roles by name, one of which may be a part of the other.
+    """Pair the tensors of two roles by name; one role may be a part of the other.
 
     Args:
-        reference: the one.
-        other: the other.
-        roles: what the two are, for messages.
+        reference: tensors of the first role.
+        other: tensors of the second role.
+        roles: the two roles, for messages.
 
     Returns:
         A name of `other` for each name of `reference` that has one.
@@ -51,7 +51,7 @@ def pair_tensors(reference: Shapes, other: Shapes, roles: tuple[str, str]) -> di
     taken = set(pairs.values())
     ours = {name: shape for name, shape in reference.items() if name not in pairs}
     theirs = {name: shape for name, shape in other.items() if name not in taken}
-    # A part has no layer that is paired already.
+    # If a layer is paired already, neither role is a part of the other.
     if not any(map(is_in_block, pairs)):
         added = _with_prefix(ours, theirs, roles)
         if not added:
@@ -62,7 +62,7 @@ def pair_tensors(reference: Shapes, other: Shapes, roles: tuple[str, str]) -> di
 
 
 def _with_prefix(part: Shapes, whole: Shapes, roles: tuple[str, str]) -> dict[str, str]:
-    """Pair a part with what the whole has under one prefix, if there is exactly one that fits."""
+    """Pair a part with the whole's tensors under one prefix, if exactly one prefix fits."""
     blocks = [name for name in part if is_in_block(name)]
     if not blocks:
         return {}
@@ -103,7 +103,7 @@ def _two_prefixes(prefixes: list[str], roles: tuple[str, str]) -> MatchError:
 
 
 def stack_of(name: str) -> str:
-    """What a name begins with up to the number of its layer: ``model.layers``; "" without one."""
+    """The part of a name before its layer's number, as ``model.layers``; "" without a number."""
     found = _STACK.search(name)
     return name[: found.start()] if found else ""
 
@@ -112,7 +112,7 @@ def body_of(names: Iterable[str]) -> str:
     """The module that holds the layers and norms of some tensors, as ``model``; "" for none.
 
     Args:
-        names: tensors of a model; its embeddings and heads do not count.
+        names: a model's tensors; embeddings and heads are ignored.
     """
     inner = [name for name in names if not is_known_vocabulary(name) and not is_head_name(name)]
     stacks = {stack_of(name) for name in inner if is_in_block(name)}
@@ -130,15 +130,15 @@ def body_of(names: Iterable[str]) -> str:
 
 
 def is_under(name: str, module: str) -> bool:
-    """Whether a tensor is in a module, or in one inside it; nothing is in the module ""."""
+    """Whether a tensor is in a module or its submodules; nothing is in the module ""."""
     return name.startswith(f"{module}.")
 
 
 def towers_of(paired: Collection[str], unpaired: Collection[str]) -> frozenset[str]:
-    """The modules with whole stacks of layers that have no counterpart, as a vision tower.
+    """The modules whose whole stack of layers has no counterpart, such as a vision tower.
 
     Args:
-        paired: names of a model that another role has too.
+        paired: a model's names that another role has too.
         unpaired: its other names.
     """
     layers = {stack_of(name) for name in unpaired if _is_in_layer(name)} - {""}
@@ -153,7 +153,7 @@ def towers_of(paired: Collection[str], unpaired: Collection[str]) -> frozenset[s
 
 
 def _around(name: str) -> list[str]:
-    """The modules that a tensor is in, the outermost first."""
+    """The modules that enclose a tensor, outermost first."""
     segments = name.split(".")
     return [".".join(segments[:end]) for end in range(1, len(segments))]
 
@@ -164,20 +164,20 @@ def is_in_tower(name: str, towers: Collection[str]) -> bool:
 
 
 def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozenset[str]:
-    """The tensors of a whole model that lie outside of the part that another role is.
+    """The tensors of a whole model outside the part that the other role stores.
 
-    There are some only where whole towers of layers have no counterpart and others have one, in a
-    module of their own: a model that lacks single layers, a norm or a head is no part.
+    The other role counts as a part only if whole towers lack a counterpart while other layers, in
+    a separate module, have one. A model that lacks single layers, a norm or a head is not a part.
 
     Args:
-        paired: names of the whole model that the other role has too.
+        paired: the whole model's names that the other role has too.
         unpaired: its other names.
     """
     body = body_of(paired)
     towers = towers_of(paired, unpaired) if body else ()
     if not towers:
         return frozenset()
-    # What lies beside a part's layers belongs to it, unless it is the head of a decoder.
+    # Tensors beside a part's layers belong to the part, except a decoder's head.
     decoder = any(map(_names_decoder, towers)) and not _names_decoder(body)
     around = {*_around(f"{body}.")}
     shared = {module for name in paired for module in _around(name)} - around
@@ -186,13 +186,13 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
         for name in unpaired
         if not is_under(name, body)
         and not _is_own(name, body, decoder=decoder)
-        # A norm that stands beside a paired embedding is missing, wherever the layers are.
+        # A norm beside a paired embedding belongs to the part, wherever the layers are.
         and next((m for m in _around(name) if m not in around), "") not in shared
     )
 
 
 def _is_in_layer(name: str) -> bool:
-    """Whether a tensor is in a layer that has modules in modules, as no head's layers have."""
+    """Whether a tensor is in a layer with nested modules, which a head's layers do not have."""
     found = _STACK.search(name)
     deep = found is not None and name.count(".", found.end()) >= _DEEP
     return deep and not is_head_name(name)
@@ -203,7 +203,7 @@ def _names_decoder(module: str) -> bool:
 
 
 def _is_own(name: str, body: str, *, decoder: bool) -> bool:
-    """Whether a tensor beside a body is its head or embedding, and not another model's."""
+    """Whether a tensor beside a body is the body's own head or embedding."""
     segments, around = name.split("."), body.split(".")
     alike = (one == other for one, other in zip(segments, around, strict=False))
     shared = sum(takewhile(bool, alike))

@@ -1,4 +1,4 @@
-"""Telling which tensors fit nowhere: grouped by what their names have in common, in one line."""
+"""The error for tensors that cannot be matched: one line, names grouped by pattern."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMED_IN_MESSAGE = 3
 
 
 def group_problems(problems: Iterable[Problem]) -> tuple[Culprits, ...]:
-    """Put together what differs only in numbers: a layer's index, an expert's."""
+    """Group problems whose names differ only in numbers, such as a layer's or expert's index."""
     groups: dict[Culprits, list[str]] = defaultdict(list)
     for problem in problems:
         key = Culprits(
@@ -32,10 +32,10 @@ def group_problems(problems: Iterable[Problem]) -> tuple[Culprits, ...]:
 
 
 def refusal(groups: tuple[Culprits, ...]) -> MatchError:
-    """The error for tensors that fit nowhere, in one line.
+    """The error for tensors that cannot be matched, in one line.
 
     Args:
-        groups: at least one.
+        groups: the tensors, grouped; at least one group.
     """
     total = sum(len(group.names) for group in groups)
     told = "; ".join(_told(group) for group in _telling(groups)[:_NAMED_IN_MESSAGE])
@@ -47,7 +47,7 @@ def refusal(groups: tuple[Culprits, ...]) -> MatchError:
 
 
 def _telling(groups: tuple[Culprits, ...]) -> list[Culprits]:
-    """The groups, the first of each reason first."""
+    """The groups, reordered so that the first of each reason comes first."""
     firsts = {group.reason: group for group in reversed(groups)}
     return sorted(groups, key=lambda group: firsts[group.reason] is not group)
 

@@ -1,4 +1,4 @@
-"""``--rename 'ROLE:REGEX=TEXT'``: other names for a role's tensors, where no rule knows them."""
+"""``--rename 'ROLE:REGEX=TEXT'``: rename a role's tensors where the built-in rules do not match."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Rename:
     r"""One substitution in the names of a role.
 
     Attributes:
-        role: whose names.
-        regex: what is replaced, wherever it matches in a name.
-        text: what takes its place; ``\1`` is the first group.
+        role: the role.
+        regex: the pattern to replace, anywhere in a name.
+        text: the replacement; ``\1`` is the first group.
     """
 
     role: str
@@ -36,11 +36,11 @@ class Rename:
 
 
 def parse_renames(options: Sequence[str], roles: Collection[str]) -> tuple[Rename, ...]:
-    """Read ``ROLE:REGEX=TEXT`` options; the last ``=`` ends the pattern.
+    """Parse ``ROLE:REGEX=TEXT`` options; the last ``=`` ends the pattern.
 
     Args:
-        options: what was given, or a single one.
-        roles: the roles that the command has.
+        options: the options, or a single one.
+        roles: the roles of the command.
 
     Raises:
         OptionError: if one is not of that form.
@@ -71,15 +71,15 @@ def renamed(names: Collection[str], renames: Sequence[Rename], role: str) -> dic
 
     Args:
         names: its tensors, without wrappers.
-        renames: all that were given; those of the role apply, one after the other.
-        role: whose the tensors are.
+        renames: all renames; those of the role are applied in order.
+        role: the role.
 
     Returns:
         The new name of each, in the same order.
 
     Raises:
         OptionError: if one of them matches nothing.
-        MatchError: if two tensors get one name, or one gets none.
+        MatchError: if two tensors get the same name, or one gets an empty name.
     """
     found = {name: name for name in names}
     for rename in renames:
@@ -108,11 +108,11 @@ def _refuse_collision(found: Mapping[str, str], rename: Rename) -> None:
 
 
 def names_command(added: str, renames: Sequence[Rename]) -> dict[str, str | list[str]]:
-    """`--added` and `--rename` as a manifest has them, where they are not the defaults.
+    """`--added` and `--rename` for the manifest, if they are not the defaults.
 
     Args:
-        added: what becomes of a head that fine-tuning added.
-        renames: other names for a role's tensors.
+        added: what to do with a head that fine-tuning added.
+        renames: the renames.
     """
     found: dict[str, str | list[str]] = {}
     if added != CHOICES[0]:

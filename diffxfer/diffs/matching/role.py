@@ -1,4 +1,4 @@
-"""A role's tensors under the names that matching compares: no wrappers, no buffers, renamed."""
+"""A role's tensors under the names that matching compares: unwrapped, renamed, without buffers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Role:
     """A checkpoint as matching sees it.
 
     Attributes:
-        checkpoint: its tensors under the names that are compared, without buffers.
-        buffers: its buffers by the same kind of name.
-        stored: the name that a tensor keeps in an output, where it is not the one that is compared.
-        unwrapped: how many names had wrappers.
-        renamed: how many names `--rename` changed.
+        checkpoint: the checkpoint, its tensors under the compared names and without buffers.
+        buffers: its buffers, under compared names too.
+        stored: the name that a tensor gets in the output, where it differs from the compared name.
+        unwrapped: number of names that had wrappers.
+        renamed: number of names that `--rename` changed.
     """
 
     checkpoint: Checkpoint
@@ -39,24 +39,24 @@ class Role:
 
     @property
     def name(self) -> str:
-        """What it is: ``"base"``, ``"finetuned"`` or ``"target"``."""
+        """The role: ``"base"``, ``"finetuned"`` or ``"target"``."""
         return self.checkpoint.role
 
 
 def read_role(checkpoint: Checkpoint, renames: Sequence[Rename] = ()) -> Role:
-    """Name a role's tensors as matching compares them.
+    """Give a role's tensors the names that matching compares.
 
     Args:
-        checkpoint: the role.
-        renames: what the user renames, of any role.
+        checkpoint: the role's checkpoint.
+        renames: the user's renames, of any role.
 
     Returns:
         The role.
 
     Raises:
-        MatchError: if two tensors get one name.
+        MatchError: if two tensors get the same name.
         OptionError: if a rename matches nothing.
-        CheckpointError: if the checkpoint has nothing but buffers.
+        CheckpointError: if the checkpoint has only buffers.
     """
     disk = checkpoint.tensors
     besides = [name for name, spec in disk.items() if is_buffer(name, spec)]
@@ -88,10 +88,10 @@ def read_role(checkpoint: Checkpoint, renames: Sequence[Rename] = ()) -> Role:
 
 
 def notes_of_names(roles: Sequence[Role]) -> list[str]:
-    """What became of names, one line for each kind.
+    """Notes on names that were changed, one line per kind.
 
     Args:
-        roles: those of a command.
+        roles: the roles of the command.
     """
     counted = {
         "names without the wrappers that training added": [(r.name, r.unwrapped) for r in roles],
@@ -105,7 +105,7 @@ def notes_of_names(roles: Sequence[Role]) -> list[str]:
 
 
 def shapes_of(role: Role) -> dict[str, tuple[int, ...] | None]:
-    """The shapes of a role's tensors, which pairing compares; None where rows may be of tokens."""
+    """The shapes of a role's tensors, for pairing; None if the rows may belong to tokens."""
     return {
         name: None if is_known_vocabulary(name) else spec.shape
         for name, spec in role.checkpoint.tensors.items()

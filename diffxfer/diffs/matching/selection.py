@@ -1,4 +1,4 @@
-"""What a user chose: which tensors take part, how strongly, and what may be missing."""
+"""The user's selection: which tensors take part, their scales, and which may be missing."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TRY = "quote it for the shell, and try it with --dry-run"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Options that speak of tensors by name. A pattern may match anywhere in a name.
+    """Options that select tensors by name. A pattern may match anywhere in a name.
 
     Attributes:
-        alpha: the scale of Δ where no pattern of `alpha_for` matches.
-        alpha_for: patterns with their own scale; the last that matches wins.
-        include: only names that one of these matches take part; empty for all.
-        exclude: names that one of these matches do not, whatever `include` says.
-        allow_missing: names that a role may lack.
+        alpha: the scale of Δ if no pattern of `alpha_for` matches.
+        alpha_for: scales by pattern; the last match wins.
+        include: patterns of names that take part; empty for all names.
+        exclude: patterns of names that do not take part, even if `include` matches.
+        allow_missing: patterns of names that a role may lack.
     """
 
     alpha: float = 1.0
@@ -51,7 +51,7 @@ class Selection:
         return _any(self.allow_missing, name)
 
     def command(self) -> dict[str, list[str]]:
-        """The patterns as a manifest has them."""
+        """The patterns for the manifest."""
         return {
             "include": [regex.pattern for regex in self.include],
             "exclude": [regex.pattern for regex in self.exclude],
@@ -59,13 +59,13 @@ class Selection:
         }
 
     def refuse_unused(self, names: Collection[str]) -> None:
-        """Refuse a pattern that matches nothing: it is a typing error.
+        """Refuse a pattern that matches nothing, since it is probably mistyped.
 
         Args:
-            names: every name that a pattern may speak of.
+            names: every name that a pattern may match.
 
         Raises:
-            OptionError: naming the pattern.
+            OptionError: if a pattern matches nothing; it names the pattern.
         """
         chosen = {
             "--alpha-for": [regex for regex, _ in self.alpha_for],
@@ -95,20 +95,20 @@ def make_selection(
     exclude: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
 ) -> Selection:
-    """Check the options of a user and put them together.
+    """Check the user's options and make a selection of them.
 
     Args:
         alpha: the scale of Δ.
-        alpha_for: patterns with a scale of their own.
+        alpha_for: scales by pattern.
         include: patterns, or a single one.
-        exclude: likewise.
-        allow_missing: likewise.
+        exclude: patterns, or a single one.
+        allow_missing: patterns, or a single one.
 
     Returns:
         The selection.
 
     Raises:
-        OptionError: for a scale that is no finite number or a pattern that is none.
+        OptionError: for a scale that is not finite, or an invalid pattern.
     """
     scales = {"--alpha": alpha, **{f"--alpha-for {k!r}": v for k, v in (alpha_for or {}).items()}}
     for option, scale in scales.items():
@@ -127,21 +127,21 @@ def make_selection(
 
 
 def _compile_all(option: str, texts: Sequence[str]) -> tuple[re.Pattern[str], ...]:
-    # A string is a sequence of its letters, each of which would be a pattern that matches much.
+    # A string is a sequence of letters; each letter would be a pattern that matches many names.
     return tuple(
         compile_pattern(option, text) for text in ([texts] if isinstance(texts, str) else texts)
     )
 
 
 def compile_pattern(option: str, text: str) -> re.Pattern[str]:
-    """Compile a regular expression that a user gave.
+    """Compile a user's regular expression.
 
     Args:
-        option: the option that it was given for.
+        option: the option that it was given to.
         text: the expression.
 
     Raises:
-        OptionError: if it is none.
+        OptionError: if it is not valid.
     """
     try:
         return re.compile(text)

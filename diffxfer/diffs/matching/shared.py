@@ -1,8 +1,8 @@
-"""One tensor that a role stores several times, and another role once.
+"""Shared tensors: one role stores a tensor several times, another role stores it once.
 
-T5 and BART share one embedding between encoder, decoder and head. Some files have it under every
-name, others under one. Equal bytes under several names are one tensor; unequal bytes are an error,
-since a role that has one tensor for all of them cannot hold them.
+T5 and BART share one embedding between encoder, decoder and head. Some files store it under every
+name, others under one. Equal bytes under several names are one tensor. Unequal bytes are an error,
+because a role that stores one tensor for all names cannot hold them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
 
     Stored: TypeAlias = Mapping[str, tuple[TensorSpec, ...]]
-    """Tensors by name; of a difference, finetuned's and base's."""
+    """Tensors by name; for a difference, those of finetuned and base."""
     Roles: TypeAlias = tuple[str, str]
     Shares: TypeAlias = tuple[dict[str, str], dict[str, str]]
 
@@ -29,22 +29,22 @@ _ONE_EMBEDDING = (
     "encoder.embed_tokens.weight",
     "decoder.embed_tokens.weight",
 )
-"""The names of one embedding in an encoder with a decoder, without the model's prefix."""
+"""The names of the shared embedding in an encoder-decoder, without the model's prefix."""
 
 
 def part_copies(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: Roles) -> None:
-    """Take apart what is paired name by name, where a role's tensors are copies of one.
+    """Remove pairs of tensors that one role stores as copies of a single tensor.
 
-    `share` then finds them to be copies.
+    `share` then pairs them as copies.
 
     Args:
-        ours: tensors of the one role whose rows belong to tokens.
-        theirs: likewise, of the other.
-        pairs: as those of `share`; it loses those of copies.
-        roles: what the two are, for messages.
+        ours: the first role's tensors whose rows belong to tokens.
+        theirs: the second role's.
+        pairs: the pairs, as for `share`; pairs of copies are removed.
+        roles: the two roles, for messages.
 
     Raises:
-        MatchError: if the other role's are no copies.
+        MatchError: if the other role's tensors are not copies.
     """
     first = next((n for key in _ONE_EMBEDDING for n in pairs if canonical(n) == key), None)
     if first is None or first not in ours:
@@ -60,28 +60,28 @@ def part_copies(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: Role
 
 
 def _is_its_head(name: str, embedding: str) -> bool:
-    """Whether this is a head of an encoder with a decoder; `ties` has those of other models."""
+    """Whether this is the head of an encoder-decoder; `ties` handles other models' heads."""
     return is_head(name) and canonical(embedding) == _ONE_EMBEDDING[0]
 
 
 def share(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: Roles) -> Shares:
-    """Pair what one role stores several times with what the other one stores once.
+    """Pair the copies of a tensor in one role with the single tensor in the other.
 
-    Only tensors whose rows belong to tokens are looked at: they are what models share, and two of
-    them are equal for no other reason, as two norms may be.
+    Only tensors whose rows belong to tokens are considered. Models share these, and they are equal
+    only if they are shared; two norms, by contrast, may be equal by chance.
 
     Args:
-        ours: tensors of the one role whose rows belong to tokens.
-        theirs: likewise, of the other.
-        pairs: a name of the other role for each name of the one that has a counterpart; it gains
-            those that are found here.
-        roles: what the two are, for messages.
+        ours: the first role's tensors whose rows belong to tokens.
+        theirs: the second role's.
+        pairs: the second role's name for each paired name of the first; pairs found here are
+            added.
+        roles: the two roles, for messages.
 
     Returns:
-        For either role, the name of each copy and that of the tensor it is a copy of.
+        For each role, the names of copies, each with the name of the original.
 
     Raises:
-        MatchError: if one that must be a copy holds other values.
+        MatchError: if a tensor that must be a copy holds other values.
     """
     taken = set(pairs.values())
     lonely = [name for name in ours if name not in pairs], [n for n in theirs if n not in taken]
@@ -100,7 +100,7 @@ def share(ours: Stored, theirs: Stored, pairs: dict[str, str], roles: Roles) -> 
 def _pair_one_embedding(
     stored: tuple[Stored, Stored], lonely: tuple[list[str], list[str]], pairs: dict[str, str]
 ) -> None:
-    """Pair the embedding of encoder and decoder where the roles have other names of it."""
+    """Pair the embedding of an encoder-decoder if the roles store it under different names."""
     if any(canonical(name) in _ONE_EMBEDDING for name in pairs):
         return
     known = [_embeddings(names) for names in lonely]
@@ -145,7 +145,7 @@ def _unequal(name: str, known: str, roles: Roles) -> MatchError:
 def _refuse_several(
     roles: tuple[str, str], name: str, equal: list[str], counterparts: Stored
 ) -> None:
-    """Refuse a copy of several tensors that are one here, and not in the other role."""
+    """Refuse a tensor that is a copy of several tensors that differ in the other role."""
     first = counterparts[equal[0]] if equal else ()
     odd = next((k for k in equal[1:] if not _equal(first, counterparts[k])), None)
     if odd is not None:

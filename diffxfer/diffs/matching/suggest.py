@@ -1,4 +1,4 @@
-"""Finding the `--rename` that would pair the tensors that one role alone calls otherwise."""
+"""Finding `--rename` options that would pair tensors that one role names differently."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 _MOST_OPTIONS = 4
 _TRIED = 400
-"""Names from which substitutions are derived; a model's layers are alike."""
+"""The most names to derive substitutions from; layers have the same names, so these suffice."""
 _NUMBER = re.compile(r"\d+")
 _SHAPE = re.compile(r"\([\d, ]*\)$")
 
 
 def suggest_renames(groups: Sequence[Culprits]) -> str | None:
-    """The options that would pair most tensors of the role that names them otherwise.
+    """The options that would pair most tensors of a role that names them differently.
 
     Args:
-        groups: every tensor that does not fit.
+        groups: the tensors that cannot be matched, grouped.
 
     Returns:
-        What to do, with options ready to paste; None where no few options would pair most.
+        The remedy, with options ready to paste; None if a few options cannot pair most tensors.
     """
     by_holders: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for group in groups:
@@ -46,7 +46,7 @@ def suggest_renames(groups: Sequence[Culprits]) -> str | None:
 def _sides(
     holders: Iterable[tuple[str, ...]],
 ) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """Which holders may be renamed, and those who have the tensors under other names."""
+    """The holders that may be renamed, each with the holders that may have the same tensors."""
     known = list(holders)
     found = []
     for odd in sorted(known, key=lambda each: (len(each), each != ("finetuned",))):
@@ -68,7 +68,7 @@ def _shape(expected: str) -> str:
 def _greedy(
     ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> tuple[list[tuple[str, str]], int]:
-    """A few substitutions, each the one that pairs most of what is left; and how many they pair."""
+    """A few greedy substitutions, each pairing the most remaining names; and the number paired."""
     renames: list[tuple[str, str]] = []
     names = dict(zip(ours, ours, strict=True))
     for _ in range(_MOST_OPTIONS):
@@ -88,9 +88,9 @@ def _fits(old: str, new: str, ours: Mapping[str, str], theirs: Mapping[str, str]
 def _best(
     rest: Mapping[str, str], ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """The substitution that brings most names to their counterpart, or else that most names take.
+    """The substitution that pairs the most names, or else the one that applies to the most names.
 
-    The latter since a name may differ in two places, and fits only after a second substitution.
+    The second case helps names that differ in two places: they pair only after two substitutions.
     """
     candidates: Counter[tuple[str, str]] = Counter()
     places = _by_place(theirs)
@@ -119,7 +119,7 @@ def _before_number(segments: list[str]) -> list[str]:
 
 
 def _substitution(ours: str, theirs: str) -> tuple[str, str] | None:
-    """The one run of segments that must change, as a pattern and its replacement."""
+    """The run of segments that must change, as a pattern and its replacement."""
     one, other = ours.split("."), theirs.split(".")
     begin = 0
     while begin < min(len(one), len(other)) and one[begin] == other[begin]:
@@ -129,12 +129,12 @@ def _substitution(ours: str, theirs: str) -> tuple[str, str] | None:
         end += 1
     old, new = one[begin : len(one) - end], other[begin : len(other) - end]
     if any(segment.isdigit() for segment in (*old, *new)):
-        # More than one run differs: the first of them, up to the layer's number, is a beginning.
+        # More than one run differs: start with the first, up to the layer's number.
         old, new, end = _before_number(old), _before_number(new), 1
     if old == new:
         return None
     if not old and begin and not one[begin - 1].isdigit():
-        # A module more is told by the one around it, or else by the one inside it.
+        # To insert a module, anchor it to the enclosing module, or else to the enclosed one.
         begin, old, new = begin - 1, one[begin - 1 : begin], [one[begin - 1], *new]
     elif not old and begin and begin < len(one):
         end, old, new = len(one) - begin - 1, one[begin : begin + 1], [*new, one[begin]]

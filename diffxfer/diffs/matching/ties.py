@@ -1,8 +1,8 @@
-"""Output heads that are tied to the embedding, on disk or by being left out.
+"""Output heads tied to the embedding, stored as a copy of it or not stored.
 
-A tied model has one tensor for both. Where the target ties them, so must the graft, and finetuned
-and base must have had nothing else to say about the head; where it does not, the embedding of a
-tied finetuned or base serves as its head.
+A tied model has one tensor for both. If the target ties its head, the graft must tie it too, so
+finetuned and base must not have a separate head. If the target does not, the embedding of a tied
+finetuned or base serves as its head.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _WORDS = re.compile(r"For(?:CausalLM|ConditionalGeneration)|LMHead")
 
 
 class HeadState(Enum):
-    """What a role has for an output head."""
+    """The kind of output head that a role has."""
 
     OWN = "own"
-    """A tensor of its own."""
+    """A separate tensor."""
     TIED = "tied"
-    """The embedding: no tensor on disk, or a copy."""
+    """The embedding serves as head: no head is stored, or a copy of the embedding."""
     ABSENT = "absent"
-    """None at all: a bare encoder or embedding model, or names that we do not know."""
+    """No head: a bare encoder or embedding model, or names that are not recognised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Head:
     """A role's output head.
 
     Attributes:
-        state: what it is.
-        name: its name on disk, if it is there.
+        state: its kind.
+        name: its name on disk, if it is stored.
         embedding: the embedding's name, if there is one.
     """
 
@@ -51,7 +51,7 @@ class Head:
 
 
 def find_head(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Head:
-    """Find out whether a role ties its head; reads data only where both tensors could be equal.
+    """Find a role's head and whether it is tied; reads data only to compare head and embedding.
 
     Args:
         tensors: the role's tensors.
@@ -69,9 +69,9 @@ def find_head(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> H
 
 
 def _says_untied(config: Mapping[str, Any]) -> bool:
-    """Whether the config says that a head which is not on disk is not the embedding either.
+    """Whether the config says that a head that is not stored is not tied either.
 
-    Either outright, or because the architecture is a bare model, which has no head.
+    It says so explicitly, or its architecture is a bare model, which has no head.
     """
     nested = [config.get(key) for key in ("text_config", "llm_config", "language_config")]
     texts = [config, *(part for part in nested if isinstance(part, dict))]
@@ -83,7 +83,7 @@ def _says_untied(config: Mapping[str, Any]) -> bool:
 
 
 def has_head_for_words(config: Mapping[str, Any]) -> bool:
-    """Whether the config names a class that has an output head for words, on disk or tied.
+    """Whether the config names a class with a language-model head, stored or tied.
 
     Args:
         config: a role's config.json.
@@ -94,19 +94,19 @@ def has_head_for_words(config: Mapping[str, Any]) -> bool:
 
 
 def without_tied_head(tensors: Mapping[str, TensorSpec], head: Head) -> dict[str, TensorSpec]:
-    """The tensors of a role, less a head that is a copy of its embedding."""
+    """The tensors of a role, without a head that is a copy of its embedding."""
     if head.state is not HeadState.TIED or head.name is None:
         return dict(tensors)
     return {name: spec for name, spec in tensors.items() if name != head.name}
 
 
 def with_head(tensors: Mapping[str, TensorSpec], head: Head, name: str) -> dict[str, TensorSpec]:
-    """The tensors of a role, its embedding serving as head where it is tied.
+    """The tensors of a role; if its head is tied, the embedding is added as the head.
 
     Args:
         tensors: the role's tensors.
-        head: what it has.
-        name: what to call a head that is not on disk.
+        head: the role's head.
+        name: the name for a head that is not stored.
     """
     if head.state is HeadState.TIED and head.embedding is not None and head.name is None:
         return {**tensors, name: tensors[head.embedding]}
@@ -114,7 +114,7 @@ def with_head(tensors: Mapping[str, TensorSpec], head: Head, name: str) -> dict[
 
 
 def refuse_own_head(role: str, head_name: str) -> MatchError:
-    """What to raise where the target ties its head and another role does not."""
+    """The error for a role with a separate head while the target ties its head."""
     return MatchError(
         (),
         f"{head_name} differs from the embedding in {role}, and the target has one tensor for both",

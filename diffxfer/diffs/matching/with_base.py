@@ -1,4 +1,4 @@
-"""Pairing finetuned with base: the differences that there are, and what has none."""
+"""Pairing finetuned with base: the differences, and the tensors that have none."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ def match_base(
     """Pair finetuned's tensors with base's.
 
     Args:
-        finetuned: one role.
-        base: the other.
-        selection: what the user chose.
-        label: the name that the selection knows a tensor of either role by.
-        added: what becomes of what only finetuned has: ``"bring"``, ``"drop"`` or ``"refuse"``.
-        keeps_words: whether finetuned has a head for words, whatever it added.
+        finetuned: finetuned's tensors.
+        base: base's tensors.
+        selection: the tensors that the user selected.
+        label: gives the name of a tensor that the selection's patterns are matched against.
+        added: what to do with tensors that only finetuned has: ``"bring"``, ``"drop"`` or
+            ``"refuse"``.
+        keeps_words: whether finetuned has a language-model head, whatever it added.
 
     Returns:
         The differences and the rest.
 
     Raises:
-        MatchError: if names can be paired in two ways, or one tensor holds two contents.
+        MatchError: if names can be paired in two ways, or copies of one tensor differ.
     """
     match = BaseMatch(keeps_words=keeps_words)
     pairs = pair_tensors(_shapes(finetuned), _shapes(base), ("finetuned", "base"))
@@ -93,7 +94,7 @@ def _match_base_only(
     selection: Selection,
     label: Callable[[str], str],
 ) -> None:
-    """What base has and finetuned has not: the rest of a whole model, or another head."""
+    """Sort the tensors that only base has: the rest of a whole model, or a different head."""
     outside = outside_part(taken, alone)
     match.is_part = match.is_part or bool(outside)
     heads = frozenset[str]()
@@ -114,7 +115,7 @@ def _match_base_only(
 
 
 def _shapes(side: Side) -> dict[str, tuple[int, ...] | None]:
-    """Shapes that must agree; rows of tokens may differ in their number."""
+    """Shapes for pairing; None for vocabulary tensors, whose row counts may differ."""
     return {
         name: None if name in side.vocabulary else spec.shape for name, spec in side.tensors.items()
     }

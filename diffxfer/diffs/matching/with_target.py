@@ -1,4 +1,4 @@
-"""Pairing differences with the target's tensors: what is grafted, and what is copied or dropped."""
+"""Pairing differences with the target's tensors: which are grafted, copied or dropped."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ _ROLES = ("target", "finetuned")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What finetuned gives beside differences.
+    """The source's tensors and properties besides the differences.
 
     Attributes:
-        kept: finetuned's names of integers, which have no Δ.
-        left_out: what the user left out of finetuned, and how many elements it has; 0 where a
-            diff vector does not tell.
-        added: finetuned's tensors that are carried over whole.
-        is_part: whether one of finetuned and base is a part of the other, so that the target may
-            have more too.
-        excuses_heads: whether the target may have a head that finetuned has not, since finetuned
-            has another one.
-        keeps_words: whether that does not hold for the head for words, since finetuned has one.
+        kept: finetuned's names of integer tensors, which have no Δ.
+        left_out: finetuned's tensors that the user left out, with their numbers of elements; 0 if
+            a diff vector does not record it.
+        added: finetuned's tensors that are brought whole.
+        is_part: whether finetuned is a part of base or the reverse, so that the target may have
+            more tensors too.
+        excuses_heads: whether the target may have a head that finetuned lacks, because finetuned
+            has a different one.
+        keeps_words: whether `excuses_heads` excludes the language-model head, because finetuned
+            has one.
         holders: the roles that have a difference's tensor, for messages.
     """
 
@@ -67,16 +68,16 @@ def match_target(
     """Pair differences with the target's tensors.
 
     Args:
-        differences: Δ, tensor by tensor.
-        target: what it is to be grafted on.
-        selection: what the user chose, by the target's names.
-        given: what there is beside the differences.
+        differences: the tensors of Δ.
+        target: the target's tensors.
+        selection: the tensors that the user selected, by the target's names.
+        given: the source's other tensors.
 
     Returns:
-        Every tensor's place.
+        The match.
 
     Raises:
-        MatchError: if names can be paired in two ways, or one tensor holds two contents.
+        MatchError: if names can be paired in two ways, or copies of one tensor differ.
     """
     return _TargetMatcher(differences, target, selection, given).run()
 
@@ -119,7 +120,7 @@ class _TargetMatcher:
         return {name: d.sources for name, d in self._by_name.items() if d.vocabulary}
 
     def run(self) -> TargetMatch:
-        """Find the place of every tensor."""
+        """Match every tensor."""
         match = self._match
         match.shared.update(self._copies[0])
         alone = [
@@ -150,7 +151,7 @@ class _TargetMatcher:
                 self._place(name, spec)
         kinds = {fate.name: fate.kind for fate in match.fates}
         for name, same in match.shared.items():
-            # What is refused has no fate, and nor has its copy.
+            # A refused tensor has no fate, so its copy has none either.
             if same in kinds:
                 elements = self._target.tensors[name].elements
                 match.fates.append(Fate(kinds[same], name, elements, COPY + same))
@@ -158,7 +159,7 @@ class _TargetMatcher:
         return match
 
     def _replace(self, spec: TensorSpec) -> None:
-        """A head that only the target has: it goes where finetuned brings another one."""
+        """Drop or copy a head that only the target has: dropped if finetuned brings another."""
         if self._given.added:
             self._match.replaced.append(spec.name)
             self._match.fates.append(Fate("dropped", spec.name, spec.elements, REPLACED))
@@ -209,7 +210,7 @@ class _TargetMatcher:
         )
 
     def _refuse_lack(self, spec: TensorSpec) -> None:
-        """What is called added, but is no head: base lacks it."""
+        """Refuse a tensor that was stored as added but is not a head: base lacks it."""
         holders = (self._given.holders[0], "target")
         self._match.problems.append(
             Problem("base", spec.name, "nothing", described(spec), in_only(holders), holders)
@@ -231,7 +232,7 @@ class _TargetMatcher:
         self._match.fates.append(Fate(kind, spec.name, spec.elements, why))
 
     def _drop_rest(self) -> None:
-        """What finetuned has and the target has no place for."""
+        """Drop or refuse the differences without a counterpart in the target."""
         for name in self._known.keys() - set(self._pairs.values()):
             difference = self._by_name.get(name)
             elements = difference.sources[0].elements if difference else 0

@@ -1,4 +1,4 @@
-"""Segments that training leaves in a tensor's name, and that no model has: wrappers.
+"""Wrappers: segments that training tools leave in tensor names.
 
 `torch.compile` adds ``_orig_mod.``, FSDP ``_fsdp_wrapped_module.``, activation checkpointing
 ``_checkpoint_wrapped_module.``, and `DataParallel`, DDP and averaged models ``module.``.
@@ -21,27 +21,27 @@ _MODULE = re.compile(r"(?<![^.])module\.(?=.)")
 
 
 def without_modules(name: str) -> str:
-    """A name without every ``module.`` in it, which may be a wrapper or a module of the model."""
+    """A name without any ``module.``, whether it is a wrapper or a module of the model."""
     return _MODULE.sub("", name) if "module." in name else name
 
 
 def unwrapped(names: Collection[str], besides: Collection[str], role: str) -> dict[str, str]:
     """The names of a role's tensors without wrappers.
 
-    ``module.`` goes where every name begins with it; elsewhere it may belong to the model, so that
-    only pairing looks past it.
+    ``module.`` is removed if every name begins with it. Elsewhere it may belong to the model, so
+    only pairing ignores it.
 
     Args:
-        names: as they are on disk.
-        besides: those of `names` that a wrapper may have added at its own level, such as
-            ``n_averaged``: they need not begin with ``module.``.
-        role: whose they are, for messages.
+        names: the names on disk.
+        besides: those of `names` that a wrapper may have added itself, such as ``n_averaged``;
+            they need not begin with ``module.``.
+        role: the role, for messages.
 
     Returns:
         The new name of each, in the same order.
 
     Raises:
-        MatchError: if two names become one.
+        MatchError: if two names become equal.
     """
     found = {name: _CERTAIN.sub("", name) if "_" in name else name for name in names}
     while _all_lead_with_module(found, besides):

@@ -1,4 +1,4 @@
-"""Whether a graft's target is a successor of the base, or that base itself, or neither."""
+"""Whether a graft's target is a successor of the base, the base itself, or neither."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _TARGET_ONLY = "target of "
 
 @dataclass(frozen=True, slots=True)
 class Kinship:
-    """What is known of how the roles relate.
+    """How the roles relate.
 
     Attributes:
-        relations: pair by pair.
-        warnings: what looks like a mistake.
-        tasks: those that read the target where it seems to be the base itself.
-        base_checksums: of base's tensors, by those tasks.
+        relations: one per pair of roles.
+        warnings: likely mistakes.
+        tasks: tasks that digest the target, if it seems to be the base itself.
+        base_checksums: the checksums of base's tensors, by the names of those tasks.
     """
 
     relations: tuple[Relation, ...]
@@ -49,18 +49,18 @@ def kinship_of_graft(
     *,
     allow_unrelated: bool,
 ) -> Kinship:
-    """Compare base with target, and finetuned with base where both are there.
+    """Compare base with target, and finetuned with base if both are checkpoints.
 
     Args:
-        pairs: differences, each with the tensor of the target that it is added to.
-        diff: the diff vector and its manifest; None where Δ is of two checkpoints.
-        allow_unrelated: let them be unrelated.
+        pairs: differences, each with the target's tensor that it is added to.
+        diff: the diff vector and its manifest; None if Δ comes from two checkpoints.
+        allow_unrelated: accept unrelated models.
 
     Returns:
-        What is known.
+        How the roles relate.
 
     Raises:
-        RelatednessError: if two of them are unrelated, unless that is allowed.
+        RelatednessError: if two of them are unrelated, unless `allow_unrelated` is set.
         CheckpointError: if one cannot be read.
     """
     if diff is None:
@@ -85,7 +85,7 @@ def kinship_of_graft(
     entries = diff[1].tensors
     read = [(difference, _digest(spec)) for difference, spec in pairs if spec.elements]
     tasks = [task for _, task in read]
-    # By the name in the diff vector, where a head that is tied has its embedding's.
+    # The diff vector stores a tied head under its embedding's name.
     known = {task.name: entries[d.sources[0].name].base_checksum for d, task in read}
     return Kinship(relations, warnings, tasks, known)
 
@@ -94,14 +94,14 @@ def kinship_of_diff(differences: Iterable[Difference], *, allow_unrelated: bool)
     """Compare finetuned with base.
 
     Args:
-        differences: of the two.
-        allow_unrelated: let them be unrelated.
+        differences: their differences.
+        allow_unrelated: accept unrelated models.
 
     Returns:
-        What is known.
+        How they relate.
 
     Raises:
-        RelatednessError: if they are unrelated, unless that is allowed.
+        RelatednessError: if they are unrelated, unless `allow_unrelated` is set.
         CheckpointError: if one cannot be read.
     """
     pairs = [(difference, None) for difference in differences]
@@ -125,11 +125,11 @@ def _digest(spec: TensorSpec) -> TensorTask:
 
 
 def finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
-    """How a job finishes whose tasks may tell that the target is the base itself.
+    """The `Finish` of a graft: warns if the digests show that the target is the base itself.
 
     Args:
-        kinship: what is known of the roles.
-        warnings: the job's, where it is said.
+        kinship: how the roles relate.
+        warnings: the job's warnings, to append to.
     """
 
     def finish(

@@ -1,8 +1,8 @@
-"""Whether models of one shape have anything to do with each other, by sampled elements.
+"""Whether models of the same shape are related, by the cosine of sampled elements.
 
-A difference of unrelated models is noise, and so is what it is added to. The cosine of models that
-were trained one from the other is 0.8 to 1, tensor by tensor; of models that were trained apart it
-is near 0, whatever their shapes.
+The difference of two unrelated models is noise, and adding it to a model ruins the model. If one
+model was trained from the other, the cosine of each tensor is 0.8 to 1; if the models were trained
+separately, it is near 0, whatever their shapes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _UNRELATED, _DISTANT = 0.1, 0.5
 _ENOUGH_SAMPLES = 1000
-"""Fewer allow no verdict: a cosine of a few hundred numbers may be anything."""
+"""Fewer samples allow no verdict: the cosine of a few hundred numbers is unreliable."""
 _ENOUGH_TENSORS = 16
 _MAJORITY = 0.75
 
@@ -33,12 +33,12 @@ class Relation:
     """How two models relate.
 
     Attributes:
-        roles: which.
-        cosine: of the sampled elements; the median over tensors.
-        tensors: how many were sampled.
-        samples: how many elements.
-        equal: whether they are the same in every one of them.
-        layers: the same cosine by layer.
+        roles: the two roles.
+        cosine: the median over tensors of the cosine of the sampled elements.
+        tensors: number of sampled tensors.
+        samples: number of sampled elements.
+        equal: whether all sampled elements are equal.
+        layers: the median cosine by layer.
     """
 
     roles: tuple[str, str]
@@ -53,12 +53,12 @@ def relate(samples: Sequence[Sample], one: str, other: str) -> Relation | None:
     """Compare two models.
 
     Args:
-        samples: of tensors that both have.
-        one: a role.
-        other: another one.
+        samples: samples of tensors that both have.
+        one: the first role.
+        other: the second role.
 
     Returns:
-        How they relate; None where too little was sampled for a verdict.
+        How they relate; None if there are too few samples for a verdict.
     """
     layers: defaultdict[str, list[float]] = defaultdict(list)
     count, equal = 0, True
@@ -77,18 +77,18 @@ def relate(samples: Sequence[Sample], one: str, other: str) -> Relation | None:
 
 
 def _cosine(left: Values, right: Values) -> float | None:
-    """None where it says nothing: a tensor of zeros, as of a layer that is switched off, or NaN."""
+    """The cosine; None if it is undefined, for a tensor of zeros (a disabled layer) or with NaN."""
     with np.errstate(all="ignore"):
         cosine = float(left @ right / np.sqrt(left @ left) / np.sqrt(right @ right))
     return cosine if np.isfinite(cosine) else None
 
 
 def refuse_unrelated(relations: Iterable[Relation], verb: str) -> None:
-    """Refuse models that have nothing to do with each other.
+    """Refuse unrelated models.
 
     Args:
-        relations: how they relate.
-        verb: the command that would allow it.
+        relations: how the models relate.
+        verb: the command whose option would allow it.
 
     Raises:
         RelatednessError: for the first such pair.
@@ -113,11 +113,11 @@ _CHECK = {
 
 
 def warn_of_relations(samples: Sequence[Sample], relations: Iterable[Relation]) -> list[str]:
-    """Say what looks like a mistake but may be none.
+    """Warn of likely mistakes.
 
     Args:
-        samples: of the roles.
-        relations: how they relate.
+        samples: samples of the roles.
+        relations: how the roles relate.
     """
     warnings = [
         f"{' and '.join(relation.roles)} are only distantly related: the cosine of"
@@ -127,7 +127,8 @@ def warn_of_relations(samples: Sequence[Sample], relations: Iterable[Relation]) 
     ]
     if not all({"finetuned", "base", "target"} <= sample.values.keys() for sample in samples):
         return warnings
-    # Training leads away from where it began: fine-tuning and the successor's own training add up.
+    # Finetuned and target were both trained from base, independently, so their distance from each
+    # other exceeds the distance of either from base.
     if _are_nearer(samples, "target", "finetuned", than="base"):
         warnings.append(
             "target is nearer to finetuned than to base: are finetuned and base swapped,"
@@ -139,7 +140,7 @@ def warn_of_relations(samples: Sequence[Sample], relations: Iterable[Relation]) 
 
 
 def _are_nearer(samples: Sequence[Sample], one: str, other: str, *, than: str) -> bool:
-    """Whether a role is nearer to another than to a third one, in most tensors that tell."""
+    """Whether `one` is nearer to `other` than to `than` in most tensors where these differ."""
     distances = [
         (_distance(s.values[one], s.values[other]), _distance(s.values[one], s.values[than]))
         for s in samples

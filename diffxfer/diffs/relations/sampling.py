@@ -1,8 +1,8 @@
-"""A few thousand elements of whole models, in next to no time however large they are.
+"""Sampling a few thousand elements of whole models, quickly whatever their size.
 
-Of a bounded number of tensors, spread over the layers, a few elements that follow one another: one
-small read each. Vocabulary tensors are left out, since rows of tokens may have moved, and vectors
-too: those of norms are near 1 in any model.
+It chooses a bounded number of tensors, spread over the layers, and reads a few consecutive elements
+of each: one small read per tensor. It leaves out vocabulary tensors, because rows of tokens may
+have moved, and vectors, because those of norms are near 1 in any model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Values = npt.NDArray[np.float64]
 
 _MOST_TENSORS = 512
 _FEW_TENSORS, _FEW_SAMPLES = 64, 1500
-"""What is enough where every tensor takes a request of its own to the Hub."""
+"""Enough for a verdict if every tensor takes a separate request to the Hub."""
 _AT_A_TIME = 8
 _LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -46,7 +46,7 @@ class Sample:
 
     Attributes:
         name: the tensor's name.
-        values: by role, each of shape `(samples,)`.
+        values: the elements by role, each of shape `(samples,)`.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Sample:
 
     @property
     def layer(self) -> str:
-        """What the name begins with up to its first number; empty where it has none."""
+        """The name up to and including its first number; empty if it has none."""
         found = _LAYER.match(self.name)
         return found[0] if found else ""
 
@@ -65,12 +65,11 @@ def sample_models(
     """Sample checkpoints.
 
     Args:
-        pairs: differences of finetuned and base, each with the tensor of the target, if there is
-            one.
-        roles: what the tensors are: finetuned, base, and target if there is one.
+        pairs: differences of finetuned and base, each with the target's tensor, or None.
+        roles: the roles of the tensors: finetuned, base, and target if there is one.
 
     Returns:
-        A sample of each tensor that was chosen.
+        A sample of each chosen tensor.
 
     Raises:
         CheckpointError: if one cannot be read.
@@ -93,15 +92,15 @@ def sample_models(
 def sample_graft(
     pairs: Iterable[tuple[Difference, TensorSpec]], folder: Path, manifest: Manifest
 ) -> list[Sample]:
-    """Sample a target and a diff vector where the latter's manifest has samples of base.
+    """Sample a target and a diff vector at the elements of base that the diff vector stores.
 
     Args:
-        pairs: the tensors of the diff vector, each with that of the target.
+        pairs: the tensors of the diff vector, each with the target's tensor.
         folder: the diff vector.
-        manifest: what it says of itself.
+        manifest: its manifest.
 
     Returns:
-        A sample of each tensor that was chosen; finetuned's is base + Δ.
+        A sample of each chosen tensor; finetuned's values are base + Δ.
 
     Raises:
         ArtifactError: if the samples of base are not what the manifest says.
@@ -134,7 +133,7 @@ def _lie_within(indices: npt.NDArray[np.int64], spec: TensorSpec) -> bool:
 
 
 def _spread(names: Iterable[str]) -> list[str]:
-    """A bounded number of names, of as many layers as there are, alike of every kind."""
+    """A bounded number of names, spread evenly over layers, in pseudo-random order within each."""
     layers: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names, key=lambda name: xxhash.xxh3_64_intdigest(name.encode())):
         layers[Sample(name, {}).layer].append(name)
@@ -147,7 +146,7 @@ def _few(
     specs: Mapping[str, Sequence[TensorSpec]],
     samples: Mapping[str, int],
 ) -> Sequence[str]:
-    """As many of them as a verdict needs, where some lie on the Hub alone."""
+    """The names, cut to as many as a verdict needs if some shards are only on the Hub."""
     shards = {spec.shard.path: spec.shard for name in names for spec in specs[name]}
     if not any(shard.away for shard in shards.values()):
         return names
@@ -171,21 +170,21 @@ def read_elements(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) ->
     """Read some elements of some tensors.
 
     Args:
-        wanted: tensors of floats, each with flat indices within it, ascending.
+        wanted: float tensors, each with ascending flat indices.
 
     Returns:
         Their values, each of shape `(indices,)`.
 
     Raises:
         CheckpointError: if one cannot be read.
-        HubError: if it is on the Hub and cannot be had.
+        HubError: if one cannot be fetched from the Hub.
     """
     away = {shard.path: shard.away for shard in {spec.shard for spec, _ in wanted}}
     far = [place for place, (spec, _) in enumerate(wanted) if away[spec.shard.path]]
     found = dict(zip(far, _read_far([wanted[place] for place in far]), strict=True))
     shard: OpenShard | None = None
     order = sorted(range(len(wanted)), key=lambda place: (wanted[place][0].shard.path, place))
-    for place in order:  # shard by shard, so that one at a time is open
+    for place in order:  # shard by shard, so that only one is open at a time
         if place in found:
             continue
         spec, indices = wanted[place]
@@ -196,7 +195,7 @@ def read_elements(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) ->
 
 
 def _read_far(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) -> list[Values]:
-    """The same from the Hub, several at a time."""
+    """Read elements from the Hub, several requests at a time."""
     shards = {spec.shard.path: OpenShard(spec.shard) for spec, _ in wanted}
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         return list(pool.map(lambda item: _elements(shards[item[0].shard.path], *item), wanted))

@@ -1,1 +1,1 @@
-"""What the files of one model say of each other: config, tokenizer, templates, weights."""
+"""Consistency of a model's files: config, tokenizer, templates, weights."""

@@ -1,4 +1,4 @@
-"""Checking models before they are used, and a result before it is made."""
+"""Checking the consistency of models before use, and of a result before it is written."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def find_contradictions(model: Model, *, whole: bool = True) -> list[Finding]:
-    """What the files of a model say of each other that cannot be, or is odd; errors first.
+    """The contradictions between the files of a model; errors first, then warnings.
 
     Args:
         model: the model.
-        whole: whether all of its tensors are there, in shapes that mean something.
+        whole: whether all of its tensors are present, with meaningful shapes.
     """
     found = [*token_findings(model), *id_findings(model), *stop_findings(model)]
     if whole:
@@ -43,12 +43,12 @@ def _worst_first(found: list[Finding]) -> list[Finding]:
 def inspect_files(
     folder: Path, tensors: Mapping[str, TensorSpec], *, whole: bool
 ) -> tuple[Finding, ...]:
-    """The contradictions in a folder; a file that cannot be read is one.
+    """The contradictions in a folder; an unreadable file counts as one.
 
     Args:
-        folder: where the companions are.
+        folder: the folder of the companions.
         tensors: the tensors that they belong to.
-        whole: whether these are all tensors of a model, and not a diff vector's.
+        whole: whether these are all tensors of a model, as opposed to a diff vector's.
     """
     try:
         model = read_model(Beside(folder), tensors)
@@ -73,14 +73,14 @@ def check_roles(*checkpoints: Checkpoint, graft: bool) -> list[str]:
 
     Args:
         checkpoints: the roles.
-        graft: whether a graft is made of them, which is checked itself: what is odd in the
-            behaviour of finetuned is odd in it.
+        graft: whether they are made into a graft. The graft itself is checked later, and has
+            finetuned's behaviour, so warnings about that behaviour are left to that check.
 
     Returns:
-        What is odd, a line each. Of base and target only their weights and sizes count.
+        Warnings, one line each; for base and target, only about weights and sizes.
 
     Raises:
-        CompanionError: one of them cannot work.
+        CompanionError: a role's files have an error.
     """
     warnings = []
     for checkpoint in checkpoints:
@@ -90,7 +90,7 @@ def check_roles(*checkpoints: Checkpoint, graft: bool) -> list[str]:
         _refuse(found, str(checkpoint.folder))
         own = checkpoint.role == "finetuned" and not graft
         said = found if own else shapes
-        # The target's weights and config are the graft's.
+        # The graft has the target's weights and config, and is checked itself.
         if checkpoint.role != "target":
             warnings += [f"{checkpoint.role}: {finding}" for finding in said]
     return warnings
@@ -104,24 +104,24 @@ def check_diff(companions: Path, tensors: Mapping[str, TensorSpec]) -> None:
         tensors: the differences.
 
     Raises:
-        CompanionError: finetuned cannot have worked.
+        CompanionError: the companions have an error.
     """
     model = read_model(Beside(companions), tensors)
     _refuse(find_contradictions(model, whole=False), str(companions))
 
 
 def check_result(files: Mapping[str, bytes | Path], tasks: Iterable[TensorTask]) -> list[str]:
-    """Refuse a graft whose files would contradict each other; nothing is written yet.
+    """Refuse a graft whose files would contradict each other, before anything is written.
 
     Args:
         files: its companions by name.
-        tasks: what makes its tensors; none where it is refused anyway.
+        tasks: the tasks that make its tensors; none if it is refused anyway.
 
     Returns:
-        What is odd in it, a line each.
+        Warnings, one line each.
 
     Raises:
-        CompanionError: it would not work.
+        CompanionError: its files would have an error.
     """
     from pathlib import Path
 

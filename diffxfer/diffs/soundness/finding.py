@@ -18,11 +18,11 @@ class Finding:
     """A contradiction between the files of a model.
 
     Attributes:
-        severity: ``"error"`` where the model fails at it, ``"warning"`` where it is only odd.
-        file: the file to mend, by its name in the folder.
-        value: what it says, such as ``"eos_token_id 151643 ('<|endoftext|>')"``.
-        problem: what contradicts that; a sentence together with the value.
-        remedy: what the user can do about it.
+        severity: ``"error"`` if the model fails because of it, otherwise ``"warning"``.
+        file: the name of the file to correct.
+        value: the value in it, such as ``"eos_token_id 151643 ('<|endoftext|>')"``.
+        problem: what contradicts the value; value and problem form a sentence.
+        remedy: what the user can do.
     """
 
     severity: Severity
@@ -37,6 +37,6 @@ class Finding:
 
 
 def name_tokens(ids: Sequence[int], tokens: Sequence[str | None]) -> str:
-    """The first few of some tokens with their ids, and how many more there are."""
+    """The first few tokens with their ids, and how many more there are."""
     named = ", ".join(f"{str(tokens[i])[:40]!r} (id {i})" for i in ids[:_LISTED])
     return f"{named} and {len(ids) - _LISTED} more" if len(ids) > _LISTED else named

@@ -1,4 +1,4 @@
-"""Leaving out the tokens that finetuned's tokenizer has and nothing else knows."""
+"""Leaving out idle tokens: those in finetuned's tokenizer without a row and without a use."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 def tokenizers_in_use(
     finetuned: Checkpoint, base: Checkpoint
 ) -> tuple[Tokenizer | None, Tokenizer | None, tuple[str, ...]]:
-    """The tokenizers of both, finetuned's without tokens that have no row and no use.
+    """The tokenizers of both roles; finetuned's without idle tokens.
 
-    A token that has a row in base is kept: that finetuned lost it is an error of its own.
+    A token that has a row in base is kept: its missing row in finetuned is reported as an error.
 
     Args:
-        finetuned: one role.
-        base: the other.
+        finetuned: the fine-tuned checkpoint.
+        base: its base.
 
     Returns:
-        Finetuned's tokenizer and base's, None where there is none; and a line that names what is
-        left out, if base lacks it too: else it is an oddity of the whole family.
+        Finetuned's tokenizer and base's, None if there is none; and a line that names the tokens
+        left out, except those that base's tokenizer has too, which are common in their family.
 
     Raises:
-        CompanionError: a file of theirs is unsafe or means nothing.
+        CompanionError: a tokenizer file is unsafe or malformed.
     """
     model = read_model(Beside(finetuned.folder), finetuned.tensors)
     theirs = read_tokenizer(base.folder)
@@ -54,21 +54,21 @@ def tokenizers_in_use(
 def stored_tokenizer_in_use(
     companions: Path, tensors: Mapping[str, Shaped]
 ) -> tuple[Tokenizer | None, frozenset[int], tuple[str, ...]]:
-    """As `tokenizers_in_use`, of a diff vector.
+    """The tokenizer of a diff vector without idle tokens, as in `tokenizers_in_use`.
 
     Args:
-        companions: finetuned's, in the diff vector.
+        companions: finetuned's companions, in the diff vector.
         tensors: the differences.
 
     Returns:
         Its tokenizer, the ids that are left out of it, and a line that names them.
 
     Raises:
-        CompanionError: a file is unsafe or means nothing.
+        CompanionError: a file is unsafe or malformed.
     """
     model = read_model(Beside(companions), tensors)
     idle = frozenset(idle_tokens(model))
-    # Whether base has these too is not known here: placeholders belong to the family.
+    # Base's tokenizer is not known here, so assume that base has the placeholders too.
     new = [token for i in sorted(idle) if not is_placeholder(token := model.token(i) or "")]
     return _without(model, idle), idle, _said(model, new)
 
@@ -79,7 +79,7 @@ def _without(model: Model, left: Iterable[int]) -> Tokenizer | None:
     if tokenizer is None or not gone:
         return tokenizer
     tokens = [None if i in gone else token for i, token in enumerate(tokenizer.tokens)]
-    while tokens[-1] is None:  # the last one is no hole
+    while tokens[-1] is None:  # the last one must not be a hole
         tokens.pop()
     return replace(tokenizer, tokens=tuple(tokens), special=tokenizer.special - gone)
 

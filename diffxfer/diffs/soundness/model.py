@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|head)\.(?:weight|bias)$")
 _LIKE_AN_EMBEDDING = re.compile(r"emb|wte|tok")
-# Idefics has the rows of its image tokens in a second tensor.
+# Idefics stores the rows of its image tokens in a second tensor.
 _MORE_ROWS = re.compile(r"(?:^|\.)embed_tokens\.additional_embedding\.weight$")
 
 
 class Shaped(Protocol):
-    """A tensor that is known by its shape: one on disk, or one that is to be written."""
+    """A tensor with a known shape: on disk, or yet to be written."""
 
     @property
     def dtype(self) -> str:
@@ -41,7 +41,7 @@ class Embedding:
 
     Attributes:
         name: the tensor's name.
-        rows: how many tokens it has a row for.
+        rows: its number of rows, one per token.
         width: its second dimension.
     """
 
@@ -52,18 +52,18 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Whose things a remedy speaks of.
+    """The roles that a remedy names, as possessives.
 
     Attributes:
-        embedding: whose rows may be too few.
-        behaviour: whose templates and generation settings these are.
+        embedding: the owner of the embedding.
+        behaviour: the owner of templates and generation settings.
     """
 
     embedding: str = "the"
     behaviour: str = "the"
 
     def place(self, file: str) -> str:
-        """Where a file of the behaviour is to be changed."""
+        """Where to change a file that belongs to the behaviour."""
         return "there" if self.behaviour == "the" else f"in {self.behaviour} {file}"
 
 
@@ -72,15 +72,15 @@ class Model:
     """A model as its files describe it.
 
     Attributes:
-        files: what stands beside its weights.
-        tensors: its tensors by name; of a diff vector, those that have a difference.
+        files: its companions.
+        tensors: its tensors by name; for a diff vector, those that have a difference.
         config: its ``config.json``.
-        text: the part of that which describes the language model.
+        text: the part of the config that describes the language model.
         tokenizer: its tokenizer, if it has one.
         table: the name of the file that lists the vocabulary; empty without a tokenizer.
-        templates: its chat templates: the file that has one, and its text.
-        embedding: None where no tensor can be told to be one.
-        owners: whose things a remedy speaks of.
+        templates: its chat templates: the file of each, and its text.
+        embedding: its input embedding; None if no tensor is recognised as one.
+        owners: the roles that a remedy names.
     """
 
     files: Beside
@@ -100,21 +100,21 @@ class Model:
         return f"{self.embedding.name} has {self.embedding.rows:,} rows"
 
     def token(self, token_id: int) -> str | None:
-        """The token of an id, None if there is none."""
+        """The token with an id, None if there is none."""
         tokens = () if self.tokenizer is None else self.tokenizer.tokens
         return tokens[token_id] if 0 <= token_id < len(tokens) else None
 
 
 def read_model(files: Beside, tensors: Mapping[str, Shaped], owners: Owners | None = None) -> Model:
-    """Read what describes a model.
+    """Read the files that describe a model.
 
     Args:
-        files: what stands beside its weights.
+        files: its companions.
         tensors: its tensors by name.
-        owners: whose things a remedy speaks of.
+        owners: the roles that a remedy names.
 
     Raises:
-        CompanionError: a file is unsafe or means nothing.
+        CompanionError: a file is unsafe or malformed.
     """
     config = files.document("config.json")
     found = table_file(files)
@@ -132,27 +132,27 @@ def read_model(files: Beside, tensors: Mapping[str, Shaped], owners: Owners | No
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that describes the language model: all of it where none is nested."""
+    """The part of a config that describes the language model: a nested config, or all of it."""
     nested = (config.get(key) for key in TEXT_CONFIGS)
     return next((part for part in nested if isinstance(part, dict)), config)
 
 
 def find_embedding(tensors: Mapping[str, Shaped], config: Mapping[str, Any]) -> Embedding | None:
-    """The input embedding, by its name; the one with the most rows where there are several.
+    """The input embedding, by its name; if there are several, the one with the most rows.
 
-    Encoders and decoders, or the parts of a model that hears and speaks, have one each: an id that
-    the largest has no row for is one that none of them has.
+    Encoder and decoder, or the parts of a speech model, have one each. An id without a row in the
+    largest has no row in any of them.
 
     Args:
-        tensors: the model's.
+        tensors: the model's tensors.
         config: its ``config.json``.
     """
-    # Without elements there are no rows, whatever their number: a header may state any.
+    # Ignore tensors without elements: a header may state any number of rows for them.
     flat = {
         n: spec.shape for n, spec in tensors.items() if len(spec.shape) == 2 and all(spec.shape)
     }
     known = {n: shape for n, shape in flat.items() if is_known_vocabulary(n) and not is_head(n)}
-    # Gemma 3n's second one has less padding.
+    # Gemma 3n's per-layer embedding has less padding.
     found = {n: shape for n, shape in known.items() if not is_layer_embedding(n)} or known
     if not found:
         size = vocabulary_size(config)
@@ -169,15 +169,15 @@ def find_embedding(tensors: Mapping[str, Shaped], config: Mapping[str, Any]) -> 
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor is an output head: its rows are what a model may say, not what it reads."""
+    """Whether a tensor is an output head, as opposed to an input embedding."""
     return _HEAD.search(name) is not None
 
 
 def numbers(document: Any, suffix: str) -> Iterator[int]:
-    """Every whole number under a key that ends so, at any depth of objects.
+    """Every integer under a key with a suffix, at any depth of objects.
 
     Args:
-        document: JSON.
+        document: a JSON document.
         suffix: the end of the key.
     """
     if not isinstance(document, dict):

@@ -1,9 +1,9 @@
-"""What a config says of sizes, against the shapes of the tensors.
+"""Comparing the sizes in a config with the shapes of the tensors.
 
-Many layouts are sound that a simple rule would refuse, so each rule asks for more than one sign:
-Mllama's embedding has eight rows more than its vocabulary, ALBERT's and OPT's are narrower than
-their layers, DeepSeek V3 has a layer more than its config counts. A model that brings code of its
-own may mean anything by its config: what is an error elsewhere is only a warning there.
+A simple rule would refuse many sound layouts, so each rule needs more than one sign. Mllama's
+embedding has eight more rows than its vocabulary, ALBERT's and OPT's are narrower than their
+layers, DeepSeek V3 has one more layer than its config counts. A model with custom code may
+interpret its config differently, so errors become warnings there.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _CONFIG = "config.json"
 _AGAIN = "or save the model again with save_pretrained"
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
-# ALBERT's, OPT's, ELECTRA's and others' embeddings have a width of their own.
+# The embeddings of ALBERT, OPT, ELECTRA and others have a separate width.
 _OWN_WIDTH = re.compile(r"emb\w*_(?:size|dim|rank)$|^(?:emb_dim|d_emb\w*)$")
 _OTHER_SENSES = re.compile(
     r"vis|image|img|audio|speech|video|siglip|clip|projector|perceiver|resampler|abstractor|merger"
     r"|talker|token2wav|code2wav|mtp|nextn|medusa|eagle"
 )
 _LAYER = re.compile(r"^(\D*?(?:layers?|blocks?|(?<![^.])h))\.(\d+)\.")
-# Attention of several kinds in one model, each with heads of its own.
+# Models with several kinds of attention, each with its own number of heads.
 _OWN_HEADS = re.compile(r"linear_|qk_|v_head|global_|swa_|sliding_head|lora|per_layer|gate|query")
 _FEWER = ("num_hidden_groups", "num_loops", "num_recurrences", "share_layers")
 
 
 def shape_findings(model: Model) -> Iterator[Finding]:
-    """Where the config's sizes are not those of the tensors.
+    """Find sizes in the config that differ from the tensors' shapes.
 
     Args:
         model: a whole model.
     """
     if not any(map(is_in_block, model.tensors)):
-        return  # without a layer it is no whole model, and its config may speak of another part
+        return  # without layers it is not a whole model, and its config may describe another part
     severity: Severity = "warning" if has_code(model.config) else "error"
     yield from _vocabulary(model, severity)
     yield from _width(model, severity)
@@ -55,7 +55,7 @@ def shape_findings(model: Model) -> Iterator[Finding]:
 
 
 def has_code(config: Mapping[str, Any]) -> bool:
-    """Whether a model brings code of its own."""
+    """Whether a model has custom code."""
     return "auto_map" in config
 
 
@@ -80,8 +80,8 @@ def _vocabulary(model: Model, severity: Severity) -> Iterator[Finding]:
     if sizes & {*rows, model.embedding.rows}:
         return
     yield Finding(
-        # The size may be the head's, which a bare model lacks: Mllama's and Moshi's embeddings
-        # have a few rows more.
+        # The config may state the head's size, and a bare model has no head: the embeddings of
+        # Mllama and Moshi have a few more rows.
         "warning" if _is_bare(model) else severity,
         _CONFIG,
         f"vocab_size {stated:,}",
@@ -124,12 +124,12 @@ def _layers(model: Model, severity: Severity) -> Iterator[Finding]:
     stacks: dict[str, int] = defaultdict(int)
     for name in model.tensors:
         found = _LAYER.match(name)
-        # Longer numbers are no layers, and slow to read.
+        # Longer numbers are not layers, and slow to parse.
         if found is not None and not _OTHER_SENSES.search(found[1]) and len(found[2]) < 7:
             stacks[found[1]] = max(stacks[found[1]], int(found[2]) + 1)
     stated, counts = model.text[key], set(stacks.values())
     more = sum(numbers(model.text, "nextn_predict_layers"))
-    # EfficientNet and HRM count their layers in a way of their own.
+    # EfficientNet and HRM count their layers differently.
     if model.embedding is None or len(stacks) != 1 or counts & {stated, stated + more}:
         return
     ((most, count),) = stacks.items()
@@ -145,13 +145,13 @@ def _layers(model: Model, severity: Severity) -> Iterator[Finding]:
 
 
 def _has_two_stacks(model: Model) -> bool:
-    """Whether it has an encoder and a decoder, whose layers are counted by keys of their own."""
+    """Whether it has an encoder and a decoder, whose layers are counted by separate keys."""
     parts = (model.config, model.text)
     return any(part.get("is_encoder_decoder") or "encoder_layers" in part for part in parts)
 
 
 def _heads(model: Model, severity: Severity) -> Iterator[Finding]:
-    """Of attention with a query and a key projection in every layer, all of one shape."""
+    """Check head counts if every layer has query and key projections of the same shape."""
     if _has_two_stacks(model) or any(map(_OWN_HEADS.search, model.text)):
         return
     for key, projection in (("num_attention_heads", "q_proj"), ("num_key_value_heads", "k_proj")):
@@ -159,7 +159,7 @@ def _heads(model: Model, severity: Severity) -> Iterator[Finding]:
         if type(heads) is not int or heads < 1 or rows is None:
             continue
         size = _head_size(model)
-        # Qwen3-Next's query projection has a gate in it, of the same size.
+        # Qwen3-Next's query projection includes a gate of the same size.
         twice = projection == "q_proj" and size is not None and rows == 2 * heads * size
         if (rows % heads == 0 and size in (None, rows // heads)) or twice:
             continue
@@ -176,7 +176,7 @@ def _heads(model: Model, severity: Severity) -> Iterator[Finding]:
 
 
 def _head_size(model: Model) -> int | None:
-    """The size of a head, where it is stated or can only be one; None for any."""
+    """The size of a head, if it is stated or determined; None if any size is possible."""
     stated = model.text.get("head_dim")
     if type(stated) is int and stated > 0:
         return stated
@@ -197,7 +197,7 @@ def _rows_of(model: Model, projection: str) -> int | None:
         and len(spec.shape) == 2
         and spec.dtype in FLOATS
     }
-    # A codec or an ear has layers too, but not beside the embedding of words.
+    # An audio codec or encoder has layers too, but not beside the token embedding.
     embedding = "" if model.embedding is None else model.embedding.name
     body = "".join(f"{segment}." for segment in embedding.split(".")[:-2])
     if not any(name.startswith(body) for name in rows) or len({*rows.values()}) != 1:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 _GENERATES = re.compile(r"For(?:CausalLM|ConditionalGeneration|Seq2Seq\w*)$|LMHead")
-# What a template ends a turn with is told by its name: to render a template is to run what anyone
-# may have written.
+# The token that ends a turn is recognised by its name. Rendering the template instead would run
+# untrusted code.
 _END = re.compile(
     r"im_end|end_?of_?turn|turn_end|end_?of_?(?:text|sentence)|end▁of▁sentence"
     r"|(?<![a-z])(?:eot|eom|eos|return|end)(?![a-z_▁])|(?<![a-z])eot_id|^</s>$",
@@ -38,9 +38,9 @@ class Stops:
     """The ids at which `generate` stops.
 
     Attributes:
-        file: the file that states them, or would.
-        ids: none where there are none.
-        stated: whether it is known what they are: a class may have some of its own.
+        file: the file that states them, or should state them.
+        ids: the ids; empty if there are none.
+        stated: whether they are known; if not, the model's class may have defaults.
     """
 
     file: str
@@ -49,7 +49,7 @@ class Stops:
 
 
 def stop_ids(model: Model) -> Stops:
-    """The ids at which a model stops: where there are generation settings, only those count.
+    """The ids at which a model stops; if there are generation settings, only those count.
 
     Args:
         model: any model.
@@ -69,10 +69,10 @@ def _ids(document: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def stop_findings(model: Model) -> Iterator[Finding]:
-    """Where generation would not stop.
+    """Find cases in which generation would not stop.
 
     Args:
-        model: any model; nothing is found in one that does not generate.
+        model: any model; one that does not generate has no findings.
     """
     stops = stop_ids(model)
     if model.tokenizer is None or not stops.stated or not _generates(model):
@@ -112,12 +112,12 @@ def _generates(model: Model) -> bool:
 
 
 def _has_senses(model: Model) -> bool:
-    """Whether it sees or hears: BLIP-2 stops at a line's end, and its tokenizer elsewhere."""
+    """Whether it is multimodal: BLIP-2 stops at a newline, not at its tokenizer's eos."""
     return any(isinstance(value, dict) and "config" in key for key, value in model.config.items())
 
 
 def _eos_ids(model: Model) -> tuple[int, ...]:
-    """The tokenizer's end of a sequence."""
+    """The tokenizer's eos ids."""
     assert model.tokenizer is not None
     for file in _TOKENIZER:
         for role, token in role_strings(model.files.where(file), model.files.document(file)):
@@ -127,11 +127,11 @@ def _eos_ids(model: Model) -> tuple[int, ...]:
 
 
 def _ends(model: Model) -> dict[int, str]:
-    """The tokens that chat templates end a turn with, by id, and the file of the template."""
+    """The ids of tokens that end a turn in chat templates, each with the template's file."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     found: dict[int, str] = {}
-    # Where a token has no row, that is the error.
+    # Skip tokens without a row: `token_findings` reports them.
     rows = len(tokenizer.tokens) if model.embedding is None else model.embedding.rows
     for file, text in model.templates:
         for i in sorted(tokenizer.special):
@@ -158,12 +158,12 @@ def _has_stop_string(model: Model, expected: Mapping[int, str]) -> bool:
 
 
 def id_findings(model: Model) -> Iterator[Finding]:
-    """Ids in configs that no row belongs to.
+    """Find ids in configs that have no row in the embedding.
 
-    Those of tokens are `token_findings`'; these are of no token.
+    These ids have no token either; `token_findings` reports the ids of tokens.
 
     Args:
-        model: any model; nothing is found without an embedding.
+        model: any model; without an embedding there are no findings.
     """
     if model.embedding is None:
         return
@@ -178,14 +178,14 @@ def id_findings(model: Model) -> Iterator[Finding]:
             ids = [i for i in values if type(i) is int and i >= rows]
             ids = [i for i in ids if model.token(i) is None or key == "pad_token_id"]
             finding = _beyond(model, file, key, ids) if ids else None
-            # What does not generate has its class's ids, whatever its vocabulary (CLIP).
+            # A model that does not generate may keep its class's default ids (CLIP).
             if finding is not None and (generates or finding.severity == "error"):
                 yield finding
 
 
 def _beyond(model: Model, file: str, key: str, ids: list[int]) -> Finding:
     assert model.embedding is not None
-    # Models of this name give the id to the embedding when they are made, which refuses it.
+    # Models with an embedding of this name pass the id to torch's Embedding, which refuses it.
     made_with = file == _CONFIG and key == "pad_token_id" and is_embedding(model.embedding.name)
     fatal = made_with or key == "decoder_start_token_id"
     several = ", ".join(map(str, ids[:5]))

@@ -1,4 +1,4 @@
-"""Tokens that the tokenizer has and the embedding has no row for."""
+"""Tokens of the tokenizer without a row in the embedding."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _SPECIALS = ("tokenizer_config.json", "special_tokens_map.json")
 _NAMING = ("tokenizer.json", "added_tokens.json", *_SPECIALS)
-# A model that does not see or hear keeps the placeholders of its family (Gemma 3 1B), and one that
-# does puts other rows in their places.
+# A text-only model keeps the placeholders of its family (Gemma 3 1B), and a multimodal model
+# replaces their rows by image or audio features.
 _MEDIA = re.compile(r"image|img|vision|video|audio|speech|frame|patch", re.IGNORECASE)
-# Above this share of the tokenizer's tokens it is one of another model.
+# If more than this share of its tokens lack a row, the tokenizer belongs to another model.
 _FOREIGN = 0.01
 
 
@@ -34,7 +34,7 @@ class _Use:
     Attributes:
         file: the file.
         key: the setting, ``"chat_template"`` for a template.
-        fatal: whether the model fails at it if the token has no row.
+        fatal: whether the model fails if the token has no row.
     """
 
     file: str
@@ -43,10 +43,10 @@ class _Use:
 
 
 def token_findings(model: Model) -> Iterator[Finding]:
-    """Where the tokenizer has tokens that the embedding has no rows for, and something uses them.
+    """Find tokens without a row in the embedding that are used.
 
     Args:
-        model: any model; nothing is found without a tokenizer or an embedding.
+        model: any model; without a tokenizer or an embedding there are no findings.
     """
     if model.tokenizer is None or model.embedding is None:
         return
@@ -65,7 +65,7 @@ def token_findings(model: Model) -> Iterator[Finding]:
 
 
 def idle_findings(model: Model) -> Iterator[Finding]:
-    """Where the tokenizer has tokens that the embedding has no rows for, and nothing uses them.
+    """Find tokens without a row in the embedding that are not used.
 
     Args:
         model: any model.
@@ -87,25 +87,25 @@ def idle_findings(model: Model) -> Iterator[Finding]:
 
 
 def is_placeholder(token: str) -> bool:
-    """Whether a token stands for what is no text, such as an image."""
+    """Whether a token is a placeholder for non-text input, such as an image."""
     return _MEDIA.search(token) is not None
 
 
 def without_row(tokenizer: Tokenizer, rows: int) -> list[int]:
-    """The ids, in order, of a tokenizer's tokens that an embedding of so many rows lacks."""
+    """The ids, in order, of a tokenizer's tokens beyond an embedding's rows."""
     tokens = tokenizer.tokens
     return [i for i in range(rows, len(tokens)) if tokens[i] is not None]
 
 
 def _uses(model: Model, ids: Collection[int]) -> dict[int, list[_Use]]:
-    """What names each of these tokens."""
+    """The uses of each of these tokens."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     found: dict[int, list[_Use]] = {}
     by_token = {tokenizer.tokens[i]: i for i in reversed(list(ids))}
     for file, text in model.templates:
         for token, i in by_token.items():
-            # As text, a template has many regular tokens in it.
+            # Only special tokens: a template's text has many regular tokens.
             if i in tokenizer.special and token and token in text:
                 fatal = not is_placeholder(token)
                 found.setdefault(i, []).append(_Use(file, "chat_template", fatal))
@@ -119,7 +119,7 @@ def _uses(model: Model, ids: Collection[int]) -> dict[int, list[_Use]]:
 def _roles(
     model: Model, by_token: Mapping[str | None, int]
 ) -> Iterator[tuple[str, str, int, bool]]:
-    """Roles that the tokenizer's files give to tokens; only some of them are in every text."""
+    """Uses as roles in the tokenizer's files; fatal only for roles that every text needs."""
     config = model.files.document(_SPECIALS[0])
     begins = config.get("add_bos_token") is not False
     for file in _SPECIALS:
@@ -132,7 +132,7 @@ def _roles(
 def _stops(
     model: Model, by_token: Mapping[str | None, int]
 ) -> Iterator[tuple[str, str, int, bool]]:
-    """Stop lists, and what a decoder begins with."""
+    """Uses in stop lists, and as a decoder's start token."""
     stops = stop_ids(model)
     yield from ((stops.file, "eos_token_id", i, True) for i in stops.ids)
     file = "generation_config.json"
@@ -174,7 +174,7 @@ def _used(model: Model, use: _Use, ids: Sequence[int]) -> Finding:
 
 
 def _resize(model: Model, rows: int) -> str:
-    """What gives tokens their rows."""
+    """The remedy that gives tokens a row."""
     return (
         f"resize {model.owners.embedding} embedding (model.resize_token_embeddings({rows}), then "
         "save_pretrained)"
@@ -182,7 +182,7 @@ def _resize(model: Model, rows: int) -> str:
 
 
 def _text_tokens(model: Model, ids: Sequence[int], uses: Mapping[int, Sequence[_Use]]) -> list[int]:
-    """Those that any text may be cut into: they are of the vocabulary, and no added tokens."""
+    """The tokens that any text may contain: those of the vocabulary, as opposed to added tokens."""
     assert model.tokenizer is not None
     rest = [i for i in ids if i not in model.tokenizer.special and i not in uses]
     if not rest:
@@ -192,7 +192,7 @@ def _text_tokens(model: Model, ids: Sequence[int], uses: Mapping[int, Sequence[_
 
 
 def _added_ids(files: Beside) -> set[int]:
-    """The ids of tokens that stand beside the vocabulary."""
+    """The ids of added tokens."""
     listed = files.document("tokenizer.json").get("added_tokens")
     where = files.where("tokenizer.json")
     found = {read_added(entry, where, None).token_id for entry in listed or ()}
@@ -219,10 +219,10 @@ def _names(raw: bytes | None, tokens: Sequence[str | None]) -> bool:
 
 
 def idle_tokens(model: Model) -> list[int]:
-    """The ids of tokens that have no row and that nothing names, in order.
+    """The ids, in order, of tokens without a row and without a use.
 
     Args:
-        model: any model; there are none without a tokenizer or an embedding.
+        model: any model; without a tokenizer or an embedding there are none.
     """
     if model.tokenizer is None or model.embedding is None:
         return []

@@ -1,4 +1,4 @@
-"""What in a folder that we wrote is not as it was written: files, shards and tensors."""
+"""Finding damage in a folder that diffxfer wrote: files, shards and tensors."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 _NOT_OURS = frozenset({".gitattributes", ".gitignore"})
 _FOLDERS_NOT_OURS = frozenset({".cache", ".git"})
-"""What the Hub and its client put into a folder."""
+"""Files and folders that the Hub and its client create."""
 
 
 @dataclass(slots=True)
 class Survey:
-    """What is in a folder, before its data is read.
+    """The content of a folder, before its tensor data is read.
 
     Attributes:
-        tensors: those whose data is there, and that the manifest names.
-        damage: what is wrong.
+        tensors: the tensors that the manifest names and whose data is present.
+        damage: the damage found.
     """
 
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
@@ -45,15 +45,15 @@ class Survey:
 
 
 def survey_folder(place: Place, manifest: Manifest) -> Survey:
-    """Compare a folder with its manifest, all but the tensors' data.
+    """Compare a folder with its manifest, except for the tensors' data.
 
     Args:
-        place: what we wrote.
-        manifest: what it says of itself.
+        place: the folder, written by diffxfer.
+        manifest: its manifest.
 
     Raises:
         CompanionError: if the manifest cannot be read.
-        HubError: if a header is on the Hub and cannot be had.
+        HubError: if a header cannot be fetched from the Hub.
     """
     survey, folder = Survey(), place.folder
     if not is_sealed(read_bytes(folder / MANIFEST_NAME)):
@@ -118,7 +118,7 @@ def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
 
 
 def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
-    """The header of a shard, or why it cannot be read."""
+    """The header of a shard, or the reason why it cannot be read."""
     if not place.has(name):
         return "is missing"
     file = place.files[name] if place.files is not None else None
@@ -133,12 +133,12 @@ def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
 
 
 def _homes(folder: Path, index: str) -> Mapping[str, str]:
-    """Which shard the index, if it is there and can be read, places a tensor in."""
+    """The shard of each tensor by the index; empty if the index is missing or unreadable."""
     try:
         path = companion_path(folder, index)
         placed = {} if path is None else read_object(path).get("weight_map")
     except CheckpointError:
-        return {}  # told of as a file
+        return {}  # already reported as a damaged file
     if not isinstance(placed, dict):
         return {}
     return {tensor: shard for tensor, shard in placed.items() if isinstance(shard, str)}
@@ -152,7 +152,7 @@ def _other_header(header: str, manifest: Manifest) -> str:
 
 
 def _placed(tensor: str, spec: TensorSpec, manifest: Manifest, survey: Survey) -> str | None:
-    """Why a tensor of a shard cannot be checked, if so."""
+    """The reason why a tensor of a shard cannot be checked, or None."""
     if tensor not in manifest.tensors:
         return "is not in the manifest"
     if tensor in survey.tensors:
@@ -183,7 +183,7 @@ def _find_surplus(folder: Path, manifest: Manifest) -> list[Damage]:
 
 
 def digest(spec: TensorSpec) -> TensorTask:
-    """The task that makes a tensor's checksum.
+    """The task that computes a tensor's checksum.
 
     Args:
         spec: the tensor.

@@ -1,4 +1,4 @@
-"""Proving that base + Δ gives finetuned back, bit for bit, or counting where it does not."""
+"""Checking that base + Δ gives finetuned back bit for bit; counts the elements that differ."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """How much of finetuned base + Δ gives back.
+    """How much of finetuned is given back by base + Δ.
 
     Attributes:
-        elements: how many were compared.
-        unpaired: how many were not, in rows that belong to no token of base.
-        inexact: by tensor, how many do not come back bit for bit, where there are any.
+        elements: number of elements compared.
+        unpaired: number of elements not compared, in rows that belong to no token of base.
+        inexact: number of elements that differ, by tensor; tensors without any are left out.
     """
 
     elements: int
@@ -46,21 +46,21 @@ def restore_tasks(
     finetuned: Role,
     base: Role,
 ) -> tuple[list[TensorTask], tuple[ShardFile, ...]]:
-    """What is to be read to compare base + Δ with finetuned.
+    """The tasks that compare base + Δ with finetuned.
 
     Args:
-        manifest: of the diff vector.
+        manifest: the manifest of the diff vector.
         tensors: Δ.
-        finetuned: the checkpoint that it was made from.
+        finetuned: the checkpoint that the diff vector was made from.
         base: that checkpoint's base.
 
     Returns:
-        A task for every tensor of Δ, and those that digest base's or compare integers; and the
-        shards of both checkpoints.
+        A task for every tensor of Δ, and the tasks that digest base's tensors or compare
+        integers; and the shards of both checkpoints.
 
     Raises:
-        ArtifactError: if a tensor of Δ is none of a difference.
-        MatchError: if finetuned and base have other tensors than Δ.
+        ArtifactError: if a tensor of Δ cannot be a difference.
+        MatchError: if the tensors of finetuned and base are not those of Δ.
         DiffxferError: if their names or tokens cannot be paired.
     """
     whole = frozenset(manifest.added_tensors)
@@ -95,13 +95,15 @@ def restore_tasks(
 
 @dataclass(frozen=True, slots=True)
 class _AsExtracted(Selection):
-    """What `extract` chose, by names.
+    """The tensors that `extract` selected, by name.
 
-    Its patterns are in the manifest, which anyone may have written: one may never end.
+    The manifest also has the patterns, but it is not trusted: a pattern could take forever to
+    match. So the patterns are not run.
 
     Attributes:
-        left_out: finetuned's tensors that it left out.
-        chose: whether it was given any pattern, and so may have dropped what only one role has.
+        left_out: finetuned's tensors that `extract` left out.
+        chose: whether `extract` was given any pattern, and so may have dropped tensors that only
+            one role has.
     """
 
     left_out: frozenset[str] = frozenset()
@@ -109,16 +111,16 @@ class _AsExtracted(Selection):
 
     @classmethod
     def by(cls, manifest: Manifest) -> _AsExtracted:
-        """As the manifest has it."""
+        """The selection that the manifest states."""
         patterns = (manifest.command.get(name) for name in ("include", "exclude", "allow_missing"))
         return cls(left_out=frozenset(manifest.left_out), chose=any(patterns))
 
     def selects(self, name: str) -> bool:
-        """Whether a tensor took part."""
+        """Whether a tensor was extracted."""
         return name not in self.left_out
 
     def may_be_missing(self, name: str) -> bool:  # noqa: ARG002 as the one it stands for
-        """Whether a role may lack a tensor; that it is not one of Δ's is seen to later."""
+        """Whether a role may lack a tensor; `_refuse_others` checks later that Δ lacks it too."""
         return self.chose
 
 
@@ -139,12 +141,12 @@ def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, Ten
 def how_restored(
     entry: TensorEntry, result: TensorResult, base_only: TensorResult | None
 ) -> str | None:
-    """What does not agree with the manifest, None if all does.
+    """How the results differ from the manifest, None if they agree with it.
 
     Args:
-        entry: what the manifest says of the tensor.
-        result: of its task.
-        base_only: of the task that digests base's tensor alone, if there is one.
+        entry: the manifest's entry for the tensor.
+        result: the result of its task.
+        base_only: the result of the task that digests base's tensor alone, if there is one.
     """
     checksum = result.base_checksum if base_only is None else base_only.checksum
     if None not in (entry.base_checksum, checksum) and entry.base_checksum != checksum:
@@ -158,11 +160,11 @@ def how_restored(
 
 
 def sum_up(tasks: list[TensorTask], results: Mapping[str, TensorResult]) -> Restored:
-    """What base + Δ gives back in all.
+    """The total over all tensors.
 
     Args:
-        tasks: those of `restore_tasks`.
-        results: by their names.
+        tasks: the tasks of `restore_tasks`.
+        results: their results, by task name.
     """
     tasks = [task for task in tasks if task.operation is Operation.RESTORE]
     unpaired = sum(

@@ -1,4 +1,4 @@
-"""Verifying a folder that we wrote: is it, to the last bit, what was written?"""
+"""Verifying that a folder that diffxfer wrote is unchanged, bit for bit."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ _OTHERS = "Δ itself is whole: give the base and the fine-tuned model that it wa
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """A folder that is as it was written.
+    """The result of verifying a folder that is undamaged.
 
     Attributes:
         command: ``"verify"``.
-        path: the folder, or what it is called on the Hub.
+        path: the folder, or its id on the Hub.
         kind: ``"diff"``, ``"graft"`` or ``"tuned"``.
-        files: how many files beside the shards were checked, the manifest among them.
-        shards: how many shards.
-        tensors: how many tensors.
-        bytes_read: of tensors.
+        files: number of files checked besides the shards, including the manifest.
+        shards: number of shards.
+        tensors: number of tensors.
+        bytes_read: bytes of the tensors read.
         elapsed_s: seconds from the call to the result.
-        restored: how much of finetuned base + Δ gives back; None where that was not asked for.
+        restored: how much of finetuned is given back by base + Δ; None without `finetuned`.
     """
 
     command: str
@@ -64,7 +64,7 @@ class VerifyReport:
     restored: Restored | None
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
+        """The report as JSON values."""
         from dataclasses import asdict
 
         return {**asdict(self), "path": str(self.path)}
@@ -80,22 +80,23 @@ def verify(
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Read what diffxfer wrote again, and compare it with its manifest.
+    """Read a folder that diffxfer wrote, and compare it with its manifest.
 
     Args:
-        path: what we wrote: a folder, or one on the Hub, ``"org/name[@revision]"``.
-        base: for a diff vector, its base, likewise: prove that base + Δ gives `finetuned` back.
-        finetuned: the fine-tuned model that it was extracted from, likewise.
-        rename: ``"ROLE:REGEX=TEXT"``, what `extract` was given.
-        threads: how many workers; None for one a processor.
-        stream: read what is on the Hub there, instead of downloading it into its cache.
-        progress: called with the bytes done and the bytes in all.
+        path: the folder, or its id on the Hub, ``"org/name[@revision]"``.
+        base: for a diff vector, its base, named the same way: check that base + Δ gives
+            `finetuned` back.
+        finetuned: the fine-tuned model that the diff vector was extracted from, named the same way.
+        rename: ``"ROLE:REGEX=TEXT"``, the renames that `extract` was given.
+        threads: number of workers; None for one per processor.
+        stream: read from the Hub without downloading into its cache.
+        progress: called with the bytes done and the total bytes.
 
     Returns:
-        What was read; all of it is as it was written.
+        What was checked, if the folder is undamaged.
 
     Raises:
-        DamageError: if anything is not; its `damage` names all that was found.
+        DamageError: if it is damaged; the error's `damage` lists all that was found.
         DiffxferError: if it cannot be verified.
 
     Example:
@@ -107,7 +108,7 @@ def verify(
     place = find(path, "a diff vector, a graft or a tuned model")
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
-    # Of a folder that lacks something, or has it otherwise, nothing else can be proved.
+    # If the folder is damaged, there is no point in restoring finetuned from it.
     restoring = not survey.damage and base is not None
     roles = {}
     if base is not None and finetuned is not None and restoring:
@@ -134,7 +135,7 @@ def verify(
 def _what_to_read(
     manifest: Manifest, survey: Survey, roles: Mapping[str, Role]
 ) -> tuple[list[TensorTask], list[ShardFile]]:
-    """The tasks that read the folder's tensors, and the models' where there are any."""
+    """The tasks that read the folder's tensors and those of the models, and the shards read."""
     shards = [spec.shard for spec in survey.tensors.values()]
     if not roles:
         return [digest(spec) for spec in survey.tensors.values()], shards
@@ -151,7 +152,7 @@ def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
 
 
 def _given_renames(manifest: Manifest, rename: Sequence[str]) -> tuple[Rename, ...]:
-    """What the user renames; the patterns of a manifest may be anyone's, and are not run."""
+    """The user's renames; patterns in the manifest are not trusted, so they are not run."""
     given = manifest.command.get("rename")
     if isinstance(given, list) and not rename:
         options = " ".join(f"--rename '{option}'" for option in given)
@@ -184,7 +185,7 @@ def _run(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, TensorResult]:
-    """The results of the tensors that are verified, by name."""
+    """The results of the tensors to verify, by name."""
     plan = make_plan(tasks, tuple({shard.path: shard for shard in inputs}.values()))
     results = measure_inputs(plan, threads=threads, progress=progress)
     return {

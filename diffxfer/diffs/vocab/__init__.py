@@ -1,1 +1,1 @@
-"""Tokens: which row of an embedding or head belongs to which, role by role."""
+"""Tokens: pairing the rows of embeddings and heads between roles."""

@@ -1,30 +1,31 @@
-"""Vocabularies: which row of an embedding or head meets which, role by role.
+"""Pairing vocabularies: which rows of embeddings and heads belong together.
 
-Two steps, since a diff vector is applied without its base. `pair_with_base` says from which row of
-base each row of finetuned is subtracted; `pair_with_target`, in `pair_target`, says
-on which row of the target that difference is grafted. Both speak of token ids alone; those become
-runs of rows in `rows`.
+There are two steps, because a diff vector is applied without its base. `pair_with_base` pairs each
+row of finetuned with the row of base that is subtracted from it; `pair_with_target`, in
+`pair_target`, pairs that difference with the target's row that it is added to. Both use token ids
+only; `rows` turns ids into runs of rows.
 
-**ids**: rows pair by position, where the tokenizers agree, id by id, on every regular token, and on
+**ids**: rows pair by position if the tokenizers agree, id by id, on every regular token, and on
 every special token that finetuned uses (in a chat template, or as bos, eos or pad). Special tokens
-that finetuned does not use may have other names: Llama 3.1 renamed reserved slots of Llama 3.0.
+that finetuned does not use may have different names: Llama 3.1 renamed reserved slots of Llama 3.0.
 
-**tokens**: else rows pair by token string.
+**tokens**: otherwise rows pair by token string.
 
-In both, these tokens are not like the others:
+In both modes, these tokens are special cases:
 
-- *added*: base has no such token, nor a special slot at that id that finetuned renamed; or its
-  tokenizer has the token, and its embedding no row for it. It brings its own row whole. Where the
-  target has the token, the target's row is kept, if there is one; else it is appended, at the ids
-  after the target's last token, in the order of finetuned's ids.
-- *renamed*: base has a special slot at that id under another name (ChatML on a reserved token). It
-  pairs with the target's slot at that id while that has base's name or finetuned's, else with the
-  slot that has base's name (which makes it ``tokens``); the output's tokenizer gets finetuned's
-  name. Where the target has finetuned's name at another id, that row is kept, as for an added one.
-- *dropped*: the target has no place for it. Its difference is lost; where finetuned uses the token
-  that is an error.
-- a string that stands twice in a tokenizer: the first pairs with the first, the second with the
-  second.
+- *added*: base has no such token, nor a special slot at that id that finetuned renamed; or base's
+  tokenizer has the token, but its embedding has no row for it. Finetuned's row is brought whole. If
+  the target has the token, the target's row is kept, if there is one; otherwise the token is
+  appended after the target's last token, in the order of finetuned's ids.
+- *renamed*: base has a special slot at that id under a different name (ChatML on a reserved token).
+  It pairs with the target's slot at that id if that has base's or finetuned's name, otherwise with
+  the slot that has base's name (which makes the mode ``tokens``); the output's tokenizer gets
+  finetuned's name. If the target has finetuned's name at a different id, the target's row is kept,
+  as for an added token.
+- *dropped*: the target has no place for the token. Its difference is lost; if finetuned uses the
+  token, that is an error.
+- *duplicate*: a string that a tokenizer has twice: the first pairs with the first, the second with
+  the second.
 """
 
 from __future__ import annotations
@@ -49,23 +50,23 @@ if TYPE_CHECKING:
     Pairs: TypeAlias = tuple[Ids, Ids]
 
 ADDED = -1
-"""Instead of a base id: base has no such token."""
+"""Replaces a base id: base has no such token."""
 NONE = -2
-"""Instead of an id: this row has no counterpart."""
+"""Replaces an id: this row has no counterpart."""
 
 _MODES = ("auto", "ids", "tokens")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BasePairing:
-    """From which row of base each row of finetuned is subtracted.
+    """The row of base that is subtracted from each row of finetuned.
 
     Attributes:
         mode: ``"ids"`` or ``"tokens"``.
         base_ids: by finetuned id, shape ``(finetuned tokens,)``: the base id, `ADDED`, or `NONE`.
         added: finetuned id to token, for tokens that finetuned added.
         renamed: finetuned id to base's name of that slot, for slots that finetuned renamed.
-        base_tokens: the size of base's tokenizer; base's rows from there on are padding.
+        base_tokens: the size of base's tokenizer; base's rows beyond it are padding.
         warnings: what a user should know.
     """
 
@@ -78,7 +79,7 @@ class BasePairing:
 
     @property
     def in_place(self) -> bool:
-        """Whether every token that both have has one id in both."""
+        """Whether every token that both have has the same id in both."""
         ids = self.base_ids
         return not ((ids >= 0) & (ids != np.arange(len(ids)))).any()
 
@@ -93,10 +94,10 @@ def pair_with_base(
     """Pair finetuned's tokens with base's; the module's docstring has the rules.
 
     Args:
-        finetuned: its tokenizer.
-        base: its tokenizer.
+        finetuned: finetuned's tokenizer.
+        base: base's tokenizer.
         mode: ``"auto"``, ``"tokens"``, or ``"ids"``: every id that both have pairs by position.
-        rows: how many finetuned and base have, where finetuned has more than base.
+        rows: the row counts of finetuned and base, if finetuned has more than base.
 
     Returns:
         The pairing.
@@ -119,8 +120,8 @@ def pair_with_base(
         sources, places = pair_by_position(finetuned, base)
     else:
         sources, places = pair_by_string(finetuned, base)
-        # Away from its id, a slot is known by its name alone: both must mean a special slot, and
-        # base's name must be gone.
+        # At a different id only its name identifies a slot: it must be special in both, and
+        # finetuned must no longer have base's name.
         names = set(finetuned.tokens)
         renamed = {
             i: name for i, name in renamed.items() if name not in names and i in finetuned.special
@@ -139,7 +140,7 @@ def pair_with_base(
 
 
 def _absent(finetuned: Tokenizer, base_ids: Ids, known: Collection[str | None]) -> dict[int, str]:
-    """The unpaired tokens whose string base lacks, each string once."""
+    """The unpaired tokens whose strings base lacks; a duplicate string counts once."""
     found: dict[str, int] = {}
     for i in np.flatnonzero(base_ids == NONE).tolist():
         token = finetuned.tokens[i]
@@ -151,7 +152,7 @@ def _absent(finetuned: Tokenizer, base_ids: Ids, known: Collection[str | None]) 
 def _without_row(
     finetuned: Tokenizer, base_ids: Ids, finetuned_rows: int, base_rows: int
 ) -> dict[int, str]:
-    """The tokens that have a row in finetuned and none in base, if their strings stand once."""
+    """The tokens with a row in finetuned but none in base, except duplicate strings."""
     ids = np.flatnonzero(base_ids[:finetuned_rows] >= base_rows).tolist()
     if not ids:
         return {}
@@ -161,7 +162,7 @@ def _without_row(
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode of pairing that there is not.
+    """Refuse an unknown pairing mode.
 
     Raises:
         OptionError: there is no such mode.
@@ -171,7 +172,7 @@ def check_mode(mode: str) -> None:
 
 
 def differing_ids(finetuned: Tokenizer, other: Tokenizer) -> list[int]:
-    """The ids at which finetuned has a token and the other has another, or none."""
+    """The ids at which finetuned has a token and the other has a different one, or none."""
     if finetuned.fingerprint == other.fingerprint:
         return []
     pairs = zip_longest(finetuned.tokens, other.tokens[: len(finetuned.tokens)])
@@ -179,12 +180,12 @@ def differing_ids(finetuned: Tokenizer, other: Tokenizer) -> list[int]:
 
 
 def token_at(tokenizer: Tokenizer, i: int) -> str | None:
-    """The token with that id; None for a hole and past the end."""
+    """The token with that id; None for a hole or an id past the end."""
     return tokenizer.tokens[i] if i < len(tokenizer.tokens) else None
 
 
 def is_harmless(i: int, finetuned: Tokenizer, other: Tokenizer) -> bool:
-    """Whether it is a special slot on both sides that finetuned does not use."""
+    """Whether the id is a special slot, or missing in the other, and finetuned does not use it."""
     special = i in finetuned.special and (i in other.special or token_at(other, i) is None)
     return special and not finetuned.matters(i)
 
@@ -192,7 +193,7 @@ def is_harmless(i: int, finetuned: Tokenizer, other: Tokenizer) -> bool:
 def unlike_tokens(
     apart: Iterable[int], finetuned: Tokenizer, other: Tokenizer, role: str
 ) -> tuple[str, ...]:
-    """A warning of the tokens that were paired by position under two names, if they are regular."""
+    """A warning if regular tokens with different names were paired by position."""
     regular = [
         i
         for i in apart
@@ -215,7 +216,7 @@ def pair_by_position(finetuned: Tokenizer, other: Tokenizer) -> Pairs:
 
 
 def pair_by_string(finetuned: Tokenizer, other: Tokenizer) -> Pairs:
-    """The ids of the same string; where it stands twice, the first with the first, and so on."""
+    """The ids of equal strings; duplicates pair in order, the first with the first."""
     keys = _keys(other.tokens)
     places = dict(zip(keys, range(len(keys)), strict=True))
     places.pop(None, None)
@@ -226,7 +227,7 @@ def pair_by_string(finetuned: Tokenizer, other: Tokenizer) -> Pairs:
 
 
 def _keys(tokens: Sequence[str | None]) -> Sequence[str | tuple[str, int] | None]:
-    """The tokens, with a number where one has stood before."""
+    """The tokens as unique keys: a repeated token gets a number."""
     if len(set(tokens)) == len(tokens):
         return tokens
     seen: dict[str | None, int] = {}

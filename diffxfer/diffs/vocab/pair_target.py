@@ -1,4 +1,4 @@
-"""Which row of the target meets which of finetuned, by the rules in `pair_base`."""
+"""Pairing rows of finetuned with rows of the target, by the rules in `pair_base`."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _RELATED = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TargetPairing:
-    """On which row of the output each row of the difference is grafted.
+    """The row of the output that each row of the difference is grafted onto.
 
     Attributes:
         mode: ``"ids"`` or ``"tokens"``.
         finetuned_ids: by output id, shape ``(output tokens,)``: the finetuned id whose difference
             is grafted, or `NONE` (the target's row is kept, or the id is in ``additions``).
-        additions: output id to the finetuned id whose own row is brought whole.
+        additions: output id to the finetuned id whose row is brought whole.
         translate: finetuned id to output id, for every token that has a place in the output.
         renamed: output id to the name that the target's tokenizer gets there.
         names: output id to token, for ``additions``.
-        dropped: tokens whose difference is lost since the target has no place for them.
+        dropped: tokens whose difference is lost because the target has no place for them.
         warnings: what a user should know.
-        kept: output id to finetuned id, of the tokens that finetuned added and the target has: the
-            target's row is kept, if it has one, and else finetuned's is brought whole.
+        kept: output id to finetuned id, for tokens that finetuned added and the target has: the
+            target's row is kept if it exists, otherwise finetuned's is brought whole.
     """
 
     mode: str
@@ -75,12 +75,12 @@ def pair_with_target(
     """Pair finetuned's tokens with the target's; `diffxfer.diffs.vocab.pair_base` has the rules.
 
     Args:
-        finetuned: its tokenizer.
-        added: what finetuned added, from its `BasePairing`.
-        renamed: what finetuned renamed, from its `BasePairing`.
-        target: its tokenizer.
+        finetuned: finetuned's tokenizer.
+        added: the tokens that finetuned added, from its `BasePairing`.
+        renamed: the slots that finetuned renamed, from its `BasePairing`.
+        target: the target's tokenizer.
         mode: ``"auto"``, ``"tokens"``, or ``"ids"``: every id that both have pairs by position, and
-            a slot that finetuned renamed gets finetuned's name whatever the target calls it.
+            a slot that finetuned renamed gets finetuned's name, whatever its name in the target.
 
     Returns:
         The pairing.
@@ -88,7 +88,7 @@ def pair_with_target(
     Raises:
         OptionError: there is no such mode.
         VocabularyError: the target has no place for a token that finetuned uses, or ``added`` and
-            ``renamed`` are not of this tokenizer.
+            ``renamed`` do not belong to this tokenizer.
     """
     check_mode(mode)
     _check_changes(finetuned, added, renamed)
@@ -111,7 +111,7 @@ def pair_with_target(
 
 
 def _positions_hold(apart: list[int], renamed: Mapping[int, str], draft: _Draft) -> bool:
-    """Whether finetuned's rows may go on the target's by position."""
+    """Whether finetuned's rows may pair with the target's by position."""
     finetuned, target = draft.finetuned, draft.target
     for i in apart:
         if i not in renamed:
@@ -142,19 +142,19 @@ class _Draft:
     def place(
         self, added: Mapping[int, str], renamed: Mapping[int, str], mode: str, *, trusted: bool
     ) -> None:
-        """Find every token's place; ``trusted`` gives a renamed slot its id, whatever is there."""
+        """Find every token's place; if ``trusted``, a renamed slot keeps its id in any case."""
         changed = {*added, *renamed}
         self._pair(mode, changed)
         new = {self.finetuned.tokens[i] for i in changed}
         for i, name in sorted(renamed.items()):
-            # A slot that the target gave to another of finetuned's new tokens is that token's.
+            # If the target has another of finetuned's new tokens there, the slot is that token's.
             here = trusted and token_at(self.target, i) not in new
             self._place_renamed(i, name, here=here)
         for i, token in sorted(added.items()):
             self._place_added(i, token)
 
     def _pair(self, mode: str, without: set[int]) -> None:
-        """Pair every token but those."""
+        """Pair every token except those in ``without``."""
         pair = pair_by_position if mode == "ids" else pair_by_string
         sources, places = pair(self.finetuned, self.target)
         if without:
@@ -164,7 +164,7 @@ class _Draft:
         self.translate = dict(zip(sources.tolist(), places.tolist(), strict=True))
 
     def _place_renamed(self, i: int, base_name: str, *, here: bool) -> None:
-        """Find the slot that finetuned renamed: at its id whatever its name, if ``here``."""
+        """Find the slot that finetuned renamed; if ``here``, at its id whatever its name."""
         token = self.finetuned.tokens[i] or ""
         own = token_at(self.target, i)
         if own == token:
@@ -195,16 +195,16 @@ class _Draft:
         self.translate[i] = place
 
     def _keep(self, i: int, token: str) -> None:
-        """Keep the target's row of a token that is new to finetuned's base."""
+        """Keep the target's row of a token that base lacks."""
         place = self.ids[token]
-        # By position, a slot that finetuned does not use may have been paired with that row.
+        # Pairing by position may have given that row to a slot that finetuned does not use.
         self.translate.pop(int(self.finetuned_ids[place]), None)
         self.finetuned_ids[place] = NONE
         self.translate[i] = place
         self.kept.append(token)
 
     def dropped(self) -> list[int]:
-        """Finetuned's ids that have no place in the output."""
+        """Finetuned's ids without a place in the output."""
         return [
             i
             for i, token in enumerate(self.finetuned.tokens)
@@ -212,11 +212,11 @@ class _Draft:
         ]
 
     def dropped_in_use(self) -> list[int]:
-        """Those of them that finetuned uses."""
+        """The dropped ids that finetuned uses."""
         return [i for i in self.dropped() if self.finetuned.matters(i)]
 
     def result(self, mode: str) -> TargetPairing:
-        """What was found, for good."""
+        """The finished pairing."""
         if self.kept:
             self.warnings += (
                 f"tokens that finetuned added and the target has already, {len(self.kept)} in all, "
@@ -248,7 +248,7 @@ class _Draft:
 def _check_changes(
     finetuned: Tokenizer, added: Mapping[int, str], renamed: Mapping[int, str]
 ) -> None:
-    """Refuse changes that are not of this tokenizer: a manifest can be edited."""
+    """Refuse changes that do not belong to this tokenizer: a manifest can be edited."""
     tokens = finetuned.tokens
     ids = [*added, *renamed]
     there = all(0 <= i < len(tokens) and tokens[i] is not None for i in ids)
@@ -265,7 +265,7 @@ def _check_changes(
 
 
 def _idle_slots_hold(used: list[int], trial: _Draft) -> bool:
-    """Whether, in a trial by position, these tokens stand on special slots that nobody uses."""
+    """Whether a trial pairing by position puts these tokens on special slots that are not used."""
     finetuned, target = trial.finetuned, trial.target
     ours = finetuned.ids()
 

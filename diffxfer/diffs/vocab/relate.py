@@ -1,4 +1,4 @@
-"""From tokenizers of whole roles to pairings, also where a role has none."""
+"""Pairing the vocabularies of roles, including roles without a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What is known of the tokens of a difference.
+    """The tokens of a difference.
 
     Attributes:
-        tokenizer: finetuned's; None where no role has one.
-        added: finetuned's id and token, of those that base lacks.
-        renamed: finetuned's id and base's token, of slots that finetuned renamed.
+        tokenizer: finetuned's tokenizer; None if no role has one.
+        added: finetuned's id to token, for tokens that base lacks.
+        renamed: finetuned's id to base's token, for slots that finetuned renamed.
         base_pairing: how finetuned's rows pair with base's; None for a diff vector, whose rows
-            are paired already, and where there are no tokenizers.
-        base_fingerprint: of base's token table.
+            are already paired, and if there are no tokenizers.
+        base_fingerprint: the fingerprint of base's token table.
         warnings: what a user should know.
     """
 
@@ -38,7 +38,7 @@ class Vocabulary:
 
     @property
     def pairing_mode(self) -> str:
-        """How finetuned's rows pair with base's: ``"ids"``, ``"tokens"``, or all ``"rows"``."""
+        """How finetuned's rows pair with base's: ``"ids"``, ``"tokens"``, or ``"rows"`` for all."""
         return self.base_pairing.mode if self.base_pairing else "rows"
 
 
@@ -53,17 +53,17 @@ def relate_to_base(
     """Relate finetuned's tokens to base's.
 
     Args:
-        finetuned: its tokenizer, if it has one.
-        base: likewise.
+        finetuned: finetuned's tokenizer, if it has one.
+        base: base's tokenizer, if it has one.
         mode: ``"auto"``, ``"ids"`` or ``"tokens"``.
-        same_rows: whether all their vocabulary tensors have the same rows.
-        rows: how many finetuned and base have, where finetuned has more than base.
+        same_rows: whether all their vocabulary tensors have equal row counts.
+        rows: the row counts of finetuned and base, if finetuned has more than base.
 
     Returns:
-        What is known of them.
+        The difference's tokens.
 
     Raises:
-        VocabularyError: if one has no tokenizer and the rows do not tell.
+        VocabularyError: if one has no tokenizer and the row counts differ.
     """
     if finetuned is None and base is None:
         return Vocabulary(None, {}, {}, None, "")
@@ -91,16 +91,16 @@ def relate_to_target(
     """Relate a difference's tokens to the target's.
 
     Args:
-        vocabulary: of the difference.
-        target: its tokenizer, if it has one.
+        vocabulary: the difference's tokens.
+        target: the target's tokenizer, if it has one.
         mode: ``"auto"``, ``"ids"`` or ``"tokens"``.
-        same_rows: whether the vocabulary tensors have the same rows on both sides.
+        same_rows: whether the vocabulary tensors have equal row counts on both sides.
 
     Returns:
-        The pairing, None where no role has a tokenizer; and warnings.
+        The pairing, None if no role has a tokenizer; and warnings.
 
     Raises:
-        VocabularyError: if one has no tokenizer and the rows do not tell.
+        VocabularyError: if one has no tokenizer and the row counts differ.
     """
     finetuned = vocabulary.tokenizer
     if finetuned is None and target is None:

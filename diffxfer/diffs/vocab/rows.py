@@ -1,6 +1,6 @@
-"""From pairings of tokens to runs of rows, for one tensor.
+"""Turning token pairings into runs of rows, for one tensor.
 
-A tensor's rows may be more than its tokenizer's tokens (padding), or fewer.
+A tensor may have more rows than its tokenizer has tokens (padding), or fewer.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _GRAFT, _COPY, _ADD, _ZERO = range(4)
 def extract_runs(
     base_pairing: BasePairing | None, *, finetuned_rows: int, base_rows: int
 ) -> list[Run]:
-    """The runs of a vocabulary tensor of the diff vector, whose inputs are (finetuned, base).
+    """The runs of a vocabulary tensor of the diff vector; the inputs are (finetuned, base).
 
     Args:
-        base_pairing: how the tokens pair; None where no role has a tokenizer: by position.
-        finetuned_rows: the tensor's rows in finetuned, and in the diff vector.
-        base_rows: its rows in base.
+        base_pairing: how the tokens pair; None, if no role has a tokenizer, to pair by position.
+        finetuned_rows: the tensor's row count in finetuned and in the diff vector.
+        base_rows: its row count in base.
 
     Returns:
-        Runs that cover the rows: ``GRAFT`` (a difference), ``ADD`` (finetuned's own row, of a token
-        that it added) and ``ZERO`` (no token, or no row of it in base).
+        Runs that cover the rows: ``GRAFT`` (a difference), ``ADD`` (finetuned's row of a token that
+        it added) and ``ZERO`` (no token, or no row for it in base).
 
     Raises:
         VocabularyError: finetuned lacks the row of a token that it shares with base, or there is no
@@ -65,20 +65,20 @@ def graft_runs(
 ) -> tuple[int, list[Run]]:
     """The runs of a vocabulary tensor of the output.
 
-    The inputs are (finetuned, base, target), or (diff vector, target) where ``base_rows`` is None.
+    The inputs are (finetuned, base, target), or (diff vector, target) if ``base_rows`` is None.
 
     Args:
-        pairing: how the tokens pair; None where no role has a tokenizer: by position.
-        base_pairing: how finetuned's pair with base's; None where the diff vector stands for both,
-            or base has no tokenizer: by position.
-        finetuned_rows: the tensor's rows in finetuned, or in the diff vector.
-        base_rows: its rows in base, None where the diff vector stands for both.
-        target_rows: its rows in the target.
+        pairing: how the tokens pair; None, if no role has a tokenizer, to pair by position.
+        base_pairing: how finetuned's tokens pair with base's; None for a diff vector, or if base
+            has no tokenizer, to pair by position.
+        finetuned_rows: the tensor's row count in finetuned, or in the diff vector.
+        base_rows: its row count in base, None for a diff vector.
+        target_rows: its row count in the target.
 
     Returns:
-        The output's rows, and runs that cover them: ``GRAFT``, ``COPY`` (the target's row is kept)
-        and ``ADD`` (finetuned's own row, of a token that it added). Rows grow only where the
-        target's padding rows do not hold the added tokens.
+        The output's row count, and runs that cover the rows: ``GRAFT``, ``COPY`` (the target's row
+        is kept) and ``ADD`` (finetuned's row of a token that it added). Rows are appended only if
+        the target's padding rows cannot hold the added tokens.
 
     Raises:
         VocabularyError: finetuned lacks the row of a token that it shares with base, the target
@@ -165,7 +165,7 @@ def _fit(ids: Ids, size: int) -> Ids:
 
 
 def _runs(kind: Ids, *inputs: Ids) -> list[Run]:
-    """Rows that continue each other, in every input, become one run."""
+    """Join rows that are consecutive in every input into one run."""
     if not len(kind):
         return []
     same = kind[1:] == kind[:-1]

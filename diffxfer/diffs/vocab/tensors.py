@@ -1,4 +1,4 @@
-"""Telling which tensors have rows that belong to tokens."""
+"""Recognising the tensors whose rows belong to tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.header import TensorSpec
 
 MAX_ROWS = 2 * MAX_TOKENS
-"""Above any embedding there is, with its padding; rows are paired in memory."""
+"""More than any known embedding has, with padding; rows are paired in memory."""
 
 
 def vocabulary_tensors(
@@ -29,21 +29,22 @@ def vocabulary_tensors(
 def sort_tensors(
     tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Tell the tensors whose rows belong to tokens, and those where no one can tell.
+    """Find the tensors whose rows belong to tokens, and those whose rows may belong to tokens.
 
-    The former have a known name, or the vocabulary's size for their first dimension; the latter
-    only outside of numbered blocks, where projections may have any size, and only where that size
-    cannot be mistaken for another dimension of the model.
+    A tensor's rows belong to tokens if it has a known name, or if its first dimension is the
+    vocabulary's size. The size counts only outside of numbered blocks, where projections may have
+    any size, and only if no other dimension of the model has that size.
 
     Args:
         tensors: a role's tensors.
         config: its config.json.
 
     Returns:
-        The names of the former, and of the tensors of that size that are not among them.
+        The names of tensors whose rows belong to tokens, and the names of ambiguous tensors: those
+        of the vocabulary's size that are not among the first.
 
     Raises:
-        VocabularyError: one has more rows than any vocabulary.
+        VocabularyError: a tensor has more rows than any vocabulary.
     """
     found = _sort_by_size(tensors, config)
     for name in (*found[0], *found[1]):
@@ -57,7 +58,7 @@ def sort_tensors(
 def _sort_by_size(
     tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    # Without elements there are no rows, whatever their number: a header may state any.
+    # Ignore tensors without elements: a header may state any number of rows for them.
     tensors = {name: spec for name, spec in tensors.items() if spec.elements}
     known = {name for name, spec in tensors.items() if is_known_vocabulary(name) and spec.shape}
     size = vocabulary_size(config)
@@ -65,7 +66,7 @@ def _sort_by_size(
         return frozenset(known), frozenset()
     others = {name: spec for name, spec in tensors.items() if name not in known}
     outside = {name: spec.shape for name, spec in others.items() if not is_in_block(name)}
-    # BART has a bias of shape (1, size), whose tokens are no rows.
+    # BART has a bias of shape (1, size), where tokens are columns.
     lying = {name for name, shape in outside.items() if shape == (1, size)}
     by_size = {name for name, shape in outside.items() if shape[:1] == (size,)}
     inner = (name for name, spec in others.items() if _is_inner(spec, size))
@@ -77,11 +78,11 @@ def _sort_by_size(
 
 
 def refuse_ambiguous(name: str, *, added: bool) -> None:
-    """Refuse a tensor of `sort_tensors`' latter, where tokens do not keep their places.
+    """Refuse an ambiguous tensor if tokens do not keep their positions.
 
     Args:
         name: the tensor.
-        added: whether tokens are added, so that no pairing keeps them in their places.
+        added: whether tokens are added, so that no pairing mode keeps positions.
 
     Raises:
         VocabularyError: always.
@@ -96,7 +97,7 @@ def refuse_ambiguous(name: str, *, added: bool) -> None:
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """The vocabulary's size by the config, that of its text model where it is nested."""
+    """The vocabulary's size from the config, or from its nested text config."""
     for part in _parts(config):
         size = part.get("vocab_size")
         if type(size) is int:
@@ -110,7 +111,7 @@ def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _is_inner(spec: TensorSpec, size: int) -> bool:
-    """Whether a tensor has that size where no vocabulary's can be: as a norm's, or an input's."""
+    """Whether the size is that of a vector, or of a dimension after the first."""
     return size in (spec.shape[1:] if len(spec.shape) > 1 else spec.shape)
 
 

@@ -1,4 +1,4 @@
-"""The files that list a vocabulary: which token has which id, by the file's own format."""
+"""Reading the files that list a vocabulary, in all their formats."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_TOKENS = 1 << 22
-"""Above any vocabulary there is."""
+"""More than any known vocabulary has."""
 _SPARSE, _FREE_IDS = 64, 1 << 16
-"""How many ids may be for each token that there is, and how many in any case: a table takes memory
-by its largest id, which the file's size would not tell."""
+"""The most ids per token, and the ids that are always allowed. A table takes memory in proportion
+to its largest id, so a small file could demand a lot."""
 REMEDY = "fetch or save the checkpoint again"
 
 _RESERVED = re.compile(
     r"[<\[>].*(reserved|unused|extra_?id|extra_\d|place.?holder|dummy|control_\d|special_\d).*[>\]<]",
     re.IGNORECASE | re.DOTALL,
 )
-# Longer tokens are no slots; the pattern's time grows with the square of their length.
+# Longer tokens are not slots; the pattern's run time is quadratic in their length.
 _LONGEST_RESERVED = 200
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 
-# Pieces of a SentencePiece model that stand for no text: unknown, control, user-defined.
+# Types of SentencePiece pieces that are not plain text: unknown, control, user-defined.
 _SPECIAL_PIECES = (2, 3, 4)
 
 
 class TokenTable(NamedTuple):
-    """Tokens by id, and what is known of them: see `diffxfer.diffs.vocab.tokens.Tokenizer`."""
+    """Tokens by id, with their properties: see `diffxfer.diffs.vocab.tokens.Tokenizer`."""
 
     tokens: tuple[str | None, ...]
     special: frozenset[int]
@@ -48,7 +48,7 @@ class TokenTable(NamedTuple):
 
 
 class AddedToken(NamedTuple):
-    """A token that stands beside the vocabulary, ``flagged`` special or not."""
+    """A token listed outside the vocabulary; ``flagged`` if it is marked special."""
 
     token_id: int
     token: str
@@ -56,7 +56,7 @@ class AddedToken(NamedTuple):
 
 
 def fingerprint_tokens(tokens: Iterable[str | None]) -> str:
-    """The xxh3_128 hex digest of a token table: of ids and strings, not of any file's layout."""
+    """The xxh3_128 hex digest of a table's ids and strings; the file format does not matter."""
     text = json.dumps(list(tokens), separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(text.encode("ascii"))
 
@@ -65,17 +65,17 @@ _cache: dict[tuple[str, str], TokenTable] = {}
 
 
 def read_table(path: Path, raw: bytes) -> TokenTable:
-    """The table in a file, shared by every file with the same bytes: the roles' often agree.
+    """Read the table in a file; files with the same bytes, common among roles, share one table.
 
     Args:
         path: a ``tokenizer.json``, a ``vocab.json``, or a SentencePiece or tiktoken file.
         raw: its bytes.
 
     Returns:
-        Its tokens, without those of files beside it.
+        Its tokens, without those of other files.
 
     Raises:
-        CompanionError: the file means nothing.
+        CompanionError: the file is malformed.
     """
     kind = path.name
     if kind not in ("tokenizer.json", "vocab.json"):
@@ -94,10 +94,10 @@ def read_table(path: Path, raw: bytes) -> TokenTable:
 def make_table(
     by_id: Mapping[int, str], special: Iterable[int], kind: str, where: Path
 ) -> TokenTable:
-    """The table of these tokens; those that look reserved are special too.
+    """Make a table of these tokens; tokens that look reserved become special too.
 
     Raises:
-        CompanionError: there are none, or an id lies far beyond all others.
+        CompanionError: there are none, or an id is far larger than the number of tokens.
     """
     if not by_id:
         raise CompanionError(where, "holds no token", REMEDY)
@@ -202,7 +202,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _from_tiktoken(raw: bytes, where: Path) -> tuple[dict[int, str], set[int]]:
-    """Lines of base64 and rank; bytes are spelled as ``tokenizer.json`` would spell them."""
+    """Lines of base64 and rank; bytes are written as ``tokenizer.json`` would write them."""
     alphabet = _byte_alphabet()
     by_id: dict[int, str] = {}
     for number, line in enumerate(raw.splitlines(), 1):
@@ -237,15 +237,15 @@ _PARSERS: Mapping[str, Callable[[bytes, Path], tuple[dict[int, str], set[int]]]]
 
 
 def is_special(added: AddedToken) -> bool:
-    """Whether an added token is more than text: flagged so, or written as markup."""
+    """Whether an added token is special: flagged so, or written as markup."""
     return added.flagged or _MARKUP.fullmatch(added.token) is not None
 
 
 def tokens_by_id(vocab: object, where: Path) -> dict[int, str]:
-    """Tokens by id, of an object of ids by token in the file ``where``.
+    """Tokens by id, from an object of ids by token in the file ``where``.
 
     Raises:
-        CompanionError: it is no such object, or an id is impossible or stands twice.
+        CompanionError: it is not such an object, or an id is invalid or repeated.
     """
     if not isinstance(vocab, dict):
         raise malformed(where, "the vocabulary", "an object of ids by token", vocab)
@@ -264,10 +264,10 @@ def _unigram_piece(entry: object, where: Path) -> str:
 
 
 def read_added(entry: object, where: Path, key: str | None) -> AddedToken:
-    """An entry of ``added_tokens``, or of ``added_tokens_decoder``, where its key is its id.
+    """Read an entry of ``added_tokens``, or of ``added_tokens_decoder``, whose keys are ids.
 
     Raises:
-        CompanionError: it has no content, or no possible id.
+        CompanionError: it has no content, or no valid id.
     """
     content = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(content, str):
@@ -298,12 +298,12 @@ def _check_id(token_id: object, token: str, where: Path) -> int:
 
 
 def malformed(where: Path, what: str, expected: str, found: object) -> CompanionError:
-    """The error of a value of the wrong kind."""
+    """The error for a value of the wrong kind."""
     problem = f"{what} must be {expected} and is {reprlib.repr(found)}"
     return CompanionError(where, problem, REMEDY)
 
 
 def named_twice(where: Path, token_id: int, first: str, second: str) -> CompanionError:
-    """The error of an id with two tokens."""
+    """The error for an id with two tokens."""
     problem = f"id {token_id} is both {first[:40]!r} and {second[:40]!r}"
     return CompanionError(where, problem, "keep one of them: a row has one token")

@@ -1,7 +1,7 @@
-"""Tokenizers: which token each row of an embedding belongs to, from whatever files there are.
+"""Tokenizers: the token of each row of an embedding, from any of the known files.
 
-No tokenizer library is asked: they renumber added tokens, need code for some formats, and load
-merges that nobody here looks at.
+No tokenizer library is used: libraries renumber added tokens, need code for some formats, and load
+merges that are not needed here.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _DECISIVE = ("bos", "eos", "pad")
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """Which token each row of an embedding belongs to, and which tokens matter.
+    """The token of each row of an embedding, and the tokens that the model uses.
 
     Attributes:
-        tokens: token strings by id, None for a hole; the last one is no hole.
-        special: ids of tokens that are more than text: added tokens that are flagged special or
-            written as markup (``<tool_call>``), and tokens that look reserved.
+        tokens: token strings by id, None for a hole; the last one is not a hole.
+        special: ids of special tokens: added tokens that are flagged special or written as markup
+            (``<tool_call>``), and tokens that look reserved.
         chat_templates: the text of every chat template, concatenated.
         named: ids by role, such as ``{"eos": (128001, 128009)}``, from the tokenizer's files and
             from the configs.
         format: ``"tokenizer.json"``, ``"vocab.json"``, ``"sentencepiece"`` or ``"tiktoken"``.
-        fingerprint: the xxh3_128 hex digest of ``tokens``, whatever file they came from.
+        fingerprint: the xxh3_128 hex digest of ``tokens``, independent of the file format.
     """
 
     tokens: tuple[str | None, ...]
@@ -55,7 +55,7 @@ class Tokenizer:
     fingerprint: str
 
     def ids(self) -> dict[str, int]:
-        """Ids by token string; the lowest where a string stands twice."""
+        """Ids by token string; the lowest id of a duplicate string."""
         last = len(self.tokens) - 1
         ids = dict(zip(reversed(self.tokens), range(last, -1, -1), strict=True))
         return {token: i for token, i in ids.items() if token is not None}
@@ -63,10 +63,10 @@ class Tokenizer:
     def use(self, token_id: int) -> str:
         """What the model uses a token for: ``"bos"``, ``"eos"``, ``"pad"``, ``"chat template"``.
 
-        A template is searched for special tokens only: as text, it contains many regular ones.
+        A template is searched for special tokens only, because its text has many regular tokens.
 
         Returns:
-            The use, or ``""``: nothing breaks where this token has another name.
+            The use, or ``""`` if the model does not use the token, so that it may be renamed.
         """
         for role in _DECISIVE:
             if token_id in self.named.get(role, ()):
@@ -76,7 +76,7 @@ class Tokenizer:
         return ""
 
     def matters(self, token_id: int) -> bool:
-        """Whether the model's behaviour hangs on a token: see `use`."""
+        """Whether the model's behaviour depends on a token: see `use`."""
         return bool(self.use(token_id))
 
 
@@ -85,7 +85,7 @@ def read_tokenizer(where: Path | Beside) -> Tokenizer | None:
 
     ``tokenizer.json`` comes first, then ``vocab.json``, then ``tokenizer.model`` (SentencePiece
     or tiktoken), then ``*.tiktoken``. Tokens of ``added_tokens.json`` and of the
-    ``added_tokens_decoder`` in ``tokenizer_config.json`` are laid over it. Files with the same
+    ``added_tokens_decoder`` in ``tokenizer_config.json`` are added to it. Files with the same
     bytes are parsed once.
 
     Args:
@@ -95,7 +95,7 @@ def read_tokenizer(where: Path | Beside) -> Tokenizer | None:
         The tokenizer, or None if there is none of these files.
 
     Raises:
-        CompanionError: a file of it is unsafe, unreadable, or means nothing.
+        CompanionError: one of its files is unsafe, unreadable or malformed.
     """
     files = where if isinstance(where, Beside) else Beside(where)
     found = table_file(files)
@@ -116,7 +116,7 @@ def read_tokenizer(where: Path | Beside) -> Tokenizer | None:
 
 
 def table_file(files: Beside) -> tuple[str, bytes] | None:
-    """The name and the bytes of the file that lists the vocabulary, None if there is none.
+    """The name and bytes of the file that lists the vocabulary, None if there is none.
 
     Raises:
         CompanionError: it is unsafe or unreadable.
@@ -130,7 +130,7 @@ def table_file(files: Beside) -> tuple[str, bytes] | None:
 
 
 def _later_tokens(files: Beside) -> list[AddedToken]:
-    """What ``added_tokens.json`` and ``added_tokens_decoder`` say, by id."""
+    """The tokens in ``added_tokens.json`` and ``added_tokens_decoder``, by id."""
     listed, path = files.document("added_tokens.json"), files.where("added_tokens.json")
     found = [AddedToken(i, token, False) for i, token in tokens_by_id(listed, path).items()]
     where = files.where("tokenizer_config.json")
@@ -142,10 +142,10 @@ def _later_tokens(files: Beside) -> list[AddedToken]:
 
 
 def _overlay(table: TokenTable, later: list[AddedToken], where: Path) -> TokenTable:
-    """The table with the tokens that transformers adds when it loads it.
+    """The table with the tokens that transformers adds when it loads the tokenizer.
 
-    A ``tokenizer.json`` is the last word on what it holds: only tokens that it lacks come to it,
-    at free ids. Elsewhere a special slot may be renamed, as a slow tokenizer would.
+    A ``tokenizer.json`` takes precedence for its own tokens: only tokens that it lacks are added,
+    at free ids. In other formats a special slot may be renamed, as a slow tokenizer would do.
     """
     if not later:
         return table
@@ -170,10 +170,10 @@ def _overlay(table: TokenTable, later: list[AddedToken], where: Path) -> TokenTa
 
 
 def read_templates(files: Beside) -> list[tuple[str, str]]:
-    """The chat templates that there are, in any form: the file that has one, and its text.
+    """All chat templates, in any form: the file of each, and its text.
 
     Raises:
-        CompanionError: one is unsafe, unreadable or no text.
+        CompanionError: one is unsafe, unreadable or not text.
     """
     names = ["chat_template.jinja"]
     names += [name for name in files.more_templates() if name.endswith(".jinja")]
@@ -197,7 +197,7 @@ def _text(raw: bytes, path: Path) -> str:
 
 
 def _named(files: Beside, tokens: tuple[str | None, ...]) -> dict[str, tuple[int, ...]]:
-    """Ids by role, in the order in which they are met: the tokenizer's own, then the configs'."""
+    """Ids by role, in order of appearance: from the tokenizer's files, then from the configs."""
     named: dict[str, dict[int, None]] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         for role, token in role_strings(files.where(name), files.document(name)):
@@ -205,21 +205,21 @@ def _named(files: Beside, tokens: tuple[str | None, ...]) -> dict[str, tuple[int
                 named.setdefault(role, {})[tokens.index(token)] = None
     for name in ("config.json", "generation_config.json"):
         for role, token_id in _role_ids(files.where(name), files.document(name)):
-            # Some configs say -1 for none, and some name an id that their tokenizer lacks.
+            # Some configs state -1 for none, and some an id that their tokenizer lacks.
             if 0 <= token_id < len(tokens) and tokens[token_id] is not None:
                 named.setdefault(role, {})[token_id] = None
     return {role: tuple(found) for role, found in named.items()}
 
 
 def role_strings(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The roles that a tokenizer's file gives to tokens, such as ``("eos", "</s>")``.
+    """The roles that a tokenizer's file assigns to tokens, such as ``("eos", "</s>")``.
 
     Args:
         where: the file.
         document: its object.
 
     Raises:
-        CompanionError: one is given to what is no token.
+        CompanionError: a role's value is not a token.
     """
     for role in NAMES:
         value = document.get(f"{role}_token")
