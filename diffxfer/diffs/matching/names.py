@@ -40,13 +40,6 @@ _HEAD_SEGMENT = re.compile(
     r"|seq_relationship|final_logits_bias)(?:\.|$)"
 )
 
-# Heads of tasks and of words, by the modules that transformers, TRL and others keep them in.
-_HEAD_SEGMENT = re.compile(
-    r"(?:^|\.)(?:lm_head|cls|pooler|classifier|score|qa_outputs|embed_out|lm_loss|predictions"
-    r"|\w+_predictions|vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier"
-    r"|heads?|\w+_heads?|seq_relationship|final_logits_bias)(?:\.|$)"
-)
-
 
 def canonical(name: str) -> str:
     """A name without the prefixes and wrappers that differ between ways to store a model."""
