@@ -189,14 +189,14 @@ def test_which_way_is_better_is_said(better: bool | None, said: str, tmp_path: P
 
 
 class TestFoldersOfThisMachine:
-    RUN, HOME = Path("/work/me/run"), Path("/work/me/recipes")
+    RUN, HOME = Path("/data/me/run"), Path("/data/me/recipes")
 
     @pytest.mark.parametrize(
         ("text", "shown"),
         [
-            ("/work/me/recipes/base", "base"),
-            ("/work/me/recipes/../other/base", "../other/base"),
-            ("/work/me/run/round-02/graft", "round-02/graft"),
+            ("/data/me/recipes/base", "base"),
+            ("/data/me/recipes/../other/base", "../other/base"),
+            ("/data/me/run/round-02/graft", "round-02/graft"),
             ("/data/my models/base one", "…/base one"),
             ("/data", "…/data"),
             ("org/name@main", "org/name@main"),
