@@ -14,7 +14,14 @@ from diffxfer.diffs.matching.names import (
     is_in_block,
     is_known_vocabulary,
 )
-from diffxfer.diffs.matching.parts import body_of, is_in_tower, is_under, stack_of, towers_of
+from diffxfer.diffs.matching.parts import (
+    body_of,
+    is_in_tower,
+    is_under,
+    modules_of,
+    stack_of,
+    towers_of,
+)
 from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -133,12 +140,6 @@ def find_added_buffers(
         added: names of the tensors that it brings.
         others: names of its other tensors; buffers in their modules are not brought.
     """
-    inner = {module for name in others for module in _modules_of(name)}
-    new = {module for name in added for module in _modules_of(name)} - inner
-    return frozenset(name for name in buffers if not new.isdisjoint(_modules_of(name)))
-
-
-def _modules_of(name: str) -> list[str]:
-    """The modules that enclose a tensor, outermost first."""
-    segments = name.split(".")
-    return [".".join(segments[:count]) for count in range(1, len(segments))]
+    inner = {module for name in others for module in modules_of(name)}
+    new = {module for name in added for module in modules_of(name)} - inner
+    return frozenset(name for name in buffers if not new.isdisjoint(modules_of(name)))

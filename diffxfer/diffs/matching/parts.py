@@ -146,13 +146,13 @@ def towers_of(paired: Collection[str], unpaired: Collection[str]) -> frozenset[s
         layers -= {stack_of(name) for name in paired}
     if not layers:
         return frozenset()
-    shared = {module for name in paired for module in _around(name)}
+    shared = {module for name in paired for module in modules_of(name)}
     return frozenset(
-        next((m for m in _around(f"{stack}.") if m not in shared), stack) for stack in layers
+        next((m for m in modules_of(f"{stack}.") if m not in shared), stack) for stack in layers
     )
 
 
-def _around(name: str) -> list[str]:
+def modules_of(name: str) -> list[str]:
     """The modules that enclose a tensor, outermost first."""
     segments = name.split(".")
     return [".".join(segments[:end]) for end in range(1, len(segments))]
@@ -179,15 +179,15 @@ def outside_part(paired: Collection[str], unpaired: Collection[str]) -> frozense
         return frozenset()
     # Tensors beside a part's layers belong to the part, except a decoder's head.
     decoder = any(map(_names_decoder, towers)) and not _names_decoder(body)
-    around = {*_around(f"{body}.")}
-    shared = {module for name in paired for module in _around(name)} - around
+    around = {*modules_of(f"{body}.")}
+    shared = {module for name in paired for module in modules_of(name)} - around
     return frozenset(
         name
         for name in unpaired
         if not is_under(name, body)
         and not _is_own(name, body, decoder=decoder)
         # A norm beside a paired embedding belongs to the part, wherever the layers are.
-        and next((m for m in _around(name) if m not in around), "") not in shared
+        and next((m for m in modules_of(name) if m not in around), "") not in shared
     )
 
 
