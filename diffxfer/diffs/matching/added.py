@@ -51,6 +51,7 @@ def find_added(
     - a tensor in one of base's layers, or in a module that base has with other tensors:
       finetuned and base then differ in architecture;
     - a token embedding, or a tensor in the body without a head's name: base lacks a part;
+    - a head that base has under one more prefix;
     - a language-model head that base has under another prefix, or may tie to its embedding.
 
     If no layer has a counterpart, the naming differs and no head can be recognised.
@@ -65,11 +66,14 @@ def find_added(
     stacks = {stack_of(name) for name in base if is_in_block(name)}
     modules = {name.rpartition(".")[0] for name in base} - {""}
     body = body_of(paired)
-    heads = {end for name in {*base} - {*paired} if is_known_vocabulary(end := _end(name))}
+    alone = {*base} - {*paired}
+    heads = {end for name in alone if is_known_vocabulary(end := _end(name))}
+    prefixed = {end for name in alone if is_head_name(name) for end in _endings(name)}
     return frozenset(
         name
         for name in lonely
         if _end(name) not in heads
+        and name not in prefixed
         and (_end(name) != "lm_head.weight" or is_head(name))
         and name.rpartition(".")[0] not in modules
         and not (is_in_block(name) and stack_of(name) in stacks)
@@ -80,6 +84,12 @@ def find_added(
 def _end(name: str) -> str:
     """The last two parts of a name, the module's and the tensor's: ``lm_head.weight``."""
     return ".".join(name.split(".")[-2:])
+
+
+def _endings(name: str) -> list[str]:
+    """A name without its first module, without its first two, and so on."""
+    segments = name.split(".")
+    return [".".join(segments[begin:]) for begin in range(1, len(segments))]
 
 
 def known_heads(

@@ -383,3 +383,12 @@ def test_by_the_command_line(rewards, tmp_path):
     done = tiny.run(*argv, "--added", "bring", summary=True)
     assert done.status == 0
     assert "brought from finetuned, whole and unscaled: 1 tensor (score.weight)" in done.err
+
+
+def test_a_head_that_base_has_under_one_more_prefix_is_not_added(tmp_path):
+    """One prefix pairs the layers and not the head: it is refused, not brought whole."""
+    whole = BertForMaskedLM, BertConfig(**ENCODER)
+    roles = models.save_roles(tmp_path, whole, whole, whole)
+    models.rename(roles[1], lambda n: "thinker." + n.replace("bert.", "inner.bert."))
+    with pytest.raises(MatchError, match=r"cls\.predictions\.\S+ .* is in finetuned"):
+        transfer(*roles, tmp_path / "out", added="bring")
