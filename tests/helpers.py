@@ -12,12 +12,14 @@ import torch
 import xxhash
 from safetensors.torch import save_file
 
-from diffxfer.checkpoints.header import TensorSpec, read_header
+from diffxfer.checkpoints.header import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from diffxfer.checkpoints.stored import TensorSpec
 
 DTYPES = {
     "F64": torch.float64,

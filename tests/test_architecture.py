@@ -20,15 +20,16 @@ PACKAGE = Path(diffxfer.__file__).parent
 
 FLOORS = {
     "errors": 0,
-    "checkpoints": 0,
-    "streaming": 1,
-    "diffs": 2,
-    "evaluation": 3,
-    "recycling": 4,
-    "publishing": 4,
-    "cli": 5,
+    "kernels": 0,
+    "checkpoints": 1,
+    "streaming": 2,
+    "diffs": 3,
+    "evaluation": 4,
+    "recycling": 5,
+    "publishing": 5,
+    "cli": 6,
 }
-FACE = 4.5
+FACE = 5.5
 """`diffxfer/__init__.py` is the public interface of the floors below; only the commands use it."""
 
 MAX_MODULE_LINES = 350
@@ -63,7 +64,7 @@ def floor(module: str) -> float:
     if room in ("", "family"):
         # The family is data: any floor may use it, and it imports nothing.
         return FACE if room == "" else 0
-    return 6 if room == "__main__" else FLOORS[room]
+    return 7 if room == "__main__" else FLOORS[room]
 
 
 def imports(module: str) -> Iterator[tuple[str, int]]:

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import ShardFile
     from diffxfer.checkpoints.hub.repo_ids import HubFile
+    from diffxfer.checkpoints.stored import ShardFile
 
 
 def missing_files(shards: Iterable[ShardFile]) -> list[HubFile]:

@@ -12,16 +12,16 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, read_object
-from diffxfer.checkpoints.header import FLOATS
 from diffxfer.checkpoints.location import Place
 from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
+from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
 
 _WHOLE = "*pytorch_model*.bin"
 """The weight files of transformers and diffusers before safetensors."""
@@ -91,7 +91,7 @@ def no_weights(place: Place) -> CheckpointError:
 
 
 def refuse_empty(
-    place: Place, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
+    place: Place, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 ) -> None:
     """Refuse a checkpoint whose shards lack the weights, as DeepSpeed ZeRO-3 may save it.
 

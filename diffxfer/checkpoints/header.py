@@ -14,17 +14,17 @@ import struct
 import sys
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from diffxfer.checkpoints.stored import BITS, ShardFile, TensorSpec, stat_identity
 from diffxfer.errors import HeaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from diffxfer.checkpoints.hub.repo_ids import HubFile
@@ -43,77 +43,6 @@ HEADER_OFFSET = PREFIX.size
 _DOWNLOAD_AGAIN = "download or save it again"
 _SHORT = 200
 _KEYS = frozenset({"dtype", "shape", "data_offsets"})
-
-_DTYPES = """
-    U64:64 I64:64 F64:64 C64:64 F32:32 U32:32 I32:32 BF16:16 F16:16 U16:16 I16:16
-    F8_E5M2FNUZ:8 F8_E4M3FNUZ:8 F8_E8M0:8 F8_E4M3:8 F8_E5M2:8 I8:8 U8:8
-    F6_E3M2:6 F6_E2M3:6 F4:4 BOOL:8
-"""
-BITS: Mapping[str, int] = {
-    name: int(bits) for name, _, bits in (word.partition(":") for word in _DTYPES.split())
-}
-"""Bits per element by dtype name, in the order in which `save_file` ranks dtypes."""
-
-FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
-"""The dtypes that take part in arithmetic; all others are kept as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardFile:
-    """One safetensors file as it was when its header was read.
-
-    Attributes:
-        path: its path, links not followed.
-        size: of the whole file, in bytes.
-        identity: device, inode, size and mtime in ns; it changes when the content changes.
-        header_hash: xxh3-128 of the header, in hexadecimal.
-        remote: the file on the Hub, downloaded or not; None for a file in a folder.
-    """
-
-    path: Path
-    size: int
-    identity: tuple[int, int, int, int]
-    header_hash: str
-    remote: HubFile | None = None
-
-    @property
-    def away(self) -> bool:
-        """Whether it is only on the Hub, not downloaded."""
-        return self.remote is not None and not self.remote.here
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """The location of one tensor on disk.
-
-    Attributes:
-        name: its key.
-        dtype: as safetensors names it, such as ``"BF16"``.
-        shape: one size per dimension; ``()`` is a scalar.
-        start: its first byte in the file.
-        shard: the file.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    shard: ShardFile
-
-    @property
-    def elements(self) -> int:
-        """Its number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in bytes."""
-        return self.elements * BITS[self.dtype] // 8
-
-
-def stat_identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    """The fields of a file's status that change when its content changes."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_header(fd: int, path: Path, *, whole: bool = True) -> dict[str, TensorSpec]:
@@ -302,7 +231,7 @@ def _parse_entry(
     # Share equal names and shapes between tensors and roles: this saves two thirds of the memory.
     sizes = tuple(shape)
     sizes = shapes.setdefault(sizes, sizes)
-    return TensorSpec(sys.intern(name), sys.intern(dtype), sizes, data_start + begin, shard)
+    return TensorSpec(sys.intern(name), sys.intern(dtype), sizes, shard, data_start + begin)
 
 
 def _check_coverage(specs: Iterable[TensorSpec], data_start: int, path: Path, size: int) -> None:

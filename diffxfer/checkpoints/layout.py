@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS, PREFIX
+from diffxfer.checkpoints.header import PREFIX
+from diffxfer.checkpoints.stored import BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

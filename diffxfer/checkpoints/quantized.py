@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
+    from diffxfer.checkpoints.weights import Weights
 
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 _CONFIG_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
@@ -28,19 +29,29 @@ _CODES = frozenset({"I8", "U8", "I32", "U32", "I16", "U16"})
 _REMEDY = "use the checkpoint in its full precision; quantise the graft afterwards"
 
 
-def refuse_quantized(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
-) -> None:
-    """Refuse a checkpoint whose config, files or keys show quantised weights.
+def refuse_quantized(folder: Path, config: Mapping[str, Any], weights: Weights) -> None:
+    """Refuse a checkpoint that is quantised in a way that no encoding reads.
 
     Args:
         folder: the checkpoint.
         config: its config.json.
-        tensors: its tensors.
+        weights: its tensors, decoded where an encoding was found.
 
     Raises:
-        QuantizedError: if it is quantised; it names the format.
+        QuantizedError: if its config, files or tensor names show such a format; it names the
+            format.
     """
+    if not weights.formats:
+        _refuse_by_config(folder, config)
+    tensors = weights.tensors
+    for name, spec in tensors.items():
+        method = _method_of(name, spec, tensors)
+        if method:
+            problem = f"is quantised ({method}, by its tensor {name})"
+            raise QuantizedError(spec.shard.path, problem, _REMEDY)
+
+
+def _refuse_by_config(folder: Path, config: Mapping[str, Any]) -> None:
     method = _method_in(config) or next(
         (_method_in(sub) for sub in config.values() if isinstance(sub, dict) and _method_in(sub)),
         None,
@@ -50,11 +61,6 @@ def refuse_quantized(
     for name in _CONFIG_FILES:
         if os.path.lexists(folder / name):
             raise QuantizedError(folder, f"is quantised (it has {name})", _REMEDY)
-    for name, spec in tensors.items():
-        method = _method_of(name, spec, tensors)
-        if method:
-            problem = f"is quantised ({method}, by its tensor {name})"
-            raise QuantizedError(spec.shard.path, problem, _REMEDY)
 
 
 def _method_in(config: Mapping[str, Any]) -> str | None:
@@ -68,7 +74,7 @@ def _method_in(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _method_of(name: str, spec: TensorSpec, tensors: Mapping[str, TensorSpec]) -> str | None:
+def _method_of(name: str, spec: StoredTensor, tensors: Mapping[str, StoredTensor]) -> str | None:
     for pattern, method in _KEY_FORMATS:
         if not pattern.search(name):
             continue

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes
+from diffxfer.checkpoints.files import OpenShard
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
-from diffxfer.checkpoints.reader import OpenShard, open_weights
+from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 

@@ -30,7 +30,7 @@ from diffxfer.evaluation.scores import Evaluation
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.checkpoints.stored import ShardFile
 
 
 def evaluate(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from lm_eval.loggers import EvaluationTracker
 
-    from diffxfer.checkpoints.reader import Weights
     from diffxfer.checkpoints.resolve import Place
+    from diffxfer.checkpoints.weights import Weights
     from diffxfer.evaluation.eval_settings import EvalSettings
     from diffxfer.evaluation.lm_eval_tasks import TaskSet
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import list_companions, read_bytes
-from diffxfer.checkpoints.reader import OpenShard
+from diffxfer.checkpoints.files import OpenShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,8 +10,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import list_companions, read_object
-from diffxfer.checkpoints.header import FLOATS
 from diffxfer.checkpoints.reader import open_weights
+from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.jobs.job import Job, RunOptions, do, nothing_more
 from diffxfer.diffs.matching.match import Fate
 from diffxfer.diffs.matching.names import pair_names
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.artifact.manifest import SourceEntry
     from diffxfer.diffs.jobs.report import Report
 
@@ -35,7 +35,7 @@ _LOGGED = ("step", "loss", "ce", "kl", "hidden", "learning_rate", "grad_norm")
 _NOT_LOADED = "transformers does not load it"
 
 
-def pair_trained_tensors(model: Checkpoint, state: Path) -> dict[str, TensorSpec | None]:
+def pair_trained_tensors(model: Checkpoint, state: Path) -> dict[str, StoredTensor | None]:
     """Pair the tensors of a model with those of its trained state.
 
     Args:
@@ -140,7 +140,7 @@ def write_trained_model(
     return do(job, RunOptions(overwrite=overwrite, restart=True))
 
 
-def _task(spec: TensorSpec, source: TensorSpec) -> TensorTask:
+def _task(spec: StoredTensor, source: StoredTensor) -> TensorTask:
     """Write the values of `source` with the name, dtype and shard of `spec`."""
     return TensorTask(
         name=spec.name,

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import StoredTensor
 
 _TAIL = 12
 _PATIENCE_S = 20.0
@@ -204,6 +204,6 @@ def _drop_copied_manifest(model: Path, made: Path) -> None:
         copied.unlink()
 
 
-def _own_tensors(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
+def _own_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """All tensors but a tied head, which transformers does not save."""
     return without_tied_head(checkpoint.tensors, find_head(checkpoint.tensors, checkpoint.config))

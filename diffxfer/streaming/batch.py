@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS
+from diffxfer.checkpoints.stored import BITS
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Operation, RunKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import Files
     from diffxfer.streaming.plan import Chunk, Plan, TensorTask
 
 _SMALL = BLOCK_ELEMENTS // 4
@@ -74,29 +74,52 @@ def alike(chunk: Chunk, task: TensorTask) -> tuple[object, ...] | None:
     return task.operation, task.alpha, task.shard, task.dtype, dtypes
 
 
-def spans(
-    chunks: Sequence[Chunk], tasks: Sequence[TensorTask], place: int
-) -> Iterator[tuple[TensorSpec, int, int]]:
-    """The byte ranges on disk of one input of the grafted pieces; adjacent ranges are joined.
+def read_grafted(
+    files: Files,
+    chunks: Sequence[Chunk],
+    tasks: Sequence[TensorTask],
+    place: int,
+    buffer: memoryview,
+) -> None:
+    """Read one input of the grafted pieces, one after the other.
+
+    Pieces that are stored as they are, and are adjacent on disk, are read at once.
 
     Args:
+        files: the files of this thread.
         chunks: the chunks.
         tasks: the task of each.
         place: the index of the input.
+        buffer: receives the elements.
 
-    Yields:
-        A tensor in the file, the range's first byte in the file, and the byte after its last.
+    Raises:
+        CheckpointError: if an input cannot be read, or has changed.
     """
-    found, begin, end = tasks[0].inputs[place], 0, 0
-    size = BITS[found.dtype] // 8
+    size = BITS[tasks[0].inputs[place].dtype] // 8
+    shard, begin, end = tasks[0].inputs[place].shard, 0, 0
+    filled = 0
+
+    def flush() -> None:
+        nonlocal filled
+        if end > begin:
+            files.open(shard).read_into(buffer[filled : filled + end - begin], begin)
+            filled += end - begin
+
     for chunk, task in zip(chunks, tasks, strict=True):
-        spec = task.inputs[place]
+        stored = task.inputs[place]
         for piece in chunk.pieces:
-            if piece.kind is RunKind.GRAFT:
-                start = spec.start + piece.sources[place] * size
-                if start != end or spec.shard is not found.shard:
-                    if end > begin:
-                        yield found, begin, end
-                    found, begin = spec, start
-                end = start + piece.count * size
-    yield found, begin, end
+            if piece.kind is not RunKind.GRAFT:
+                continue
+            span = stored.span(piece.sources[place], piece.count)
+            if span is None:
+                flush()
+                begin = end
+                stop = filled + piece.count * size
+                stored.read(files, piece.sources[place], buffer[filled:stop])
+                filled = stop
+                continue
+            if span[0] != end or stored.shard is not shard:
+                flush()
+                shard, begin = stored.shard, span[0]
+            end = span[1]
+    flush()

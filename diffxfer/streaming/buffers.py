@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffxfer.checkpoints.header import BITS, FLOATS, TensorSpec
+from diffxfer.checkpoints.stored import BITS, FLOATS, Files, ShardFile
 from diffxfer.errors import MatchError
+from diffxfer.kernels.native import kernel
+from diffxfer.kernels.signatures import SCRATCH, TOTALS
 from diffxfer.streaming.checksum import block_digests
-from diffxfer.streaming.kernels.native import kernel
-from diffxfer.streaming.kernels.signatures import SCRATCH, TOTALS
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.statistics import ChunkResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diffxfer.checkpoints.reader import OpenShard
+    from diffxfer.checkpoints.files import OpenShard
 
 _MAX_INPUTS = 3
 
@@ -37,10 +37,10 @@ class Reader:
         chunk_elements: int,
         *,
         allow_nonfinite: bool,
-        open_shard: Callable[[TensorSpec], OpenShard],
+        open_shard: Callable[[ShardFile], OpenShard],
     ) -> None:
         self._allow_nonfinite = allow_nonfinite
-        self._open_shard = open_shard
+        self._files = Files(open_shard)
         # Bytes for the widest dtype; pages that a run does not use take no memory.
         self._views = [
             memoryview(mmap.mmap(-1, chunk_elements * 8)) for _ in range(_MAX_INPUTS + 2)
@@ -136,8 +136,8 @@ class Reader:
 
     def _read(self, slot: int, task: TensorTask, piece: Piece, at: int) -> memoryview:
         """Read a piece of an input into its buffer, at the element offset `at`."""
-        spec = task.inputs[slot]
-        size = BITS[spec.dtype] // 8
+        stored = task.inputs[slot]
+        size = BITS[stored.dtype] // 8
         view = self._views[slot][at * size : (at + piece.count) * size]
-        self._open_shard(spec).read_into(view, spec.start + piece.sources[slot] * size)
+        stored.read(self._files, piece.sources[slot], view)
         return view

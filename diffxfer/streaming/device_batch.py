@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffxfer.checkpoints.header import BITS
+from diffxfer.checkpoints.stored import BITS
 from diffxfer.streaming import torch_ops
 from diffxfer.streaming.batch import COMPUTED, alike
 from diffxfer.streaming.plan import Operation, RunKind

@@ -12,10 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS
-from diffxfer.checkpoints.reader import OpenShard
+from diffxfer.checkpoints.files import OpenShard
+from diffxfer.kernels.processor import use_default_settings
 from diffxfer.streaming.batch import batches
-from diffxfer.streaming.kernels.processor import use_default_settings
 from diffxfer.streaming.plan import Chunk, Plan, TensorTask, chunks, inputs_used
 from diffxfer.streaming.worker import Worker
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.shard_writer import ShardWriter
+    from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.streaming.completed import Completed
     from diffxfer.streaming.pipeline import Accelerator
     from diffxfer.streaming.statistics import ChunkResult, TensorResult
@@ -198,12 +197,10 @@ class Engine:
         data, results = done
         self._created[first.shard].result()
         self._writers[first.shard].write(data, first.start, parts=len(batch))
-        # All chunks of the batch have the same dtypes.
-        size = first.itemsize + sum(BITS[spec.dtype] // 8 for spec in first.inputs)
         self._record(
             [
-                (chunk, chunk.count * size, found)
-                for chunk, found in zip(batch, results, strict=True)
+                (chunk, _moved_by(chunk, task), found)
+                for chunk, task, found in zip(batch, tasks, results, strict=True)
             ]
         )
         return True
@@ -213,25 +210,25 @@ class Engine:
         with self._lock:
             self._done_bytes += sum(moved for _, moved, _ in done)
 
-    def _input(self, spec: TensorSpec) -> OpenShard:
-        """The open shard of a tensor; only the last few are kept open."""
-        path = spec.shard.path
+    def _input(self, shard: ShardFile) -> OpenShard:
+        """An open shard; only the last few are kept open."""
+        path = shard.path
         with self._lock:
-            shard = self._open.get(path)
-            if shard is None:
-                shard = self._open[path] = OpenShard(spec.shard)
+            found = self._open.get(path)
+            if found is None:
+                found = self._open[path] = OpenShard(shard)
                 if len(self._open) > _OPEN_INPUTS:
                     # It is closed when the last worker that reads from it drops its reference.
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(path)
-            return shard
+            return found
 
 
 def _moved_by(chunk: Chunk, task: TensorTask) -> int:
     """The bytes read and written for a chunk."""
     read = sum(
-        piece.count * BITS[task.inputs[slot].dtype] // 8
+        task.inputs[slot].bytes_to_read(piece.count)
         for piece in chunk.pieces
         for slot in inputs_used(piece.kind, len(task.inputs))
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.reader import check_unchanged
+from diffxfer.checkpoints.files import check_unchanged
 from diffxfer.streaming.completed import Completed
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan
 from diffxfer.streaming.run import default_threads

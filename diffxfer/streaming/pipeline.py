@@ -16,9 +16,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS
+from diffxfer.checkpoints.stored import BITS, Files, ShardFile
 from diffxfer.errors import DiffxferError, OptionError
-from diffxfer.streaming.batch import spans
+from diffxfer.streaming.batch import read_grafted
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.device_batch import (
     WORK_BYTES,
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.checkpoints.reader import OpenShard
+    from diffxfer.checkpoints.files import OpenShard
     from diffxfer.streaming.cuda import Cuda
     from diffxfer.streaming.plan import Chunk, Plan
     from diffxfer.streaming.worker import Worker
@@ -95,7 +94,7 @@ class Accelerator:
         self,
         worker: Worker,
         *,
-        open_shard: Callable[[TensorSpec], OpenShard],
+        open_shard: Callable[[ShardFile], OpenShard],
         allow_nonfinite: bool,
     ) -> Pipeline:
         """The pipeline of a thread.
@@ -163,14 +162,14 @@ class Pipeline:
         shared: Accelerator,
         worker: Worker,
         *,
-        open_shard: Callable[[TensorSpec], OpenShard],
+        open_shard: Callable[[ShardFile], OpenShard],
         allow_nonfinite: bool,
     ) -> None:
         self.number = -1
         self._shared = shared
         self._tasks = shared.plan.tasks
         self._worker = worker
-        self._open_shard = open_shard
+        self._files = Files(open_shard)
         self._allow_nonfinite = allow_nonfinite
         sizes = buffer_bytes(shared.plan, shared.elements)
         self._free = [Slot(shared.device, sizes) for _ in range(SLOTS)]
@@ -213,10 +212,7 @@ class Pipeline:
         view = slot.host_in.numpy().data
         tasks = [self._tasks[chunk.task] for chunk in chunks]
         for place in range(len(batch.dtypes)):
-            filled = batch.starts[place]
-            for spec, begin, end in spans(chunks, tasks, place):
-                self._open_shard(spec).read_into(view[filled : filled + end - begin], begin)
-                filled += end - begin
+            read_grafted(self._files, chunks, tasks, place, view[batch.starts[place] :])
 
     def _finish(self, flight: _Flight) -> Iterator[tuple[Found, memoryview]]:
         if flight.batch and flight.slot and flight.done:

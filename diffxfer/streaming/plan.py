@@ -14,8 +14,8 @@ from enum import Enum
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS, ShardFile, TensorSpec
 from diffxfer.checkpoints.layout import ShardLayout, layout_shard
+from diffxfer.checkpoints.stored import BITS, ShardFile, StoredTensor
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -117,7 +117,7 @@ class TensorTask:
 
     name: str
     operation: Operation
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[StoredTensor, ...]
     dtype: str
     shape: tuple[int, ...]
     alpha: float = 1.0
@@ -229,10 +229,10 @@ def bytes_read(task: TensorTask) -> int:
     if len(task.runs) == 1:
         kind, elements = task.runs[0].kind, task.elements
         slots = inputs_used(kind, len(task.inputs))
-        return sum([elements * BITS[task.inputs[slot].dtype] // 8 for slot in slots])
+        return sum([task.inputs[slot].bytes_to_read(elements) for slot in slots])
     width = task.row_elements
     return sum(
-        run.count * width * BITS[task.inputs[slot].dtype] // 8
+        task.inputs[slot].bytes_to_read(run.count * width)
         for run in task.runs
         for slot in inputs_used(run.kind, len(task.inputs))
     )

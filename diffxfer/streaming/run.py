@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.files import check_unchanged
 from diffxfer.checkpoints.journal import JOURNAL_NAME
-from diffxfer.checkpoints.reader import check_unchanged
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OptionError

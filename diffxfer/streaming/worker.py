@@ -10,12 +10,12 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import BITS, FLOATS
-from diffxfer.streaming.batch import spans
+from diffxfer.checkpoints.stored import BITS, FLOATS
+from diffxfer.kernels.native import kernel
+from diffxfer.streaming.batch import read_grafted
 from diffxfer.streaming.buffers import Reader
 from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.finite import not_finite
-from diffxfer.streaming.kernels.native import kernel
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.statistics import ChunkResult
 from diffxfer.streaming.values import elements, in_float64
@@ -134,10 +134,7 @@ class Worker(Reader):
     def _read_side_by_side(self, batch: Sequence[Chunk], tasks: Sequence[TensorTask]) -> None:
         """Read whole tensors into the buffers, in order; tensors adjacent on disk in one read."""
         for slot in range(len(tasks[0].inputs)):
-            view, filled = self._views[slot], 0
-            for spec, begin, end in spans(batch, tasks, slot):
-                self._open_shard(spec).read_into(view[filled : filled + end - begin], begin)
-                filled += end - begin
+            read_grafted(self._files, batch, tasks, slot, self._views[slot])
 
     def _graft(
         self, pieces: list[Piece], chunk: Chunk, task: TensorTask, result: ChunkResult

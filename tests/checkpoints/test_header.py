@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from diffxfer.checkpoints.header import BITS, MAX_HEADER_BYTES
+from diffxfer.checkpoints.header import MAX_HEADER_BYTES
 from diffxfer.checkpoints.layout import layout_shard
+from diffxfer.checkpoints.stored import BITS
 from diffxfer.errors import HeaderError
 from tests.helpers import DTYPES, raw_shard, read_specs, to_bytes
 

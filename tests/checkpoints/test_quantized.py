@@ -120,4 +120,4 @@ def test_a_tensor_tells(tmp_path: Path, tensors: dict[str, str], name: str, culp
 )
 def test_other_tensors_do_not(tmp_path: Path, tensors: dict[str, str]) -> None:
     found = checkpoint(tmp_path, {}, PLAIN | tensors)
-    refuse_quantized(found.folder, found.config, found.tensors)
+    refuse_quantized(found.folder, found.config, found.weights)

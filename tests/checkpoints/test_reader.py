@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from diffxfer.checkpoints.reader import (
-    OpenShard,
-    check_unchanged,
-    open_checkpoint,
-    open_weights,
-    same_bytes,
-)
+from diffxfer.checkpoints.files import OpenShard, check_unchanged, same_values
+from diffxfer.checkpoints.reader import open_checkpoint, open_weights
 from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.errors import (
     CheckpointError,
@@ -407,25 +402,25 @@ def test_an_input_that_became_shorter_is_refused(tmp_path: Path) -> None:
 # Comparing tensors.
 
 
-def test_same_bytes_tells_every_bit(tmp_path: Path) -> None:
+def test_same_values_tells_every_bit(tmp_path: Path) -> None:
     ones = torch.ones((1 << 20) + 3, dtype=torch.uint8)
     last = ones.clone()
     last[-1] = 2
     tensors = {"a": ones, "b": ones.clone(), "last": last, "flat": ones.reshape(1, -1).clone()}
     tensors |= {"zero": torch.zeros(2), "minus": -torch.zeros(2), "none": torch.empty(0)}
     specs = save_shard(tmp_path / SINGLE_SHARD, tensors)
-    assert same_bytes(specs["a"], specs["b"])
-    assert same_bytes(specs["none"], specs["none"])
-    assert not same_bytes(specs["a"], specs["last"])
-    assert not same_bytes(specs["a"], specs["flat"])
-    assert not same_bytes(specs["zero"], specs["minus"])
+    assert same_values(specs["a"], specs["b"])
+    assert same_values(specs["none"], specs["none"])
+    assert not same_values(specs["a"], specs["last"])
+    assert not same_values(specs["a"], specs["flat"])
+    assert not same_values(specs["zero"], specs["minus"])
     other = save_shard(tmp_path / "other", {"a": ones.to(torch.int8)})["a"]
-    assert not same_bytes(specs["a"], other)
+    assert not same_values(specs["a"], other)
 
 
-def test_same_bytes_minds_changes(tmp_path: Path) -> None:
+def test_same_values_minds_changes(tmp_path: Path) -> None:
     path = tmp_path / SINGLE_SHARD
     old = save_shard(path, A)["a"]
     os.utime(path, ns=(0, 0))
     with pytest.raises(InputChangedError):
-        same_bytes(old, read_specs(path)["a"])
+        same_values(old, read_specs(path)["a"])

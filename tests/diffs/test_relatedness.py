@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from diffxfer import apply_diff, extract_diff, transfer
-from diffxfer.checkpoints.reader import OpenShard, open_checkpoint
+from diffxfer.checkpoints.files import OpenShard
+from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.diffs.relations.relatedness import refuse_unrelated, relate, warn_of_relations
 from diffxfer.diffs.relations.sampling import Sample, read_elements
 from diffxfer.errors import ArtifactError, MatchError, RelatednessError

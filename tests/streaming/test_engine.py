@@ -47,7 +47,7 @@ from tests.helpers import DTYPES, block_checksum, open_files, same_bits, save_sh
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import TensorSpec
     from diffxfer.streaming.statistics import TensorResult
 
 JOB = "0123456789abcdef" * 2

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffxfer.checkpoints.header import BITS, ShardFile, TensorSpec
 from diffxfer.checkpoints.layout import layout_shard
+from diffxfer.checkpoints.stored import BITS, ShardFile, TensorSpec
 from diffxfer.streaming.plan import (
     BLOCK_ELEMENTS,
     Chunk,

@@ -13,15 +13,16 @@ import numpy.typing as npt
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path
+from diffxfer.checkpoints.files import OpenShard
 from diffxfer.checkpoints.layout import layout_shard
-from diffxfer.checkpoints.reader import OpenShard, read_shard
+from diffxfer.checkpoints.reader import read_shard
 from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import TensorSpec
     from diffxfer.diffs.artifact.manifest import Manifest
 
 SAMPLES_NAME = "base_samples.safetensors"

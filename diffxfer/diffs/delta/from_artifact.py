@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
-from diffxfer.checkpoints.header import FLOATS, short
+from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import open_weights
+from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME
 from diffxfer.diffs.delta.from_checkpoints import COMPANIONS, HEAD, Source, is_shared, source_entry
 from diffxfer.diffs.matching.buffers import is_buffer
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.checkpoints.reader import Weights
     from diffxfer.checkpoints.resolve import Place
+    from diffxfer.checkpoints.stored import StoredTensor
+    from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
 
 
@@ -76,7 +77,7 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
 
 def _differences(
     weights: Weights, manifest: Manifest
-) -> tuple[dict[str, TensorSpec], dict[str, int]]:
+) -> tuple[dict[str, StoredTensor], dict[str, int]]:
     """The differences of weights in a diff vector, and the element counts of its buffers.
 
     Older versions of diffxfer stored differences of buffers too.
@@ -93,7 +94,7 @@ def _is_read(name: str) -> bool:
     return name.startswith(f"{COMPANIONS}/") or name == SAMPLES_NAME
 
 
-def refuse_integers(tensors: Mapping[str, TensorSpec]) -> None:
+def refuse_integers(tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse a diff vector with integer tensors, which cannot be differences.
 
     Args:
@@ -148,7 +149,7 @@ def refuse_incomplete(
 
 
 def _stored_vocabulary(
-    folder: Path, tensors: Mapping[str, TensorSpec], manifest: Manifest
+    folder: Path, tensors: Mapping[str, StoredTensor], manifest: Manifest
 ) -> Vocabulary:
     tokenizer, idle, left_out = stored_tokenizer_in_use(folder / COMPANIONS, tensors)
     tokens = manifest.tokens

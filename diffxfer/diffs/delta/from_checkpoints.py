@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import ShardFile
-    from diffxfer.checkpoints.reader import Checkpoint, Weights
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import ShardFile
+    from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.matching.rename import Rename
 
 COMPANIONS = "companions"

@@ -10,7 +10,7 @@ from diffxfer.diffs.vocab.rows import extract_runs
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.match import Difference
 
@@ -38,7 +38,7 @@ def extract_tasks(source: Source, dtype: str | None, last_shard: str) -> list[Te
     return tasks
 
 
-def bring_task(spec: TensorSpec, shard: str) -> TensorTask:
+def bring_task(spec: StoredTensor, shard: str) -> TensorTask:
     """The task that copies a tensor that only finetuned has, whole and unscaled.
 
     Args:
@@ -122,7 +122,7 @@ def _in_base_order(task: TensorTask) -> bool:
     return task.runs[0].rows[1] == 0 and task.elements == base.elements
 
 
-def compare(finetuned: TensorSpec, base: TensorSpec) -> TensorTask:
+def compare(finetuned: StoredTensor, base: StoredTensor) -> TensorTask:
     """The task that checks that two integer tensors are equal.
 
     Args:

@@ -32,8 +32,8 @@ from diffxfer.diffs.vocab.tensors import sort_tensors
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.match import TargetMatch
     from diffxfer.diffs.matching.role import Role
@@ -84,7 +84,7 @@ def choose_added(
         labels: the target's names of the diff vector's tensors.
     """
     match = source.match
-    brought: list[TensorSpec] = []
+    brought: list[StoredTensor] = []
     for spec in match.added:
         if not selection.selects(labels.get(spec.name, spec.name)):
             match.left_out[spec.name] = spec.elements
@@ -153,7 +153,7 @@ class Output:
     head: Head
     side: Side
     match: TargetMatch
-    added: Sequence[TensorSpec]
+    added: Sequence[StoredTensor]
 
 
 def match_output(source: Source, role: Role, selection: Selection, added: str) -> Output:

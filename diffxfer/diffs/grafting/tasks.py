@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import read_config
-from diffxfer.checkpoints.header import FLOATS
+from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.extraction.extract_tasks import bring_task
 from diffxfer.diffs.matching.names import canonical, is_embedding, is_layer_embedding
 from diffxfer.diffs.matching.parts import body_of, is_under
@@ -21,7 +21,7 @@ from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.grafting.pairing import Output
     from diffxfer.diffs.matching.match import Difference, TargetMatch
@@ -137,7 +137,7 @@ def _refuse_ambiguous(match: TargetMatch, pairing: TargetPairing, selection: Sel
             refuse_ambiguous(spec.name, added=bool(pairing.additions))
 
 
-def copy_task(spec: TensorSpec, out_dtype: str | None) -> TensorTask:
+def copy_task(spec: StoredTensor, out_dtype: str | None) -> TensorTask:
     """The task that copies a tensor of the target.
 
     Args:
@@ -199,7 +199,9 @@ def whole_model(
     return placed
 
 
-def _brought_names(output: Output, names: Callable[[str], str]) -> Iterator[tuple[TensorSpec, str]]:
+def _brought_names(
+    output: Output, names: Callable[[str], str]
+) -> Iterator[tuple[StoredTensor, str]]:
     """The tensors that finetuned brings, each with its output name under the target's prefix."""
     if not output.added:
         return
@@ -259,7 +261,7 @@ def _wraps(name: str, other: str) -> bool:
 def _graft_task(
     source: Source,
     difference: Difference,
-    spec: TensorSpec,
+    spec: StoredTensor,
     pairing: TargetPairing | None,
     selection: Selection,
     out_dtype: str | None,

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.fetch import fetch_shards
-from diffxfer.checkpoints.header import FLOATS, TensorSpec
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
+from diffxfer.checkpoints.stored import FLOATS, StoredTensor, TensorSpec
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
@@ -24,10 +26,11 @@ from diffxfer.streaming.run import check_run_options
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from diffxfer.checkpoints.reader import Weights
+    from diffxfer.checkpoints.resolve import Place
+    from diffxfer.checkpoints.weights import Weights
     from diffxfer.streaming.statistics import TensorResult
 
-    Pair: TypeAlias = tuple[TensorSpec, TensorSpec]
+    Pair: TypeAlias = tuple[StoredTensor, StoredTensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,7 @@ def compare_checkpoints(
     began = time.perf_counter()
     check_run_options(threads, "cpu")
     found_at = [find(named, "a checkpoint or a diff vector") for named in (path, other)]
-    ours, theirs = map(open_weights, found_at)
+    ours, theirs = map(_open, found_at)
     warnings = list(_warnings(ours, theirs))
     found = _sort(ours, theirs, warnings)
     tasks = [_task(pair) for pair in found.floats] + [_bytes_task(pair) for pair in found.plain]
@@ -221,7 +224,7 @@ def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
     plain: list[Pair] = []
     unlike: list[Pair] = []
     # In file order, so that the disk is read sequentially.
-    for spec in sorted(ours.tensors.values(), key=lambda spec: (spec.shard.path, spec.start)):
+    for spec in sorted(ours.tensors.values(), key=_place):
         if spec.name in names:
             pair = spec, theirs.tensors[names[spec.name]]
             if pair[0].shape != pair[1].shape:
@@ -232,6 +235,16 @@ def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
                 (plain if pair[0].dtype == pair[1].dtype else unlike).append(pair)
     left = ours.tensors.keys() - names.keys(), theirs.tensors.keys() - set(names.values())
     return _Sorted(floats, plain, unlike, (tuple(sorted(left[0])), tuple(sorted(left[1]))))
+
+
+def _open(place: Place) -> Weights:
+    path = companion_path(place.folder, "config.json")
+    return decoded(open_weights(place), {} if path is None else read_object(path))
+
+
+def _place(stored: StoredTensor) -> tuple[Path, int]:
+    part = stored.parts[0]
+    return part.shard.path, part.start
 
 
 def _warnings(ours: Weights, theirs: Weights) -> Iterator[str]:
@@ -246,7 +259,7 @@ def _warnings(ours: Weights, theirs: Weights) -> Iterator[str]:
 
 
 def _pair(
-    ours: Mapping[str, TensorSpec], theirs: Mapping[str, TensorSpec], warnings: list[str]
+    ours: Mapping[str, StoredTensor], theirs: Mapping[str, StoredTensor], warnings: list[str]
 ) -> dict[str, str]:
     """B's name of each of A's tensors that B has."""
     try:
@@ -265,7 +278,9 @@ def _task(pair: Pair) -> TensorTask:
 def _bytes_task(pair: Pair) -> TensorTask:
     """Compare tensors as bytes: some dtypes take less than a byte per element."""
     ours, theirs = (
-        TensorSpec(spec.name, "U8", (spec.nbytes,), spec.start, spec.shard) for spec in pair
+        TensorSpec(part.name, "U8", (part.nbytes,), part.shard, part.start)
+        for stored in pair
+        for part in stored.parts  # one: encodings hold floats, which are compared by value
     )
     return _task((ours, theirs))
 

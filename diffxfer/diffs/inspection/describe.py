@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, list_companions, read_object
+from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
@@ -22,8 +23,8 @@ from diffxfer.errors import QuantizedError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from diffxfer.checkpoints.header import TensorSpec
-    from diffxfer.checkpoints.reader import Weights
+    from diffxfer.checkpoints.stored import StoredTensor
+    from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.soundness.finding import Finding
 
@@ -134,9 +135,10 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     place = find(path, "a checkpoint or a diff vector")
     folder = place.folder
     manifest = read_manifest(folder)
-    weights = open_weights(place)
     is_diff = manifest is not None and manifest.kind == "diff"
     config = _config(folder / _COMPANIONS if is_diff else folder)
+    weights = decoded(open_weights(place), config)
+    quantized = _quantized(folder, config, weights)
     beside = list_companions(folder)
     specs = weights.tensors
     measured = dict(_measured(manifest, specs)) if manifest is not None and is_diff else {}
@@ -145,7 +147,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         path=Path(path),
         kind="checkpoint" if manifest is None else manifest.kind,
         architecture=_architecture(config),
-        quantized=_quantized(folder, config, specs),
+        quantized=quantized,
         tensors=len(specs),
         parameters=sum(spec.elements for spec in specs.values()),
         dtypes=_dtypes(specs),
@@ -164,7 +166,9 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         cells=cells((where[name], measure) for name, measure in measured.items()),
         warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
         findings=inspect_files(
-            folder / _COMPANIONS if is_diff else folder, specs, whole=not is_diff
+            folder / _COMPANIONS if is_diff else folder,
+            specs,
+            whole=not is_diff and quantized is None,
         ),
     )
 
@@ -185,24 +189,22 @@ def _architecture(config: Mapping[str, Any]) -> str | None:
     return first if isinstance(first, str) else None
 
 
-def _quantized(
-    path: Path, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]
-) -> str | None:
+def _quantized(path: Path, config: Mapping[str, Any], weights: Weights) -> str | None:
     try:
-        refuse_quantized(path, config, specs)
+        refuse_quantized(path, config, weights)
     except QuantizedError as exc:
         return exc.problem
     return None
 
 
-def _dtypes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+def _dtypes(specs: Mapping[str, StoredTensor]) -> dict[str, int]:
     found = Counter[str]()
     for spec in specs.values():
         found[spec.dtype] += spec.elements
     return dict(found.most_common())
 
 
-def _groups(specs: Mapping[str, TensorSpec]) -> tuple[TensorGroup, ...]:
+def _groups(specs: Mapping[str, StoredTensor]) -> tuple[TensorGroup, ...]:
     found = Counter((pattern(name), spec.dtype, spec.shape) for name, spec in specs.items())
     elements = {
         (pattern(name), spec.dtype, spec.shape): spec.elements for name, spec in specs.items()
@@ -210,7 +212,9 @@ def _groups(specs: Mapping[str, TensorSpec]) -> tuple[TensorGroup, ...]:
     return tuple(TensorGroup(*key, count, count * elements[key]) for key, count in found.items())
 
 
-def _measured(manifest: Manifest, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Measure]]:
+def _measured(
+    manifest: Manifest, specs: Mapping[str, StoredTensor]
+) -> Iterator[tuple[str, Measure]]:
     for name, entry in manifest.tensors.items():
         if name in specs and entry.delta_norm is not None and entry.base_norm is not None:
             count = specs[name].elements

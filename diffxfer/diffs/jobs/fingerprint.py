@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.streaming.plan import Plan
 
 
@@ -43,9 +44,14 @@ def fingerprint(
         take(name)
         digest.update(content if isinstance(content, bytes) else read_bytes(content))
     for task in plan.tasks:
-        sources = [(inputs[spec.shard.path], spec.start, spec.dtype) for spec in task.inputs]
+        sources = [_source(stored, inputs) for stored in task.inputs]
         take(task.name, task.operation.value, task.alpha, task.shard, task.start, sources)
         take(task.sample, *((run.kind.value, run.start, run.count, run.rows) for run in task.runs))
     for name, layout in plan.layouts.items():
         take(name, layout.header)
     return digest.hexdigest()
+
+
+def _source(stored: StoredTensor, inputs: Mapping[Path, int]) -> tuple[object, ...]:
+    parts = ((inputs[part.shard.path], part.start, part.dtype) for part in stored.parts)
+    return stored.dtype, *parts, *stored.parameters

@@ -11,10 +11,11 @@ import xxhash
 
 from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.fetch import fetch_shards, missing_files
-from diffxfer.checkpoints.header import HEADER_OFFSET, stat_identity
+from diffxfer.checkpoints.header import HEADER_OFFSET
 from diffxfer.checkpoints.output_place import MANIFEST_NAME, free_bytes, refuse_small_disk
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.shard_index import names_like
+from diffxfer.checkpoints.stored import stat_identity
 from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
 from diffxfer.diffs.artifact.manifest import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.diffs.matching.match import Fate, Problem
     from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.errors import Culprits

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import FLOATS
+from diffxfer.checkpoints.stored import FLOATS
 
 if TYPE_CHECKING:
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
 
 _ENDS = (
     *("freq", "cached", "freqs", "bias", "running_mean", "running_var", "tracked", "n_averaged"),
@@ -34,7 +34,7 @@ _MASKS = re.compile(
 )
 
 
-def is_buffer(name: str, spec: TensorSpec) -> bool:
+def is_buffer(name: str, spec: StoredTensor) -> bool:
     """Whether a tensor is a buffer, by its name, its dtype and its shape.
 
     Args:
@@ -50,7 +50,7 @@ def is_buffer(name: str, spec: TensorSpec) -> bool:
     return _MASKS.search(name) is not None and _is_mask(spec)
 
 
-def _is_mask(spec: TensorSpec) -> bool:
+def _is_mask(spec: StoredTensor) -> bool:
     """Whether the shape is ``(1, 1, length, length)``, or ``(length, length)`` without floats.
 
     A trained attention bias has one dimension, or is not square.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.matching.selection import Selection
 
 
@@ -44,7 +44,7 @@ class Side:
     """
 
     role: str
-    tensors: Mapping[str, TensorSpec]
+    tensors: Mapping[str, StoredTensor]
     vocabulary: frozenset[str] = frozenset()
     ambiguous: frozenset[str] = frozenset()
 
@@ -60,7 +60,7 @@ class Difference:
     """
 
     name: str
-    sources: tuple[TensorSpec, ...]
+    sources: tuple[StoredTensor, ...]
     vocabulary: bool
 
     @property
@@ -123,10 +123,10 @@ class BaseMatch:
     """
 
     differences: list[Difference] = field(default_factory=list)
-    integers: list[tuple[TensorSpec, TensorSpec]] = field(default_factory=list)
+    integers: list[tuple[StoredTensor, StoredTensor]] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
-    added: list[TensorSpec] = field(default_factory=list)
+    added: list[StoredTensor] = field(default_factory=list)
     is_part: bool = False
     excuses_heads: bool = False
     keeps_words: bool = False
@@ -150,8 +150,8 @@ class TargetMatch:
         problems: tensors that cannot be matched.
     """
 
-    grafts: list[tuple[Difference, TensorSpec]] = field(default_factory=list)
-    copies: list[TensorSpec] = field(default_factory=list)
+    grafts: list[tuple[Difference, StoredTensor]] = field(default_factory=list)
+    copies: list[StoredTensor] = field(default_factory=list)
     shared: dict[str, str] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     named: dict[str, str] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class TargetMatch:
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
-    def scaled(self, selection: Selection) -> list[tuple[Difference, TensorSpec]]:
+    def scaled(self, selection: Selection) -> list[tuple[Difference, StoredTensor]]:
         """The grafts whose scale is not 0.
 
         Args:
@@ -168,7 +168,7 @@ class TargetMatch:
         return [pair for pair in self.grafts if selection.alpha_of(pair[1].name) != 0]
 
 
-def shapes_fit(one: TensorSpec, other: TensorSpec, *, vocabulary: bool) -> bool:
+def shapes_fit(one: StoredTensor, other: StoredTensor, *, vocabulary: bool) -> bool:
     """Whether two tensors have the same shape, or differ only in rows that are paired by token.
 
     Args:
@@ -181,7 +181,7 @@ def shapes_fit(one: TensorSpec, other: TensorSpec, *, vocabulary: bool) -> bool:
     return one.shape == other.shape
 
 
-def described(spec: TensorSpec) -> str:
+def described(spec: StoredTensor) -> str:
     """A tensor's dtype and shape, for messages."""
     return f"{spec.dtype} {tuple(spec.shape)}"
 

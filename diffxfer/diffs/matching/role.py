@@ -14,8 +14,8 @@ from diffxfer.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.matching.rename import Rename
 
 
@@ -32,7 +32,7 @@ class Role:
     """
 
     checkpoint: Checkpoint
-    buffers: Mapping[str, TensorSpec]
+    buffers: Mapping[str, StoredTensor]
     stored: Mapping[str, str]
     unwrapped: int
     renamed: int
@@ -62,8 +62,8 @@ def read_role(checkpoint: Checkpoint, renames: Sequence[Rename] = ()) -> Role:
     besides = [name for name, spec in disk.items() if is_buffer(name, spec)]
     clean = unwrapped(disk.keys(), besides, checkpoint.role)
     final = renamed(list(clean.values()), renames, checkpoint.role)
-    tensors: dict[str, TensorSpec] = {}
-    buffers: dict[str, TensorSpec] = {}
+    tensors: dict[str, StoredTensor] = {}
+    buffers: dict[str, StoredTensor] = {}
     known = frozenset(besides)
     for name, found in disk.items():
         compared = final[clean[name]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.reader import same_bytes
+from diffxfer.checkpoints.files import same_values
 from diffxfer.diffs.matching.names import canonical, is_head
 from diffxfer.errors import MatchError
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from typing import TypeAlias
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
 
-    Stored: TypeAlias = Mapping[str, tuple[TensorSpec, ...]]
+    Stored: TypeAlias = Mapping[str, tuple[StoredTensor, ...]]
     """Tensors by name; for a difference, those of finetuned and base."""
     Roles: TypeAlias = tuple[str, str]
     Shares: TypeAlias = tuple[dict[str, str], dict[str, str]]
@@ -156,8 +156,8 @@ def _refuse_several(
         )
 
 
-def _equal(ours: Iterable[TensorSpec], theirs: Iterable[TensorSpec]) -> bool:
-    return all(same_bytes(one, other) for one, other in zip(ours, theirs, strict=True))
+def _equal(ours: Iterable[StoredTensor], theirs: Iterable[StoredTensor]) -> bool:
+    return all(same_values(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def _one_embedding(name: str, others: Iterable[str]) -> str | None:

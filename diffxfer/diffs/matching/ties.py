@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.reader import same_bytes
+from diffxfer.checkpoints.files import same_values
 from diffxfer.diffs.matching.names import is_embedding, is_head
 from diffxfer.errors import MatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
 
 _WORDS = re.compile(r"For(?:CausalLM|ConditionalGeneration)|LMHead")
 
@@ -50,7 +50,7 @@ class Head:
     embedding: str | None
 
 
-def find_head(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Head:
+def find_head(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> Head:
     """Find a role's head and whether it is tied; reads data only to compare head and embedding.
 
     Args:
@@ -64,7 +64,7 @@ def find_head(tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> H
     if name is None:
         untied = _says_untied(config)
         return Head(HeadState.ABSENT if untied else HeadState.TIED, None, embedding)
-    equal = same_bytes(tensors[name], tensors[embedding])
+    equal = same_values(tensors[name], tensors[embedding])
     return Head(HeadState.TIED if equal else HeadState.OWN, name, embedding)
 
 
@@ -93,14 +93,16 @@ def has_head_for_words(config: Mapping[str, Any]) -> bool:
     return any(isinstance(name, str) and _WORDS.search(name) for name in names)
 
 
-def without_tied_head(tensors: Mapping[str, TensorSpec], head: Head) -> dict[str, TensorSpec]:
+def without_tied_head(tensors: Mapping[str, StoredTensor], head: Head) -> dict[str, StoredTensor]:
     """The tensors of a role, without a head that is a copy of its embedding."""
     if head.state is not HeadState.TIED or head.name is None:
         return dict(tensors)
     return {name: spec for name, spec in tensors.items() if name != head.name}
 
 
-def with_head(tensors: Mapping[str, TensorSpec], head: Head, name: str) -> dict[str, TensorSpec]:
+def with_head(
+    tensors: Mapping[str, StoredTensor], head: Head, name: str
+) -> dict[str, StoredTensor]:
     """The tensors of a role; if its head is tied, the embedding is added as the head.
 
     Args:

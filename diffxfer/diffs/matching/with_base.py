@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import FLOATS
+from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.matching.added import find_added, find_replaced, known_heads
 from diffxfer.diffs.matching.match import (
     ADDED,
@@ -25,7 +25,7 @@ from diffxfer.diffs.matching.shared import share
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.matching.selection import Selection
 
 
@@ -121,11 +121,11 @@ def _shapes(side: Side) -> dict[str, tuple[int, ...] | None]:
     }
 
 
-def _stored(side: Side) -> dict[str, tuple[TensorSpec, ...]]:
+def _stored(side: Side) -> dict[str, tuple[StoredTensor, ...]]:
     return {name: (side.tensors[name],) for name in sorted(side.vocabulary)}
 
 
-def _add(match: BaseMatch, spec: TensorSpec, added: str) -> None:
+def _add(match: BaseMatch, spec: StoredTensor, added: str) -> None:
     match.excuses_heads = True
     if added == "bring":
         match.added.append(spec)
@@ -134,7 +134,7 @@ def _add(match: BaseMatch, spec: TensorSpec, added: str) -> None:
 
 
 def _refuse(
-    match: BaseMatch, spec: TensorSpec, lacking: str, label: str, *, addable: bool = False
+    match: BaseMatch, spec: StoredTensor, lacking: str, label: str, *, addable: bool = False
 ) -> None:
     holder = "base" if lacking == "finetuned" else "finetuned"
     match.problems.append(
@@ -145,7 +145,12 @@ def _refuse(
 
 
 def _pair(
-    match: BaseMatch, ours: TensorSpec, theirs: TensorSpec, name: str, finetuned: Side, base: Side
+    match: BaseMatch,
+    ours: StoredTensor,
+    theirs: StoredTensor,
+    name: str,
+    finetuned: Side,
+    base: Side,
 ) -> None:
     vocabulary = name in finetuned.vocabulary or theirs.name in base.vocabulary
     floats = ours.dtype in FLOATS, theirs.dtype in FLOATS

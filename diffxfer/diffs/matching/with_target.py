@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.header import FLOATS
+from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.matching.added import find_replaced
 from diffxfer.diffs.matching.match import (
     COPY,
@@ -29,7 +29,7 @@ from diffxfer.diffs.matching.shared import part_copies, share
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.matching.selection import Selection
 
 _ROLES = ("target", "finetuned")
@@ -55,7 +55,7 @@ class Given:
 
     kept: Collection[str] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
-    added: Collection[TensorSpec] = ()
+    added: Collection[StoredTensor] = ()
     is_part: bool = False
     excuses_heads: bool = False
     keeps_words: bool = False
@@ -112,11 +112,11 @@ class _TargetMatcher:
         part_copies(*stored, self._pairs, roles)
         self._copies = share(*stored, self._pairs, roles)
 
-    def _target_vocabulary(self) -> dict[str, tuple[TensorSpec, ...]]:
+    def _target_vocabulary(self) -> dict[str, tuple[StoredTensor, ...]]:
         tensors = self._target.tensors
         return {name: (tensors[name],) for name in sorted(self._target.vocabulary)}
 
-    def _vocabulary(self) -> dict[str, tuple[TensorSpec, ...]]:
+    def _vocabulary(self) -> dict[str, tuple[StoredTensor, ...]]:
         return {name: d.sources for name, d in self._by_name.items() if d.vocabulary}
 
     def run(self) -> TargetMatch:
@@ -158,7 +158,7 @@ class _TargetMatcher:
         self._drop_rest()
         return match
 
-    def _replace(self, spec: TensorSpec) -> None:
+    def _replace(self, spec: StoredTensor) -> None:
         """Drop or copy a head that only the target has: dropped if finetuned brings another."""
         if self._given.added:
             self._match.replaced.append(spec.name)
@@ -166,7 +166,7 @@ class _TargetMatcher:
         else:
             self._copy(spec, OWN_HEAD)
 
-    def _place(self, name: str, spec: TensorSpec) -> None:
+    def _place(self, name: str, spec: StoredTensor) -> None:
         pair = self._pairs.get(name)
         source = self._by_name.get(pair or "")
         if not self._selection.selects(name):
@@ -184,11 +184,11 @@ class _TargetMatcher:
         else:
             self._refuse_alone(spec)
 
-    def _copy(self, spec: TensorSpec, why: str) -> None:
+    def _copy(self, spec: StoredTensor, why: str) -> None:
         self._match.copies.append(spec)
         self._match.fates.append(Fate("copied", spec.name, spec.elements, why))
 
-    def _copy_integer(self, spec: TensorSpec, source: Difference | None, *, known: bool) -> None:
+    def _copy_integer(self, spec: StoredTensor, source: Difference | None, *, known: bool) -> None:
         if source is not None:
             expected = f"{described(source.sources[0])} in finetuned"
             self._refuse(spec, expected, "another kind of dtype")
@@ -197,11 +197,11 @@ class _TargetMatcher:
         else:
             self._refuse_alone(spec)
 
-    def _refuse(self, spec: TensorSpec, expected: str, reason: str) -> None:
+    def _refuse(self, spec: StoredTensor, expected: str, reason: str) -> None:
         problem = Problem("target", spec.name, described(spec), expected, reason)
         self._match.problems.append(problem)
 
-    def _refuse_alone(self, spec: TensorSpec) -> None:
+    def _refuse_alone(self, spec: StoredTensor) -> None:
         self._match.problems.append(
             Problem(
                 *("finetuned", spec.name, "nothing", described(spec), "in target only"),
@@ -209,14 +209,14 @@ class _TargetMatcher:
             )
         )
 
-    def _refuse_lack(self, spec: TensorSpec) -> None:
+    def _refuse_lack(self, spec: StoredTensor) -> None:
         """Refuse a tensor that was stored as added but is not a head: base lacks it."""
         holders = (self._given.holders[0], "target")
         self._match.problems.append(
             Problem("base", spec.name, "nothing", described(spec), in_only(holders), holders)
         )
 
-    def _graft(self, source: Difference, spec: TensorSpec) -> None:
+    def _graft(self, source: Difference, spec: StoredTensor) -> None:
         vocabulary = source.vocabulary or spec.name in self._target.vocabulary
         ours = source.sources[0]
         if not shapes_fit(ours, spec, vocabulary=vocabulary):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.matching.match import Difference
@@ -44,7 +44,7 @@ class Kinship:
 
 
 def kinship_of_graft(
-    pairs: Sequence[tuple[Difference, TensorSpec]],
+    pairs: Sequence[tuple[Difference, StoredTensor]],
     diff: tuple[Path, Manifest] | None,
     *,
     allow_unrelated: bool,
@@ -113,7 +113,7 @@ def kinship_of_diff(differences: Iterable[Difference], *, allow_unrelated: bool)
     return Kinship(relations, warn_of_relations(samples, relations), (), {})
 
 
-def _digest(spec: TensorSpec) -> TensorTask:
+def _digest(spec: StoredTensor) -> TensorTask:
     return TensorTask(
         name=_TARGET_ONLY + spec.name,
         operation=Operation.DIGEST,

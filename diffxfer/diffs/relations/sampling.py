@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from diffxfer.checkpoints.header import BITS
-from diffxfer.checkpoints.reader import OpenShard
+from diffxfer.checkpoints.files import OpenShard, one_at_a_time
+from diffxfer.checkpoints.stored import BITS, Files
 from diffxfer.diffs.artifact.samples import read_samples, sample_indices, samples_per_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.matching.match import Difference
 
@@ -60,7 +60,7 @@ class Sample:
 
 
 def sample_models(
-    pairs: Sequence[tuple[Difference, TensorSpec | None]], roles: Sequence[str]
+    pairs: Sequence[tuple[Difference, StoredTensor | None]], roles: Sequence[str]
 ) -> list[Sample]:
     """Sample checkpoints.
 
@@ -90,7 +90,7 @@ def sample_models(
 
 
 def sample_graft(
-    pairs: Iterable[tuple[Difference, TensorSpec]], folder: Path, manifest: Manifest
+    pairs: Iterable[tuple[Difference, StoredTensor]], folder: Path, manifest: Manifest
 ) -> list[Sample]:
     """Sample a target and a diff vector at the elements of base that the diff vector stores.
 
@@ -128,7 +128,7 @@ def _is_telling(difference: Difference) -> bool:
     return len(shape) > 1 and 0 not in shape and not difference.vocabulary
 
 
-def _lie_within(indices: npt.NDArray[np.int64], spec: TensorSpec) -> bool:
+def _lie_within(indices: npt.NDArray[np.int64], spec: StoredTensor) -> bool:
     return bool(len(indices)) and bool(((indices >= 0) & (indices < spec.elements)).all())
 
 
@@ -143,7 +143,7 @@ def _spread(names: Iterable[str]) -> list[str]:
 
 def _few(
     names: Sequence[str],
-    specs: Mapping[str, Sequence[TensorSpec]],
+    specs: Mapping[str, Sequence[StoredTensor]],
     samples: Mapping[str, int],
 ) -> Sequence[str]:
     """The names, cut to as many as a verdict needs if some shards are only on the Hub."""
@@ -166,7 +166,7 @@ def _by_role(names: Sequence[str], roles: Sequence[str], found: Sequence[Values]
     ]
 
 
-def read_elements(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) -> list[Values]:
+def read_elements(wanted: Sequence[tuple[StoredTensor, npt.NDArray[np.int64]]]) -> list[Values]:
     """Read some elements of some tensors.
 
     Args:
@@ -179,37 +179,38 @@ def read_elements(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) ->
         CheckpointError: if one cannot be read.
         HubError: if one cannot be fetched from the Hub.
     """
-    away = {shard.path: shard.away for shard in {spec.shard for spec, _ in wanted}}
-    far = [place for place, (spec, _) in enumerate(wanted) if away[spec.shard.path]]
+    far = [place for place, (stored, _) in enumerate(wanted) if stored.shard.away]
     found = dict(zip(far, _read_far([wanted[place] for place in far]), strict=True))
-    shard: OpenShard | None = None
     order = sorted(range(len(wanted)), key=lambda place: (wanted[place][0].shard.path, place))
+    files = one_at_a_time()
     for place in order:  # shard by shard, so that only one is open at a time
-        if place in found:
-            continue
-        spec, indices = wanted[place]
-        if shard is None or shard.shard is not spec.shard:
-            shard = OpenShard(spec.shard)
-        found[place] = _elements(shard, spec, indices)
+        if place not in found:
+            found[place] = _elements(files, *wanted[place])
     return [found[place] for place in range(len(wanted))]
 
 
-def _read_far(wanted: Sequence[tuple[TensorSpec, npt.NDArray[np.int64]]]) -> list[Values]:
+def _read_far(wanted: Sequence[tuple[StoredTensor, npt.NDArray[np.int64]]]) -> list[Values]:
     """Read elements from the Hub, several requests at a time."""
-    shards = {spec.shard.path: OpenShard(spec.shard) for spec, _ in wanted}
+    parts = [part for stored, _ in wanted for part in stored.parts]
+    shards = {part.shard.path: OpenShard(part.shard) for part in parts}
+
+    def read(item: tuple[StoredTensor, npt.NDArray[np.int64]]) -> Values:
+        return _elements(Files(lambda shard: shards[shard.path]), *item)
+
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        return list(pool.map(lambda item: _elements(shards[item[0].shard.path], *item), wanted))
+        return list(pool.map(read, wanted))
 
 
-def _elements(shard: OpenShard, spec: TensorSpec, indices: npt.NDArray[np.int64]) -> Values:
-    size = BITS[spec.dtype] // 8
+def _elements(files: Files, stored: StoredTensor, indices: npt.NDArray[np.int64]) -> Values:
+    size = BITS[stored.dtype] // 8
     raw = memoryview(bytearray(len(indices) * size))
     edges = np.flatnonzero(np.diff(indices) != 1) + 1
     done = 0
     for part in np.split(indices, edges):
-        shard.read_into(raw[done : done + len(part) * size], spec.start + int(part[0]) * size)
-        done += len(part) * size
-    values = np.frombuffer(raw, _NUMPY[spec.dtype])
-    if spec.dtype == "BF16":  # the upper half of a float32
+        if len(part):
+            stored.read(files, int(part[0]), raw[done : done + len(part) * size])
+            done += len(part) * size
+    values = np.frombuffer(raw, _NUMPY[stored.dtype])
+    if stored.dtype == "BF16":  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     return values.astype(np.float64)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.beside import Beside
-from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.diffs.soundness.finding import Finding
 from diffxfer.diffs.soundness.model import Owners, read_model
 from diffxfer.diffs.soundness.shapes import shape_findings
 from diffxfer.diffs.soundness.stops import id_findings, stop_findings
 from diffxfer.diffs.soundness.token_rows import idle_findings, token_findings
-from diffxfer.errors import CompanionError, QuantizedError
+from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.soundness.model import Model, Shaped
     from diffxfer.streaming.plan import TensorTask
 
@@ -41,31 +40,23 @@ def _worst_first(found: list[Finding]) -> list[Finding]:
 
 
 def inspect_files(
-    folder: Path, tensors: Mapping[str, TensorSpec], *, whole: bool
+    folder: Path, tensors: Mapping[str, StoredTensor], *, whole: bool
 ) -> tuple[Finding, ...]:
     """The contradictions in a folder; an unreadable file counts as one.
 
     Args:
         folder: the folder of the companions.
         tensors: the tensors that they belong to.
-        whole: whether these are all tensors of a model, as opposed to a diff vector's.
+        whole: whether these are all tensors of a model, with meaningful shapes.
     """
     try:
         model = read_model(Beside(folder), tensors)
-        found = find_contradictions(model, whole=whole and not _quantized(model, tensors))
+        found = find_contradictions(model, whole=whole)
         found += idle_findings(model)
     except CompanionError as exc:
         name = exc.where.removeprefix(f"{folder}/")
         found = [Finding("error", name, "", exc.problem, exc.remedy)]
     return tuple(found)
-
-
-def _quantized(model: Model, tensors: Mapping[str, TensorSpec]) -> bool:
-    try:
-        refuse_quantized(model.files.folder, model.config, tensors)
-    except QuantizedError:
-        return True
-    return False
 
 
 def check_roles(*checkpoints: Checkpoint, graft: bool) -> list[str]:
@@ -96,7 +87,7 @@ def check_roles(*checkpoints: Checkpoint, graft: bool) -> list[str]:
     return warnings
 
 
-def check_diff(companions: Path, tensors: Mapping[str, TensorSpec]) -> None:
+def check_diff(companions: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse a diff vector whose companions contradict each other.
 
     Args:

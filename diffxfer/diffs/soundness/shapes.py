@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.header import FLOATS
+from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
 from diffxfer.diffs.soundness.finding import Finding
 from diffxfer.diffs.soundness.model import numbers

@@ -22,8 +22,8 @@ from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.checkpoints.header import TensorSpec
     from diffxfer.checkpoints.resolve import Place
+    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
     from diffxfer.diffs.artifact.manifest import Manifest
 
 _NOT_OURS = frozenset({".gitattributes", ".gitignore"})
@@ -182,7 +182,7 @@ def _find_surplus(folder: Path, manifest: Manifest) -> list[Damage]:
     return damage
 
 
-def digest(spec: TensorSpec) -> TensorTask:
+def digest(spec: StoredTensor) -> TensorTask:
     """The task that computes a tensor's checksum.
 
     Args:

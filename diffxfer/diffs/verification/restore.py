@@ -17,7 +17,7 @@ from diffxfer.streaming.plan import Operation, RunKind, TensorTask
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.checkpoints.header import ShardFile, TensorSpec
+    from diffxfer.checkpoints.stored import ShardFile, StoredTensor
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.role import Role
@@ -41,7 +41,7 @@ class Restored:
 
 def restore_tasks(
     manifest: Manifest,
-    tensors: Mapping[str, TensorSpec],
+    tensors: Mapping[str, StoredTensor],
     *,
     finetuned: Role,
     base: Role,
@@ -124,7 +124,7 @@ class _AsExtracted(Selection):
         return self.chose
 
 
-def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, TensorSpec]) -> None:
+def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, StoredTensor]) -> None:
     shapes = {difference.name: difference.shape for difference in source.match.differences}
     shapes |= {spec.name: spec.shape for spec in source.match.added}
     odd = sorted(shapes.keys() ^ manifest.tensors.keys())

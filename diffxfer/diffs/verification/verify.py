@@ -25,7 +25,7 @@ from diffxfer.streaming.run import check_run_options
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diffxfer.checkpoints.header import ShardFile
+    from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role

@@ -13,21 +13,21 @@ from diffxfer.errors import VocabularyError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffxfer.checkpoints.header import TensorSpec
+    from diffxfer.checkpoints.stored import StoredTensor
 
 MAX_ROWS = 2 * MAX_TOKENS
 """More than any known embedding has, with padding; rows are paired in memory."""
 
 
 def vocabulary_tensors(
-    tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
 ) -> frozenset[str]:
     """The names of the tensors whose rows belong to tokens: the first of `sort_tensors`."""
     return sort_tensors(tensors, config)[0]
 
 
 def sort_tensors(
-    tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Find the tensors whose rows belong to tokens, and those whose rows may belong to tokens.
 
@@ -56,7 +56,7 @@ def sort_tensors(
 
 
 def _sort_by_size(
-    tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
 ) -> tuple[frozenset[str], frozenset[str]]:
     # Ignore tensors without elements: a header may state any number of rows for them.
     tensors = {name: spec for name, spec in tensors.items() if spec.elements}
@@ -110,7 +110,7 @@ def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [config, *(part for part in nested if isinstance(part, dict))]
 
 
-def _is_inner(spec: TensorSpec, size: int) -> bool:
+def _is_inner(spec: StoredTensor, size: int) -> bool:
     """Whether the size is that of a vector, or of a dimension after the first."""
     return size in (spec.shape[1:] if len(spec.shape) > 1 else spec.shape)
 

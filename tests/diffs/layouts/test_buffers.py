@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from diffxfer import apply_diff, extract_diff, transfer, verify
-from diffxfer.checkpoints.header import ShardFile, TensorSpec
+from diffxfer.checkpoints.stored import ShardFile, TensorSpec
 from diffxfer.diffs.matching.buffers import is_buffer
 from diffxfer.errors import MatchError
 from tests.diffs.layouts import models

@@ -1,11 +1,14 @@
 """Which tensors have rows that belong to tokens."""
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from diffxfer.checkpoints.header import ShardFile, TensorSpec
+from diffxfer.checkpoints.stored import TensorSpec
 from diffxfer.diffs.vocab.tensors import sort_tensors, vocabulary_tensors
+
+if TYPE_CHECKING:
+    from diffxfer.checkpoints.stored import ShardFile
 
 SIZE = 40
 CONFIG = {"vocab_size": SIZE, "hidden_size": 8}

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from diffxfer.streaming.kernels.processor import converts_halves
+from diffxfer.kernels.processor import converts_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from diffxfer.streaming.kernels.native import kernel
-from diffxfer.streaming.kernels.signatures import SCRATCH, TOTALS
+from diffxfer.kernels.native import kernel
+from diffxfer.kernels.signatures import SCRATCH, TOTALS
 from tests.helpers import DTYPES, to_bits
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffxfer.streaming.kernels.native import kernel
+from diffxfer.kernels.native import kernel
 from tests.helpers import DTYPES, to_bits, values
-from tests.streaming.kernels.arithmetic import (
+from tests.kernels.arithmetic import (
     EVERY,
     any_bits,
     apply,

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from diffxfer.streaming.kernels import cache, native, processor
+from diffxfer.kernels import cache, native, processor
 from tests.helpers import DTYPES
 
 FMA = ("fmadd", "fmsub", "fnmadd", "fmla", "fmls")
 SUMS = """
 import json, sys
 import numpy as np
-from diffxfer.streaming.kernels.native import kernel
+from diffxfer.kernels.native import kernel
 found = []
 for dtypes, store in (("BF16",) * 3, np.uint16), (("F32",) * 3, np.float32):
     source = np.random.default_rng(0).random((2, 70_001)).astype(np.float32)
@@ -51,7 +51,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_is_contracted(dtype: str) -> None:
-    from diffxfer.streaming.kernels.compiling import optimize
+    from diffxfer.kernels.compiling import optimize
 
     pointers = {"transfer": 4, "apply": 3, "subtract": 3, "contrast": 2, "restore": 3}
     for name, count in pointers.items():

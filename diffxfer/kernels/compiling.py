@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import llvmlite.binding as llvm
 from numba import cfunc, types
 
-from diffxfer.streaming.kernels import loops
-from diffxfer.streaming.kernels.encodings import TYPES
-from diffxfer.streaming.kernels.processor import this_processor
-from diffxfer.streaming.kernels.signatures import ENTRY, KERNELS
+from diffxfer.kernels import loops
+from diffxfer.kernels.dtypes import TYPES
+from diffxfer.kernels.processor import this_processor
+from diffxfer.kernels.signatures import ENTRY, KERNELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

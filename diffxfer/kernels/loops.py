@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from diffxfer.streaming.kernels.encodings import (
+from diffxfer.kernels.dtypes import (
     differs,
     first_bit,
     none,

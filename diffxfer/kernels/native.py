@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 
-from diffxfer.streaming.kernels.cache import find, keep
-from diffxfer.streaming.kernels.processor import description, this_processor
-from diffxfer.streaming.kernels.signatures import ENTRY, KERNELS
+from diffxfer.kernels.cache import find, keep
+from diffxfer.kernels.processor import description, this_processor
+from diffxfer.kernels.signatures import ENTRY, KERNELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +74,7 @@ def _load(name: str, dtypes: tuple[str, ...]) -> Kernel:
 def _compile(name: str, dtypes: tuple[str, ...]) -> bytes:
     if sys.stderr is not None and sys.stderr.isatty():
         _tell("compiling, once")
-    from diffxfer.streaming.kernels.compiling import compile_kernel
+    from diffxfer.kernels.compiling import compile_kernel
 
     return compile_kernel(name, dtypes)
 

@@ -1,0 +1,1 @@
+"""Encodings: ways to store a tensor other than as a plain array, one module each."""

@@ -1,0 +1,66 @@
+"""Which tensors of a checkpoint are encoded, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
+    from diffxfer.checkpoints.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A way to store tensors other than as plain arrays.
+
+    Attributes:
+        format: the name that users know, such as ``"fp8 with block scales"``.
+        find: finds the tensors that are stored in this way, given the checkpoint's config and its
+            tensors on disk. It raises a `CheckpointError` if a part is missing or has a wrong
+            shape or dtype.
+    """
+
+    format: str
+    find: Callable[[Mapping[str, Any], Mapping[str, TensorSpec]], Iterable[StoredTensor]]
+
+
+ENCODINGS: tuple[Encoding, ...] = ()
+"""Every encoding that can be read, in the order in which they are tried."""
+
+
+def decoded(weights: Weights, config: Mapping[str, Any]) -> Weights:
+    """Replace the parts of encoded tensors by the tensors that they encode.
+
+    Args:
+        weights: the tensors of a folder as they are on disk.
+        config: its ``config.json``.
+
+    Returns:
+        The same weights with every tensor of the model, in the order of the files, and the formats
+        that were found. Tensors that belong to no encoding stay as they are.
+
+    Raises:
+        CheckpointError: if an encoded tensor lacks a part, or a part has a wrong shape or dtype.
+    """
+    rest = dict(weights.on_disk)
+    first_part: dict[str, StoredTensor] = {}
+    formats = []
+    for encoding in ENCODINGS:
+        found = list(encoding.find(config, rest))
+        if found:
+            formats.append(encoding.format)
+        for stored in found:
+            first_part[stored.parts[0].name] = stored
+            for part in stored.parts:
+                del rest[part.name]
+    if not formats:
+        return weights
+    tensors: dict[str, StoredTensor] = {}
+    for name in weights.on_disk:
+        stored_here = first_part.get(name, rest.get(name))
+        if stored_here is not None:
+            tensors[stored_here.name] = stored_here
+    return replace(weights, tensors=tensors, formats=tuple(formats))

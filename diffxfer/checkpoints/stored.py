@@ -1,0 +1,221 @@
+"""Stored tensors: what a task reads, in whatever form its values are on disk.
+
+Matching, the plan, the engine and the manifest see a name, a dtype, a shape and the number of bytes
+to read. How the values are stored is known only to the class: a plain array in one file
+(`TensorSpec`), or an encoding with several parts (`encodings`).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from diffxfer.checkpoints.hub.repo_ids import HubFile
+
+_AT_LEAST = 1 << 20
+
+_DTYPES = """
+    U64:64 I64:64 F64:64 C64:64 F32:32 U32:32 I32:32 BF16:16 F16:16 U16:16 I16:16
+    F8_E5M2FNUZ:8 F8_E4M3FNUZ:8 F8_E8M0:8 F8_E4M3:8 F8_E5M2:8 I8:8 U8:8
+    F6_E3M2:6 F6_E2M3:6 F4:4 BOOL:8
+"""
+BITS: Mapping[str, int] = {
+    name: int(bits) for name, _, bits in (word.partition(":") for word in _DTYPES.split())
+}
+"""Bits per element by dtype name, in the order in which `save_file` ranks dtypes."""
+
+FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
+"""The dtypes that take part in arithmetic; all others are kept as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One safetensors file as it was when its header was read.
+
+    Attributes:
+        path: its path, links not followed.
+        size: of the whole file, in bytes.
+        identity: device, inode, size and mtime in ns; it changes when the content changes.
+        header_hash: xxh3-128 of the header, in hexadecimal.
+        remote: the file on the Hub, downloaded or not; None for a file in a folder.
+    """
+
+    path: Path
+    size: int
+    identity: tuple[int, int, int, int]
+    header_hash: str
+    remote: HubFile | None = None
+
+    @property
+    def away(self) -> bool:
+        """Whether it is only on the Hub, not downloaded."""
+        return self.remote is not None and not self.remote.here
+
+
+def stat_identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """The fields of a file's status that change when its content changes."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor(ABC):
+    """A tensor whose values can be read in part.
+
+    Attributes:
+        name: its name in the model.
+        dtype: the dtype of the values that `read` gives, as safetensors names it, such as
+            ``"BF16"``.
+        shape: one size per dimension; ``()`` is a scalar.
+        shard: the file that contains it, or its first part.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: ShardFile
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[TensorSpec, ...]:
+        """The tensors on disk that it is made of."""
+
+    @abstractmethod
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Read or decode consecutive elements, in row-major order.
+
+        The values do not depend on how the elements are divided between calls.
+
+        Args:
+            files: opens the files, and lends memory for encoded parts.
+            start: the first element.
+            buffer: receives the values in `dtype`; its size says how many.
+
+        Raises:
+            CheckpointError: if a part cannot be read, or has changed.
+            HubError: if a part cannot be fetched from the Hub.
+        """
+
+    @property
+    def elements(self) -> int:
+        """Its number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its values in bytes."""
+        return self.elements * BITS[self.dtype] // 8
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of its parts on disk, in bytes."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def parameters(self) -> tuple[object, ...]:
+        """What its values depend on besides its parts, as values with a `repr`."""
+        return ()
+
+    def bytes_to_read(self, count: int) -> int:
+        """The bytes read from disk for some of its elements, to estimate work.
+
+        Args:
+            count: the number of elements.
+        """
+        return self.stored_bytes * count // max(self.elements, 1)
+
+    def span(self, start: int, count: int) -> tuple[int, int] | None:
+        """The byte range in `shard` that contains the values as they are; None if it is encoded.
+
+        Ranges that are adjacent are read at once.
+
+        Args:
+            start: the first element.
+            count: the number of elements.
+        """
+        del start, count
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec(StoredTensor):
+    """A tensor in a safetensors file: the plain kind of stored tensor.
+
+    Attributes:
+        start: its first byte in the file.
+    """
+
+    start: int
+
+    @property
+    def parts(self) -> tuple[TensorSpec, ...]:
+        """Itself."""
+        return (self,)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Its size in the file, in bytes."""
+        return self.nbytes
+
+    def span(self, start: int, count: int) -> tuple[int, int]:
+        """The byte range of some elements in the file."""
+        size = BITS[self.dtype] // 8
+        return self.start + start * size, self.start + (start + count) * size
+
+    def bytes_to_read(self, count: int) -> int:
+        """The size of some of its elements in the file, in bytes."""
+        return count * BITS[self.dtype] // 8
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Read elements into a buffer."""
+        at = self.start + start * (BITS[self.dtype] // 8)
+        files.open(self.shard).read_into(buffer, at)
+
+
+class Readable(Protocol):
+    """An open file."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from the bytes at an offset."""
+
+
+class Files:
+    """What one thread needs to read stored tensors: open shards, and memory for encoded parts.
+
+    Args:
+        open_shard: opens a shard, or returns it if it is open.
+    """
+
+    def __init__(self, open_shard: Callable[[ShardFile], Readable]) -> None:
+        self.open = open_shard
+        self._memory: dict[int, memoryview] = {}
+
+    def read(self, part: TensorSpec, start: int, count: int, slot: int = 0) -> memoryview:
+        """Read elements of a part into memory that is reused.
+
+        Args:
+            part: a tensor on disk.
+            start: the first element.
+            count: the number of elements.
+            slot: which memory: an encoding with two parts uses two slots.
+
+        Returns:
+            The bytes, valid until the next call with this slot.
+
+        Raises:
+            CheckpointError: if it cannot be read, or has changed.
+            HubError: if it cannot be fetched from the Hub.
+        """
+        size = count * BITS[part.dtype] // 8
+        memory = self._memory.get(slot)
+        if memory is None or len(memory) < size:
+            memory = self._memory[slot] = memoryview(mmap.mmap(-1, max(size, _AT_LEAST)))
+        part.read(self, start, memory[:size])
+        return memory[:size]

@@ -1,0 +1,143 @@
+"""An encoded checkpoint gives the same results as its values stored plainly."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffxfer.checkpoints.encodings import recognise
+from tests import tiny
+from tests.checkpoints.encodings.scaled_halves import (
+    SCALED_HALVES,
+    SUFFIX,
+    decode,
+    encode,
+    example,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+UP = "model.layers.0.mlp.up_proj.weight"
+CONFIG = {**tiny.CONFIG, "vocab_size": 12, "hidden_size": 8}
+ROLES = ("finetuned", "base", "target")
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognise, "ENCODINGS", (SCALED_HALVES,))
+
+
+@pytest.fixture(scope="module")
+def encoded() -> dict[str, dict[str, Tensor]]:
+    base = example(1)
+    models = {"base": base, "finetuned": example(2, base), "target": example(3, base)}
+    return {role: encode(model) for role, model in models.items()}
+
+
+@pytest.fixture
+def save(tmp_path: Path, encoded: Mapping[str, Mapping[str, Tensor]]):
+    """Writes the three models; those that are named are encoded, the others plain."""
+
+    def write(*named: str) -> tuple[Path, ...]:
+        folders = []
+        for role in ROLES:
+            weights = encoded[role] if role in named else decode(encoded[role])
+            folder = tmp_path / f"{role}-{role in named}"
+            if not folder.exists():
+                tiny.save_model(folder, weights, config=CONFIG)
+            folders.append(folder)
+        return tuple(folders)
+
+    return write
+
+
+def run(*argv: str | Path) -> str:
+    done = tiny.run(*argv)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return {
+        k: v
+        for path in sorted(folder.glob("model*.safetensors"))
+        for k, v in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("named", [ROLES, ("finetuned",), ("base", "target")])
+def test_a_transfer_has_the_same_bytes(save, tmp_path: Path, named: tuple[str, ...]) -> None:
+    run("transfer", *save(*named), "-o", tmp_path / "encoded", "--alpha", "0.7", "--threads", "2")
+    run("transfer", *save(), "-o", tmp_path / "plain", "--alpha", "0.7", "--threads", "1")
+    made, expected = tensors(tmp_path / "encoded"), tensors(tmp_path / "plain")
+    assert made.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(made[name].view(torch.int32), tensor.view(torch.int32)), name
+
+
+def test_a_diff_vector_has_the_same_bytes_and_is_verified(save, tmp_path: Path) -> None:
+    finetuned, base, target = save(*ROLES)
+    plain = save()
+    run("extract", finetuned, base, "-o", tmp_path / "encoded")
+    run("extract", *plain[:2], "-o", tmp_path / "plain")
+    assert shards(tmp_path / "encoded") == shards(tmp_path / "plain")
+    run("verify", tmp_path / "encoded", "--finetuned", finetuned, "--base", base)
+    run("apply", tmp_path / "encoded", target, "-o", tmp_path / "graft")
+    run("apply", tmp_path / "plain", plain[2], "-o", tmp_path / "expected")
+    made, expected = tensors(tmp_path / "graft"), tensors(tmp_path / "expected")
+    assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
+
+
+def test_inspect_describes_the_model_and_compares_values(save) -> None:
+    finetuned, base, _ = save(*ROLES)
+    told = json.loads(run("inspect", base, "--json"))
+    assert told["tensors"] == 5
+    assert told["dtypes"] == {"F32": 12 * 8 * 2 + 600 * 1003 + 40 * 30 + 8}
+    assert told["quantized"] is None
+    compared = json.loads(run("inspect", finetuned, base, "--json"))
+    expected = json.loads(run("inspect", *save()[:2], "--json"))
+    assert compared["norms"] == expected["norms"]
+    assert compared["only_in_path"] == []
+
+
+def test_a_missing_part_is_named(save, tmp_path: Path, encoded) -> None:
+    finetuned, _, target = save(*ROLES)
+    broken = tiny.save_model(
+        tmp_path / "broken", {k: v for k, v in encoded["base"].items() if k != UP}, config=CONFIG
+    )
+    done = tiny.run("transfer", finetuned, broken, target, "-o", tmp_path / "out")
+    assert done.status == 1
+    assert f"has {UP}{SUFFIX} without the tensor that it scales" in done.err
+
+
+def test_a_value_that_is_not_finite_is_found_after_decoding(save, tmp_path: Path, encoded) -> None:
+    finetuned, _, target = save(*ROLES)
+    weights = dict(encoded["base"])
+    weights[UP] = weights[UP].clone()
+    weights[UP][400, 700] = torch.inf
+    base = tiny.save_model(tmp_path / "infinite", weights, config=CONFIG)
+    done = tiny.run("transfer", finetuned, base, target, "-o", tmp_path / "out")
+    assert done.status == 1
+    assert f"{UP}" in done.err
+    assert "infinity in base at [400, 700]" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_work_is_counted_in_stored_bytes(save, encoded) -> None:
+    told = json.loads(
+        tiny.run("transfer", *save(*ROLES), "-o", "unused", "--dry-run", "--json").out
+    )
+    stored = sum(t.numel() * t.element_size() for m in encoded.values() for t in m.values())
+    assert told["bytes_to_read"] == pytest.approx(stored, abs=100)
