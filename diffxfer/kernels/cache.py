@@ -1,8 +1,8 @@
-"""Where compiled kernels are kept from one run to the next.
+"""The cache of compiled kernels on disk.
 
-A folder for each version of the sources, of the compiler and of the processor: beside the sources,
-or where that cannot be written, in the user's cache. `NUMBA_CACHE_DIR` stands for both. A file is
-written whole or not at all, and has a checksum: processes that compile at once do no harm.
+There is one folder per version of the sources, the compiler and the processor: beside the sources,
+or in the user's cache if that folder is read-only. `NUMBA_CACHE_DIR` replaces both. A file is
+written completely or not at all, and has a checksum, so several processes may compile at once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _DIGEST_BYTES = 16
 
 
 def find(name: str, processor: str) -> bytes | None:
-    """What was kept under a name; None if there is none that is whole.
+    """Read cached code; None if there is none, or it is damaged.
 
     Args:
-        name: of a kernel and its dtypes.
-        processor: which it is for.
+        name: the name of a kernel with its dtypes.
+        processor: the processor that it is compiled for.
     """
     for folder in folders(processor):
         with suppress(OSError):
@@ -42,15 +42,15 @@ def find(name: str, processor: str) -> bytes | None:
 
 
 def keep(name: str, processor: str, code: bytes) -> OSError | None:
-    """Keep something for the next run.
+    """Store code for the next run.
 
     Args:
-        name: of a kernel and its dtypes.
-        processor: which it is for.
+        name: the name of a kernel with its dtypes.
+        processor: the processor that it is compiled for.
         code: its object file.
 
     Returns:
-        Why it is kept nowhere; None if it is.
+        The reason if it could not be stored, else None.
     """
     failure = OSError("there is no folder for it")
     for folder in folders(processor):
@@ -76,10 +76,10 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 
 
 def folders(processor: str) -> Iterator[Path]:
-    """Where compiled code may be, in the order in which it is looked for.
+    """The folders of the cache, in the order of the search.
 
     Args:
-        processor: which it is for.
+        processor: the processor that the code is compiled for.
     """
     folder = f"diffxfer-{_version(processor)}"
     chosen = os.environ.get("NUMBA_CACHE_DIR")
@@ -100,7 +100,7 @@ def _user_cache() -> Path:
 
 @cache
 def _version(processor: str) -> str:
-    """What must be the same for compiled code to be used again."""
+    """A hash of everything that compiled code depends on."""
     found = xxhash.xxh3_64()
     for name in _SOURCES:
         found.update((_HERE / name).read_bytes())

@@ -1,4 +1,4 @@
-"""Machine code of a kernel for some dtypes. Imports numba: only where no cache has that code."""
+"""Compiling a kernel for given dtypes. Imports numba, so it is imported only on a cache miss."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _NUMBERS = {"count": types.int64, "alpha": types.float64, "array": types.CPointe
 
 
 def compile_kernel(name: str, dtypes: Sequence[str]) -> bytes:
-    """A kernel as an object file for this processor, whose function is named `ENTRY`.
+    """Compile a kernel to an object file for this processor; its function is named `ENTRY`.
 
     Args:
-        name: of a function of `loops`.
-        dtypes: of the pointers that it takes first.
+        name: the name of a function of `loops`.
+        dtypes: the dtypes of its first arguments, which are pointers.
     """
     code: bytes = this_processor().emit_object(optimize(name, dtypes))
     return code
 
 
 def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
-    """A kernel as LLVM has it before it becomes machine code; needs nothing but the C library.
+    """Compile a kernel to optimised LLVM code that needs only the C library.
 
     Args:
-        name: of a function of `loops`.
-        dtypes: of the pointers that it takes first.
+        name: the name of a function of `loops`.
+        dtypes: the dtypes of its first arguments, which are pointers.
     """
     rest = [_NUMBERS[kind] for kind in KERNELS[name]]
     pointers = [types.CPointer(TYPES[dtype]) for dtype in dtypes]

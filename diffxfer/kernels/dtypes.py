@@ -1,7 +1,7 @@
-"""How an element of each dtype is read and written. Imported by numba's compiler alone.
+"""Reading and writing an element of each dtype. Imported only by numba's compiler.
 
-A kernel sees elements as numba's types: `uint16` is a bfloat16, `int16` a float16, `float32` and
-`float64` are themselves. A new encoding is one more type, reader and writer here.
+In a kernel, elements have numba's types: `uint16` is a bfloat16, `int16` a float16, `float32` and
+`float64` are themselves. A new dtype is one more type, reader and writer here.
 
 float64 becomes a 16-bit type by way of float32, as in PyTorch. float16 is converted by instructions
 where there are any; else it is by integers, as bfloat16 is, and none of the steps has a subnormal
@@ -29,7 +29,7 @@ TYPES = {
     "F64": types.float64,
     "U8": types.uint8,
 }
-"""What stands for a dtype."""
+"""The type of an element in a kernel, by dtype."""
 
 _INTEGERS = {types.float32: types.uint32, types.float64: types.uint64}
 
@@ -40,7 +40,7 @@ def read(element: Any) -> Any:
 
 
 def write(value: Any, pointer: Any) -> Any:
-    """The element that a float64 is rounded to, of the dtype that a pointer has."""
+    """A float64 rounded to the dtype of a pointer."""
     raise NotImplementedError
 
 
@@ -50,27 +50,27 @@ def bits(element: Any) -> Any:
 
 
 def note(found: Any, element: Any) -> Any:
-    """What is found so far, its first bit set if an element is NaN or infinite."""
+    """`found`, with its first bit set if an element is NaN or infinite."""
     raise NotImplementedError
 
 
 def first_bit(found: Any) -> Any:
-    """1 if `note` found something, else 0."""
+    """1 if `note` has set the first bit, else 0."""
     raise NotImplementedError
 
 
 def none(pointer: Any) -> Any:
-    """Nothing found, as `note` goes on from it for the dtype that a pointer has."""
+    """The initial value of `found` for the dtype of a pointer."""
     raise NotImplementedError
 
 
 def differs(left: Any, right: Any) -> Any:
-    """Whether two elements of one dtype differ in any bit: 1 or 0."""
+    """1 if two elements of one dtype differ in any bit, else 0."""
     raise NotImplementedError
 
 
 def same(left: Any, right: Any, difference: Any) -> Any:
-    """1 or 0: whether two elements are the same: in every bit, or by value in unlike dtypes."""
+    """1 if two elements have the same bits, or the same value if their dtypes differ; else 0."""
     raise NotImplementedError
 
 

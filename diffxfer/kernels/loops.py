@@ -1,19 +1,20 @@
-"""The operations, each one pass over memory. Imported by numba's compiler alone.
+"""The operations, each in one pass over memory. Imported only by numba's compiler.
 
     D = finetuned − base
     R = target + D·alpha
     out = R rounded to its dtype
 
-In float64, every step rounded by itself: a product and a sum that are contracted into one rounding
-give other bits. LLVM contracts nothing that is not marked for it, and numba marks nothing.
+All steps are in float64, and each is rounded: a product and a sum that are contracted into one
+operation with one rounding give other bits. LLVM contracts only what is marked for it, and numba
+marks nothing.
 
 Sums have 256 lanes: element i is added to lane i mod 256, and the lanes are added by halves at the
-end. So they have the same bits whatever a processor computes at once, and lanes do not wait for
-each other. Where there is more to do than to sum, 256 elements at a time go through a loop for each
-part: they stay in the nearest cache, and LLVM makes as much of each loop as it can. One loop for
-all of `subtract` took 151 µs for 262,144 elements of bfloat16, three take 84.
+end. So the vector width of a processor does not change their bits, and lanes do not wait for each
+other. A kernel that does more than sum has one loop per part, each over 256 elements at a time:
+they stay in the L1 cache, and LLVM vectorises each loop. One loop for all of `subtract` took 151 µs
+for 262,144 elements of bfloat16, three take 84.
 
-Parameters are pointers, of the dtypes that a kernel is compiled for, and numbers of elements.
+Parameters are pointers to elements of the dtypes that a kernel is compiled for, and counts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LANES = 256
 def transfer(
     finetuned: Any, base: Any, target: Any, out: Any, count: int, alpha: float
 ) -> np.int64:
-    """Receives target + α·(finetuned − base) in `out`; 1 if something is not finite, else 0."""
+    """Write target + α·(finetuned − base) to `out`; return 1 if any is not finite, else 0."""
     ours, theirs = carray(finetuned, count), carray(base, count)
     onto, made = carray(target, count), carray(out, count)
     found = none(out)
@@ -52,7 +53,7 @@ def transfer(
 
 
 def apply(diff: Any, target: Any, out: Any, count: int, alpha: float) -> np.int64:
-    """Receives target + α·Δ in `out`; 1 if something is not finite, else 0."""
+    """Write target + α·Δ to `out`; return 1 if any is not finite, else 0."""
     delta, onto, made = carray(diff, count), carray(target, count), carray(out, count)
     found = none(out)
     for i in range(count):
@@ -63,7 +64,7 @@ def apply(diff: Any, target: Any, out: Any, count: int, alpha: float) -> np.int6
 
 
 def convert(source: Any, out: Any, count: int) -> np.int64:
-    """Receives the same values in another dtype; 1 if something is not finite, else 0."""
+    """Write the values in another dtype; return 1 if any is not finite, else 0."""
     values, made = carray(source, count), carray(out, count)
     found = none(out)
     for i in range(count):
@@ -74,7 +75,7 @@ def convert(source: Any, out: Any, count: int) -> np.int64:
 
 
 def check(source: Any, count: int) -> np.int64:
-    """1 if something is not finite, else 0."""
+    """Return 1 if any is not finite, else 0."""
     values = carray(source, count)
     found = none(source)
     for i in range(count):
@@ -101,10 +102,10 @@ def _total(lanes: Any) -> float:
 def subtract(
     finetuned: Any, base: Any, out: Any, count: int, scratch: Any, totals: Any
 ) -> np.int64:
-    """Receives finetuned − base in `out`, and in `totals` what is to be known of it.
+    """Write finetuned − base to `out`, and measure it; return 1 if any is not finite, else 0.
 
-    That is ‖Δ‖², ‖base‖², and how many elements are unchanged, and inexact: those that base + `out`
-    does not give back bit for bit. 1 if something in `out` is not finite, else 0.
+    `totals` receives ‖Δ‖², ‖base‖², the number of unchanged elements, and the number of inexact
+    elements: those that base + `out` does not give back bit for bit.
     """
     lanes, sums = carray(scratch, (2, LANES)), carray(totals, 4)
     ours, theirs, made = carray(finetuned, count), carray(base, count), carray(out, count)
@@ -137,7 +138,7 @@ def subtract(
 
 
 def contrast(left: Any, right: Any, count: int, scratch: Any, totals: Any) -> np.int64:
-    """How many are the same in A and B; `totals` receives ‖B − A‖², ‖A‖² and ‖B‖²."""
+    """Count the equal elements of A and B; `totals` receives ‖B − A‖², ‖A‖² and ‖B‖²."""
     lanes, sums = carray(scratch, (3, LANES)), carray(totals, 4)
     ours, theirs = carray(left, count), carray(right, count)
     of_delta, of_left, of_right = lanes[0], lanes[1], lanes[2]
@@ -163,7 +164,7 @@ def contrast(left: Any, right: Any, count: int, scratch: Any, totals: Any) -> np
 
 
 def restore(finetuned: Any, base: Any, diff: Any, count: int) -> np.int64:
-    """How many elements of finetuned base + Δ does not give back bit for bit."""
+    """Count the elements of finetuned that base + Δ does not give back bit for bit."""
     ours, theirs, delta = carray(finetuned, count), carray(base, count), carray(diff, count)
     inexact = 0
     for start in range(0, count, LANES):
@@ -177,7 +178,7 @@ def restore(finetuned: Any, base: Any, diff: Any, count: int) -> np.int64:
 
 
 def give_back(finetuned: Any, stored: Any, count: int) -> np.int64:
-    """How many elements of finetuned are not the same once converted to a dtype and back."""
+    """Count the elements of finetuned that change when converted to a dtype and back."""
     ours, kept = carray(finetuned, count), carray(stored, count)
     inexact = 0
     for start in range(0, count, LANES):
@@ -190,7 +191,7 @@ def give_back(finetuned: Any, stored: Any, count: int) -> np.int64:
 
 
 def equal(left: Any, right: Any, count: int) -> np.int64:
-    """How many bytes are the same."""
+    """Count the equal bytes."""
     ours, theirs = carray(left, count), carray(right, count)
     kept = 0
     for i in range(count):

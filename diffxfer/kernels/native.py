@@ -1,6 +1,6 @@
 """Loading compiled kernels, and calling them.
 
-A call lets go of Python's lock. Addresses are not checked: whoever calls owns the buffers.
+A call releases Python's lock. Addresses are not checked: the caller owns the buffers.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _told: set[str] = set()
 
 
 def kernel(name: str, dtypes: tuple[str, ...]) -> Kernel:
-    """A kernel for some dtypes: loaded, and compiled before if no run has done so yet.
+    """Load a kernel for given dtypes; compile it first if it is not in the cache.
 
     Args:
         name: one of `KERNELS`.
-        dtypes: of the pointers to elements that it takes first.
+        dtypes: the dtypes of its first arguments, which are pointers to elements.
 
     Returns:
         What takes addresses and numbers, and gives a number.

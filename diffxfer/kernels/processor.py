@@ -1,4 +1,4 @@
-"""The processor that this runs on: what code is compiled for, and its settings."""
+"""This processor: the target of the compiler, and its floating-point settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ARM = ("aarch64", "arm64")
 
 @cache
 def this_processor() -> llvm.TargetMachine:
-    """What compiles for the processor that this runs on."""
+    """LLVM's target machine for this processor."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     name, features = _model()
@@ -24,12 +24,12 @@ def this_processor() -> llvm.TargetMachine:
 
 
 def description() -> str:
-    """What must be the same for compiled code to run."""
+    """The platform and the processor that compiled code needs."""
     return " ".join((llvm.get_default_triple(), *_model()))
 
 
 def converts_halves() -> bool:
-    """Whether it has instructions between float16 and float32."""
+    """Whether it has instructions that convert between float16 and float32."""
     _, features = _model()
     return "+f16c" in features.split(",") or llvm.get_default_triple().startswith(_ARM)
 
@@ -45,9 +45,10 @@ def _model() -> tuple[str, str]:
 
 
 def use_default_settings() -> None:
-    """Compute in this thread as C does, whatever the thread that started it had set.
+    """Reset this thread's floating-point settings to C's defaults.
 
-    To nearest, and with subnormals: a thread takes over these settings from the one that starts it.
+    That is: round to nearest, and keep subnormals. A thread inherits these settings from the thread
+    that starts it.
     """
     library, settings = _default_settings()
     library.fesetenv(settings)

@@ -1,4 +1,4 @@
-"""Which kernels there are, and what they take."""
+"""The names and arguments of the kernels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "give_back": ("count",),
     "equal": ("count",),
 }
-"""The functions of `loops`, and what each takes after its pointers to elements."""
+"""The functions of `loops`, and the arguments of each after its pointers to elements."""
 
 ENTRY = "diffxfer_kernel"
 SCRATCH = 3 * 256
-"""How many float64 the first array of a kernel that sums has."""
+"""The number of float64 in the first array of a kernel that sums."""
 TOTALS = 4
-"""How many float64 the second one has."""
+"""The number of float64 in the second array."""
