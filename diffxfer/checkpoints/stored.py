@@ -123,6 +123,15 @@ class StoredTensor(ABC):
         """What its values depend on besides its parts, as values with a `repr`."""
         return ()
 
+    def minus(self, other: StoredTensor) -> StoredTensor | None:
+        """The difference to another tensor if it is stored, and need not be computed; else None.
+
+        Args:
+            other: the other tensor, of the same shape.
+        """
+        del other
+        return None
+
     def bytes_to_read(self, count: int) -> int:
         """The bytes read from disk for some of its elements, to estimate work.
 
@@ -196,9 +205,26 @@ class Files:
     def __init__(self, open_shard: Callable[[ShardFile], Readable]) -> None:
         self.open = open_shard
         self._memory: dict[int, memoryview] = {}
+        self._read: dict[int, tuple[TensorSpec, int, int]] = {}
+
+    def memory(self, size: int, slot: int) -> memoryview:
+        """Memory that is reused.
+
+        Args:
+            size: its size in bytes.
+            slot: which memory.
+
+        Returns:
+            The memory, valid until the next call with this slot.
+        """
+        memory = self._memory.get(slot)
+        if memory is None or len(memory) < size:
+            memory = self._memory[slot] = memoryview(mmap.mmap(-1, max(size, _AT_LEAST)))
+        self._read.pop(slot, None)
+        return memory[:size]
 
     def read(self, part: TensorSpec, start: int, count: int, slot: int = 0) -> memoryview:
-        """Read elements of a part into memory that is reused.
+        """Read elements of a part into memory that is reused, unless it already has them.
 
         Args:
             part: a tensor on disk.
@@ -214,8 +240,9 @@ class Files:
             HubError: if it cannot be fetched from the Hub.
         """
         size = count * BITS[part.dtype] // 8
-        memory = self._memory.get(slot)
-        if memory is None or len(memory) < size:
-            memory = self._memory[slot] = memoryview(mmap.mmap(-1, max(size, _AT_LEAST)))
-        part.read(self, start, memory[:size])
-        return memory[:size]
+        if self._read.get(slot) == (part, start, count):
+            return self._memory[slot][:size]
+        memory = self.memory(size, slot)
+        part.read(self, start, memory)
+        self._read[slot] = part, start, count
+        return memory

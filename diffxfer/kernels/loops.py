@@ -35,6 +35,7 @@ from diffxfer.kernels.dtypes import (
 )
 
 LANES = 256
+TILE = 256
 
 
 def transfer(
@@ -197,3 +198,74 @@ def equal(left: Any, right: Any, count: int) -> np.int64:
     for i in range(count):
         kept += np.int64(ours[i] == theirs[i])
     return np.int64(kept)
+
+
+@njit(error_model="numpy")
+def _add_products(left: Any, step: int, tile: Any, rank: int, out: Any) -> None:
+    """Write the sum over the rank of left[k] · tile[k] to `out`; four at once, in their order."""
+    size = len(out)
+    value = read(left[0])
+    for j in range(size):
+        out[j] = value * tile[j]
+    k = 1
+    while k + 4 <= rank:
+        a, b = read(left[k * step]), read(left[(k + 1) * step])
+        c, d = read(left[(k + 2) * step]), read(left[(k + 3) * step])
+        one, two = tile[k * TILE :], tile[(k + 1) * TILE :]
+        three, four = tile[(k + 2) * TILE :], tile[(k + 3) * TILE :]
+        for j in range(size):
+            out[j] = (((out[j] + a * one[j]) + b * two[j]) + c * three[j]) + d * four[j]
+        k += 4
+    while k < rank:
+        value, one = read(left[k * step]), tile[k * TILE :]
+        for j in range(size):
+            out[j] = out[j] + value * one[j]
+        k += 1
+
+
+def low_rank(
+    left: Any,
+    right: Any,
+    out: Any,
+    start: int,
+    count: int,
+    columns: int,
+    rank: int,
+    left_row: int,
+    left_step: int,
+    right_at: int,
+    right_step: int,
+    right_column: int,
+    scaling: float,
+    tiles: Any,
+) -> np.int64:
+    """Write scaling·(L·R) to `out`: elements of a matrix, from `start` on, in row-major order.
+
+    Each element is summed over the rank in its order: (((l₀·r₀ + l₁·r₁) + l₂·r₂) + …)·scaling.
+
+    L[i, k] is at ``i * left_row + k * left_step``, where row 0 is that of `start`. R[k, j] is at
+    ``right_at + k * right_step + j * right_column``. `tiles` has room for rank × `TILE` elements:
+    R is converted to float64 once per tile of columns, and used for every row.
+    """
+    made, tile = carray(out, count), carray(tiles, rank * TILE)
+    first = start // columns
+    stop = start + count
+    rows = (stop + columns - 1) // columns - first
+    lefts = carray(left, (rows - 1) * left_row + (rank - 1) * left_step + 1)
+    last = right_at + (rank - 1) * right_step + (columns - 1) * right_column
+    rights = carray(right, last + 1)
+    for begin in range(0, columns, TILE):
+        width = min(TILE, columns - begin)
+        for k in range(rank):
+            at = right_at + k * right_step + begin * right_column
+            for j in range(width):
+                tile[k * TILE + j] = read(rights[at + j * right_column])
+        for row in range(rows):
+            zero = (first + row) * columns + begin
+            low, high = max(zero, start), min(zero + width, stop)
+            if low < high:
+                part = made[low - start : high - start]
+                _add_products(lefts[row * left_row :], left_step, tile[low - zero :], rank, part)
+                for j in range(high - low):
+                    part[j] *= scaling
+    return np.int64(0)

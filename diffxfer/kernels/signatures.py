@@ -17,6 +17,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "restore": ("count",),
     "give_back": ("count",),
     "equal": ("count",),
+    "low_rank": (*("count",) * 9, "alpha", "array"),
 }
 """The functions of `loops`, and the arguments of each after its pointers to elements."""
 
