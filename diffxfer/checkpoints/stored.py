@@ -11,7 +11,7 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import os
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.hub.repo_ids import HubFile
 
 _AT_LEAST = 1 << 20
+T = TypeVar("T")
 
 _DTYPES = """
     U64:64 I64:64 F64:64 C64:64 F32:32 U32:32 I32:32 BF16:16 F16:16 U16:16 I16:16
@@ -206,6 +207,19 @@ class Files:
         self.open = open_shard
         self._memory: dict[int, memoryview] = {}
         self._read: dict[int, tuple[TensorSpec, int, int]] = {}
+        self._derived: tuple[StoredTensor, Any] | None = None
+
+    def derived(self, stored: StoredTensor, make: Callable[[], T]) -> T:
+        """What is derived once from all of a tensor, kept until another tensor asks.
+
+        Args:
+            stored: the tensor.
+            make: derives it.
+        """
+        if self._derived is None or self._derived[0] is not stored:
+            self._derived = stored, make()
+        found: T = self._derived[1]
+        return found
 
     def memory(self, size: int, slot: int) -> memoryview:
         """Memory that is reused.

@@ -138,6 +138,41 @@ def subtract(
     return first_bit(found)
 
 
+def store(delta: Any, base: Any, out: Any, count: int, scratch: Any, totals: Any) -> np.int64:
+    """Write Δ to `out`, and measure it as `subtract` does; return 1 if any is not finite, else 0.
+
+    Finetuned is base + Δ, rounded to base's dtype.
+    """
+    lanes, sums = carray(scratch, (2, LANES)), carray(totals, 4)
+    given, theirs, made = carray(delta, count), carray(base, count), carray(out, count)
+    of_delta, of_base = lanes[0], lanes[1]
+    _clear(of_delta)
+    _clear(of_base)
+    found, unchanged, inexact = none(out), 0, 0
+    for start in range(0, count, LANES):
+        d, b, o = given[start:], theirs[start:], made[start:]
+        kept, lost = np.uint32(0), np.uint32(0)
+        size = min(LANES, count - start)
+        for i in range(size):
+            value = read(b[i])
+            of_delta[i] += read(d[i]) * read(d[i])
+            of_base[i] += value * value
+        for i in range(size):
+            element = write(read(d[i]), out)
+            o[i] = element
+            found = note(found, element)
+        for i in range(size):
+            value = read(b[i])
+            ours = write(value + read(d[i]), base)
+            kept = np.uint32(kept + same(ours, b[i], read(d[i])))
+            lost = np.uint32(lost + differs(write(value + read(o[i]), base), ours))
+        unchanged += np.int64(kept)
+        inexact += np.int64(lost)
+    sums[0], sums[1] = _total(of_delta), _total(of_base)
+    sums[2], sums[3] = unchanged, inexact
+    return first_bit(found)
+
+
 def contrast(left: Any, right: Any, count: int, scratch: Any, totals: Any) -> np.int64:
     """Count the equal elements of A and B; `totals` receives ‖B − A‖², ‖A‖² and ‖B‖²."""
     lanes, sums = carray(scratch, (3, LANES)), carray(totals, 4)

@@ -13,6 +13,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "convert": ("count",),
     "check": ("count",),
     "subtract": ("count", "array", "array"),
+    "store": ("count", "array", "array"),
     "contrast": ("count", "array", "array"),
     "restore": ("count",),
     "give_back": ("count",),

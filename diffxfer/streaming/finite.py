@@ -18,6 +18,7 @@ _WIDER: Mapping[Operation, str] = {
     Operation.TRANSFER: "a smaller --alpha or a wider dtype",
     Operation.APPLY: "a smaller --alpha or a wider dtype",
     Operation.SUBTRACT: "a wider --diff-dtype",
+    Operation.STORE: "a wider --diff-dtype",
     Operation.COPY: "a wider --out-dtype",
 }
 """The remedy for an overflow, by operation."""

@@ -67,6 +67,8 @@ class Operation(Enum):
     """target + α·Δ"""
     SUBTRACT = "subtract"
     """finetuned − base"""
+    STORE = "store"
+    """Δ that is stored itself, in another dtype"""
     COPY = "copy"
     """The target's bytes, or its values in another dtype."""
     KEEP = "keep"
@@ -87,6 +89,7 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.TRANSFER: ("finetuned", "base", "target"),
     Operation.APPLY: ("diff vector", "target"),
     Operation.SUBTRACT: ("finetuned", "base"),
+    Operation.STORE: ("adapter", "base"),
     Operation.COPY: ("target",),
     Operation.KEEP: ("target",),
     Operation.BRING: ("finetuned",),

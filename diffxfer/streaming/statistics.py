@@ -135,7 +135,7 @@ class Statistics:
             parts.other_squares += result.other_squares
         if result.base_digests:
             parts.base_digests[start] = result.base_digests
-        if task.operation is Operation.SUBTRACT:
+        if task.operation in (Operation.SUBTRACT, Operation.STORE):
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples

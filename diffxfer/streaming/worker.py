@@ -145,7 +145,7 @@ class Worker(Reader):
             for slot in range(len(task.inputs)):
                 self._read(slot, task, piece, count)
             count += piece.count
-        if task.operation is Operation.SUBTRACT:
+        if task.operation in (Operation.SUBTRACT, Operation.STORE):
             found = self._subtract(0, count, task, result)
             result.samples = self._sample(0, pieces, chunk, task)
         else:
@@ -166,7 +166,7 @@ class Worker(Reader):
     def _subtract(self, at: int, count: int, task: TensorTask, result: ChunkResult) -> int:
         """Compute Δ of elements at an offset in the buffers, and add to the result."""
         dtypes = task.inputs[0].dtype, task.inputs[1].dtype, task.dtype
-        compute, found = kernel("subtract", dtypes), 0
+        compute, found = kernel(task.operation.value, dtypes), 0
         ours, theirs, out = (BITS[dtype] // 8 for dtype in dtypes)
         slots = self._addresses[0], self._addresses[1], self._addresses[self._result]
         for start in range(at, at + count, BLOCK_ELEMENTS):

@@ -162,7 +162,8 @@ def transposed(
     """
     rank = a.shape[0]
     left, right = Factor(a, 0, 1, shape[0]), Factor(b, 0, rank, 1)
-    return LowRank(name, "F64", shape, a.shard, 1, *shape, rank, scaling, left, right)
+    rows, columns = shape
+    return LowRank(name, "F64", shape, a.shard, 1, rows, columns, rank, scaling, left, right)
 
 
 def experts(
@@ -186,10 +187,8 @@ def experts(
     """
     count, rows, columns = shape
     rank = a.shape[0] // count
-    of_a, of_b = rank * a.shape[1], (1, rank * count, count)
-    if is_transposed:
-        left, right = Factor(a, of_a, 1, a.shape[1]), Factor(b, *of_b)
-    else:
-        left, right = Factor(b, *of_b), Factor(a, of_a, 1, a.shape[1])
+    of_a = Factor(a, rank * a.shape[1], 1, a.shape[1])
+    of_b = Factor(b, 1, rank * count, count)
+    left, right = (of_a, of_b) if is_transposed else (of_b, of_a)
     size = (count, rows, columns, rank)
     return LowRank(name, "F64", shape, a.shard, *size, scaling, left, right)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.adapters.adapter import read_adapter
+from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.hub.repo_ids import cached_id
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import ShardEntry, SourceEntry, refuse_diff
+from diffxfer.diffs.delta.from_adapter import LORA, adapted_checkpoint
 from diffxfer.diffs.matching.added import find_added, find_added_buffers
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side
 from diffxfer.diffs.matching.names import is_embedding, is_known_vocabulary
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.matching.rename import Rename
@@ -94,7 +98,10 @@ def open_roles(named: Mapping[str, Path | str]) -> dict[str, Checkpoint]:
     Raises:
         DiffxferError: if one is not a sound checkpoint, or is a diff vector.
     """
-    places = {role: find(name, f"the {role} checkpoint") for role, name in named.items()}
+    return _open({role: find(name, f"the {role} checkpoint") for role, name in named.items()})
+
+
+def _open(places: Mapping[str, Place]) -> dict[str, Checkpoint]:
     for role, place in places.items():
         refuse_diff(place.folder, role)
     return {role: open_checkpoint(place, role) for role, place in places.items()}
@@ -111,7 +118,15 @@ def read_roles(named: Mapping[str, Path | str], renames: Sequence[Rename] = ()) 
         DiffxferError: if one is not a sound checkpoint, or is a diff vector, or two of its
             tensors get the same name.
     """
-    return {role: read_role(found, renames) for role, found in open_roles(named).items()}
+    places = {role: find(name, f"the {role} checkpoint") for role, name in named.items()}
+    place = places.get("finetuned")
+    if place is None or not is_adapter(place):
+        return {role: read_role(found, renames) for role, found in _open(places).items()}
+    adapter = read_adapter(place)
+    others = {role: place for role, place in places.items() if role != "finetuned"}
+    roles = {role: read_role(found, renames) for role, found in _open(others).items()}
+    made = adapted_checkpoint(adapter, roles["base"].checkpoint)
+    return {"finetuned": Role(made, {}, {}, 0, 0), **roles}
 
 
 def from_checkpoints(
@@ -140,7 +155,8 @@ def from_checkpoints(
     heads = _heads(*roles, added)
     sides = _sides(*roles, heads)
     keeps_words = has_head_for_words(roles[0].config)
-    match = match_base(*sides, selection, label, added, keeps_words=keeps_words)
+    unchanged = _unchanged(*roles)
+    match = match_base(*sides, selection, label, added, unchanged, keeps_words=keeps_words)
     brought = _bring_buffers(match, finetuned)
     ours, theirs, left_out = tokenizers_in_use(*roles)
     vocabulary = relate_to_base(
@@ -171,6 +187,14 @@ def from_checkpoints(
             if name not in brought
         },
     )
+
+
+def _unchanged(finetuned: Checkpoint, base: Checkpoint) -> frozenset[str]:
+    """The tensors of base that an adapter does not change."""
+    if LORA not in finetuned.weights.formats:
+        return frozenset()
+    tensors = finetuned.tensors
+    return frozenset(name for name, spec in base.tensors.items() if tensors.get(name) is spec)
 
 
 def _bring_buffers(match: BaseMatch, finetuned: Role) -> frozenset[str]:
@@ -264,13 +288,15 @@ def source_entry(
         shard.path.name: ShardEntry(size=shard.size, header_xxh3=shard.header_hash)
         for shard in weights.shards
     }
-    stated = read_license(weights.folder)
+    # An adapted checkpoint's folder is a temporary one; its shard is in the adapter's.
+    folder = weights.shards[0].path.parent if weights.shards else weights.folder
+    stated = read_license(folder)
     inner = dict(made_from or {})
-    hub = cached_id(weights.folder)
+    hub = cached_id(folder)
     if hub is not None:
         name, revision = hub.repo, hub.revision
     else:
         # A file name may not be valid UTF-8, but a manifest must be.
-        name = weights.folder.resolve().name.encode("utf-8", "backslashreplace").decode()
+        name = folder.resolve().name.encode("utf-8", "backslashreplace").decode()
         revision = None
     return SourceEntry(name=name, revision=revision, shards=shards, license=stated, made_from=inner)

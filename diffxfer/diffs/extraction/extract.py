@@ -16,7 +16,7 @@ from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.jobs.job import Job, RunOptions, do
 from diffxfer.diffs.jobs.shards import parse_size
 from diffxfer.diffs.matching.added import check_added
-from diffxfer.diffs.matching.match import ADDED, BUFFER, IN_BASE, Fate
+from diffxfer.diffs.matching.match import ADDED, BUFFER, IN_BASE, UNCHANGED, Fate
 from diffxfer.diffs.matching.rename import names_command, parse_renames
 from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.matching.selection import make_selection
@@ -234,6 +234,7 @@ def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
             for ours, _ in match.integers
         ),
         *(Fate("left out", name, elements) for name, elements in match.left_out.items()),
+        *(Fate("left out", n, elements, UNCHANGED) for n, elements in match.unchanged.items()),
         *(Fate("dropped", name, elements, BUFFER) for name, elements in source.buffers.items()),
         *(Fate("dropped", name, elements, IN_BASE) for name, elements in match.in_base.items()),
         *match.fates,
@@ -261,7 +262,7 @@ def _finish(source: Source, diff_dtype: str) -> Finish:
             "tied": {role: state.value for role, state in source.heads.items()},
             "tokens": _tokens(source),
             "kept": sorted(source.match.kept),
-            "left_out": sorted(source.match.left_out),
+            "left_out": sorted((*source.match.left_out, *source.match.unchanged)),
             "added_tensors": sorted(whole),
             "is_part": source.match.is_part or None,
         }

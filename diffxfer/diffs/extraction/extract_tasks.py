@@ -10,6 +10,8 @@ from diffxfer.diffs.vocab.rows import extract_runs
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.match import Difference
@@ -62,16 +64,36 @@ def _task(
     ours, theirs = difference.sources
     # If only base stores a head, its Δ is stored under base's name, in the last shard.
     from_embedding = is_head(difference.name) and not is_head(ours.name)
+    runs = difference_runs(source, difference)
+    delta = stored_delta(difference, runs)
     return TensorTask(
         name=difference.name,
-        operation=Operation.SUBTRACT,
-        inputs=(ours, theirs),
+        operation=Operation.SUBTRACT if delta is None else Operation.STORE,
+        inputs=(delta or ours, theirs),
         dtype=dtype or ours.dtype,
         shape=ours.shape,
-        runs=difference_runs(source, difference),
+        runs=runs,
         shard=last_shard if from_embedding else ours.shard.path.name,
         sample=sample_indices(difference.name, ours.elements, samples),
     )
+
+
+def stored_delta(difference: Difference, runs: Sequence[Run]) -> StoredTensor | None:
+    """Δ of an adapter's tensor, which need not be computed by subtraction; None for others.
+
+    Args:
+        difference: one tensor of Δ.
+        runs: how its rows are made; the first inputs are (finetuned, base). If finetuned's rows are
+            not base's rows of the same number, Δ cannot be read by row.
+    """
+    if len(difference.sources) != 2:
+        return None
+    if any(
+        run.kind is RunKind.ADD or (run.kind is RunKind.GRAFT and run.rows[0] != run.rows[1])
+        for run in runs
+    ):
+        return None
+    return difference.sources[0].minus(difference.sources[1])
 
 
 def difference_runs(source: Source, difference: Difference) -> tuple[Run, ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.adapters.adapter import Adapter, read_adapter
+from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
 from diffxfer.diffs.companions.inherit import inherit_companions
+from diffxfer.diffs.delta.from_adapter import adapted_checkpoint, is_without_tokenizer
 from diffxfer.diffs.delta.from_artifact import from_diff
 from diffxfer.diffs.delta.from_checkpoints import Source, from_checkpoints, read_roles, source_entry
 from diffxfer.diffs.extraction.extract import every_input, warn_of_one_model
@@ -26,21 +30,22 @@ from diffxfer.diffs.grafting.pairing import (
 from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
 from diffxfer.diffs.jobs.job import Job, do
 from diffxfer.diffs.matching.parts import pair_tensors
-from diffxfer.diffs.matching.role import notes_of_names, read_role, shapes_of
+from diffxfer.diffs.matching.role import Role, notes_of_names, read_role, shapes_of
 from diffxfer.diffs.relations.kinship import finish_of, kinship_of_graft
 from diffxfer.diffs.soundness.check import check_diff, check_result, check_roles
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
+from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.resolve import Place
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.companions.inherit import Inheritance
     from diffxfer.diffs.grafting.options import GraftOptions
     from diffxfer.diffs.jobs.report import Report
-    from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.vocab.pair_target import TargetPairing
     from diffxfer.streaming.plan import TensorTask
 
@@ -119,6 +124,8 @@ def apply_diff(
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
     refuse_diff(places[1].folder, "target")
+    if is_adapter(places[0]):
+        return _apply_adapter(read_adapter(places[0]), places[1], out, options)
     manifest = require_diff(places[0].folder)
     opened = open_checkpoint(places[1], "target")
     role = read_role(opened, options.renames)
@@ -216,8 +223,32 @@ def transfer(
         vocab,
         added,
     )
+    if is_without_tokenizer(opened[0]):
+        source = replace(source, behaviour=opened[2].folder)
     warnings = warn_of_one_model(*opened)
     return _graft(source, tuple(roles.values()), out, options, labels, None, warnings)
+
+
+def _apply_adapter(adapter: Adapter, target: Place, out: Path, options: GraftOptions) -> Report:
+    """Graft the Δ of a LoRA adapter, which needs no base, onto a target."""
+    role = read_role(open_checkpoint(target, "target"), options.renames)
+    finetuned = adapted_checkpoint(adapter, role.checkpoint, is_base=False)
+    opened = finetuned, role.checkpoint
+    refuse_unsafe_output(out, every_input(*opened), overwrite=options.run.overwrite)
+    # The target stands for base, whose values no Δ of the adapter needs.
+    base = replace(role, checkpoint=replace(role.checkpoint, role="base"), buffers={})
+    roles = {"finetuned": Role(finetuned, {}, {}, 0, 0), "base": base, "target": role}
+    labels = _labels(roles)
+
+    def label(name: str) -> str:
+        return labels.get(name, name)
+
+    made = from_checkpoints(roles["finetuned"], base, options.selection, label, options.vocab)
+    entry = made.entries["finetuned"]
+    source = replace(made, operation=Operation.APPLY, entries={"adapter": entry})
+    if is_without_tokenizer(finetuned):
+        source = replace(source, behaviour=target.folder)
+    return _graft(source, (role,), out, options, labels, None, is_related=True)
 
 
 def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
@@ -238,8 +269,13 @@ def _graft(
     labels: Mapping[str, str],
     diff: tuple[Path, Manifest] | None,
     warnings: Sequence[str] = (),
+    *,
+    is_related: bool = False,
 ) -> Report:
-    """The common part of `apply_diff` and `transfer`; the last of the roles is the target."""
+    """The common part of `apply_diff` and `transfer`; the last of the roles is the target.
+
+    `is_related` leaves out the comparison of base with target.
+    """
     role, selection = roles[-1], options.selection
     target = role.checkpoint
     selection.refuse_unused(names_to_choose(source, role, labels))
@@ -260,7 +296,7 @@ def _graft(
     if not problems:
         warnings += check_roles(*(r.checkpoint for r in roles), graft=True)
         tasks, vocab_size = graft_tasks(source, output, pairing, selection, options.dtype)
-    scaled = () if problems else match.scaled(selection)
+    scaled = () if problems or is_related else match.scaled(selection)
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]

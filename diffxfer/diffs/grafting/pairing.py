@@ -49,7 +49,7 @@ def names_to_choose(source: Source, target: Role, labels: Mapping[str, str]) -> 
         labels: the target's names of other roles' tensors.
     """
     match = source.match
-    known = {*(d.name for d in match.differences), *match.kept, *match.left_out}
+    known = {*(d.name for d in match.differences), *match.kept, *match.left_out, *match.unchanged}
     known |= {fate.name for fate in match.fates} | {problem.name for problem in match.problems}
     known |= {spec.name for spec in match.added} | source.buffers.keys()
     known -= labels.keys()
@@ -215,6 +215,7 @@ def match_roles(
         is_part=source.match.is_part,
         excuses_heads=source.match.excuses_heads or added == "drop",
         keeps_words=source.match.keeps_words,
+        unchanged=source.match.unchanged,
         holders=tuple(source.entries),
     )
     match = match_target(differences, side, selection, given)

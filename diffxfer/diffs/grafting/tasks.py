@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.stored import FLOATS
-from diffxfer.diffs.extraction.extract_tasks import bring_task
+from diffxfer.diffs.extraction.extract_tasks import bring_task, stored_delta
 from diffxfer.diffs.matching.names import canonical, is_embedding, is_layer_embedding
 from diffxfer.diffs.matching.parts import body_of, is_under
 from diffxfer.diffs.matching.ties import HeadState
@@ -266,7 +266,7 @@ def _graft_task(
     selection: Selection,
     out_dtype: str | None,
 ) -> TensorTask:
-    inputs = (*difference.sources, spec)
+    inputs, operation = (*difference.sources, spec), source.operation
     runs: tuple[Run, ...] = whole(RunKind.GRAFT, len(inputs))
     shape = spec.shape
     if difference.vocabulary and spec.shape:
@@ -286,9 +286,13 @@ def _graft_task(
         )
     if all(run.kind is RunKind.COPY for run in runs):
         return copy_task(spec, out_dtype)
+    delta = stored_delta(difference, runs)
+    if delta is not None:
+        inputs, operation = (delta, spec), Operation.APPLY
+        runs = tuple(replace(run, rows=run.rows[::2]) for run in runs)
     return TensorTask(
         name=spec.name,
-        operation=source.operation,
+        operation=operation,
         inputs=inputs,
         dtype=out_dtype or spec.dtype,
         shape=shape,

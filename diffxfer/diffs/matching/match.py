@@ -25,10 +25,11 @@ BUFFER = "a buffer, no weight"
 REPLACED = "replaced by what finetuned brings"
 OWN_HEAD = "only the target has this head"
 IN_BASE = "only base has it"
+UNCHANGED = "finetuned does not change it"
 OUTSIDE = "outside of the part that finetuned and base share"
 COPY = "a copy of "
 """The beginning of the reason for a tensor that one role stores several times, another once."""
-NO_LOSS = (LEFT_OUT, ADDED, BUFFER, IN_BASE, OUTSIDE, REPLACED)
+NO_LOSS = (LEFT_OUT, ADDED, BUFFER, IN_BASE, OUTSIDE, REPLACED, UNCHANGED)
 """Reasons to drop a tensor that need no warning: the user asked for it, or a note reports it."""
 
 
@@ -118,6 +119,7 @@ class BaseMatch:
             has one.
         in_base: tensors that only base has, outside the shared part or in a head that finetuned
             lacks, with their numbers of elements; the target's are copied or replaced.
+        unchanged: tensors that an adapter does not change, with their numbers of elements.
         fates: the fates of tensors that are not among the differences.
         problems: tensors that cannot be matched.
     """
@@ -131,6 +133,7 @@ class BaseMatch:
     excuses_heads: bool = False
     keeps_words: bool = False
     in_base: dict[str, int] = field(default_factory=dict)
+    unchanged: dict[str, int] = field(default_factory=dict)
     fates: list[Fate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 

@@ -23,7 +23,7 @@ from diffxfer.diffs.matching.parts import outside_part, pair_tensors
 from diffxfer.diffs.matching.shared import share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.matching.selection import Selection
@@ -35,6 +35,7 @@ def match_base(
     selection: Selection,
     label: Callable[[str], str],
     added: str = "refuse",
+    unchanged: Collection[str] = (),
     *,
     keeps_words: bool = False,
 ) -> BaseMatch:
@@ -47,6 +48,7 @@ def match_base(
         label: gives the name of a tensor that the selection's patterns are matched against.
         added: what to do with tensors that only finetuned has: ``"bring"``, ``"drop"`` or
             ``"refuse"``.
+        unchanged: finetuned's tensors that are base's own, under the same names.
         keeps_words: whether finetuned has a language-model head, whatever it added.
 
     Returns:
@@ -70,6 +72,8 @@ def match_base(
             match.fates.append(Fate("dropped", name, ours.elements, COPY + copies[0][name]))
         elif not selection.selects(label(name)):
             match.left_out[name] = ours.elements
+        elif name in unchanged:
+            match.unchanged[name] = ours.elements
         elif name in pairs:
             _pair(match, ours, base.tensors[pairs[name]], name, finetuned, base)
         elif selection.may_be_missing(label(name)):

@@ -13,6 +13,7 @@ from diffxfer.diffs.matching.match import (
     OUTSIDE,
     OWN_HEAD,
     REPLACED,
+    UNCHANGED,
     Difference,
     Fate,
     Problem,
@@ -50,6 +51,8 @@ class Given:
             has a different one.
         keeps_words: whether `excuses_heads` excludes the language-model head, because finetuned
             has one.
+        unchanged: finetuned's tensors that have no difference, since an adapter does not change
+            them.
         holders: the roles that have a difference's tensor, for messages.
     """
 
@@ -59,6 +62,7 @@ class Given:
     is_part: bool = False
     excuses_heads: bool = False
     keeps_words: bool = False
+    unchanged: Collection[str] = ()
     holders: tuple[str, ...] = ("finetuned", "base")
 
 
@@ -101,7 +105,7 @@ class _TargetMatcher:
             name: None if d.vocabulary or name in target.vocabulary else d.shape
             for name, d in self._by_name.items()
         }
-        self._known |= dict.fromkeys((*given.kept, *given.left_out))
+        self._known |= dict.fromkeys((*given.kept, *given.left_out, *given.unchanged))
         shapes = {
             name: None if name in target.vocabulary else spec.shape
             for name, spec in target.tensors.items()
@@ -171,6 +175,8 @@ class _TargetMatcher:
         source = self._by_name.get(pair or "")
         if not self._selection.selects(name):
             self._copy(spec, LEFT_OUT)
+        elif pair in self._given.unchanged:
+            self._copy(spec, UNCHANGED)
         elif spec.dtype not in FLOATS:
             self._copy_integer(spec, source, known=pair is not None)
         elif source is not None:
@@ -239,6 +245,8 @@ class _TargetMatcher:
             if name in self._given.left_out or not self._selection.selects(name):
                 elements = elements or self._given.left_out.get(name, 0)
                 why = LEFT_OUT
+            elif name in self._given.unchanged:
+                why = UNCHANGED
             elif name in self._copies[1]:
                 why = COPY + self._copies[1][name]
             elif self._selection.may_be_missing(name):

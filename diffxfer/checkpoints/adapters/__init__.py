@@ -1,0 +1,1 @@
+"""LoRA adapters as PEFT saves them: their config, and the tensors that they change."""
