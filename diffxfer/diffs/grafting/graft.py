@@ -12,42 +12,26 @@ from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
-from diffxfer.diffs.companions.inherit import inherit_companions
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint, is_without_tokenizer
 from diffxfer.diffs.delta.from_artifact import from_diff
-from diffxfer.diffs.delta.from_checkpoints import Source, from_checkpoints, read_roles, source_entry
+from diffxfer.diffs.delta.from_checkpoints import from_checkpoints, read_roles
 from diffxfer.diffs.extraction.extract import every_input, warn_of_one_model
-from diffxfer.diffs.extraction.extract_tasks import compare
+from diffxfer.diffs.grafting.assembly import make_graft
 from diffxfer.diffs.grafting.options import check_options
 from diffxfer.diffs.grafting.pairing import (
-    choose_added,
-    count_tied_head,
     label_source,
-    match_output,
-    names_to_choose,
-    other_fates,
 )
-from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
-from diffxfer.diffs.jobs.job import Job, do
 from diffxfer.diffs.matching.parts import pair_tensors
-from diffxfer.diffs.matching.role import Role, notes_of_names, read_role, shapes_of
-from diffxfer.diffs.relations.kinship import finish_of, kinship_of_graft
-from diffxfer.diffs.soundness.check import check_diff, check_result, check_roles
-from diffxfer.diffs.vocab.relate import relate_to_target
-from diffxfer.diffs.vocab.tokens import read_tokenizer
+from diffxfer.diffs.matching.role import Role, read_role, shapes_of
+from diffxfer.diffs.soundness.check import check_diff
 from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.checkpoints.resolve import Place
-    from diffxfer.diffs.artifact.manifest import Manifest
-    from diffxfer.diffs.companions.inherit import Inheritance
     from diffxfer.diffs.grafting.options import GraftOptions
     from diffxfer.diffs.jobs.report import Report
-    from diffxfer.diffs.vocab.pair_target import TargetPairing
-    from diffxfer.streaming.plan import TensorTask
 
 
 def apply_diff(
@@ -134,7 +118,7 @@ def apply_diff(
     inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
     refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
     labels = label_source(source, role.checkpoint)
-    return _graft(source, (role,), out, options, labels, (places[0].folder, manifest))
+    return make_graft(source, (role,), out, options, labels, (places[0].folder, manifest))
 
 
 def transfer(
@@ -226,7 +210,7 @@ def transfer(
     if is_without_tokenizer(opened[0]):
         source = replace(source, behaviour=opened[2].folder)
     warnings = warn_of_one_model(*opened)
-    return _graft(source, tuple(roles.values()), out, options, labels, None, warnings)
+    return make_graft(source, tuple(roles.values()), out, options, labels, None, warnings)
 
 
 def _apply_adapter(adapter: Adapter, target: Place, out: Path, options: GraftOptions) -> Report:
@@ -248,7 +232,7 @@ def _apply_adapter(adapter: Adapter, target: Place, out: Path, options: GraftOpt
     source = replace(made, operation=Operation.APPLY, entries={"adapter": entry})
     if is_without_tokenizer(finetuned):
         source = replace(source, behaviour=target.folder)
-    return _graft(source, (role,), out, options, labels, None, is_related=True)
+    return make_graft(source, (role,), out, options, labels, None, is_related=True)
 
 
 def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
@@ -259,89 +243,3 @@ def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
         pairs = pair_tensors(target, shapes_of(roles[role]), ("the target", role))
         labels |= {theirs: ours for ours, theirs in pairs.items()}
     return labels
-
-
-def _graft(
-    source: Source,
-    roles: Sequence[Role],
-    out: Path,
-    options: GraftOptions,
-    labels: Mapping[str, str],
-    diff: tuple[Path, Manifest] | None,
-    warnings: Sequence[str] = (),
-    *,
-    is_related: bool = False,
-) -> Report:
-    """The common part of `apply_diff` and `transfer`; the last of the roles is the target.
-
-    `is_related` leaves out the comparison of base with target.
-    """
-    role, selection = roles[-1], options.selection
-    target = role.checkpoint
-    selection.refuse_unused(names_to_choose(source, role, labels))
-    if diff is not None:
-        choose_added(source, options.added, selection, labels)
-    output = match_output(source, role, selection, options.added)
-    match = output.match
-    warnings = [*warnings, *count_tied_head(match, output.head, selection)]
-    pairing, more = relate_to_target(
-        source.vocabulary,
-        read_tokenizer(target.folder),
-        options.vocab,
-        same_rows=all(ours.shape == theirs.shape for ours, theirs in match.grafts),
-    )
-    problems = [*source.match.problems, *match.problems]
-    tasks: list[TensorTask] = []
-    vocab_size: int | None = None
-    if not problems:
-        warnings += check_roles(*(r.checkpoint for r in roles), graft=True)
-        tasks, vocab_size = graft_tasks(source, output, pairing, selection, options.dtype)
-    scaled = () if problems or is_related else match.scaled(selection)
-    kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
-    companions = _companions(source, target, pairing, vocab_size, options)
-    compared = [compare(*pair) for pair in source.match.integers]
-    tasks = [*compared, *kinship.tasks, *whole_model(tasks, output, options.dtype)]
-    said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
-    said += check_result(companions.files, tasks)
-    job = Job(
-        verb=source.operation.value,
-        out=out,
-        tasks=tasks,
-        inputs=(*source.shards, *target.weights.shards),
-        indexed=target.weights.indexed and options.run.max_shard_bytes is None,
-        files=dict(companions.files),
-        command=options.command,
-        sources={**source.entries, "target": source_entry(target.weights)},
-        fates=[*match.fates, *source.match.fates, *other_fates(source, output.role)],
-        problems=problems,
-        finish=finish_of(kinship, said),
-        vocabulary=pairing.mode if pairing else "rows",
-        added_tokens=tuple(pairing.names.values()) if pairing else (),
-        dropped_tokens=pairing.dropped if pairing else (),
-        left_out=companions.left_out,
-        warnings=said,
-        notes=notes_of_names(roles),
-        began=options.began,
-        relations=kinship.relations,
-    )
-    return do(job, options.run)
-
-
-def _companions(
-    source: Source,
-    target: Checkpoint,
-    pairing: TargetPairing | None,
-    vocab_size: int | None,
-    options: GraftOptions,
-) -> Inheritance:
-    return inherit_companions(
-        target.folder,
-        source.behaviour,
-        translate=pairing.translate if pairing else None,
-        additions=pairing.names if pairing else {},
-        added_source=pairing.additions if pairing else {},
-        renamed=pairing.renamed if pairing else {},
-        vocab_size=vocab_size,
-        dtype=options.out_dtype,
-        head=bool(source.match.added),
-    )

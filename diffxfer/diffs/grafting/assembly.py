@@ -1,0 +1,152 @@
+"""From a source of Δ and a target to the published graft."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from diffxfer.diffs.companions.inherit import inherit_companions
+from diffxfer.diffs.delta.from_checkpoints import source_entry
+from diffxfer.diffs.extraction.extract_tasks import compare
+from diffxfer.diffs.grafting.pairing import (
+    choose_added,
+    count_tied_head,
+    match_output,
+    names_to_choose,
+    other_fates,
+)
+from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
+from diffxfer.diffs.jobs.job import Job, do
+from diffxfer.diffs.matching.role import notes_of_names
+from diffxfer.diffs.relations.kinship import finish_of, kinship_of_graft
+from diffxfer.diffs.soundness.check import check_result, check_roles
+from diffxfer.diffs.vocab.relate import relate_to_target
+from diffxfer.diffs.vocab.tokens import read_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.companions.inherit import Inheritance
+    from diffxfer.diffs.delta.from_checkpoints import Source
+    from diffxfer.diffs.grafting.options import GraftOptions
+    from diffxfer.diffs.grafting.pairing import Output
+    from diffxfer.diffs.jobs.report import Report
+    from diffxfer.diffs.matching.role import Role
+    from diffxfer.diffs.relations.kinship import Kinship
+    from diffxfer.diffs.vocab.pair_target import TargetPairing
+    from diffxfer.streaming.plan import TensorTask
+
+
+def make_graft(
+    source: Source,
+    roles: Sequence[Role],
+    out: Path,
+    options: GraftOptions,
+    labels: Mapping[str, str],
+    diff: tuple[Path, Manifest] | None,
+    warnings: Sequence[str] = (),
+    *,
+    is_related: bool = False,
+) -> Report:
+    """Match, check, compute and publish a graft.
+
+    Args:
+        source: the source of Δ.
+        roles: the roles whose files are checked; the last one is the target.
+        out: the folder to create.
+        options: the options.
+        labels: the target's names of other roles' tensors.
+        diff: the diff vector's folder and manifest, if Δ comes from one.
+        warnings: what a user should know already.
+        is_related: leave out the comparison of base with target.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DiffxferError: for every known failure.
+    """
+    role, selection = roles[-1], options.selection
+    target = role.checkpoint
+    selection.refuse_unused(names_to_choose(source, role, labels))
+    if diff is not None:
+        choose_added(source, options.added, selection, labels)
+    output = match_output(source, role, selection, options.added)
+    match = output.match
+    warnings = [*warnings, *count_tied_head(match, output.head, selection)]
+    pairing, more = relate_to_target(
+        source.vocabulary,
+        read_tokenizer(target.folder),
+        options.vocab,
+        same_rows=all(ours.shape == theirs.shape for ours, theirs in match.grafts),
+    )
+    problems = [*source.match.problems, *match.problems]
+    tasks: list[TensorTask] = []
+    vocab_size: int | None = None
+    if not problems:
+        warnings += check_roles(*(r.checkpoint for r in roles), graft=True)
+        tasks, vocab_size = graft_tasks(source, output, pairing, selection, options.dtype)
+    scaled = () if problems or is_related else match.scaled(selection)
+    kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
+    companions = _companions(source, target, pairing, vocab_size, options)
+    compared = [compare(*pair) for pair in source.match.integers]
+    tasks = [*compared, *kinship.tasks, *whole_model(tasks, output, options.dtype)]
+    said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
+    said += check_result(companions.files, tasks)
+    job = _job(source, output, out, options, tasks, companions, pairing, kinship)
+    job = replace(job, problems=problems, warnings=said, notes=notes_of_names(roles))
+    return do(replace(job, finish=finish_of(kinship, said)), options.run)
+
+
+def _job(
+    source: Source,
+    output: Output,
+    out: Path,
+    options: GraftOptions,
+    tasks: Sequence[TensorTask],
+    companions: Inheritance,
+    pairing: TargetPairing | None,
+    kinship: Kinship,
+) -> Job:
+    target = output.role.checkpoint
+    return Job(
+        verb=source.operation.value,
+        out=out,
+        tasks=tasks,
+        inputs=(*source.shards, *target.weights.shards),
+        indexed=target.weights.indexed and options.run.max_shard_bytes is None,
+        files=dict(companions.files),
+        command=options.command,
+        sources={**source.entries, "target": source_entry(target.weights)},
+        fates=[*output.match.fates, *source.match.fates, *other_fates(source, output.role)],
+        problems=[],
+        vocabulary=pairing.mode if pairing else "rows",
+        added_tokens=tuple(pairing.names.values()) if pairing else (),
+        dropped_tokens=pairing.dropped if pairing else (),
+        left_out=companions.left_out,
+        began=options.began,
+        relations=kinship.relations,
+    )
+
+
+def _companions(
+    source: Source,
+    target: Checkpoint,
+    pairing: TargetPairing | None,
+    vocab_size: int | None,
+    options: GraftOptions,
+) -> Inheritance:
+    return inherit_companions(
+        target.folder,
+        source.behaviour,
+        translate=pairing.translate if pairing else None,
+        additions=pairing.names if pairing else {},
+        added_source=pairing.additions if pairing else {},
+        renamed=pairing.renamed if pairing else {},
+        vocab_size=vocab_size,
+        dtype=options.out_dtype,
+        head=bool(source.match.added),
+    )
