@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.grafting.options import GraftOptions
     from diffxfer.diffs.grafting.pairing import Output
+    from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.matching.role import Role
-    from diffxfer.diffs.relations.kinship import Kinship
     from diffxfer.diffs.vocab.pair_target import TargetPairing
     from diffxfer.streaming.plan import TensorTask
 
@@ -96,9 +96,10 @@ def make_graft(
     tasks = [*compared, *kinship.tasks, *whole_model(tasks, output, options.dtype)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)
-    job = _job(source, output, out, options, tasks, companions, pairing, kinship)
-    job = replace(job, problems=problems, warnings=said, notes=notes_of_names(roles))
-    return do(replace(job, finish=finish_of(kinship, said)), options.run)
+    finish = finish_of(kinship, said)
+    job = _job(source, output, out, options, tasks, companions, pairing, finish)
+    job = replace(job, problems=problems, warnings=said, relations=kinship.relations)
+    return do(replace(job, notes=notes_of_names(roles)), options.run)
 
 
 def _job(
@@ -106,10 +107,10 @@ def _job(
     output: Output,
     out: Path,
     options: GraftOptions,
-    tasks: Sequence[TensorTask],
+    tasks: list[TensorTask],
     companions: Inheritance,
     pairing: TargetPairing | None,
-    kinship: Kinship,
+    finish: Finish,
 ) -> Job:
     target = output.role.checkpoint
     return Job(
@@ -123,12 +124,12 @@ def _job(
         sources={**source.entries, "target": source_entry(target.weights)},
         fates=[*output.match.fates, *source.match.fates, *other_fates(source, output.role)],
         problems=[],
+        finish=finish,
         vocabulary=pairing.mode if pairing else "rows",
         added_tokens=tuple(pairing.names.values()) if pairing else (),
         dropped_tokens=pairing.dropped if pairing else (),
         left_out=companions.left_out,
         began=options.began,
-        relations=kinship.relations,
     )
 
 
