@@ -46,14 +46,16 @@ def refuse_quantized(
         None,
     )
     if method:
-        raise QuantizedError(folder, f"is quantised ({method}, by its config.json)", _REMEDY)
+        raise QuantizedError(
+            folder, f"is quantised ({method}, according to its config.json)", _REMEDY
+        )
     for name in _CONFIG_FILES:
         if os.path.lexists(folder / name):
             raise QuantizedError(folder, f"is quantised (it has {name})", _REMEDY)
     for name, spec in tensors.items():
         method = _method_of(name, spec, tensors)
         if method:
-            problem = f"is quantised ({method}, by its tensor {name})"
+            problem = f"is quantised ({method}, according to its tensor {name})"
             raise QuantizedError(spec.shard.path, problem, _REMEDY)
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.hub.ranges import RemoteFile
 
-_UNCHANGED = "leave the inputs alone while it runs, and run it again"
+_REPORT = "report it to the owner of the repository"
+_UNCHANGED = "run it again, and do not change the inputs while it runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def open_weights(where: Path | Place) -> Weights:
         raise ShardIndexError(
             folder,
             f"has both {names.single} and an index that names other shards",
-            "remove the one that is stale",
+            "delete the outdated one",
         )
     tensors = {}
     for shard_name, found in _read_headers(place, sorted(by_shard)).items():
@@ -158,7 +159,7 @@ def _read_headers(place: Place, names: Iterable[str]) -> dict[str, dict[str, Ten
     files = place.files
     lost = next((name for name in names if name not in files), None)
     if lost is not None:
-        raise ShardIndexError(f"{place.label}/{lost}", "is missing on the Hub", "tell its owner")
+        raise ShardIndexError(f"{place.label}/{lost}", "is missing on the Hub", _REPORT)
     beginnings = fetch_headers([files[name] for name in names])
     return {name: parse_header(beginnings[name], files[name]) for name in names}
 
@@ -192,7 +193,7 @@ def _open_regular(path: Path) -> int:
             raise _not_regular(path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as exc:
-        what = "is a link to nothing" if path.is_symlink() else "is missing"
+        what = "is a broken link" if path.is_symlink() else "is missing"
         raise ShardIndexError(path, what, "download the checkpoint again") from exc
     except OSError as exc:
         problem = f"cannot be opened ({exc.strerror})"
@@ -204,7 +205,7 @@ def _open_regular(path: Path) -> int:
 
 
 def _not_regular(path: Path) -> HeaderError:
-    return HeaderError(path, "is not a regular file", "replace it by the shard itself")
+    return HeaderError(path, "is not a regular file", "replace it with the shard itself")
 
 
 class OpenShard:
@@ -289,7 +290,7 @@ class _LocalFile:
                 problem = f"cannot be read at byte {offset + done} ({exc.strerror})"
                 raise CheckpointError(self._path, problem, "check the disk") from exc
             if count == 0:
-                raise InputChangedError(self._path, "became shorter", _UNCHANGED)
+                raise InputChangedError(self._path, "was truncated while it was read", _UNCHANGED)
             done += count
 
 

@@ -399,10 +399,16 @@ class TestUsage:
         [
             (("--vocab", "guess"), "--vocab: 'guess' is unknown; use one of auto, ids, tokens"),
             (("--out-dtype", "int4"), "--out-dtype: 'int4' is unknown; use one of float64"),
-            (("--max-shard-size", "big"), "--max-shard-size: 'big' is no size; give one such as"),
-            (("--max-shard-size", "0GB"), "--max-shard-size: '0GB' is no size; give one such as"),
-            (("--alpha", "nan"), "--alpha: nan is no finite number; give one such as 0.8"),
-            (("--include", "("), "--include: '(' is no regular expression"),
+            (
+                ("--max-shard-size", "big"),
+                "--max-shard-size: 'big' is not a size; give one such as",
+            ),
+            (
+                ("--max-shard-size", "0GB"),
+                "--max-shard-size: '0GB' is not a size; give one such as",
+            ),
+            (("--alpha", "nan"), "--alpha: nan is not a finite number; give one such as 0.8"),
+            (("--include", "("), "--include: '(' is not a regular expression"),
             (("--exclude", "attention"), "--exclude: 'attention' matches none of the "),
             (("--alpha-for", "q=1"), "--alpha-for: 'q' matches none of the "),
         ],
@@ -465,7 +471,7 @@ class TestOutput:
         assert error["where"] == where
         assert "no config.json" in error["problem"]
         assert error["remedy"]
-        assert outcome.err.startswith(f"error: {where}: no config.json")
+        assert outcome.err.startswith(f"error: {where}: has no config.json")
 
     @pytest.mark.parametrize("options", [(), ("--dry-run",)])
     def test_json_names_every_culprit(
@@ -662,7 +668,7 @@ class TestInterruption:
         assert list(tmp_path.glob(".out.partial-*")), "the run was not in the middle"
         done = tiny.run(*self.argv(large, out), summary=True)
         assert (done.status, done.out) == (0, "")
-        assert re.search(r"^continued: \d+ % was done already$", done.err, re.MULTILINE)
+        assert re.search(r"^continued: \d+ % was already done$", done.err, re.MULTILINE)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "started"]
         self.check(large, out)
 

@@ -123,7 +123,7 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
     assert said.startswith(f"error: {broken}: lm-eval could not score it (")
     assert "Traceback" not in done.stderr
     [log] = tmp_path.glob("diffxfer-*.log")
-    assert said.endswith(f"; what its libraries printed is in {log}")
+    assert said.endswith(f"; the output of its libraries is in {log}")
     assert "hello from the task's own code" in log.read_text()
     assert "Traceback" in log.read_text()
     as_json = run(*argv, "--json", "-o", tmp_path / "scores")
@@ -168,7 +168,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "pig_latin" in out
-    assert err.splitlines()[-1].startswith(f"interrupted: what was scored is kept in {output}")
+    assert err.splitlines()[-1].startswith(f"interrupted: finished scores are kept in {output}")
 
 
 @pytest.mark.slow  # .ci/run gives the demo itself

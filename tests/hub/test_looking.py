@@ -115,9 +115,13 @@ def test_what_is_due_elsewhere_is_called_by_its_id(
     commits = {name: repo.refs["main"][:8] for name, repo in hub.repos.items()}
     base, target = IDS["base"], IDS["target"]
     done = user.run("apply", base, target, "-o", "out", "-q")
-    assert done.stderr.startswith(f"error: {base}@{commits[base]}: is a model, where a diff vector")
+    assert done.stderr.startswith(
+        f"error: {base}@{commits[base]}: is a model, expected a diff vector"
+    )
     done = user.run("apply", "me/diff", "me/diff", "-o", "out", "-q")
-    assert done.stderr.startswith(f"error: me/diff@{commits['me/diff']}: is a diff vector, where ")
+    assert done.stderr.startswith(
+        f"error: me/diff@{commits['me/diff']}: is a diff vector, expected "
+    )
 
 
 def test_inspect(hub: Hub, user: User, family: dict[str, Path], diff: Path) -> None:

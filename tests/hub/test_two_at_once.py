@@ -144,5 +144,5 @@ def test_two_pushes_at_once(hub: Hub, user: User, grafted: Path) -> None:
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in both]
     assert 0 in [status for _, status in ends], ends
     for said, status in ends:
-        assert status == 0 or "was changed by somebody else meanwhile" in said, said
+        assert status == 0 or "was changed by someone else during the upload" in said, said
     assert contents(hub.repos["me/graft"].at()).keys() >= contents(grafted).keys()

@@ -271,7 +271,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing)
-        with pytest.raises(OutputError, match=r"the disk became full; .* % is kept at"):
+        with pytest.raises(OutputError, match=r"the disk is full; .* % is kept at"):
             finish(tmp_path, plan, threads=2)
     made, resumed = finish(tmp_path, plan)
     assert made == reference

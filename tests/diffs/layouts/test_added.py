@@ -248,7 +248,7 @@ class TestRefuseAndDrop:
             if inner in finetuned:
                 expected = models.graft_of(finetuned[inner], base[inner], tensor)
             assert torch.equal(found[name], expected), name
-        assert any("as --added drop says" in note for note in report.notes)
+        assert any("because of --added drop" in note for note in report.notes)
         extract_diff(*roles[:2], tmp_path / "diff", diff_dtype="float64", added="drop")
         apply_diff(tmp_path / "diff", roles[2], tmp_path / "applied")
         models.assert_equal(models.load(tmp_path / "applied"), found)
@@ -306,7 +306,7 @@ class TestStrictness:
         tuned, base = KINDS["reward model"]
         roles = models.save_roles(tmp_path, tuned, base, base)
         models.edit_config(roles[2], model_type="mistral")
-        with pytest.raises(Exception, match="model_type is 'llama' and the target's is 'mistral'"):
+        with pytest.raises(Exception, match="model_type is 'llama', but the target's is 'mistral'"):
             transfer(*roles, tmp_path / "out", added="bring")
 
     def test_an_unknown_choice(self, rewards, tmp_path):
