@@ -1,4 +1,4 @@
-"""Models in a form that is not read, and what their refusal says."""
+"""Models in formats that are not supported, and the errors for them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def refusal(folder: Path) -> str:
-    """What is said of a folder, which is the same wherever it is opened."""
+    """The error for a folder, which is the same wherever it is opened."""
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder, "base")
     text = str(caught.value)
@@ -94,7 +94,7 @@ def test_a_form_that_is_not_read(
     with pytest.raises(CheckpointError) as caught:
         inspect_checkpoint(tmp_path)
     assert str(caught.value) == text
-    # Beside a model in the form that is read, they are of no concern.
+    # Beside a model in a supported format, they are ignored.
     llama().save_pretrained(tmp_path)
     open_checkpoint(tmp_path, "base")
 

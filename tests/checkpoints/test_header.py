@@ -1,4 +1,4 @@
-"""The safetensors header: every lie is refused, every truth is read, layouts are `save_file`'s."""
+"""safetensors headers: invalid ones are refused, valid ones read; the layout is `save_file`'s."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "trailing bytes": (raw_shard({"weird": entry(0, 4)}, b"12345"), "1 bytes that belong to no"),
     "only trailing bytes": (raw_shard({}, b"1"), "1 bytes that belong to no"),
 }
-"""What is wrong with a file, and the words that say so."""
+"""Faults of a file, and the words in the error for each."""
 
 TENSOR_LIES: dict[str, tuple[bytes, str]] = {
     "no entry": (raw_shard({"weird": None}), "must have exactly"),
@@ -136,7 +136,7 @@ TENSOR_LIES: dict[str, tuple[bytes, str]] = {
         "overlaps 'weird'",
     ),
 }
-"""What is wrong with the tensor `weird`, and the words that say so."""
+"""Faults of the tensor `weird`, and the words in the error for each."""
 
 
 def refusal(tmp_path: Path, content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Which tensors a folder has, what is refused as one, and inputs that change under us."""
+"""Which tensors a folder has, what is refused as one, and inputs that change during a run."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_name_too_long_for_the_file_system(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-# What is no shard at all.
+# Files that are not shards.
 
 
 @pytest.mark.parametrize("name", [SINGLE_SHARD, FIRST])

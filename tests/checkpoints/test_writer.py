@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and nothing that is not ours is ever replaced."""
+"""A folder appears complete or not at all, and only folders of diffxfer are ever replaced."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OURS = b'{\n "diffxfer_format": 1, "files": {"text": {}, "stale": {}, "weights":
 
 
 def write(out: Path, text: str = "new", *, overwrite: bool = False, job: str = JOB) -> None:
-    """Make a small folder that is ours."""
+    """Make a small folder as diffxfer does."""
     with OutputFolder(out, job, overwrite=overwrite) as folder:
         folder.write_file("text", text.encode())
         folder.write_file(MANIFEST_NAME, OURS)
@@ -46,7 +46,7 @@ def write(out: Path, text: str = "new", *, overwrite: bool = False, job: str = J
 
 
 def tree(folder: Path) -> set[str]:
-    """Everything that lies below a folder."""
+    """Everything below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
@@ -207,7 +207,7 @@ def test_without_publish_nothing_appears(tmp_path: Path) -> None:
 
 
 class OopsError(Exception):
-    """A bug of ours, say."""
+    """Such as a bug of diffxfer."""
 
 
 def fail(
@@ -217,7 +217,7 @@ def fail(
     overwrite: bool = False,
     also: Path | None = None,
 ) -> None:
-    """Begin a folder, make a file of another's, and fail."""
+    """Begin a folder, in which somebody else makes a file, and fail."""
     with OutputFolder(out, JOB, overwrite=overwrite) as folder:
         folder.write_file("sub/text", b"new")
         if also is not None:

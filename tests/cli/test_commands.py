@@ -75,7 +75,7 @@ def world(family: World, tmp_path: Path) -> World:
 
 
 def in_process(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "diffxfer", *argv],
         capture_output=True,
@@ -256,11 +256,11 @@ complete -p diffxfer
 
 
 class TestCompletion:
-    """What a shell is told, by the scripts that are installed in it."""
+    """Shell completion, through the scripts that are installed in the shell."""
 
     @pytest.fixture
     def environment(self, tmp_path: Path) -> dict[str, str]:
-        """One in which there is a command `diffxfer`."""
+        """A folder with a command `diffxfer`."""
         command = tmp_path / "bin" / "diffxfer"
         command.parent.mkdir()
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m diffxfer "$@"\n')
@@ -268,7 +268,7 @@ class TestCompletion:
         return {"PATH": f"{command.parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
 
     def completed(self, environment: dict[str, str], *words: str) -> list[str]:
-        """What bash offers for the last word; and what it does where nothing is offered."""
+        """What bash completes the last word to, also if diffxfer offers nothing."""
         script = Path(environment["HOME"], "completion.sh")
         shown = ["bash", "-c", "diffxfer --show-completion; exit"]
         with script.open("w") as file:
@@ -279,7 +279,7 @@ class TestCompletion:
         )
         assert done.stderr == ""
         *offered, last = done.stdout.splitlines()
-        # Where nothing is offered, bash completes the names of files.
+        # If nothing is offered, bash completes file names.
         assert last == "complete -o default -F _diffxfer_completion diffxfer"
         return offered
 

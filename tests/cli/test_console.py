@@ -1,4 +1,4 @@
-"""What a terminal gets: progress, a summary, and no name that does anything to it."""
+"""Output on a terminal: progress, a summary, and names without control characters."""
 
 from __future__ import annotations
 

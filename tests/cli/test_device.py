@@ -1,6 +1,6 @@
-"""`--device` on the command line: the same folder, what is said of it, and what is refused.
+"""`--device` on the command line: the same output, the messages, and what is refused.
 
-A device of this machine's memory takes a GPU's place; see `tests/streaming/test_cuda.py`.
+A device in this machine's memory takes the place of a GPU; see `tests/streaming/test_cuda.py`.
 """
 
 from __future__ import annotations

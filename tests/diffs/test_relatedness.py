@@ -1,4 +1,4 @@
-"""A related model is told from one that only has its shapes, and a base from its successor."""
+"""A related model is distinguished from one of the same shapes, and a base from its successor."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ SHARD = "model.safetensors"
 
 
 def changed(tmp_path, source, change):
-    """A model of the family with other values."""
+    """A model of the family with different values."""
     folder = tmp_path / "changed"
     shutil.copytree(source, folder)
     weights = {name: change(name, tensor) for name, tensor in load_file(folder / SHARD).items()}
@@ -35,7 +35,7 @@ def changed(tmp_path, source, change):
 
 
 def state(path):
-    """Let the manifest of a diff vector state a file as it is."""
+    """Update a file's entry in the manifest of a diff vector."""
     stated = {"size": path.stat().st_size, "xxh3": xxhash.xxh3_128_hexdigest(path.read_bytes())}
     manifest = path.with_name("diffxfer.json")
     tiny.edit_json(manifest, lambda document: document["files"].update({path.name: stated}))

@@ -1,4 +1,4 @@
-"""Damage of every kind is found and named, and what is whole is called whole."""
+"""Every kind of damage is found and named, and an undamaged folder passes."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def folder(made, request, tmp_path):
 
 
 def found(folder, **options):
-    """What is damaged, as (file, tensor) pairs, and in words."""
+    """The problem of each damaged (file, tensor) pair."""
     with pytest.raises(DamageError) as caught:
         verify(folder, **options)
     assert caught.value.damage
@@ -288,7 +288,7 @@ class TestRefusal:
 
 
 def reseal(folder, change):
-    """Change a manifest as its writer could have."""
+    """Change a manifest, and seal it again."""
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
     manifest = Manifest.model_validate(document)

@@ -1,4 +1,4 @@
-"""A server, or what stands between, that answers with success and other bytes."""
+"""A server or proxy that answers with success and wrong bytes."""
 
 from __future__ import annotations
 

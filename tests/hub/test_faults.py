@@ -1,4 +1,4 @@
-"""Everything that can go wrong with the Hub is survived, or told in one line with the remedy."""
+"""Every failure of the Hub is survived, or is an error of one line with the remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BASE = IDS["base"]
 
 
 def says(user: User, *texts: str, options: tuple[str, ...] = (), **env: str) -> str:
-    """The one line that a transfer of the family comes to."""
+    """The error line of a transfer of the family."""
     done = user.run(*transfer("out", *options, "--quiet"), **env)
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert done.stderr.startswith("error: "), done.stderr

@@ -1,4 +1,4 @@
-"""What only looks at models on the Hub: samples before a run, `inspect` and `verify`."""
+"""Commands that only read models on the Hub: samples before a run, `inspect`, `verify`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES = ("finetuned", "base", "target")
 
 
 def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What `--json` printed, less what depends on where and when."""
+    """The output of `--json`, without what depends on place and time."""
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     for name in ("path", "other", "elapsed_s", "output", "bytes_to_fetch", "free_bytes"):

@@ -1,4 +1,4 @@
-"""What is taken for a model on the Hub, where its files may lie, and what is too large."""
+"""Which names are ids of the Hub, where its files may be, and files that are too large."""
 
 from __future__ import annotations
 

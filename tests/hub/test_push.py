@@ -1,4 +1,4 @@
-"""Publishing on the Hub: what arrives there, what does not, and what goes wrong on the way."""
+"""Publishing on the Hub: what is uploaded, what is not, and failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CARD = "---\nlicense: llama3.1\nlicense_link: LICENSE\n---\n# Target\n"
 
 @dataclass(frozen=True)
 class Made:
-    """Folders that diffxfer wrote, and what they were made of."""
+    """Folders that diffxfer wrote, and their sources."""
 
     roles: dict[str, Path]
     diff: Path
@@ -54,7 +54,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def made(originals: Made, tmp_path: Path) -> Made:
-    """The same, to be broken."""
+    """Copies that a test may break."""
     folders = [tmp_path / "made" / name for name in ("diff", "graft")]
     for folder in folders:
         shutil.copytree(originals.diff.with_name(folder.name), folder)
@@ -63,7 +63,7 @@ def made(originals: Made, tmp_path: Path) -> Made:
 
 @pytest.fixture
 def writer(hub: Hub, user: User) -> User:
-    """Somebody who may write what is called `me/…`."""
+    """A user who may write to `me/…`."""
     writing.let_write(hub, TOKEN, "me")
     # The client uses Xet where it can, without asking whether the Hub has it.
     user.env |= {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}

@@ -1,4 +1,4 @@
-"""From three models on the Hub to a diff vector there, and from that to a graft: as by folders."""
+"""From models on the Hub to a diff vector there, and to a graft: the same as with folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODES = pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded
 
 @dataclass(frozen=True)
 class Expected:
-    """What the same commands make of folders."""
+    """The results of the same commands on folders."""
 
     graft: Path
     diff: Path
@@ -49,7 +49,7 @@ def expected(
 
 @pytest.fixture
 def writer(hub: Hub, user: User) -> User:
-    """Somebody who may write what is called `me/…`."""
+    """A user who may write to `me/…`."""
     writing.let_write(hub, TOKEN, "me")
     user.env |= {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     return user

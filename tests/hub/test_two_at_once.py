@@ -1,4 +1,4 @@
-"""Runs that meet: at the same time, after one was killed, and where a branch has moved between."""
+"""Concurrent runs, runs after a killed one, and a branch that moved between two runs."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_killed_while_it_pushes(hub: Hub, user: User, grafted: Path) -> None:
 
 @pytest.mark.slow
 def test_two_pushes_at_once(hub: Hub, user: User, grafted: Path) -> None:
-    """Whoever comes second finds it done, or is told that somebody else was there."""
+    """The second push finds it done, or is told that someone else changed the repository."""
     writing.let_write(hub, TOKEN, "me")
     user.env |= {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     both = [start(user, "push", grafted, "me/graft") for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Which device is taken, and the words of those that are not there."""
+"""Which device is chosen, and the errors for devices that do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a folder that we write: manifest, samples and card; and that it suffices."""
+"""The files that diffxfer writes: manifest, samples and card; they are enough to apply it."""
 
 import json
 import math
@@ -285,7 +285,7 @@ class TestRefusals:
             apply_diff(diff, diff, tmp_path / "out")
 
     def test_graft_as_a_target_and_as_finetuned(self, llamas, tmp_path):
-        """A chain of rounds: what we wrote is a model like any other."""
+        """A chain of rounds: a graft is a model like any other."""
         transfer(*llamas, tmp_path / "graft")
         graft = tmp_path / "graft"
         transfer(graft, llamas[1], llamas[2], tmp_path / "next")

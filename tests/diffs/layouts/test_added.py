@@ -1,4 +1,4 @@
-"""What fine-tuning added: brought whole, dropped, or refused; and then it loads."""
+"""Heads that fine-tuning added are brought whole, dropped or refused; the graft loads."""
 
 import json
 import shutil
@@ -151,7 +151,7 @@ def outputs(model):
 
 
 def assert_brought(model_class, roles, out):
-    """It loads with nothing newly made, and computes what an independent sum computes."""
+    """It loads without new weights, and computes the same as an independent sum."""
     model = models.load_clean(model_class, out)
     expected = model_class.from_pretrained(roles[0])
     state = expected.state_dict()
@@ -357,7 +357,7 @@ class LlamaForCausalLMWithValueHead(LlamaForCausalLM):
 
 
 def test_a_value_head(tmp_path):
-    """It stands beside the head for words, which stays, and is grafted as ever."""
+    """It is beside the language-model head, which stays and is grafted as usual."""
     valued, whole = LlamaForCausalLMWithValueHead, LlamaForCausalLM
     config = llama(**UNTIED)
     roles = models.save_roles(tmp_path, (valued, config), (whole, config), (whole, config))

@@ -1,4 +1,4 @@
-"""Buffers are no weights: the target's stay, others' go, whatever their values."""
+"""Buffers are not weights: the target's are kept and others are dropped, whatever their values."""
 
 import pytest
 import torch

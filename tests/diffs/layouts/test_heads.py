@@ -177,7 +177,7 @@ class TestBuffersOfHeads:
 
 
 class TestAValueHeadBesideWords:
-    """The head for words stays, tied or not, where finetuned is a model that writes."""
+    """The language-model head stays, tied or not, if finetuned is a language model."""
 
     @pytest.mark.parametrize("settings", [TIED, UNTIED], ids=["tied target", "untied target"])
     def test_of_a_tied_model(self, tmp_path, settings):

@@ -87,7 +87,7 @@ def test_in_the_manifest_and_in_verify(roles, tmp_path):
 
 
 def test_another_rename_is_another_run(roles, tmp_path):
-    """What was done under one rename is no beginning of a run with another."""
+    """A run does not continue an unfinished run that had another --rename."""
     from diffxfer.diffs.jobs import job
 
     seen = []

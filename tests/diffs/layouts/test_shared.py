@@ -1,4 +1,4 @@
-"""One tensor that is stored several times: equal bytes are one, unequal ones are an error."""
+"""A tensor that is stored several times: equal copies count once, unequal ones are an error."""
 
 import shutil
 

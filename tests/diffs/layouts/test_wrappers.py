@@ -1,4 +1,4 @@
-"""Names that training wrapped: in any role, anywhere in a name, one inside the other."""
+"""Wrappers of training in names: in any role, anywhere in a name, and nested."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Options that speak of tensors by name: what they choose, and what they do to a graft."""
+"""Options that select tensors by name: what they select, and their effect on a graft."""
 
 import re
 

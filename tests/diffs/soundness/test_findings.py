@@ -1,4 +1,4 @@
-"""Files that contradict each other: what is said of them, and that the remedy works."""
+"""Files that contradict each other: the finding, and its remedy, which works."""
 
 import json
 
@@ -30,7 +30,7 @@ def roles(tmp_path):
 
 
 def resize(folder, rows):
-    """What the remedy says, typed."""
+    """Do what the remedy says."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(rows)
     model.save_pretrained(folder)
@@ -380,7 +380,7 @@ class TestInspect:
         assert only(tmp_path / "diff", "warning").value.startswith("'<|im_start|>' (id 99)")
 
     def test_a_diff_vector_that_cannot_work_is_refused(self, roles, tmp_path):
-        """As an older version made it, which did not look."""
+        """As an older version wrote it, which did not check."""
         save_tokenizer(roles[0], fast_tokenizer(MARKS, WORDS))
         extract_diff(*roles[:2], tmp_path / "diff")
         raw = CHATML.encode()
@@ -394,7 +394,7 @@ class TestInspect:
             apply_diff(tmp_path / "diff", roles[2], tmp_path / "out")
 
     def test_a_diff_vector_that_lists_tokens_without_rows_as_added(self, roles, tmp_path):
-        """As an older version made it."""
+        """As an older version wrote it."""
         save_tokenizer(roles[0], fast_tokenizer(MARKS, WORDS))
         extract_diff(*roles[:2], tmp_path / "diff")
         added = {"99": MARKS[0], "100": MARKS[1]}

@@ -1,4 +1,4 @@
-"""What is compiled, where it is kept, and that nothing of it can harm a run."""
+"""What is compiled, where it is cached, and that the cache cannot break a run."""
 
 from __future__ import annotations
 
