@@ -139,7 +139,7 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
     [
         (["--tasks", "writen"], 1, "error: writen: is not a task"),
         (["--tasks", ""], 2, "error: --tasks: names no task"),
-        (["--tasks", "written", "--alpha", "much"], 2, "'much' is no number"),
+        (["--tasks", "written", "--alpha", "much"], 2, "'much' is not a number"),
         (["--tasks", "written", "--batch-size", "0"], 2, "error: --batch-size"),
         (["--tasks", "written", "--apply-chat-template"], 1, "has no chat template"),
         (["--tasks", "written", "--device", "cuda:99"], 1, "error: --device: cuda:99"),

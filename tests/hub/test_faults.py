@@ -72,7 +72,7 @@ def test_what_is_not_there(hub: Hub, user: User, family: dict[str, Path]) -> Non
     done = user.run("extract", IDS["finetuned"], "org/secret", "-o", "out", "-q")
     assert "org/secret: is neither a local folder" in done.stderr
     done = user.run("extract", IDS["finetuned"], f"{BASE}@v1.O", "-o", "out", "-q")
-    assert f"{BASE}@v1.O: has no revision 'v1.O'; known are main" in done.stderr
+    assert f"{BASE}@v1.O: has no revision 'v1.O'; use one of main" in done.stderr
     hub.repos[BASE].refs["v1.0"] = hub.repos[BASE].refs["main"]
     done = user.run("extract", IDS["finetuned"], f"{BASE}@v1.O", "-o", "out", "-q")
     assert f"did you mean {BASE}@v1.0?" in done.stderr

@@ -193,7 +193,7 @@ def _no_revision(exc: Exception, model: HubId) -> HubError:
         refs = HfApi().list_repo_refs(model.repo)
         known = [ref.name for ref in (*refs.branches, *refs.tags)]
     near = get_close_matches(model.revision or "", known, n=1)
-    remedy = f"it has {', '.join(known[:8])}" if known else f"see {page_of(model.repo)}/commits"
+    remedy = f"use one of {', '.join(known[:8])}" if known else f"see {page_of(model.repo)}/commits"
     remedy = f"did you mean {model.repo}@{near[0]}?" if near else remedy
     return _error(model, "revision", f"has no revision {model.revision!r}", remedy)
 
