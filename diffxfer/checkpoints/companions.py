@@ -99,7 +99,7 @@ def companion_path(folder: Path, name: str) -> Path | None:
         if not os.path.lexists(path):
             return None
         # Before Python 3.13 a loop of links is a RuntimeError.
-        raise CompanionError(path, "is a link to nothing", "put the file itself there") from exc
+        raise CompanionError(path, "is a broken link", "replace the link with the file") from exc
     if not stat.S_ISREG(mode):
         raise _not_regular(path)
     _refuse_link_out(path, real, folder)
@@ -111,8 +111,8 @@ def _refuse_link_out(path: Path, real: Path, folder: Path) -> None:
     if not any(real.is_relative_to(root) for root in (home, *_hub_blobs(home))):
         raise CompanionError(
             path,
-            f"is a link out of the checkpoint, to {real}",
-            "put the file itself there if it belongs to the checkpoint, or delete the link",
+            f"points outside the checkpoint, to {real}",
+            "replace the link with the file if it belongs to the checkpoint, or delete it",
         )
 
 
@@ -127,7 +127,7 @@ def _hub_blobs(folder: Path) -> list[Path]:
 
 
 def _not_regular(path: Path) -> CompanionError:
-    return CompanionError(path, "is not a regular file", "a companion must be one: replace it")
+    return CompanionError(path, "is not a regular file", "replace it with a regular file")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -155,7 +155,7 @@ def read_bytes(path: Path) -> bytes:
             if info.st_size > MAX_COMPANION_BYTES:
                 raise CompanionError(
                     path,
-                    f"is {info.st_size} bytes, where a companion has at most {MAX_COMPANION_BYTES}",
+                    f"has {info.st_size} bytes, but a companion has at most {MAX_COMPANION_BYTES}",
                     "move it out of the checkpoint",
                 )
             # Read its size and no more, since `read(n)` allocates n bytes before it reads.
@@ -197,7 +197,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = companion_path(folder, "config.json")
     if path is None:
         raise CompanionError(
-            folder, "no config.json: not a checkpoint", "name the folder that holds config.json"
+            folder,
+            "has no config.json, so it is not a checkpoint",
+            "give the folder that contains config.json",
         )
     return read_object(path)
 

@@ -31,10 +31,10 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
     real = Path(os.path.realpath(out))
     for source in dict.fromkeys(Path(os.path.realpath(path)) for path in inputs):
         if real == source or source in real.parents:
-            where = "is" if real == source else "lies inside"
+            where = "is" if real == source else "is inside"
             raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
         if real in source.parents:
-            raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
+            raise OutputExistsError(out, f"contains the input {source}", "choose another -o")
     place = place_of(out)
     if not os.path.lexists(place):
         _refuse_file_above(place)
@@ -63,7 +63,7 @@ def place_of(out: Path) -> Path:
 def _refuse_file_above(out: Path) -> None:
     nearest = next(parent for parent in out.parents if os.path.lexists(parent))
     if not nearest.is_dir():
-        raise OutputError(out, f"cannot be made: {nearest} is not a folder", "choose another -o")
+        raise OutputError(out, f"cannot be created: {nearest} is not a folder", "choose another -o")
 
 
 def refuse_foreign(out: Path) -> None:
@@ -82,14 +82,14 @@ def refuse_foreign(out: Path) -> None:
     if not is_our_folder(out):
         raise OutputExistsError(
             out,
-            f"has no {MANIFEST_NAME} of ours, so --overwrite does not replace it",
+            f"has no {MANIFEST_NAME} by diffxfer, so --overwrite does not replace it",
             "remove it yourself, or choose another -o",
         )
     foreign = _foreign_file(out)
     if foreign is not None:
         raise OutputExistsError(
             foreign,
-            f"was put there by somebody else, so --overwrite does not replace {out.name}",
+            f"was not written by diffxfer, so --overwrite does not replace {out.name}",
             "move it elsewhere, or choose another -o",
         )
 
@@ -155,8 +155,8 @@ def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
     """
     free = free_bytes(out)
     if needed + _MARGIN_BYTES > free + held:
-        problem = f"needs {gigabytes(needed - held)}, and {gigabytes(free)} are free there"
-        raise DiskSpaceError(out, problem, "free some disk, or choose another -o")
+        problem = f"needs {gigabytes(needed - held)}, but only {gigabytes(free)} are free"
+        raise DiskSpaceError(out, problem, "free disk space, or choose another -o")
 
 
 def gigabytes(count: int) -> str:

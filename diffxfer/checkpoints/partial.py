@@ -135,7 +135,7 @@ def claim(partial: Path) -> tuple[int, bool]:
 
 
 def _in_the_way(partial: Path) -> OutputError:
-    problem = "is in the way, and has no journal of ours"
+    problem = "was not written by diffxfer, but has the name that it needs"
     return OutputError(partial, problem, "move it elsewhere, or choose another -o")
 
 
@@ -214,8 +214,8 @@ def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
                 continue
             kept = unfinished(partial)
             if kept and not restart:
-                problem = f"an unfinished run of other inputs or options is there: {kept}"
-                remedy = "give that run's command to continue it, or --restart to discard it"
+                problem = f"has an unfinished run with other inputs or options: {kept}"
+                remedy = "repeat that run's command to continue it, or give --restart to discard it"
                 raise UnfinishedError(out, problem, remedy)
             empty(partial)
             partial.rmdir()

@@ -6,7 +6,7 @@ from diffxfer.cli.chain_table import print_chain
 from diffxfer.cli.console import Console, print_json, print_warnings
 from diffxfer.recycling.chain_report import ChainReport
 
-_KEPT = "what is done is kept, and the same command goes on from there"
+_KEPT = "finished steps are kept, and the same command continues from there"
 
 
 class ChainConsole(Console):
@@ -34,5 +34,5 @@ class ChainConsole(Console):
         print_chain(report)
         print_warnings(report.warnings)
         if not report.steps_done:
-            self.say("all rounds were done already")
-        self.say(f"the whole story is in {report.run / 'report.html'}")
+            self.say("all rounds were already done")
+        self.say(f"the full report is in {report.run / 'report.html'}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.inspection.compare import Comparison, TensorContrast
 
 _MOST_CHANGED = 8
-_SIGNS = "same: % of elements that are the same, bit for bit, or by value in unlike dtypes"
+_SIGNS = "same: % of elements that are equal, bit for bit, or by value if the dtypes differ"
 
 
 def print_comparison(found: Comparison, *, out: Console | None = None) -> None:
@@ -56,7 +56,7 @@ def _facts(found: Comparison) -> Iterator[tuple[str, str]]:
             yield "cosine", f"{norms.cosine:.9f}"
         yield "unchanged", f"{norms.unchanged:,} elements, {percent(norms.unchanged_share or 0)} %"
     if found.nonfinite:
-        yield "not finite", f"{listed(found.nonfinite)} (NaN or infinity: in no norm)"
+        yield "not finite", f"{listed(found.nonfinite)} (NaN or infinity, left out of the norms)"
     if found.bytes_compared:
         yield "as bytes", _bytes(found)
     for name, names in (("only in A", found.only_in_path), ("only in B", found.only_in_other)):
@@ -65,7 +65,7 @@ def _facts(found: Comparison) -> Iterator[tuple[str, str]]:
     for each in found.unlike[:_MOST_CHANGED]:
         yield "not compared", f"{each.name}: {each.found} in A, {each.other} in B"
     if len(found.unlike) > _MOST_CHANGED:
-        yield "", f"and {len(found.unlike) - _MOST_CHANGED} more such tensors"
+        yield "", f"and {len(found.unlike) - _MOST_CHANGED} more tensors"
 
 
 def _bytes(found: Comparison) -> str:

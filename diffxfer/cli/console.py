@@ -130,7 +130,7 @@ class Console:
 
     def _step(self, done: int, total: int, loss: float) -> None:
         if self._interrupted == _NOTHING:
-            self._interrupted = "the same command goes on from the last state that was saved"
+            self._interrupted = "the same command continues from the last saved state"
         self._display.steps(done, total, loss)
 
     @property
@@ -204,7 +204,7 @@ def as_known(exc: BaseException | None) -> DiffxferError | None:
         return exc
     if isinstance(exc, OSError) and exc.errno != errno.EPIPE:
         where = exc.filename if isinstance(exc.filename, str) else ""
-        return DiffxferError(where, exc.strerror or str(exc), "check that it can be used")
+        return DiffxferError(where, exc.strerror or str(exc), "check that you may use it")
     return None
 
 
@@ -298,7 +298,7 @@ def _print_summary(report: Report) -> None:
 
 
 def _continued(resumed: int, total: int) -> list[str]:
-    return [f"continued: {resumed * 100 // total} % was done already"] if resumed else []
+    return [f"continued: {resumed * 100 // total} % was already done"] if resumed else []
 
 
 def _remarks(report: Report) -> list[str]:
@@ -310,7 +310,7 @@ def _remarks(report: Report) -> list[str]:
     ]
     lines += report.notes
     if report.device_why or report.device != "cpu":
-        why = f", as {report.device_why}" if report.device_why else ""
+        why = f", since {report.device_why}" if report.device_why else ""
         lines.append(f"device: {report.device}{why}")
     if report.vocabulary in _PAIRING:
         lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")

@@ -74,14 +74,14 @@ def demo(
         _tell(family_folder(), work, console)
         if keep is not None:
             shutil.copytree(work, keep)
-            typer.echo(f"All of it is in {printable(str(keep))}: diff/, grafted/ and scores/.")
+            typer.echo(f"Everything is in {printable(str(keep))}: diff/, grafted/ and scores/.")
 
 
 def _tell(family: Path, work: Path, console: Console) -> None:
     from diffxfer import apply_diff, extract_diff
 
     typer.echo(_STORY)
-    typer.echo(f"The commands below are what is done, with F={shlex.quote(str(family))}\n")
+    typer.echo(f"The commands below are run in turn, with F={shlex.quote(str(family))}\n")
     command = "extract $F/finetuned $F/base -o diff"
     _step(1, "subtract: what did fine-tuning change?", command)
     _show_norms(extract_diff(family / "finetuned", family / "base", work / "diff"), work / "diff")

@@ -66,5 +66,5 @@ class EvalConsole(Console):
         if self._known is None:
             return "no model was scored yet"
         if self._known.output is None:
-            return "what was scored is above; with --output DIR it would not be scored again"
-        return f"what was scored is kept in {self._known.output}; run it again"
+            return "the finished scores are above; --output DIR would keep them for the next run"
+        return f"finished scores are kept in {self._known.output}; run it again to continue"

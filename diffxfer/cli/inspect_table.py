@@ -23,10 +23,10 @@ _KINDS = {
     "checkpoint": "a checkpoint",
     "diff": "a diff vector: finetuned − base",
     "graft": "a graft: target + α·Δ",
-    "tuned": "a checkpoint that was trained further",
+    "tuned": "a model that diffxfer tune trained",
 }
 _HEAT = "‖Δ‖/‖base‖ in %, by layer and kind of module"
-_SAME = "same: % of elements that fine-tuning left as they were"
+_SAME = "same: % of elements that fine-tuning did not change"
 _GROUPS = 40
 """The most groups of tensors to print; `--json` has all of them."""
 
@@ -60,10 +60,10 @@ def print_inspection(found: Inspection, *, out: Console | None = None) -> None:
         out.print(_groups(found.groups))
         if len(found.groups) > _GROUPS:
             more = len(found.groups) - _GROUPS
-            out.print(Text(f"and {more} more such groups; --json lists them all", "dim"))
+            out.print(Text(f"and {more} more groups; --json lists them all", "dim"))
     if found.findings:
         out.print()
-        out.print(Text("what its files say against each other", "bold"))
+        out.print(Text("contradictions between its files", "bold"))
     for finding in found.findings:
         line = f"{finding.severity}: {finding}"
         out.print(Text(printable(line), "red" if finding.severity == "error" else ""))
@@ -115,7 +115,7 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     if found.other_files:
         yield "other files", _some(found.other_files)
     if found.integers:
-        yield "integers", f"{_some(found.integers)} (no part of a diff vector)"
+        yield "integers", f"{_some(found.integers)} (not part of a diff vector)"
     if found.added_tensors:
         yield "added", f"{_some(found.added_tensors)} (stored whole, since base has none)"
     if found.left_out:

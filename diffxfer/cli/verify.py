@@ -96,10 +96,12 @@ def _restored(restored: Restored) -> list[str]:
     if restored.inexact:
         total = sum(restored.inexact.values())
         lines = [
-            f"base + Δ gives finetuned back bit for bit but for {total:,} of {every} elements,"
+            f"base + Δ gives finetuned back bit for bit except for {total:,} of {every} elements,"
             " as its manifest says:",
             *(f"  {name}: {count:,}" for name, count in restored.inexact.items()),
         ]
     if restored.unpaired:
-        lines.append(f"not compared: {restored.unpaired:,} elements in rows of no token of base")
+        lines.append(
+            f"not compared: {restored.unpaired:,} elements in rows that belong to no token of base"
+        )
     return lines

@@ -84,7 +84,7 @@ class TrainingWorkspace:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_fd = lock_folder(self.path)
         except BlockingIOError as exc:
-            remedy = "wait for that one, or choose another -o"
+            remedy = "wait for that run, or choose another -o"
             raise OutputError(self.path, "is in use by another run", remedy) from exc
         except OSError as exc:
             problem = f"cannot be written ({exc.strerror or exc})"

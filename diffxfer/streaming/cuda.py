@@ -112,9 +112,9 @@ class Cuda:
         except RuntimeError as exc:
             reason = next(iter(str(exc).splitlines()), "")[:_REASON]
             if isinstance(exc, torch.OutOfMemoryError) or "out of memory" in reason:
-                remedy = "give a smaller --device-memory, another --device, or cpu"
+                remedy = "give a smaller --device-memory, or another --device such as cpu"
                 raise DeviceError(str(self._device), reason, remedy) from exc
             if "CUDA" not in reason:
                 raise
-            remedy = "run it again to go on from what was done, with --device cpu if it stays so"
+            remedy = "run it again to continue, with --device cpu if the error persists"
             raise DeviceError(str(self._device), reason, remedy) from exc

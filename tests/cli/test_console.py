@@ -1,4 +1,4 @@
-"""What a terminal gets: progress, a summary, and no name that does anything to it."""
+"""Output on a terminal: progress, a summary, and names without control characters."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class TestNamesThatMeanHarm:
         folder = tmp_path / f"x{name.replace('/', '')}"
         folder.mkdir()
         outcome = tiny.run("extract", folder, folder, "-o", tmp_path / "out")
-        assert outcome.err.startswith(f"error: {printable(str(folder))}: no config.json")
+        assert outcome.err.startswith(f"error: {printable(str(folder))}: has no config.json")
         assert outcome.err.count("\n") == 1
         assert harmless(outcome.err)
 
@@ -186,7 +186,7 @@ def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
     os.mkdir(folder)  # noqa: PTH102 - the name is what is tested
     outcome = tiny.run("extract", folder, folder, "-o", str(tmp_path / "out"))
     assert outcome.status == 1
-    assert r"/\udcff\udcfe: no config.json" in outcome.err
+    assert r"/\udcff\udcfe: has no config.json" in outcome.err
     assert json.loads(tiny.run("extract", folder, folder, "-o", "out", "--json").out)["error"]
 
 

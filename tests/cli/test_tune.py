@@ -81,7 +81,7 @@ def test_a_failure_names_the_log_beside_the_output(argv: list[str], tmp_path: Pa
     assert outcome.returncode == 1
     last = outcome.stderr.splitlines()[-1]
     assert last.startswith("error: the loss is nan at step 2; give a smaller --learning-rate")
-    assert last.endswith(f"; what its libraries printed is in {tmp_path / 'out.log'}")
+    assert last.endswith(f"; the output of its libraries is in {tmp_path / 'out.log'}")
     assert "***** Running training *****" in (tmp_path / "out.log").read_text()
     assert tiny.run(*argv).status == 0
     assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "out"}

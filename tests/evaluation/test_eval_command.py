@@ -123,7 +123,7 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
     assert said.startswith(f"error: {broken}: lm-eval could not score it (")
     assert "Traceback" not in done.stderr
     [log] = tmp_path.glob("diffxfer-*.log")
-    assert said.endswith(f"; what its libraries printed is in {log}")
+    assert said.endswith(f"; the output of its libraries is in {log}")
     assert "hello from the task's own code" in log.read_text()
     assert "Traceback" in log.read_text()
     as_json = run(*argv, "--json", "-o", tmp_path / "scores")
@@ -139,7 +139,7 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
     [
         (["--tasks", "writen"], 1, "error: writen: is not a task"),
         (["--tasks", ""], 2, "error: --tasks: names no task"),
-        (["--tasks", "written", "--alpha", "much"], 2, "'much' is no number"),
+        (["--tasks", "written", "--alpha", "much"], 2, "'much' is not a number"),
         (["--tasks", "written", "--batch-size", "0"], 2, "error: --batch-size"),
         (["--tasks", "written", "--apply-chat-template"], 1, "has no chat template"),
         (["--tasks", "written", "--device", "cuda:99"], 1, "error: --device: cuda:99"),
@@ -168,7 +168,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "pig_latin" in out
-    assert err.splitlines()[-1].startswith(f"interrupted: what was scored is kept in {output}")
+    assert err.splitlines()[-1].startswith(f"interrupted: finished scores are kept in {output}")
 
 
 @pytest.mark.slow  # .ci/run gives the demo itself

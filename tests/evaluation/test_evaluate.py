@@ -462,7 +462,7 @@ class TestErrors:
             evaluate([TARGET, diff], tasks="pig_latin", **QUICK)
 
     def test_a_model_for_a_diff_vector(self) -> None:
-        with pytest.raises(DiffxferError, match="is a model, where a diff vector is due"):
+        with pytest.raises(DiffxferError, match="is a model, expected a diff vector"):
             evaluate(TARGET, diff=DIRECT, tasks="pig_latin", **QUICK)
 
 

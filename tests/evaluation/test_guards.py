@@ -19,7 +19,14 @@ from safetensors.torch import load_file, save_file
 from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.diffs.artifact.norms import norms_by_kind
-from diffxfer.errors import DiffxferError, MatchError, OptionError, OutputError, RelatednessError
+from diffxfer.errors import (
+    DiffxferError,
+    MatchError,
+    OptionError,
+    OutputError,
+    RelatednessError,
+    VocabularyError,
+)
 from diffxfer.evaluation.score_rows import best_alpha
 from diffxfer.evaluation.scratch import scratch_folder
 from tests.evaluation.conftest import FAMILY
@@ -142,6 +149,16 @@ class TestModels:
         tensors.pop("model.norm.weight")
         save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
         with pytest.raises(MatchError, match="give the graft it makes as a MODEL"):
+            ask(own_tasks, tmp_path / "other", diff=diff)
+        assert not ASKED
+
+    def test_a_target_without_a_token_that_finetuned_uses_is_refused_before_any_scoring(
+        self, diff: Path, own_tasks: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(TARGET, tmp_path / "other")
+        for path in (tmp_path / "other").glob("*.json"):
+            path.write_text(path.read_text("utf-8").replace("<|eos|>", "<|end|>"), "utf-8")
+        with pytest.raises(VocabularyError, match="give the graft it makes as a MODEL"):
             ask(own_tasks, tmp_path / "other", diff=diff)
         assert not ASKED
 

@@ -1,4 +1,4 @@
-"""Running the command line many times, each in a process of its own with its own environment.
+"""Running the command line many times, each in a separate process with its own environment.
 
 huggingface_hub reads `HF_ENDPOINT`, `HF_HOME` and the like once, when it is imported, so a command
 that meets a Hub needs a new process; and importing all takes a while. So one process imports what
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _OURS = ("HF_", "HUGGING", "XDG_CACHE_HOME", "TRANSFORMERS_", "FORCE_COLOR", "DIFFXFER_")
-"""Variables of whoever runs the tests, which are none of a command's business."""
+"""Variables of the environment of the tests, which commands do not inherit."""
 
 
 class Forks:

@@ -1,4 +1,4 @@
-"""What is compiled, where it is kept, and that nothing of it can harm a run."""
+"""What is compiled, where it is cached, and that the cache cannot break a run."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_in_memory(
     native._load("check", ("F32",))
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert told.startswith("compiled code is kept in memory alone, as it cannot be written (")
+    assert told.startswith("compiled code is kept in memory only, since it cannot be written (")
 
 
 def test_the_user_s_cache_comes_after_the_installation(

@@ -232,7 +232,7 @@ def test_ctrl_c_ends_a_command_with_all_that_it_started(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert said.splitlines()[-1] == (
-        "interrupted: what is done is kept, and the same command goes on from there"
+        "interrupted: finished steps are kept, and the same command continues from there"
     )
     child = int((home / "child").read_text())
     until = time.monotonic() + 10

@@ -236,7 +236,7 @@ def test_a_refusal_of_the_first_of_two_processes_is_told(data: Path, tmp_path: P
     assert done.returncode == 1
     errors = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     # Each process adds the name of its own log if a library printed anything.
-    told = sorted(line.partition("; what its libraries printed is in ")[0] for line in errors)
+    told = sorted(line.partition("; the output of its libraries is in ")[0] for line in errors)
     said = f"{tmp_path / '.out.tuning'}: is not the state of a diffxfer tune run; move it elsewhere"
     assert told == [f"error: {said}", f"error: the first process failed: {said}"]
     # Tracebacks are the launcher's own, on processes that ended with a status.

@@ -153,7 +153,7 @@ class TestWhatIsWritten:
         assert tuple(map(json.loads, lines)) == report.log
 
     def test_it_is_no_diff_vector(self, tuned: tuple[Path, TuneReport]) -> None:
-        with pytest.raises(ArtifactError, match="is a tuned model, a whole model"):
+        with pytest.raises(ArtifactError, match="is a tuned model, expected a diff vector"):
             require_diff(tuned[0])
 
     def test_the_same_again_is_the_same(
@@ -329,7 +329,7 @@ class TestRefused:
         model = self.copy("target", tmp_path / "model")
         refuse = self.refused
         refuse(DataError, "no such file", model, tmp_path / "absent.jsonl")
-        with pytest.raises(OutputExistsError, match="lies inside the input"):
+        with pytest.raises(OutputExistsError, match="is inside the input"):
             tune_shortly(model, data, model / "out")
         messages = tmp_path / "messages.jsonl"
         messages.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')

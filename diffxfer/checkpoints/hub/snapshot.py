@@ -69,7 +69,7 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
     folder = _folder(model.repo, commit)
     if not any(name in files for name in _MARKS):
         refuse_foreign(Place(folder, files))
-        problem = f"has no config.json at {commit[:8]}: it is no model"
+        problem = f"has no config.json at {commit[:8]}, so it is not a model"
         remedy = f"see {page_of(model.repo)}"
         raise HubError(model.repo, model.revision, "content", problem, remedy)
     _bring(files, [MANIFEST_NAME])
@@ -122,9 +122,9 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
         if file.size > MAX_COMPANION_BYTES:
             raise CompanionError(
                 file.path,
-                f"is {file.size} bytes on the Hub, where a companion has at most"
+                f"has {file.size} bytes on the Hub, but a companion has at most"
                 f" {MAX_COMPANION_BYTES}",
-                "it is no file of a model: tell its owner",
+                "report it to the owner of the repository",
             )
     download(wanted)
 

@@ -205,7 +205,7 @@ def check_card(repo: str, card: bytes) -> None:
         )
         if answer.status_code == 400:
             found = [str(error.get("message")) for error in answer.json().get("errors", ())]
-            raise ValueError(f"its README.md states what is not known there: {'; '.join(found)}")
+            raise ValueError(f"its README.md is invalid: {'; '.join(found)}")
         hf_raise_for_status(answer)
 
     _persistently(ask, repo)
@@ -224,7 +224,7 @@ def create_repository(repo: str, *, private: bool) -> Repository:
     _persistently(lambda: _api().create_repo(repo, private=private or None, exist_ok=True), repo)
     made = open_repository(repo)
     if made is None:
-        raise HubError(repo, None, "refused", "was made and is not there", "look at its page")
+        raise HubError(repo, None, "refused", "was created but does not exist", "see its page")
     return made
 
 
@@ -284,8 +284,8 @@ def _after(repo: str, files: Files) -> Repository:
     stored = {} if now is None else now.files
     for name, content in files.items():
         if name not in stored or stored[name].size != size_of(content):
-            problem = f"was given {name} and did not take it"
-            remedy = "see whether a .gitignore there names it, and run the same command again"
+            problem = f"received {name}, but did not store it"
+            remedy = "check whether its .gitignore excludes it, and run the same command again"
             raise HubError(repo, None, "refused", problem, remedy)
     assert now is not None, "something was sent"
     return now

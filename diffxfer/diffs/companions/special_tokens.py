@@ -119,8 +119,8 @@ class Translation:
 def _no_place(where: Path, key: str, found: str) -> CompanionError:
     return CompanionError(
         where,
-        f"{key} is {found}, a token that has no place in the output",
-        f"set {key} there to a token that the target has",
+        f"{key} is {found}, which is not a token of the output",
+        f"set {key} there to a token of the target",
     )
 
 
@@ -172,7 +172,7 @@ def output_specials(
             warnings.append(
                 f"{key}: the output's tokenizer has no "
                 + ", ".join(map(repr, lost))
-                + (", so the target's setting stays" if key in NAMED else "; left out")
+                + (", so the target's setting is kept" if key in NAMED else ", so it is left out")
             )
         if not (lost and key in NAMED):
             kept[key] = renamed

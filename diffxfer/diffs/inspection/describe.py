@@ -237,7 +237,7 @@ def _warnings(manifest: Manifest, weights: Weights) -> Iterator[str]:
         if None in (entry.delta_norm, entry.base_norm) and name not in manifest.added_tensors
     ]
     if unknown and manifest.kind == "diff":
-        yield f"left out of the norms, which are not finite: {listed(unknown)}"
+        yield f"left out of the norms because they are not finite: {listed(unknown)}"
     odd = sorted(manifest.tensors.keys() ^ weights.tensors.keys())
     if odd:
         yield f"the manifest and the shards do not name the same tensors, such as {odd[0]!r}"

@@ -182,7 +182,7 @@ def do(job: Job, options: RunOptions) -> Report:
     to_fetch = sum(file.size for file in missing_files(read))
     if options.dry_run:
         kept = find_unfinished(job.out)
-        job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
+        job.warnings += [f"an unfinished run has the same output: {kept}"] if kept else []
         return _report(job, plan, free, choice, to_fetch, refused=refused)
     with _output(job, plan, options) as folder:
         needed, held = _needed(job, plan), folder.held_bytes()
@@ -272,7 +272,9 @@ def _unchanged(job: Job, name: str, path: Path) -> bytes:
     data = read_bytes(path)
     if stat_identity(path.stat()) != job.identities[name]:
         raise InputChangedError(
-            path, "changed during the run", "leave the inputs alone while it runs, and run it again"
+            path,
+            "changed during the run",
+            "run it again, and do not change the inputs while it runs",
         )
     return data
 

@@ -151,8 +151,8 @@ def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:
         dropped_tokens: tokens whose difference is dropped.
     """
     lost = {
-        "tokens without a place in the target, whose difference is dropped": dropped_tokens,
-        "tensors dropped, as --allow-missing has it": [
+        "tokens that the target lacks, whose difference is dropped": dropped_tokens,
+        "tensors dropped because of --allow-missing": [
             fate.name
             for fate in fates
             if fate.kind == "dropped" and fate.why not in NO_LOSS and not fate.why.startswith(COPY)
@@ -179,17 +179,21 @@ def remarks(fates: Sequence[Fate]) -> list[str]:
 
 
 _TOLD = {
-    ("copied", BUFFER): "buffers kept as the target has them, since they are no weights",
-    ("dropped", BUFFER): "buffers that are left out, since they are no weights",
-    ("copied", OUTSIDE): "copied from the target, since they lie outside of the part that finetuned"
-    " and base share",
-    ("dropped", IN_BASE): "in base only, so that there is no difference",
-    ("copied", OWN_HEAD): "copied from the target, whose head finetuned does not have",
-    ("dropped", OUTSIDE): "in finetuned only, outside of the part that it shares with base, and"
-    " left out",
+    ("copied", BUFFER): "buffers copied from the target, since they are not weights",
+    ("dropped", BUFFER): "buffers left out, since they are not weights",
+    (
+        "copied",
+        OUTSIDE,
+    ): "copied from the target, since they are outside the part that finetuned and base share",
+    ("dropped", IN_BASE): "only in base, so they have no difference",
+    ("copied", OWN_HEAD): "copied from the target, since finetuned does not have this head",
+    (
+        "dropped",
+        OUTSIDE,
+    ): "only in finetuned, outside the part that it shares with base, and left out",
     ("brought", ADDED): "brought from finetuned, whole and unscaled",
-    ("dropped", ADDED): "added by fine-tuning and dropped, as --added drop says",
-    ("dropped", REPLACED): "replaced by what finetuned brings",
+    ("dropped", ADDED): "added by fine-tuning, and dropped because of --added drop",
+    ("dropped", REPLACED): "replaced by the added tensors of finetuned",
 }
 
 

@@ -119,6 +119,7 @@ def refuse_own_head(role: str, head_name: str) -> MatchError:
     """The error for a role with a separate head while the target ties its head."""
     return MatchError(
         (),
-        f"{head_name} differs from the embedding in {role}, and the target has one tensor for both",
-        "give --exclude 'lm_head' to leave that head's change out, or use an untied target",
+        f"{head_name} differs from the embedding in {role}, but the target has one tensor for both",
+        f"give --exclude '{head_name.removesuffix('.weight')}' to leave out that head's change, or"
+        " use an untied target",
     )

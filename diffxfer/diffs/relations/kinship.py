@@ -141,7 +141,7 @@ def finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
         if others:
             names = listed([name.removeprefix(_TARGET_ONLY) for name in others])
             count = f"{len(others):,} tensors" if len(others) > 1 else "one tensor"
-            text = f"this target is the base itself but for {count}: {names}"
+            text = f"this target is the base itself except for {count}: {names}"
         warnings.append(text)
         return nothing_more(manifest, results, silent)
 

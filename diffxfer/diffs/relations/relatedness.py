@@ -101,7 +101,8 @@ def refuse_unrelated(relations: Iterable[Relation], verb: str) -> None:
                 relation.cosine,
                 relation.samples,
                 f"{one} and {other} are unrelated: the cosine of {relation.samples:,} sampled"
-                f" weights is {relation.cosine:.2f}, and above 0.8 where one is made of the other",
+                f" weights is {relation.cosine:.2f}, expected above 0.8 if one was made from the"
+                " other",
                 f"check that {_CHECK[relation.roles]}, or give --allow-unrelated to {verb}",
             )
 
@@ -131,11 +132,11 @@ def warn_of_relations(samples: Sequence[Sample], relations: Iterable[Relation]) 
     # other exceeds the distance of either from base.
     if _are_nearer(samples, "target", "finetuned", than="base"):
         warnings.append(
-            "target is nearer to finetuned than to base: are finetuned and base swapped,"
+            "target is closer to finetuned than to base: are finetuned and base swapped,"
             " or is target a fine-tuned model itself?"
         )
     elif _are_nearer(samples, "finetuned", "target", than="base"):
-        warnings.append("finetuned is nearer to target than to base: are base and target swapped?")
+        warnings.append("finetuned is closer to target than to base: are base and target swapped?")
     return warnings
 
 

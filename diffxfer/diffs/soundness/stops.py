@@ -90,9 +90,9 @@ def stop_findings(model: Model) -> Iterator[Finding]:
     )
     if stops.ids:
         stated = ", ".join(f"{i} ({model.token(i)!r})" for i in stops.ids[:5])
-        value, problem = f"eos_token_id {stated}", f"does not stop at it, where {source}"
+        value, problem = f"eos_token_id {stated}", f"lacks the stop token ({source})"
     else:
-        value, problem = "eos_token_id", f"names no token to stop at, where {source}"
+        value, problem = "eos_token_id", f"lacks the stop token ({source})"
     listed = [first, *stops.ids]
     new = str(first) if len(listed) == 1 else str(listed)
     yield Finding(

@@ -80,8 +80,9 @@ def idle_findings(model: Model) -> Iterator[Finding]:
         "warning",
         model.table,
         name_tokens(idle, tokens),
-        f"{have} no row in the embedding ({model.rows}); no template, stop list or role names {it}",
-        f"take {it} out of {' and '.join(files or [model.table])}, or "
+        f"{have} no row in the embedding ({model.rows}); no template, stop list or special token"
+        f" uses {it}",
+        f"remove {it} from {' and '.join(files or [model.table])}, or "
         f"{_resize(model, max(idle) + 1)}",
     )
 
@@ -160,7 +161,7 @@ def _used(model: Model, use: _Use, ids: Sequence[int]) -> Finding:
             model.table,
             named,
             f"{lacks}, and the chat template in {use.file} writes {it}",
-            f"{resize}, or take {it} out of {behaviour} chat template",
+            f"{resize}, or remove {it} from {behaviour} chat template",
         )
     fails = ": a padded batch fails" if use.key == "pad_token" else ""
     return Finding(
@@ -209,8 +210,8 @@ def _foreign(model: Model, ids: Sequence[int]) -> Finding:
         "error" if len(ids) > _FOREIGN * len(tokens) else "warning",
         model.table,
         name_tokens(ids, tokens),
-        f"{have} no row in the embedding ({model.rows}), and any text may have {it}",
-        "put the tokenizer there that the model was trained with",
+        f"{have} no row in the embedding ({model.rows}), and any text may contain {it}",
+        "replace it with the tokenizer that the model was trained with",
     )
 
 

@@ -57,7 +57,7 @@ def survey_folder(place: Place, manifest: Manifest) -> Survey:
     """
     survey, folder = Survey(), place.folder
     if not is_sealed(read_bytes(folder / MANIFEST_NAME)):
-        problem = "is not as it was written, so that it may state anything"
+        problem = "was changed after it was written, so nothing in it can be trusted"
         survey.damage.append(Damage(MANIFEST_NAME, "", problem))
     survey.damage += _check_files(folder, manifest)
     _check_shards(place, manifest, survey)
@@ -79,13 +79,13 @@ def _check_files(folder: Path, manifest: Manifest) -> list[Damage]:
         elif len(data) != entry.size:
             damage.append(Damage(name, "", _other_size(len(data), entry.size)))
         elif xxhash.xxh3_128_hexdigest(data) != entry.xxh3:
-            damage.append(Damage(name, "", "is not as it was written: its checksum is another"))
+            damage.append(Damage(name, "", "was changed: its checksum differs"))
     return damage
 
 
 def _other_size(found: int, expected: int) -> str:
-    what = "is cut off: it has" if found < expected else "has"
-    return f"{what} {found:,} bytes, where {expected:,} were written"
+    what = "is truncated: it has" if found < expected else "has"
+    return f"{what} {found:,} bytes, expected {expected:,}"
 
 
 def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
@@ -94,7 +94,7 @@ def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
     unread: list[str] = []
     for name, entry in manifest.shards.items():
         # A name with a slash would lead out of the folder.
-        found = _read(place, name) if Path(name).name == name else "is no name of a shard"
+        found = _read(place, name) if Path(name).name == name else "is not the name of a shard"
         if isinstance(found, str):
             unread.append(name)
             survey.damage.append(Damage(name, "", found))
@@ -148,7 +148,7 @@ def _other_header(header: str, manifest: Manifest) -> str:
     same = [name for name, entry in manifest.shards.items() if entry.header_xxh3 == header]
     if same:
         return f"is another shard: it has the header of {listed(same)}"
-    return "has another header than was written"
+    return "has another header than the one written"
 
 
 def _placed(tensor: str, spec: TensorSpec, manifest: Manifest, survey: Survey) -> str | None:
@@ -156,10 +156,10 @@ def _placed(tensor: str, spec: TensorSpec, manifest: Manifest, survey: Survey) -
     if tensor not in manifest.tensors:
         return "is not in the manifest"
     if tensor in survey.tensors:
-        return "is there a second time"
+        return "occurs twice"
     end = spec.start + spec.nbytes
     if end > spec.shard.size:
-        return f"is cut off: it ends at byte {end:,} of {spec.shard.size:,}"
+        return f"is truncated: it ends at byte {end:,}, but the shard has {spec.shard.size:,}"
     return None
 
 

@@ -90,8 +90,8 @@ def refuse_ambiguous(name: str, *, added: bool) -> None:
     leave = f"leave it out with --exclude '{re.escape(name)}$'"
     raise VocabularyError(
         name,
-        "has the vocabulary's size, so its rows may belong to tokens, which are not in the same "
-        "places in all roles, or may be another dimension of the model",
+        "has as many rows as the vocabulary: they may belong to tokens, whose ids differ between "
+        "the roles, or be another dimension of the model",
         leave if added else f"{leave}, or give --vocab ids to pair all rows by position",
     )
 
