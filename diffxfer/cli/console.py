@@ -20,6 +20,7 @@ import typer
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads, gigabytes
+from diffxfer.cli.table import add_columns, folded, make_table, stdout
 from diffxfer.diffs.jobs.report import listed
 from diffxfer.errors import DiffxferError, printable
 
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 _INTERRUPTED, _STOPPED = 130, 143
 _NOTHING = "nothing was written"
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
-PIPE_WIDTH = 10_000
-"""The width of lines without a terminal, so that they are not folded."""
-
-
 LOG = "diffxfer.log"
 """The log of what libraries print, in a command's output folder."""
 
@@ -240,16 +237,10 @@ def _refusal(report: Report) -> MatchError | None:
 
 def _print_plan(report: Report) -> None:
     """The plan of a dry run, as a table on stdout."""
-    from rich.console import Console as RichConsole
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for heading in ("fate", "tensors"):
-        table.add_column(heading)
-    table.add_column("count", justify="right")
-    table.add_column("parameters", justify="right")
-    table.add_column("why")
+    table = make_table()
+    add_columns(table, "fate", "tensors")
+    add_columns(table, "count", "parameters", numbers=True)
+    add_columns(table, "why")
     for group in report.plan:
         cells = (
             group.kind,
@@ -258,14 +249,12 @@ def _print_plan(report: Report) -> None:
             f"{group.parameters:,}",
             group.why,
         )
-        table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
+        table.add_row(*map(folded, cells))
     for culprits in report.refused:
         why = f"{culprits.reason}: {culprits.found}, expected {culprits.expected}"
         cells = ("refused", culprits.pattern, f"{len(culprits.names):,}", "", why)
-        table.add_row(*(Text(printable(cell), overflow="fold", style="red") for cell in cells))
-    # Output to a pipe or file is not folded to a terminal's width.
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    RichConsole(highlight=False, width=width).print(table)
+        table.add_row(*(folded(text, "red") for text in cells))
+    stdout().print(table)
     typer.echo("")
     lines = _remarks(report)
     if not report.refused:
