@@ -22,6 +22,7 @@ FLOORS = {
     "errors": 0,
     "checkpoints": 0,
     "streaming": 1,
+    "pages": 1,
     "diffs": 2,
     "evaluation": 3,
     "recycling": 4,
