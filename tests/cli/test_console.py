@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def world(family: World, tmp_path: Path) -> World:
-    return family.copy(tmp_path)
-
-
 def on_a_terminal(*argv: str, columns: int = 100) -> tuple[int, str]:
     """Run the command line with both streams on a pseudo-terminal; its status and what it wrote."""
     ours, theirs = pty.openpty()
