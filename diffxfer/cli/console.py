@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from typing_extensions import Self
+
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.errors import MatchError
 
@@ -57,6 +59,7 @@ class Console:
         output: the output folder, to report what is kept of it after an interruption.
         logs: whether to write what libraries print to a log instead of the terminal.
         interrupted: the message after an interruption, if nothing is kept in `output`.
+        stage: the name of the first stage, if it has one.
     """
 
     _keeps_log = True
@@ -70,6 +73,7 @@ class Console:
         output: Path | None = None,
         logs: bool = False,
         interrupted: str = _NOTHING,
+        stage: str = "",
     ) -> None:
         # If a training has several processes, only the first one prints.
         self._others = os.environ.get("RANK", "0") != "0"
@@ -79,11 +83,14 @@ class Console:
         self._display = Display(quiet=self._quiet)
         self._logs = logs
         self._interrupted = interrupted
+        self._first_stage = stage
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> Self:
         self._sigterm = signal.signal(signal.SIGTERM, _stop)
         if self._logs:
             self._display.open_log()
+        if self._first_stage:
+            self._display.stage(self._first_stage)
         return self
 
     def __exit__(

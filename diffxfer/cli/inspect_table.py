@@ -9,6 +9,7 @@ from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
 from diffxfer.cli.hub import gigabytes
 from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
+from diffxfer.diffs.jobs.report import listed
 from diffxfer.errors import printable
 
 if TYPE_CHECKING:
@@ -74,13 +75,13 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "made by", f"diffxfer {found.written_by} {_options(found)}"
     yield "companions", ", ".join(found.companions) or "none"
     if found.other_files:
-        yield "other files", _some(found.other_files)
+        yield "other files", listed(found.other_files)
     if found.integers:
-        yield "integers", f"{_some(found.integers)} (no part of a diff vector)"
+        yield "integers", f"{listed(found.integers)} (no part of a diff vector)"
     if found.added_tensors:
-        yield "added", f"{_some(found.added_tensors)} (stored whole, since base has none)"
+        yield "added", f"{listed(found.added_tensors)} (stored whole, since base has none)"
     if found.left_out:
-        yield "left out", _some(found.left_out)
+        yield "left out", listed(found.left_out)
     if found.norms is not None:
         yield from _norms(found, found.norms)
 
@@ -119,12 +120,6 @@ def _value(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}={number}" for key, number in value.items())
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _some(names: Sequence[str]) -> str:
-    from diffxfer.diffs.jobs.report import listed
-
-    return listed(names)
 
 
 def _groups(groups: Sequence[TensorGroup]) -> Table:

@@ -25,10 +25,6 @@ class PushConsole(Console):
     def __init__(self, *, json: bool, quiet: bool) -> None:
         super().__init__(json=json, quiet=quiet, interrupted=_KEPT)
 
-    def __enter__(self) -> PushConsole:
-        super().__enter__()
-        return self
-
     @property
     def watched(self) -> bool:
         """Whether to show a progress bar."""

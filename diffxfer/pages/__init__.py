@@ -1,1 +1,1 @@
-"""Floor 1: HTML pages, one self-contained file each, with tables and plots; the page loads nothing."""
+"""Floor 1: self-contained HTML pages with tables and plots."""
