@@ -160,5 +160,8 @@ def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Format a number of bytes for a message; a GB is 10⁹ bytes."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+    """Format a number of bytes; a GB is 10⁹ bytes."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if round(count / size, 2) >= 1:
+            return f"{count / size:.2f} {unit}"
+    return "1 byte" if count == 1 else f"{count} bytes"

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
-from diffxfer.cli.hub import downloads, gigabytes
+from diffxfer.cli.hub import downloads
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
 from diffxfer.diffs.jobs.report import listed
 from diffxfer.errors import DiffxferError, printable

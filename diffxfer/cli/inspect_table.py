@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
-from diffxfer.cli.hub import gigabytes
 from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
 from diffxfer.diffs.jobs.report import listed
 from diffxfer.errors import printable

@@ -6,8 +6,8 @@ import sys
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, print_json, print_warnings
-from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import printable
 from diffxfer.publishing.push_report import PushReport
 

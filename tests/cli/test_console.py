@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, as_known
-from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import DiffxferError, OutputError, printable
 from tests import tiny
 from tests.tiny import SHARD, Outcome, World
