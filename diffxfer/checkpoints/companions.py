@@ -11,7 +11,7 @@ import stat
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffxfer.checkpoints.json_read import parse_json, parse_object
+from diffxfer.checkpoints.json_read import parse_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
@@ -165,8 +165,8 @@ def read_bytes(path: Path) -> bytes:
         raise CompanionError(path, problem, "check its permissions") from exc
 
 
-def read_json(path: Path) -> Any:
-    """The document in a JSON companion.
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON companion.
 
     Python's ``NaN`` and ``Infinity`` are accepted: transformers writes them into configs
     (Mamba 2's ``time_step_limit``).
@@ -175,16 +175,11 @@ def read_json(path: Path) -> Any:
         path: a path from `companion_path`.
 
     Returns:
-        The document, with Python's ints and floats.
+        The object, with Python's ints and floats.
 
     Raises:
-        CompanionError: it cannot be read or is not JSON.
+        CompanionError: it cannot be read, is not JSON, or is not an object.
     """
-    return parse_json(read_bytes(path), path)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON companion; like `read_json`, but refuses other values."""
     return parse_object(read_bytes(path), path)
 
 
