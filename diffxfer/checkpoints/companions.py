@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_COMPANION_BYTES = 256 * 1024 * 1024
 TEMPLATE_FOLDER = "additional_chat_templates"
+README = "README.md"
 
 # Files that diffxfer writes anew in every output: neither copied nor reported as left out.
 _MADE_ANEW = ("readme.md", "diffxfer.json", "*.safetensors.index.json")
@@ -181,6 +182,12 @@ def read_object(path: Path) -> dict[str, Any]:
         CompanionError: it cannot be read, is not JSON, or is not an object.
     """
     return parse_object(read_bytes(path), path)
+
+
+def optional_object(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a companion of ``folder``, empty if there is no such file."""
+    path = companion_path(folder, name)
+    return {} if path is None else read_object(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
