@@ -11,7 +11,7 @@ import stat
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffxfer.checkpoints.json_read import parse_json, parse_object
+from diffxfer.checkpoints.json_read import parse_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_COMPANION_BYTES = 256 * 1024 * 1024
 TEMPLATE_FOLDER = "additional_chat_templates"
+README = "README.md"
 
 # Files that diffxfer writes anew in every output: neither copied nor reported as left out.
 _MADE_ANEW = ("readme.md", "diffxfer.json", "*.safetensors.index.json")
@@ -165,8 +166,8 @@ def read_bytes(path: Path) -> bytes:
         raise CompanionError(path, problem, "check its permissions") from exc
 
 
-def read_json(path: Path) -> Any:
-    """The document in a JSON companion.
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON companion.
 
     Python's ``NaN`` and ``Infinity`` are accepted: transformers writes them into configs
     (Mamba 2's ``time_step_limit``).
@@ -175,17 +176,18 @@ def read_json(path: Path) -> Any:
         path: a path from `companion_path`.
 
     Returns:
-        The document, with Python's ints and floats.
+        The object, with Python's ints and floats.
 
     Raises:
-        CompanionError: it cannot be read or is not JSON.
+        CompanionError: it cannot be read, is not JSON, or is not an object.
     """
-    return parse_json(read_bytes(path), path)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON companion; like `read_json`, but refuses other values."""
     return parse_object(read_bytes(path), path)
+
+
+def optional_object(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a companion of ``folder``, empty if there is no such file."""
+    path = companion_path(folder, name)
+    return {} if path is None else read_object(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

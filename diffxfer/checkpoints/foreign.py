@@ -11,7 +11,7 @@ import shlex
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.companions import optional_object
 from diffxfer.checkpoints.location import Place
 from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.checkpoints.stored import FLOATS
@@ -233,8 +233,7 @@ def _consolidated(place: Place) -> tuple[str, str] | None:
 
 def _unpickle(place: Place, pickle: str) -> str:
     """How to convert pickles of transformers or diffusers to safetensors."""
-    path = companion_path(place.folder, "config.json")
-    config = {} if path is None else read_object(path)
+    config = optional_object(place.folder, "config.json")
     named = config.get("architectures")
     library, classes = "transformers", named if isinstance(named, list) else []
     if pickle.startswith("diffusion_"):

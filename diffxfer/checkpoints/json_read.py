@@ -19,7 +19,7 @@ _KINDS: dict[type, str] = {list: "array", str: "string", bool: "boolean", type(N
 
 
 def parse_json(raw: bytes, where: Path) -> Any:
-    """Parse the document in ``raw``, read from ``where``; see `companions.read_json`."""
+    """Parse the document in ``raw``, read from ``where``."""
     try:
         text = raw.decode("utf-8")
         document = json.loads(text, parse_int=_parse_int)

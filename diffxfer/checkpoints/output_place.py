@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import read_object
 from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 MANIFEST_NAME = "diffxfer.json"
 _MARGIN_BYTES = 1 << 20
@@ -96,17 +96,23 @@ def refuse_foreign(out: Path) -> None:
 
 def _foreign_file(out: Path) -> Path | None:
     """A file in a folder of ours that the manifest does not name."""
-    manifest = read_object(out / MANIFEST_NAME)
-    named = {MANIFEST_NAME}
-    for key in ("shards", "files"):
-        found = manifest.get(key)
-        named |= found.keys() if isinstance(found, dict) else set()
+    named = {MANIFEST_NAME, *named_files(read_object(out / MANIFEST_NAME))}
     for folder, _, names in os.walk(out):
         for name in sorted(names):
             path = Path(folder, name)
             if path.relative_to(out).as_posix() not in named:
                 return path
     return None
+
+
+def named_files(manifest: Mapping[str, Any]) -> set[str]:
+    """The files that a manifest of any version names, except itself.
+
+    Args:
+        manifest: its object; it is not trusted.
+    """
+    parts = (manifest.get(key) for key in ("shards", "files"))
+    return {name for part in parts if isinstance(part, dict) for name in part}
 
 
 def is_our_folder(folder: Path) -> bool:
@@ -160,5 +166,8 @@ def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Format a number of bytes for a message; a GB is 10⁹ bytes."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+    """Format a number of bytes; a GB is 10⁹ bytes."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if round(count / size, 2) >= 1:
+            return f"{count / size:.2f} {unit}"
+    return "1 byte" if count == 1 else f"{count} bytes"

@@ -18,12 +18,9 @@ class ChainConsole(Console):
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        super().__init__(json=json, quiet=quiet, logs=True, interrupted=_KEPT)
-
-    def __enter__(self) -> ChainConsole:
-        super().__enter__()
-        self._display.stage("reading the recipe")
-        return self
+        super().__init__(
+            json=json, quiet=quiet, logs=True, interrupted=_KEPT, stage="reading the recipe"
+        )
 
     def show_chain(self, report: ChainReport) -> None:
         """Print the result of a chain."""

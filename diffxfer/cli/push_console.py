@@ -6,8 +6,8 @@ import sys
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, print_json, print_warnings
-from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import printable
 from diffxfer.publishing.push_report import PushReport
 
@@ -24,10 +24,6 @@ class PushConsole(Console):
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
         super().__init__(json=json, quiet=quiet, interrupted=_KEPT)
-
-    def __enter__(self) -> PushConsole:
-        super().__enter__()
-        return self
 
     @property
     def watched(self) -> bool:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from diffxfer.checkpoints.atomic_write import write_atomically
 from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
 from diffxfer.checkpoints.filesystem import lock_folder, sync_folder, sync_tree
 from diffxfer.checkpoints.output_place import place_of
 from diffxfer.errors import CompanionError, OutputError, TrainingError, UnfinishedError
-from diffxfer.recycling.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -668,7 +668,7 @@ except OutputError as exc:
 def test_too_little_disk_is_told_before_the_work(tmp_path: Path) -> None:
     out = tmp_path / "not" / "yet" / "there"
     refuse_small_disk(out, 1)
-    with pytest.raises(DiskSpaceError, match=r"needs 1125899\.91 GB, but only [0-9.]+ GB are free"):
+    with pytest.raises(DiskSpaceError, match=r"needs 1125\.90 TB, but only [0-9.]+ [GT]B are free"):
         refuse_small_disk(out, 1 << 50)
 
 

@@ -64,16 +64,6 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def world(family: World, tmp_path: Path) -> World:
-    return family.copy(tmp_path)
-
-
 def in_process(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a separate process."""
     return subprocess.run(

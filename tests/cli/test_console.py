@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, as_known
-from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import DiffxferError, OutputError, printable
 from tests import tiny
 from tests.tiny import SHARD, Outcome, World
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def world(family: World, tmp_path: Path) -> World:
-    return family.copy(tmp_path)
 
 
 def on_a_terminal(*argv: str, columns: int = 100) -> tuple[int, str]:

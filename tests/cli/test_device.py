@@ -6,7 +6,6 @@ A device in this machine's memory takes the place of a GPU; see `tests/streaming
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,19 +13,6 @@ from diffxfer.streaming import cuda, device
 from tests import tiny
 from tests.streaming.host_device import HostDevice
 from tests.tiny import OPERANDS, World
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def world(family: World, tmp_path: Path) -> World:
-    return family.copy(tmp_path)
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 LLAMA = ("q", "k", "v", "o", "gate", "up", "down", "norms")
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
 def lines_of(cells: Sequence[Cell], width: int) -> list[str]:
     out = Console(width=width, highlight=False, record=True, file=StringIO())
     out.print(heat_table(cells, width))

@@ -17,8 +17,7 @@ from lm_eval.api.registry import register_model
 from safetensors.torch import load_file, save_file
 
 from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
-from diffxfer.diffs.artifact.manifest import require_diff
-from diffxfer.diffs.artifact.norms import norms_by_kind
+from diffxfer.diffs.inspection.describe import norms_by_kind
 from diffxfer.errors import (
     DiffxferError,
     MatchError,
@@ -293,7 +292,7 @@ def test_norms_are_those_of_the_tensors(diff: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     extract_diff(DIRECT, TARGET, tmp_path / "diff", diff_dtype="float32")
-    kinds = {kind.pattern: kind for kind in norms_by_kind(require_diff(tmp_path / "diff"))}
+    kinds = norms_by_kind(tmp_path / "diff")
     delta = load_file(tmp_path / "diff" / "model.safetensors")
     base = load_file(TARGET / "model.safetensors")
     names = [name for name in delta if "mlp.up_proj" in name]

@@ -96,7 +96,6 @@ class Hub:
         self.root = root
         self.repos: dict[str, Repo] = {}
         self.tokens: dict[str, set[str]] = {}
-        self.users: dict[str, str] = {}
         self.faults = Faults()
         self.requests: list[Request] = []
         self.page = PAGE

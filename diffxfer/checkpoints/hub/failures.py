@@ -7,7 +7,7 @@ import errno
 import time
 from difflib import get_close_matches
 from json import JSONDecodeError
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from diffxfer.errors import DiskSpaceError, HubError
+from diffxfer.errors import DiskSpaceError, HubError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,28 +70,41 @@ def persistently(call: Callable[[], _T], model: HubId, waits: tuple[float, ...] 
     Raises:
         HubError: if it fails.
     """
-    for wait in waits:
+    return with_retries(call, waits, lambda exc: explain(exc, model))
+
+
+def with_retries(
+    call: Callable[[], _T],
+    waits: tuple[float, ...],
+    explained: Callable[[Exception], BaseException],
+    root: Callable[[Exception], BaseException] = lambda exc: exc,
+) -> _T:
+    """Make a request, with retries where they may help.
+
+    Args:
+        call: makes the request.
+        waits: seconds to wait before each retry.
+        explained: the error to raise for a failure, or the failure itself.
+        root: the cause of a failure, which decides whether a retry may help.
+
+    Raises:
+        Exception: what `explained` returns for the last failure.
+    """
+    for wait in (*waits, None):
         try:
             return call()
         except Exception as exc:
-            pause = pause_before_retry(exc, wait)
+            pause = None if wait is None else pause_before_retry(root(exc), wait)
             if pause is None:
-                _refuse(exc, model)
+                told = explained(exc)
+                if told is exc:
+                    raise
+                raise told from exc
         time.sleep(pause)
-    try:
-        return call()
-    except Exception as exc:
-        _refuse(exc, model)
+    raise AssertionError("the last failure is raised")
 
 
-def _refuse(exc: Exception, model: HubId) -> NoReturn:
-    told = explain(exc, model)
-    if told is exc:
-        raise exc
-    raise told from exc
-
-
-def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
+def pause_before_retry(exc: BaseException, wait_s: float) -> float | None:
     """Seconds to wait before a retry, None if a retry is useless.
 
     Args:
@@ -245,8 +258,7 @@ def _http(exc: Exception, model: HubId) -> HubError:
 
 
 def _connection(exc: Exception, model: HubId) -> HubError:
-    why = next(iter(str(exc).splitlines()), "") or type(exc).__name__
-    problem = f"cannot be fetched: no connection to {constants.ENDPOINT} ({why})"
+    problem = f"cannot be fetched: no connection to {constants.ENDPOINT} ({first_line(exc)})"
     if isinstance(exc, _SET_WRONG):
         remedy = (
             "correct HF_ENDPOINT or your proxy (HTTPS_PROXY): each must be a URL such as https://…"
@@ -269,7 +281,7 @@ def _no_json(exc: Exception, model: HubId) -> HubError:
 
 
 def _no_id(exc: Exception, model: HubId) -> HubError:
-    problem = f"is not the id of a model on the Hub ({next(iter(str(exc).splitlines()), '')})"
+    problem = f"is not the id of a model on the Hub ({first_line(exc)})"
     return _error(model, "name", problem, "give a folder, or org/name[@revision]")
 
 

@@ -8,8 +8,8 @@ import httpx2
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from diffxfer.checkpoints.hub.failures import NO_HUB
-from diffxfer.errors import HubError
+from diffxfer.checkpoints.hub.failures import NO_HUB, page_of
+from diffxfer.errors import HubError, first_line
 
 _ONCE_MORE = "run the same command again: files already uploaded are skipped"
 _LOGIN = "run hf auth login with a token that may write, or set HF_TOKEN"
@@ -66,11 +66,10 @@ def explain_refusal(exc: BaseException, repo: str) -> BaseException:
     if isinstance(exc, OfflineModeIsEnabled):
         return _offline(repo)
     if isinstance(exc, httpx2.TransportError):
-        why = _first_line(exc) or type(exc).__name__
-        problem = f"cannot be written to: no connection to {constants.ENDPOINT} ({why})"
+        problem = f"cannot be written to: no connection to {constants.ENDPOINT} ({first_line(exc)})"
         return _error(repo, "connection", problem, f"check the network, and {_ONCE_MORE}")
     if isinstance(exc, HFValidationError):
-        problem = f"is not the id of a model on the Hub ({_first_line(exc)})"
+        problem = f"is not the id of a model on the Hub ({first_line(exc)})"
         return _error(repo, "name", problem, "give another one, such as org/name")
     if type(exc) is ValueError:  # huggingface_hub's, with the Hub's message about a card or a file
         said = " ".join(str(exc).split())
@@ -80,7 +79,7 @@ def explain_refusal(exc: BaseException, repo: str) -> BaseException:
         problem = f"cannot be written to: the server at {constants.ENDPOINT} is not the Hub"
         return _error(repo, "refused", problem, NO_HUB)
     if type(exc).__module__.startswith("hf_xet") or type(exc) is RuntimeError:
-        return _error(repo, "connection", f"was not written: {_first_line(exc)}", _ONCE_MORE)
+        return _error(repo, "connection", f"was not written: {first_line(exc)}", _ONCE_MORE)
     return exc
 
 
@@ -107,7 +106,7 @@ def _http(exc: HfHubHTTPError, repo: str) -> HubError:
         )
         return _error(repo, "server", problem, f"wait a while, and {_ONCE_MORE}")
     problem = f"rejects the upload: {constants.ENDPOINT} answers with status {status}{said}"
-    return _error(repo, "refused", problem, f"see {constants.ENDPOINT}/{repo}")
+    return _error(repo, "refused", problem, f"see {page_of(repo)}")
 
 
 def _offline(repo: str) -> HubError:
@@ -117,7 +116,3 @@ def _offline(repo: str) -> HubError:
 
 def _error(repo: str, reason: str, problem: str, remedy: str) -> HubError:
     return HubError(repo, None, reason, problem, remedy)
-
-
-def _first_line(exc: BaseException) -> str:
-    return next(iter(str(exc).splitlines()), "")

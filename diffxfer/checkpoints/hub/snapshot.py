@@ -11,9 +11,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from diffxfer.checkpoints.companions import (
     MAX_COMPANION_BYTES,
+    README,
     companion_path,
     is_companion,
-    read_object,
+    optional_object,
 )
 from diffxfer.checkpoints.foreign import refuse_foreign
 from diffxfer.checkpoints.hub.download import download
@@ -26,9 +27,6 @@ from diffxfer.errors import CompanionError, HubError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-_README = "README.md"
-"""The file that states the licence."""
 
 _INDEXES = tuple(names.index for names in SHARD_NAMES)
 
@@ -131,9 +129,9 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
 
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
     """The files needed besides the shards; for a diff vector, those that its manifest names."""
-    names = [name for name in files if is_companion(name) or name in (*_INDEXES, _README)]
-    manifest = companion_path(folder, MANIFEST_NAME)
-    described = {} if manifest is None else read_object(manifest)
+    # The README states the licence.
+    names = [name for name in files if is_companion(name) or name in (*_INDEXES, README)]
+    described = optional_object(folder, MANIFEST_NAME)
     beside = described.get("files")
     if described.get("kind") == "diff" and isinstance(beside, dict):
         names += beside

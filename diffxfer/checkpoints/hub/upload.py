@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 
-from diffxfer.checkpoints.hub.failures import AT_FIRST_S, pause_before_retry
+from diffxfer.checkpoints.hub.failures import AT_FIRST_S, with_retries
 from diffxfer.checkpoints.hub.refusals import explain_refusal, no_token, refuse_offline, root_of
 from diffxfer.errors import HubError
 
@@ -297,21 +296,9 @@ def _api() -> HfApi:
 
 def _persistently(call: Callable[[], _T], repo: str) -> _T:
     """Make a request to the Hub, with retries where they may help."""
-    for wait in (*AT_FIRST_S, None):
-        try:
-            return call()
-        except Exception as exc:
-            cause = root_of(exc)
-            pause = None
-            if wait is not None and isinstance(cause, Exception):
-                pause = pause_before_retry(cause, wait)
-            if pause is None:
-                told = explain_refusal(cause, repo)
-                if told is exc:
-                    raise
-                raise told from exc
-        time.sleep(pause)
-    raise AssertionError("the last failure is raised")
+    return with_retries(
+        call, AT_FIRST_S, lambda exc: explain_refusal(root_of(exc), repo), root=root_of
+    )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from diffxfer.checkpoints.companions import (
     TEMPLATE_FOLDER,
     is_code,
     list_companions,
+    optional_object,
     read_bytes,
     read_config,
 )
@@ -29,7 +30,6 @@ from diffxfer.diffs.companions.head_config import head_changes
 from diffxfer.diffs.companions.special_tokens import (
     Translation,
     Vocabulary,
-    optional_object,
     output_specials,
     read_vocabulary,
     setting_changes,

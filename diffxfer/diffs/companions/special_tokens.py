@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.companions import optional_object
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import CompanionError
 
@@ -53,12 +53,6 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         return None
     names = {i: token for i, token in enumerate(tokenizer.tokens) if token is not None}
     return Vocabulary(names, tokenizer.ids())
-
-
-def optional_object(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a companion of ``folder``, empty if there is no such file."""
-    path = companion_path(folder, name)
-    return {} if path is None else read_object(path)
 
 
 @dataclass(frozen=True, slots=True)

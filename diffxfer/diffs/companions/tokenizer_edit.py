@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, read_bytes
+from diffxfer.checkpoints.companions import companion_path, optional_object, read_bytes
 from diffxfer.checkpoints.json_edit import KeyPath, edit_json
 from diffxfer.checkpoints.json_read import parse_object
-from diffxfer.diffs.companions.special_tokens import Vocabulary, optional_object
+from diffxfer.diffs.companions.special_tokens import Vocabulary
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:

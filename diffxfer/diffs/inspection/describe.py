@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, list_companions, read_object
+from diffxfer.checkpoints.companions import list_companions, optional_object
 from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest
+from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest, require_diff
+from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
 from diffxfer.diffs.jobs.report import listed
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.soundness.finding import Finding
-
-_COMPANIONS = "companions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     folder = place.folder
     manifest = read_manifest(folder)
     is_diff = manifest is not None and manifest.kind == "diff"
-    config = _config(folder / _COMPANIONS if is_diff else folder)
+    config = optional_object(folder / COMPANIONS if is_diff else folder, "config.json")
     weights = decoded(open_weights(place), config)
     quantized = _quantized(folder, config, weights)
     beside = list_companions(folder)
@@ -166,20 +165,15 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         cells=cells((where[name], measure) for name, measure in measured.items()),
         warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
         findings=inspect_files(
-            folder / _COMPANIONS if is_diff else folder,
+            folder / COMPANIONS if is_diff else folder,
             specs,
             whole=not is_diff and quantized is None,
         ),
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = companion_path(folder, "config.json")
-    return {} if path is None else read_object(path)
-
-
 def _diff_companions(path: Path) -> tuple[str, ...]:
-    folder = path / _COMPANIONS
+    folder = path / COMPANIONS
     return list_companions(folder).names if folder.is_dir() else ()
 
 
@@ -219,6 +213,22 @@ def _measured(
         if name in specs and entry.delta_norm is not None and entry.base_norm is not None:
             count = specs[name].elements
             yield name, Measure(1, count, entry.delta_norm, entry.base_norm, entry.unchanged)
+
+
+def norms_by_kind(folder: Path) -> dict[str, Measure]:
+    """The norms in a diff vector's manifest, by the pattern of the tensors' names.
+
+    Args:
+        folder: the diff vector.
+
+    Returns:
+        One entry per pattern, in the order of the tensors; the last one is named ``"all"``.
+    """
+    kinds: dict[str, list[Measure]] = {}
+    for name, measure in _measured(require_diff(folder), open_weights(folder).tensors):
+        kinds.setdefault(pattern(name), []).append(measure)
+    found = {kind: total(parts) for kind, parts in kinds.items()}
+    return {**found, "all": total(found.values())}
 
 
 def _inexact(manifest: Manifest) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import xxhash
 
-from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.companions import README, read_bytes
 from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.header import HEADER_OFFSET
 from diffxfer.checkpoints.output_place import MANIFEST_NAME, free_bytes, refuse_small_disk
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     """Completes a manifest from the results by name and the checksums of tensors that were only
     read. Returns the manifest, a lazy iterable of its tensors, and files made from the results."""
 
-README = "README.md"
 _JOURNAL_SHARE = 2048
 """A journal takes a few hundred bytes for every half MiB that is written."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from diffxfer.checkpoints.companions import companion_path, read_bytes, read_object
+from diffxfer.checkpoints.companions import companion_path, optional_object, read_bytes
 from diffxfer.checkpoints.header import parse_header
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import read_shard
@@ -135,8 +135,7 @@ def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
 def _homes(folder: Path, index: str) -> Mapping[str, str]:
     """The shard of each tensor by the index; empty if the index is missing or unreadable."""
     try:
-        path = companion_path(folder, index)
-        placed = {} if path is None else read_object(path).get("weight_map")
+        placed = optional_object(folder, index).get("weight_map")
     except CheckpointError:
         return {}  # already reported as a damaged file
     if not isinstance(placed, dict):
