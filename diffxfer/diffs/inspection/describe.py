@@ -12,7 +12,6 @@ from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest, require_diff
-from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
 from diffxfer.diffs.jobs.report import listed
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.reader import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.soundness.finding import Finding
+
+_COMPANIONS = "companions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     manifest = read_manifest(folder)
     weights = open_weights(place)
     is_diff = manifest is not None and manifest.kind == "diff"
-    config = optional_object(folder / COMPANIONS if is_diff else folder, "config.json")
+    config = optional_object(folder / _COMPANIONS if is_diff else folder, "config.json")
     beside = list_companions(folder)
     specs = weights.tensors
     measured = dict(_measured(manifest, specs)) if manifest is not None and is_diff else {}
@@ -163,13 +164,13 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         cells=cells((where[name], measure) for name, measure in measured.items()),
         warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
         findings=inspect_files(
-            folder / COMPANIONS if is_diff else folder, specs, whole=not is_diff
+            folder / _COMPANIONS if is_diff else folder, specs, whole=not is_diff
         ),
     )
 
 
 def _diff_companions(path: Path) -> tuple[str, ...]:
-    folder = path / COMPANIONS
+    folder = path / _COMPANIONS
     return list_companions(folder).names if folder.is_dir() else ()
 
 
