@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
 from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
-from diffxfer.diffs.jobs.report import listed
+from diffxfer.errors import listed
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -22,8 +22,7 @@ from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
-from diffxfer.diffs.jobs.report import listed
-from diffxfer.errors import DiffxferError, printable
+from diffxfer.errors import DiffxferError, listed, printable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,7 @@ from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
 from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
-from diffxfer.diffs.jobs.report import listed
-from diffxfer.errors import printable
+from diffxfer.errors import listed, printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffxfer.errors import DeviceError
+from diffxfer.errors import DeviceError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-_REASON = 300
 
 
 class Cuda:
@@ -110,7 +108,7 @@ class Cuda:
         try:
             yield
         except RuntimeError as exc:
-            reason = next(iter(str(exc).splitlines()), "")[:_REASON]
+            reason = first_line(exc)
             if isinstance(exc, torch.OutOfMemoryError) or "out of memory" in reason:
                 remedy = "give a smaller --device-memory, or another --device such as cpu"
                 raise DeviceError(str(self._device), reason, remedy) from exc

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.companions import optional_object
 from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
@@ -238,8 +238,7 @@ def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
 
 
 def _open(place: Place) -> Weights:
-    path = companion_path(place.folder, "config.json")
-    return decoded(open_weights(place), {} if path is None else read_object(path))
+    return decoded(open_weights(place), optional_object(place.folder, "config.json"))
 
 
 def _place(stored: StoredTensor) -> tuple[Path, int]:

@@ -13,13 +13,11 @@ from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest, require_diff
-from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
-from diffxfer.diffs.jobs.report import listed
 from diffxfer.diffs.matching.names import pattern
 from diffxfer.diffs.soundness.check import inspect_files
-from diffxfer.errors import QuantizedError
+from diffxfer.errors import QuantizedError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.soundness.finding import Finding
+
+_COMPANIONS = "companions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     folder = place.folder
     manifest = read_manifest(folder)
     is_diff = manifest is not None and manifest.kind == "diff"
-    config = optional_object(folder / COMPANIONS if is_diff else folder, "config.json")
+    config = optional_object(folder / _COMPANIONS if is_diff else folder, "config.json")
     weights = decoded(open_weights(place), config)
     quantized = _quantized(folder, config, weights)
     beside = list_companions(folder)
@@ -165,7 +165,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         cells=cells((where[name], measure) for name, measure in measured.items()),
         warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
         findings=inspect_files(
-            folder / COMPANIONS if is_diff else folder,
+            folder / _COMPANIONS if is_diff else folder,
             specs,
             whole=not is_diff and quantized is None,
         ),
@@ -173,7 +173,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
 
 
 def _diff_companions(path: Path) -> tuple[str, ...]:
-    folder = path / COMPANIONS
+    folder = path / _COMPANIONS
     return list_companions(folder).names if folder.is_dir() else ()
 
 

@@ -17,6 +17,7 @@ from diffxfer.diffs.matching.match import (
     REPLACED,
 )
 from diffxfer.diffs.matching.names import pattern
+from diffxfer.errors import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.match import Fate
     from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.errors import Culprits
-
-
-_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +133,6 @@ def count_fates(groups: Iterable[FateGroup]) -> tuple[dict[str, int], dict[str, 
         tensors[group.kind] += group.tensors
         parameters[group.kind] += group.parameters
     return dict(tensors), dict(parameters)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.jobs.job import nothing_more
-from diffxfer.diffs.jobs.report import listed
 from diffxfer.diffs.relations.relatedness import refuse_unrelated, relate, warn_of_relations
 from diffxfer.diffs.relations.sampling import sample_graft, sample_models
+from diffxfer.errors import listed
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.diffs.artifact.manifest import is_sealed
-from diffxfer.diffs.jobs.report import listed
-from diffxfer.errors import CheckpointError, Damage
+from diffxfer.errors import CheckpointError, Damage, listed
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
