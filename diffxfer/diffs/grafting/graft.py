@@ -24,25 +24,28 @@ from diffxfer.diffs.grafting.pairing import (
     other_fates,
 )
 from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
-from diffxfer.diffs.jobs.job import Job, do
+from diffxfer.diffs.jobs.job import Job, do, nothing_more
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import notes_of_names, read_role, shapes_of
-from diffxfer.diffs.relations.kinship import finish_of, kinship_of_graft
+from diffxfer.diffs.relations.kinship import kinship_of_graft, warning_of_digests
 from diffxfer.diffs.soundness.check import check_diff, check_result, check_roles
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.companions.inherit import Inheritance
     from diffxfer.diffs.grafting.options import GraftOptions
+    from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.matching.role import Role
+    from diffxfer.diffs.relations.kinship import Kinship
     from diffxfer.diffs.vocab.pair_target import TargetPairing
     from diffxfer.streaming.plan import TensorTask
+    from diffxfer.streaming.statistics import TensorResult
 
 
 def apply_diff(
@@ -278,7 +281,7 @@ def _graft(
         sources={**source.entries, "target": source_entry(target.weights)},
         fates=[*match.fates, *source.match.fates, *other_fates(source, output.role)],
         problems=problems,
-        finish=finish_of(kinship, said),
+        finish=_finish_of(kinship, said),
         vocabulary=pairing.mode if pairing else "rows",
         added_tokens=tuple(pairing.names.values()) if pairing else (),
         dropped_tokens=pairing.dropped if pairing else (),
@@ -289,6 +292,18 @@ def _graft(
         relations=kinship.relations,
     )
     return do(job, options.run)
+
+
+def _finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
+    """Append a warning if the digests show that the target is the base itself."""
+
+    def finish(
+        manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
+    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
+        warnings.append(warning_of_digests(kinship, silent))
+        return nothing_more(manifest, results, silent)
+
+    return finish if kinship.tasks else nothing_more
 
 
 def _companions(
