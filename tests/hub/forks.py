@@ -74,6 +74,14 @@ class Forks:
         }
         if stop is not None:
             order["stop"] = [str(stop[0]), *stop[1:]]
+        return self._send(order)
+
+    def run_code(self, code: str, *argv: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a program, as ``python -c`` does."""
+        words = [str(word) for word in argv]
+        return self._send({"argv": words, "code": code, "cwd": str(cwd), "env": {}})
+
+    def _send(self, order: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -130,9 +138,12 @@ def _be(order: dict[str, Any], out: int, err: int) -> None:
     status: object = 1
     with contextlib.suppress(BaseException):
         try:
-            from diffxfer.cli.main import main
+            if "code" in order:
+                exec(order["code"], {"__name__": "__main__"})
+            else:
+                from diffxfer.cli.main import main
 
-            main()
+                main()
             status = 0
         except SystemExit as exc:
             status = exc.code or 0
