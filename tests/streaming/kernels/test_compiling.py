@@ -61,7 +61,13 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+SLOWLY = [
+    pytest.param(dtype, marks=() if dtype in ("BF16", "F32") else pytest.mark.slow)
+    for dtype in DTYPES
+]
+
+
+@pytest.mark.parametrize("dtype", SLOWLY)
 def test_nothing_is_contracted(dtype: str) -> None:
     from diffxfer.streaming.kernels.compiling import optimize
 
