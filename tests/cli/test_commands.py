@@ -333,8 +333,14 @@ ON_A_CPU = {
 }
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of kernels that is empty at first."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.mark.parametrize("name", ON_A_CPU)
-def test_a_cpu_needs_no_torch(world: World, name: str) -> None:
+def test_a_cpu_needs_no_torch(world: World, name: str, compiled: Path) -> None:
     code = LIGHT.format(
         argv=list(ON_A_CPU[name]), code="from diffxfer.cli.main import main; main()"
     )
@@ -346,7 +352,7 @@ def test_a_cpu_needs_no_torch(world: World, name: str) -> None:
             check=True,
             timeout=60,
             cwd=world.root,
-            env={**os.environ, "NUMBA_CACHE_DIR": str(world.root / "cache")},
+            env={**os.environ, "NUMBA_CACHE_DIR": str(compiled)},
         )
         shutil.rmtree(world.root / "out", ignore_errors=True)
         assert "torch" not in done.stderr

@@ -22,6 +22,8 @@ from tests.recycling.training import FAMILY, RATE, tune_shortly, write_rows
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.hub.forks import Forks
+
 pytest.importorskip("trl")
 
 STEPS = 9
@@ -30,8 +32,6 @@ OPTIONS: dict[str, Any] = {"steps": STEPS, "save_every": 2, "batch_size": 8}
 # Four steps are an epoch: the run is killed in its second one, with a state from there.
 KILLED = """
 import os, signal, sys
-import torch
-torch.set_num_threads(1)
 from diffxfer import transfer, tune
 from diffxfer.recycling.training_workspace import TrainingWorkspace
 model, data, out, teacher, when = sys.argv[1:]
@@ -69,14 +69,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    when: str, begun: int, taught: bool, data: Path, tmp_path: Path
+    warm: Forks, when: str, begun: int, taught: bool, data: Path, tmp_path: Path
 ) -> None:
     model, teacher = FAMILY / "target", FAMILY / "finetuned" if taught else None
     out = tmp_path / "killed" / "out"
-    argv = [model, data, out, teacher or "", when]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, argv)], check=False, capture_output=True, text=True
-    )
+    argv = (model, data, out, teacher or "", when)
+    done = warm.run_code(KILLED, *argv, cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in out.parent.iterdir()] == [".out.tuning"]
     report = tune_shortly(model, data, out, teacher=teacher, **OPTIONS)

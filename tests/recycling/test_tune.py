@@ -64,7 +64,7 @@ def losses(report: TuneReport) -> list[float]:
 class TestTheFourArms:
     @pytest.mark.parametrize("taught", [False, True])
     @pytest.mark.parametrize("grafted", [False, True])
-    def test_learns(
+    def test_each_learns_and_leaves_its_inputs_alone(
         self, grafted: bool, taught: bool, graft: Path, data: Path, tmp_path: Path
     ) -> None:
         model = graft if grafted else FAMILY / "target"
@@ -162,7 +162,9 @@ class TestWhatIsWritten:
         tune_shortly(graft, data, tmp_path / "out")
         assert families.contents(tmp_path / "out") == families.contents(tuned[0])
 
-    def test_overwrite(self, graft: Path, data: Path, tmp_path: Path) -> None:
+    def test_an_output_is_replaced_only_with_overwrite(
+        self, graft: Path, data: Path, tmp_path: Path
+    ) -> None:
         out = tmp_path / "out"
         tune_shortly(graft, data, out, steps=1)
         with pytest.raises(OutputExistsError, match="exists already"):

@@ -78,7 +78,7 @@ class TestMissing:
         assert {name for group in caught.value.groups for name in group.names} == set(self.GONE)
 
     @pytest.mark.parametrize("lacking", [("base",), ("finetuned",), ("target",), ROLES[:2]])
-    def test_allowed(self, tmp_path, lacking):
+    def test_a_target_tensor_that_may_be_missing_elsewhere_is_kept(self, tmp_path, lacking):
         roles = three(tmp_path, **dict.fromkeys(lacking, self.GONE))
         graft = prove(tmp_path / "out", *roles, Options(allow_missing=(r"\.up\.",)))
         old, new = oracle.load(roles[2]), oracle.load(graft)

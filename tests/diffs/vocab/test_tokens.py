@@ -101,11 +101,11 @@ class TestTables:
             models.Unigram([("x", -1.0), ("[UNK]", -2.0)], unk_id=1),
         ],
     )
-    def test_other_models(self, tmp_path, model):
+    def test_word_level_word_piece_and_unigram_models_are_read_too(self, tmp_path, model):
         RealTokenizer(model).save(str(tmp_path / "tokenizer.json"))
         assert read_tokenizer(tmp_path).tokens == ("x", "[UNK]")
 
-    def test_holes(self, tmp_path):
+    def test_ids_without_a_token_are_none(self, tmp_path):
         put(tmp_path, "tokenizer.json", tokenizer_json({"a": 0, "b": 2}, [added(4, "<x>")]))
         assert read_tokenizer(tmp_path).tokens == ("a", None, "b", None, "<x>")
 
