@@ -42,7 +42,7 @@ print("numba" in sys.modules, file=sys.stderr)
 ONE = """
 import sys
 import numpy as np
-from diffxfer.streaming.kernels.native import kernel
+from diffxfer.kernels.native import kernel
 every, wide = np.arange(1 << 16, dtype=np.uint16), np.empty(1 << 16, np.float32)
 kernel("convert", ("F16", "F32"))(every.ctypes.data, wide.ctypes.data, 1 << 16)
 print(wide.tobytes().hex())
