@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_LISTED = 5
 _LONGEST = 8000
 """The most characters of a problem in a message; the last lines of a log have fewer."""
 
@@ -66,6 +67,16 @@ def first_line(exc: BaseException) -> str:
     """
     lines = (line for line in str(exc).splitlines() if line.strip())
     return next(lines, type(exc).__name__)[:300]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are.
+
+    Args:
+        names: names of tensors, tokens or files.
+    """
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 class DiffxferError(Exception):

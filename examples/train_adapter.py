@@ -11,7 +11,7 @@ With the folder of an adapter that exists, nothing is trained: it is grafted and
 import sysconfig
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -49,7 +49,7 @@ def train_adapter(out: Path, rank: int, steps: int, learning_rate: float) -> Non
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    model = get_peft_model(load(family_folder() / "base"), config)
+    model: Any = get_peft_model(load(family_folder() / "base"), config)
     rehearsal = text_batches(base_texts, tokenizer, BASE_CONTEXT, tokens=2048)
     train(
         model,

@@ -23,6 +23,7 @@ FLOORS = {
     "kernels": 0,
     "checkpoints": 1,
     "streaming": 2,
+    "pages": 2,
     "diffs": 3,
     "evaluation": 4,
     "recycling": 5,
@@ -103,6 +104,37 @@ def test_every_package_has_a_floor() -> None:
 def test_errors_use_the_standard_library_only() -> None:
     assert not list(imports("diffxfer.errors"))
     assert not [name for m in MODULES if ".family" in m for name, _ in imports(m) if name not in m]
+
+
+def imported_at_run_time(tree: ast.AST) -> Iterator[str]:
+    """The modules from which names are imported, except those for annotations alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        yield from imported_at_run_time(node)
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("rich.console", {"diffxfer.cli.bar", "diffxfer.cli.table"}),
+        ("rich.progress", {"diffxfer.cli.bar"}),
+        ("rich.table", {"diffxfer.cli.bar", "diffxfer.cli.table"}),
+    ],
+)
+def test_tables_and_progress_are_drawn_in_one_place(library: str, homes: set[str]) -> None:
+    assert {m for m in MODULES if library in imported_at_run_time(TREES[m])} == homes
+
+
+@pytest.mark.parametrize(
+    ("text", "home"),
+    [("<!DOCTYPE", "diffxfer.pages.page"), (".to_html(", "diffxfer.pages.figures")],
+)
+def test_pages_are_written_in_one_place(text: str, home: str) -> None:
+    found = [path for path in PACKAGE.rglob("*.py") if text in path.read_text("utf-8")]
+    assert [name_of(path) for path in found] == [home]
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

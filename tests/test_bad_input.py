@@ -217,11 +217,13 @@ HEADERS = [
     Fault("true as a size", entry(shape=[True, 12]), (SHARD, UP, "shape", AGAIN)),
     Fault("unknown dtype", entry(dtype="BF15"), (SHARD, UP, "unknown dtype 'BF15'", AGAIN)),
     Fault("dtype as a list", entry(dtype=["BF16"]), (SHARD, UP, "unknown dtype", AGAIN)),
-    Fault("more fields", entry(strides=[4, 1]), (SHARD, UP, "is not described by", AGAIN)),
+    Fault(
+        "more fields", entry(strides=[4, 1]), (SHARD, UP, "must have exactly dtype, shape", AGAIN)
+    ),
     Fault(
         "fewer fields",
         header(lambda found: found[UP].pop("shape")),
-        (SHARD, UP, "is not described by", AGAIN),
+        (SHARD, UP, "must have exactly dtype, shape", AGAIN),
     ),
     Fault("duplicate key", twice, (SHARD, UP, "twice", AGAIN)),
     Fault(
@@ -236,12 +238,12 @@ FILES = [
     Fault(
         "shard is a device",
         replaced(SHARD, lambda path: path.symlink_to("/dev/zero")),
-        (SHARD, "is not a regular file", "replace it by the shard itself"),
+        (SHARD, "is not a regular file", "replace it with the shard itself"),
     ),
     Fault(
         "shard links to nothing",
         replaced(SHARD, lambda path: path.symlink_to("gone")),
-        (SHARD, "is a link to nothing", "download the checkpoint again"),
+        (SHARD, "is a broken link", "download the checkpoint again"),
     ),
     Fault(
         "shard links to itself",
@@ -256,7 +258,7 @@ FILES = [
     Fault(
         "index links to a name too long",
         replaced(INDEX, lambda path: path.symlink_to("x" * 300)),
-        (INDEX, "is a link to nothing", "put the file itself there"),
+        (INDEX, "is a broken link", "replace the link with the file"),
         MODELS,
         "sharded",
     ),
@@ -276,26 +278,26 @@ CONFIGS = [
     Fault(
         "no config",
         lambda folder: (folder / "config.json").unlink(),
-        ("no config.json", "name the folder that holds config.json"),
+        ("has no config.json", "give the folder that contains config.json"),
         MODELS,
     ),
     Fault(
         "config is not JSON",
         put("config.json", '{"vocab_size": 6,\n "hidden_size": }'),
-        ("config.json", "is not JSON (line 2)", "fetch or save the checkpoint again"),
+        ("config.json", "is not JSON (line 2)", "download or save the checkpoint again"),
         MODELS,
     ),
     Fault(
         "config is not UTF-8",
         put("config.json", b'{"a": "\xff"}'),
-        ("config.json", "not UTF-8", "fetch or save the checkpoint again"),
+        ("config.json", "not UTF-8", "download or save the checkpoint again"),
         MODELS,
     ),
     Fault("config is empty", put("config.json", ""), ("config.json", "is not JSON"), MODELS),
     Fault(
         "config is an array",
         put("config.json", "[]"),
-        ("config.json", "holds a JSON array where an object is expected", "again"),
+        ("config.json", "is a JSON array, expected an object", "again"),
         MODELS,
     ),
     Fault(
@@ -307,25 +309,25 @@ CONFIGS = [
     Fault(
         "config links out",
         replaced("config.json", lambda path: path.symlink_to("/etc/hostname")),
-        ("config.json", "is a link out of the checkpoint", "put the file itself there"),
+        ("config.json", "points outside the checkpoint", "replace the link with the file"),
         MODELS,
     ),
     Fault(
         "licence links out",
         lambda folder: (folder / "LICENSE").symlink_to("/etc/hostname"),
-        ("LICENSE", "is a link out of the checkpoint", "or delete the link"),
+        ("LICENSE", "points outside the checkpoint", "or delete it"),
         frozenset({"finetuned", "target"}),
     ),
     Fault(
         "template links out",
         lambda folder: (folder / "chat_template.jinja").symlink_to("../secret"),
-        ("chat_template.jinja", "is a link", "put the file itself there"),
+        ("chat_template.jinja", "link", "replace the link with the file"),
         frozenset({"finetuned", "target"}),
     ),
     Fault(
         "more templates link out",
         lambda folder: (folder / "additional_chat_templates").symlink_to("/etc"),
-        ("additional_chat_templates", "is a link out of the checkpoint", "or delete the link"),
+        ("additional_chat_templates", "points outside the checkpoint", "or delete it"),
         frozenset({"finetuned", "target"}),
     ),
     Fault(
@@ -337,13 +339,13 @@ CONFIGS = [
     Fault(
         "tokenizer has an id far away",
         put("tokenizer.json", '{"model": {"vocab": {"a": 0, "b": 4194303}}}'),
-        ("tokenizer.json", "the id of 'b' is 4194303, where there are 2 tokens", "again"),
+        ("tokenizer.json", "the id of 'b' is 4194303, but it has only 2 tokens", "again"),
         MODELS,
     ),
     Fault(
         "tokenizer is not JSON",
         put("tokenizer.json", "<html>"),
-        ("tokenizer.json", "is not JSON", "fetch or save the checkpoint again"),
+        ("tokenizer.json", "is not JSON", "download or save the checkpoint again"),
         MODELS,
     ),
 ]
@@ -426,14 +428,14 @@ INDEXES = [
     Fault(
         "is stale",
         lambda folder: save_file({"x": torch.zeros(1)}, folder / SHARD),
-        (SHARD, "an index that names other shards", "remove the one that is stale"),
+        (SHARD, "an index that names other shards", "delete the outdated one"),
         MODELS,
         "sharded",
     ),
     Fault(
-        "is a link out",
+        "outside the checkpoint",
         replaced(INDEX, lambda path: path.symlink_to("/etc/hostname")),
-        (INDEX, "is a link out of the checkpoint", "put the file itself there"),
+        (INDEX, "points outside the checkpoint", "replace the link with the file"),
         MODELS,
         "sharded",
     ),
@@ -551,7 +553,7 @@ KINDS = [
         Fault(
             name,
             pickled(name),
-            ("pickled weights only", name, "save it as safetensors", "save_pretrained"),
+            ("only pickled weights", name, "save it as safetensors", "save_pretrained"),
             MODELS,
         )
         for name in ("pytorch_model.bin", "model.pt", "last.ckpt")
@@ -559,14 +561,14 @@ KINDS = [
     Fault(
         "Meta's own layout",
         pickled("consolidated.00.pth"),
-        ("own layout only (consolidated.00.pth)", "give the same model as transformers saves it"),
+        ("own layout (consolidated.00.pth)", "give the same model in transformers format"),
         MODELS,
     ),
     Fault("LoRA", lora, ("is a LoRA adapter", "merge it into its base first"), MODELS),
     Fault(
         "a file",
         lambda folder: (shutil.rmtree(folder), folder.write_text("")),
-        ("is a file", "give the folder that holds it"),
+        ("is a file", "give the folder that contains it"),
     ),
     Fault(
         "no folder",
@@ -618,7 +620,7 @@ def test_the_pickle_would_have_run(tmp_path: Path) -> None:
 def test_a_hub_id_is_not_fetched_offline(verb: str, role: str, world: World) -> None:
     name = "meta-llama/Llama-3.1-8B"
     world.folders[role] = Path(name)
-    says = (f"error: {name}: cannot be fetched, since HF_HUB_OFFLINE is set", "does not have it")
+    says = (f"error: {name}: cannot be fetched: HF_HUB_OFFLINE is set", "does not contain it")
     refused(world, world.argv(verb), *says)
 
 
@@ -752,7 +754,11 @@ def test_outputs_that_overflow(case: str, verb: str, tmp_path: Path) -> None:
         operands = (world.folders["finetuned"], world.folders["base"])
         made = tiny.run("extract", *operands, "-o", world.folders["diff"])
         assert made.status == 0
-    says = (f"error: {UP}: overflows {said} in the output at [", "--allow-nonfinite", "wider dtype")
+    says = (
+        f"error: {UP}: overflows {said} in the output at [",
+        "--allow-nonfinite",
+        "a wider --out-dtype",
+    )
     refused(world, world.argv(verb, *options), *says)
     passes(world.argv(verb, *options, "--allow-nonfinite"), world.out)
 
@@ -772,20 +778,20 @@ def test_a_diff_vector_that_overflows(tmp_path: Path) -> None:
 )
 def test_a_diff_vector_given_as_a_model(verb: str, role: str, world: World) -> None:
     world.folders[role] = world.folders["diff"]
-    says = (f"{world.folders['diff']}: is a diff vector, where the {role} ", "diffxfer apply")
+    says = (f"{world.folders['diff']}: is a diff vector, expected the {role} ", "diffxfer apply")
     refused(world, world.argv(verb), *says)
 
 
 def test_a_model_given_as_a_diff_vector(world: World) -> None:
     world.folders["diff"] = world.folders["finetuned"]
-    says = (f"{world.folders['diff']}: is a model, where a diff vector is due", "diffxfer extract")
+    says = (f"{world.folders['diff']}: is a model, expected a diff vector", "diffxfer extract")
     refused(world, world.argv("apply"), *says)
 
 
 def test_a_graft_given_as_a_diff_vector(world: World) -> None:
     assert tiny.run(*into(world.argv("transfer"), world.root / "graft")).status == 0
     world.folders["diff"] = world.root / "graft"
-    says = (f"{world.folders['diff']}: is a graft", "where a diff vector is due", "extract")
+    says = (f"{world.folders['diff']}: is a graft", "expected a diff vector", "extract")
     refused(world, world.argv("apply"), *says)
 
 
@@ -810,24 +816,27 @@ def store_integers(folder: Path) -> None:
 MANIFESTS = {
     "integers": (
         store_integers,
-        (SHARD, "'model.norm.weight' is U16, which no difference is", REMAKE),
+        (SHARD, "'model.norm.weight' is U16, expected a float dtype", REMAKE),
     ),
     "newer format": (
         edit(MANIFEST, lambda found: found.update(diffxfer_format=99)),
-        (MANIFEST, "has format 99", "reads up to 1", "update it"),
+        (MANIFEST, "has format 99", "reads only up to 1", "update diffxfer"),
     ),
     "newer format of another layout": (
         put(MANIFEST, json.dumps({"diffxfer_format": 2, "kind": "diff", "tensors": []})),
-        (MANIFEST, "has format 2", "update it"),
+        (MANIFEST, "has format 2", "update diffxfer"),
     ),
     "no manifest": (
         lambda folder: (folder / MANIFEST).unlink(),
-        (f"is a folder without {MANIFEST}", "where a diff vector is due", "diffxfer extract"),
+        (f"is a folder without {MANIFEST}", "expected a diff vector", "diffxfer extract"),
     ),
-    "cut in half": (cut_in_half, (MANIFEST, "is not a manifest that we can read", REMAKE)),
-    "empty": (put(MANIFEST, b""), (MANIFEST, "is not a manifest", REMAKE)),
-    "not UTF-8": (put(MANIFEST, b'{"kind": "\xff"}'), (MANIFEST, "is not a manifest", REMAKE)),
-    "nested": (put(MANIFEST, b'{"a":' * 5000), (MANIFEST, "is not a manifest", REMAKE)),
+    "cut in half": (cut_in_half, (MANIFEST, "is not a valid manifest", REMAKE)),
+    "empty": (put(MANIFEST, b""), (MANIFEST, "is not a valid manifest", REMAKE)),
+    "not UTF-8": (
+        put(MANIFEST, b'{"kind": "\xff"}'),
+        (MANIFEST, "is not a valid manifest", REMAKE),
+    ),
+    "nested": (put(MANIFEST, b'{"a":' * 5000), (MANIFEST, "is not a valid manifest", REMAKE)),
     "no tensors": (
         edit(MANIFEST, lambda found: found.pop("tensors")),
         (MANIFEST, "tensors", REMAKE),
@@ -858,7 +867,7 @@ MANIFESTS = {
     ),
     "a link out": (
         replaced(MANIFEST, lambda path: path.symlink_to("/etc/hostname")),
-        (MANIFEST, "is a link out of the checkpoint"),
+        (MANIFEST, "points outside the checkpoint"),
     ),
     "no companions": (
         lambda folder: shutil.rmtree(folder / "companions"),
@@ -915,7 +924,7 @@ def test_a_manifest_of_an_output_that_is_a_link_is_not_ours(world: World) -> Non
     world.out.mkdir(parents=True)
     (world.out / MANIFEST).symlink_to(world.root / "secret.json")
     with fuzzing.watched() as touched:
-        refused(world, world.argv("transfer", "--overwrite"), "has no diffxfer.json of ours")
+        refused(world, world.argv("transfer", "--overwrite"), "has no diffxfer.json by diffxfer")
     assert ("open", str(world.out / MANIFEST)) not in touched
 
 
@@ -951,7 +960,7 @@ def test_an_error_is_a_line_that_no_terminal_obeys(world: World) -> None:
     said = str(caught.value)
     assert said.isprintable()
     assert r"\x1b[2J\n\u202e[red]\x9bxxx" in said
-    assert said.endswith("name them in --allow-missing 'REGEX'")
+    assert said.endswith("accept these with --allow-missing 'REGEX'")
     assert len(said) < 10_000
     assert caught.value.groups[0].names == (name,)
 
@@ -1049,13 +1058,13 @@ class TestOutputsThatTouchAnInput:
 
     def test_inside(self, verb: str, role: str, overwrite: tuple[str, ...], world: World) -> None:
         out = world.folders[role] / "made" / "out"
-        refused(world, into(world.argv(verb, *overwrite), out), f"{out}: lies inside", OTHER)
+        refused(world, into(world.argv(verb, *overwrite), out), f"{out}: is inside", OTHER)
 
     def test_linked(self, verb: str, role: str, overwrite: tuple[str, ...], world: World) -> None:
         link = world.root / "link"
         link.symlink_to(world.folders[role])
         refused(world, into(world.argv(verb, *overwrite), link), "is the input", OTHER)
-        refused(world, into(world.argv(verb, *overwrite), link / "out"), "lies inside", OTHER)
+        refused(world, into(world.argv(verb, *overwrite), link / "out"), "is inside", OTHER)
 
     def test_input_linked(
         self, verb: str, role: str, overwrite: tuple[str, ...], world: World
@@ -1070,7 +1079,7 @@ class TestOutputsThatTouchAnInput:
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
 @pytest.mark.parametrize("verb", OPERANDS)
 def test_an_output_around_the_inputs(verb: str, overwrite: tuple[str, ...], world: World) -> None:
-    refused(world, into(world.argv(verb, *overwrite), world.root), "holds the input", OTHER)
+    refused(world, into(world.argv(verb, *overwrite), world.root), "contains the input", OTHER)
 
 
 @pytest.mark.parametrize("verb", OPERANDS)
@@ -1084,7 +1093,7 @@ class TestOutputsThatExist:
     def test_a_folder_of_theirs(self, verb: str, world: World) -> None:
         world.out.mkdir(parents=True)
         (world.out / "thesis.tex").write_text("years of work")
-        says = (str(world.out), "no diffxfer.json of ours", "remove it yourself")
+        says = (str(world.out), "no diffxfer.json by diffxfer", "remove it yourself")
         refused(world, world.argv(verb, "--overwrite"), *says)
 
     def test_a_folder_of_ours(self, verb: str, world: World) -> None:
@@ -1106,7 +1115,7 @@ class TestOutputsThatExist:
 
     def test_below_a_file(self, verb: str, world: World) -> None:
         world.out.parent.write_text("")
-        says = (f"cannot be made: {world.out.parent} is not a folder", OTHER)
+        says = (f"cannot be created: {world.out.parent} is not a folder", OTHER)
         refused(world, world.argv(verb), str(world.out), *says)
         refused(world, world.argv(verb, "--dry-run"), str(world.out), *says)
 
@@ -1128,7 +1137,7 @@ def test_a_disk_that_is_too_small(verb: str, tmp_path: Path) -> None:
                 file.truncate(8 + len(text) + elements * 2)
             except OSError:
                 pytest.skip("no file of this file system can be larger than the disk")
-    says = (str(world.out), "needs ", " GB are free", "free some disk, or choose another -o")
+    says = (str(world.out), "needs ", " GB are free", "free disk space, or choose another -o")
     refused(world, world.argv(verb), *says)
 
 
@@ -1180,5 +1189,5 @@ class TestInputsByLinks:
         before = (out / "model.safetensors").read_bytes()
         done = tiny.run("transfer", patched, *operands[1:], "-o", out, "--overwrite")
         assert done.status == 1
-        assert "holds the input" in done.err
+        assert "contains the input" in done.err
         assert (out / "model.safetensors").read_bytes() == before

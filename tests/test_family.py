@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from diffxfer import transfer
 from diffxfer.family import family_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FAMILY = family_folder()
 MEMBERS = ("base", "target", "finetuned", "direct")
@@ -43,7 +46,13 @@ def grafts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {alpha: folder / alpha for alpha in ALPHAS}
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+def slow_but(quick: str, names: Iterable[str]) -> list[Any]:
+    """One of them is scored in every run, the others take 3 to 10 s each."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=() if name == quick else slow) for name in names]
+
+
+@pytest.mark.parametrize("alpha", slow_but("1.0", ALPHAS))
 def test_graft_scores_what_it_did_when_made(
     alpha: str, grafts: dict[str, Path], scoring: Any
 ) -> None:
@@ -53,7 +62,8 @@ def test_graft_scores_what_it_did_when_made(
     assert scoring.bits_per_character(graft) == pytest.approx(bits, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+# Those of target and direct are also those of lm-eval, in test_family_tasks.py.
+@pytest.mark.parametrize("member", slow_but("target", MEMBERS))
 def test_member_scores_what_it_did_when_made(member: str, scoring: Any) -> None:
     folder = FAMILY / member
     assert scoring.accuracy(folder) == pytest.approx(ACCURACY[member], abs=TOLERANCE)

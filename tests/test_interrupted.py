@@ -241,11 +241,11 @@ def test_two_interrupts_at_once(
         ("/finetuned/", "preadv", 20, errno.EIO, "cannot be read at byte"),
         (".partial-", "pwrite", 40, errno.EIO, "cannot be written (Input/output error)"),
         pytest.param(
-            *(".partial-", "pwrite", 41, errno.ENOSPC, "the disk became full"),
+            *(".partial-", "pwrite", 41, errno.ENOSPC, "the disk is full"),
             marks=pytest.mark.slow,
         ),
-        (".partial-", "fallocate", 2, errno.EDQUOT, "the disk became full"),
-        (".partial-", "write", 2, errno.ENOSPC, "the disk became full"),
+        (".partial-", "fallocate", 2, errno.EDQUOT, "the disk is full"),
+        (".partial-", "write", 2, errno.ENOSPC, "the disk is full"),
         pytest.param(
             *("made", "rename", 1, errno.EIO, "cannot be written (Input/output error)"),
             marks=pytest.mark.slow,
@@ -351,7 +351,7 @@ def test_a_disk_that_becomes_full(
         patch.setattr(os, "statvfs", look)
         failed = tiny.run(*argv(world, "transfer", out))
     assert failed.status == 1
-    assert "the disk became full" in failed.err
+    assert "the disk is full" in failed.err
     assert failed.err.count("\n") == 1
     assert not out.exists()
     remount(disk, "size=64m")
@@ -436,7 +436,7 @@ def begin_at(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
         assert failed.err.count("\n") == 1
         assert not out.exists()
         (partial,) = partials(out)
-        assert re.search(rf"\d+ % is kept at {partial}, and the same command goes on", failed.err)
+        assert re.search(rf"\d+ % is kept at {partial}, and the same command continues", failed.err)
         return partial
 
     return begin
@@ -461,9 +461,9 @@ def test_other_options_do_not_go_on_from_it_and_restart_discards_it(
     refused = tiny.run(*argv(world, "transfer", out, "--alpha", "0.5"))
     assert refused.status == 1
     assert re.fullmatch(
-        rf"error: {out}: an unfinished run of other inputs or options is there: "
-        rf"\d+ % is kept at {partial}; give that run's command to continue it, "
-        r"or --restart to discard it\n",
+        rf"error: {out}: has an unfinished run with other inputs or options: "
+        rf"\d+ % is kept at {partial}; repeat that run's command to continue it, "
+        r"or give --restart to discard it\n",
         refused.err,
     )
     planned = tiny.run(*argv(world, "transfer", out, "--alpha", "0.5", "--dry-run"))
@@ -490,7 +490,7 @@ def test_a_second_run_is_refused(world: World, out: Path, begin_at: Callable[...
     try:
         for options in ((), ("--restart",), ("--alpha", "0.5"), ("--alpha", "0.5", "--restart")):
             refused = tiny.run(*argv(world, "transfer", out, *options))
-            said = "is being written by another run; wait for that one, or choose another -o"
+            said = "is being written by another run; wait for that run, or choose another -o"
             assert refused == Outcome(1, "", f"error: {out}: {said}\n")
     finally:
         os.close(fd)
@@ -511,7 +511,10 @@ def test_what_is_not_ours_is_left_alone(
     theirs.rename(partial)
     refused = tiny.run(*argv(world, "transfer", out, "--restart"))
     assert refused.status == 1
-    assert f"error: {partial}: is in the way, and has no journal of ours; move it" in refused.err
+    assert (
+        f"error: {partial}: was not written by diffxfer, but has the name that it needs; move it"
+        in refused.err
+    )
     assert (partial / "precious").read_text() == "theirs"
 
 

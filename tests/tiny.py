@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
+import typer.main
 from safetensors.torch import save_file
 
 from diffxfer.cli.main import main
@@ -137,6 +139,10 @@ class Outcome:
     err: str
 
 
+# Making the parser of all commands takes longer than most of them: it is made once.
+_COMMANDS = functools.cache(typer.main.get_command)
+
+
 def run(*argv: str | Path, summary: bool = False) -> Outcome:
     """Run the command line in this process, without a terminal.
 
@@ -152,6 +158,7 @@ def run(*argv: str | Path, summary: bool = False) -> Outcome:
     with (
         mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", ["diffxfer", *map(str, argv)]),
+        mock.patch.object(typer.main, "get_command", _COMMANDS),
         contextlib.redirect_stdout(streams[0]),
         contextlib.redirect_stderr(streams[1]),
     ):

@@ -11,7 +11,7 @@ import stat
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffxfer.checkpoints.json_read import parse_json, parse_object
+from diffxfer.checkpoints.json_read import parse_object
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_COMPANION_BYTES = 256 * 1024 * 1024
 TEMPLATE_FOLDER = "additional_chat_templates"
+README = "README.md"
 
 # Files that diffxfer writes anew in every output: neither copied nor reported as left out.
 _MADE_ANEW = ("readme.md", "diffxfer.json", "*.safetensors.index.json")
@@ -99,7 +100,7 @@ def companion_path(folder: Path, name: str) -> Path | None:
         if not os.path.lexists(path):
             return None
         # Before Python 3.13 a loop of links is a RuntimeError.
-        raise CompanionError(path, "is a link to nothing", "put the file itself there") from exc
+        raise CompanionError(path, "is a broken link", "replace the link with the file") from exc
     if not stat.S_ISREG(mode):
         raise _not_regular(path)
     _refuse_link_out(path, real, folder)
@@ -111,8 +112,8 @@ def _refuse_link_out(path: Path, real: Path, folder: Path) -> None:
     if not any(real.is_relative_to(root) for root in (home, *_hub_blobs(home))):
         raise CompanionError(
             path,
-            f"is a link out of the checkpoint, to {real}",
-            "put the file itself there if it belongs to the checkpoint, or delete the link",
+            f"points outside the checkpoint, to {real}",
+            "replace the link with the file if it belongs to the checkpoint, or delete it",
         )
 
 
@@ -127,7 +128,7 @@ def _hub_blobs(folder: Path) -> list[Path]:
 
 
 def _not_regular(path: Path) -> CompanionError:
-    return CompanionError(path, "is not a regular file", "a companion must be one: replace it")
+    return CompanionError(path, "is not a regular file", "replace it with a regular file")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -155,7 +156,7 @@ def read_bytes(path: Path) -> bytes:
             if info.st_size > MAX_COMPANION_BYTES:
                 raise CompanionError(
                     path,
-                    f"is {info.st_size} bytes, where a companion has at most {MAX_COMPANION_BYTES}",
+                    f"has {info.st_size} bytes, but a companion has at most {MAX_COMPANION_BYTES}",
                     "move it out of the checkpoint",
                 )
             # Read its size and no more, since `read(n)` allocates n bytes before it reads.
@@ -165,8 +166,8 @@ def read_bytes(path: Path) -> bytes:
         raise CompanionError(path, problem, "check its permissions") from exc
 
 
-def read_json(path: Path) -> Any:
-    """The document in a JSON companion.
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON companion.
 
     Python's ``NaN`` and ``Infinity`` are accepted: transformers writes them into configs
     (Mamba 2's ``time_step_limit``).
@@ -175,17 +176,18 @@ def read_json(path: Path) -> Any:
         path: a path from `companion_path`.
 
     Returns:
-        The document, with Python's ints and floats.
+        The object, with Python's ints and floats.
 
     Raises:
-        CompanionError: it cannot be read or is not JSON.
+        CompanionError: it cannot be read, is not JSON, or is not an object.
     """
-    return parse_json(read_bytes(path), path)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON companion; like `read_json`, but refuses other values."""
     return parse_object(read_bytes(path), path)
+
+
+def optional_object(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a companion of ``folder``, empty if there is no such file."""
+    path = companion_path(folder, name)
+    return {} if path is None else read_object(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -197,7 +199,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = companion_path(folder, "config.json")
     if path is None:
         raise CompanionError(
-            folder, "no config.json: not a checkpoint", "name the folder that holds config.json"
+            folder,
+            "has no config.json, so it is not a checkpoint",
+            "give the folder that contains config.json",
         )
     return read_object(path)
 

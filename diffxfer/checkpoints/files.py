@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.hub.ranges import RemoteFile
 
-_UNCHANGED = "leave the inputs alone while it runs, and run it again"
+_UNCHANGED = "run it again, and do not change the inputs while it runs"
 
 
 def open_regular(path: Path) -> int:
@@ -38,7 +38,7 @@ def open_regular(path: Path) -> int:
             raise _not_regular(path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as exc:
-        what = "is a link to nothing" if path.is_symlink() else "is missing"
+        what = "is a broken link" if path.is_symlink() else "is missing"
         raise ShardIndexError(path, what, "download the checkpoint again") from exc
     except OSError as exc:
         problem = f"cannot be opened ({exc.strerror})"
@@ -50,7 +50,7 @@ def open_regular(path: Path) -> int:
 
 
 def _not_regular(path: Path) -> HeaderError:
-    return HeaderError(path, "is not a regular file", "replace it by the shard itself")
+    return HeaderError(path, "is not a regular file", "replace it with the shard itself")
 
 
 class OpenShard:
@@ -135,7 +135,7 @@ class _LocalFile:
                 problem = f"cannot be read at byte {offset + done} ({exc.strerror})"
                 raise CheckpointError(self._path, problem, "check the disk") from exc
             if count == 0:
-                raise InputChangedError(self._path, "became shorter", _UNCHANGED)
+                raise InputChangedError(self._path, "was truncated while it was read", _UNCHANGED)
             done += count
 
 

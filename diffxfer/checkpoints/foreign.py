@@ -11,7 +11,7 @@ import shlex
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.companions import optional_object
 from diffxfer.checkpoints.location import Place
 from diffxfer.checkpoints.shard_index import INDEX_NAME, SINGLE_SHARD
 from diffxfer.checkpoints.stored import FLOATS
@@ -65,7 +65,7 @@ def refuse_foreign_file(path: Path) -> None:
         CheckpointError: if it is one.
     """
     if path.suffix.lower() == ".gguf":
-        raise CheckpointError(path, "is a GGUF, where safetensors are due", _MADE_FROM)
+        raise CheckpointError(path, "is a GGUF file, expected safetensors", _MADE_FROM)
 
 
 def no_weights(place: Place) -> CheckpointError:
@@ -78,8 +78,8 @@ def no_weights(place: Place) -> CheckpointError:
     if pickles:
         return CheckpointError(
             place.label,
-            f"has pickled weights only ({pickles[0]}), which are never loaded: a pickle runs code",
-            f"save it as safetensors where you trust it: {_unpickle(place, pickles[0])}",
+            f"has only pickled weights ({pickles[0]}), which are never loaded: a pickle runs code",
+            f"if you trust it, save it as safetensors: {_unpickle(place, pickles[0])}",
         )
     others = place.matching("*.safetensors")
     found = f"only {', '.join(others[:3])}" if others else "none"
@@ -106,7 +106,7 @@ def refuse_empty(
     names = place.shard_names
     if not tensors:
         where = f"{place.label}/{names.single}" if names is not None else place.label
-        problem = "has no tensors, where a whole checkpoint is due"
+        problem = "has no tensors, expected a complete checkpoint"
         zero = place.has(_ZERO_SCRIPT)
         raise CheckpointError(
             where, problem, _gather(place) if zero else "download or save it again"
@@ -117,8 +117,8 @@ def refuse_empty(
     if weight is not None and size is not None:
         raise CheckpointError(
             weight.shard.path,
-            f"has {len(empty):,} empty tensors, such as {weight.name} of shape (0,), where"
-            f" config.json has {size}: DeepSpeed ZeRO-3 saved it without gathering its weights",
+            f"has {len(empty):,} empty tensors, such as {weight.name} of shape (0,), but"
+            f" config.json has {size}: DeepSpeed ZeRO-3 saved it without gathering the weights",
             _gather(place),
         )
 
@@ -139,27 +139,27 @@ def _gather(place: Place) -> str:
         remove = f"rm {SINGLE_SHARD} && " if place.has(stale.name) else ""
         folder = shlex.quote(str(place.folder))
         command = f"cd {folder} && {remove}python {_ZERO_SCRIPT} . . --safe_serialization"
-        return f"gather them: {command}; or train with {_GATHER}: true"
+        return f"gather the weights: {command}; or train with {_GATHER}: true"
     return (
-        f"run {_ZERO_SCRIPT} in the folder with global_step*/ that training left, or save it again"
-        f" with {_GATHER}: true"
+        f"run {_ZERO_SCRIPT} in the training output folder that contains global_step*/, or save the"
+        f" model again with {_GATHER}: true"
     )
 
 
 def _zero(place: Place) -> tuple[str, str] | None:
     if place.has(_ZERO_SCRIPT):
-        return f"is a DeepSpeed checkpoint ({_ZERO_SCRIPT}) without whole weights", _gather(place)
+        return f"is a DeepSpeed checkpoint ({_ZERO_SCRIPT}) with ungathered weights", _gather(place)
     parts = place.matching("*_model_states.pt")
     if not parts:
         return None
-    return f"has the parts of a DeepSpeed checkpoint ({parts[0]})", _gather(place)
+    return f"is a DeepSpeed checkpoint with ungathered weights ({parts[0]})", _gather(place)
 
 
 def _adapter(place: Place) -> tuple[str, str] | None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if place.has(name):
             return (
-                f"is a LoRA adapter ({name}), where a whole checkpoint is due",
+                f"is a LoRA adapter ({name}), expected a complete checkpoint",
                 "merge it into its base first: "
                 "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(…)",
             )
@@ -169,16 +169,16 @@ def _adapter(place: Place) -> tuple[str, str] | None:
 def _pipeline(place: Place) -> tuple[str, str] | None:
     if not place.has("model_index.json"):
         return None
-    problem = "is a diffusers pipeline of several models (model_index.json), where one is due"
+    problem = "is a diffusers pipeline of several models (model_index.json), expected one model"
     parts = sorted(_parts(place), key=lambda part: (part not in _TRAINED, part))
     if not parts:
         return problem, (
-            "none of its folders has safetensors: save it again with"
+            "none of its folders has safetensors: save the pipeline again with"
             " DiffusionPipeline.from_pretrained(…).save_pretrained(…)"
         )
     home, download = _downloaded(place)
     named = ", ".join(f"{home}/{part}" for part in parts)
-    return problem, f"{download}give the folder of one: {named}"
+    return problem, f"{download}give the folder of one model: {named}"
 
 
 def _parts(place: Place) -> list[str]:
@@ -211,14 +211,14 @@ def _downloaded(place: Place) -> tuple[str, str]:
 
 def _gguf(place: Place) -> tuple[str, str] | None:
     found = place.matching("*.gguf")
-    return (f"is a GGUF ({found[0]}), where safetensors are due", _MADE_FROM) if found else None
+    return (f"is a GGUF model ({found[0]}), expected safetensors", _MADE_FROM) if found else None
 
 
 def _mlx(place: Place) -> tuple[str, str] | None:
     found = place.matching("weights*.npz")
     if not found:
         return None
-    return f"has MLX weights ({found[0]}), where safetensors are due", _MADE_FROM
+    return f"has MLX weights ({found[0]}), expected safetensors", _MADE_FROM
 
 
 def _consolidated(place: Place) -> tuple[str, str] | None:
@@ -226,22 +226,21 @@ def _consolidated(place: Place) -> tuple[str, str] | None:
     if not found:
         return None
     return (
-        f"has the weights in Meta's or Mistral's own layout only ({found[0]})",
-        f"give the same model as transformers saves it, with config.json and {SINGLE_SHARD}",
+        f"has weights only in Meta's or Mistral's own layout ({found[0]})",
+        f"give the same model in transformers format, with config.json and {SINGLE_SHARD}",
     )
 
 
 def _unpickle(place: Place, pickle: str) -> str:
     """How to convert pickles of transformers or diffusers to safetensors."""
-    path = companion_path(place.folder, "config.json")
-    config = {} if path is None else read_object(path)
+    config = optional_object(place.folder, "config.json")
     named = config.get("architectures")
     library, classes = "transformers", named if isinstance(named, list) else []
     if pickle.startswith("diffusion_"):
         library, classes = "diffusers", [config.get("_class_name")]
     known = classes and isinstance(classes[0], str) and classes[0].isidentifier()
     if not known or "auto_map" in config or not fnmatchcase(pickle, _WHOLE):
-        return "load it with the code that wrote it, and call its save_pretrained(…)"
+        return "load it with the code that wrote it, and call save_pretrained(…)"
     home, download = _downloaded(place)
     where = json.dumps(home, ensure_ascii=False)
     code = f"M.from_pretrained({where}).save_pretrained({where})"

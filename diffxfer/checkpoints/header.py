@@ -86,7 +86,8 @@ def parse_header(beginning: bytes, remote: HubFile, *, whole: bool = True) -> di
         return _parse(raw, ShardFile(path, size, remote.identity, digest, remote), whole=whole)
     except HeaderError as exc:  # the cache does not have it yet
         where = f"{remote.repo}@{remote.commit[:8]}/{remote.name}"
-        raise HeaderError(where, exc.problem, "it is so on the Hub: tell its owner") from exc
+        remedy = "the file on the Hub is broken: report it to the owner of the repository"
+        raise HeaderError(where, exc.problem, remedy) from exc
 
 
 def _parse(raw: bytes, shard: ShardFile, *, whole: bool) -> dict[str, TensorSpec]:
@@ -123,23 +124,23 @@ def _no_collection() -> Iterator[None]:
 def _read_raw_header(read: Callable[[int, int], bytes], path: Path, size: int) -> bytes:
     if size < PREFIX.size:
         what = "is empty" if size == 0 else f"has only {size} bytes"
-        raise HeaderError(path, f"{what}, where a safetensors file is due", _DOWNLOAD_AGAIN)
+        raise HeaderError(path, f"{what}, expected a safetensors file", _DOWNLOAD_AGAIN)
     (length,) = PREFIX.unpack(read(PREFIX.size, 0))
     if length > MAX_HEADER_BYTES:
         raise HeaderError(
             path,
-            f"states a header of {length} bytes, where at most {MAX_HEADER_BYTES} are allowed",
-            "it is no safetensors file, or damaged: " + _DOWNLOAD_AGAIN,
+            f"states a header of {length} bytes, but at most {MAX_HEADER_BYTES} are allowed",
+            "the file is damaged or not a safetensors file: " + _DOWNLOAD_AGAIN,
         )
     if length > size - PREFIX.size:
         raise HeaderError(
             path,
-            f"is truncated: it states a header of {length} bytes and has {size} bytes in all",
+            f"is truncated: it states a header of {length} bytes, but has {size} bytes in all",
             _DOWNLOAD_AGAIN,
         )
     raw = read(length, PREFIX.size)
     if len(raw) != length:
-        raise HeaderError(path, "became shorter while its header was read", "run it again")
+        raise HeaderError(path, "was truncated while its header was read", "run it again")
     return raw
 
 
@@ -209,21 +210,21 @@ def _parse_entry(
         return HeaderError(shard.path, f"tensor {short(name)} {problem}", _DOWNLOAD_AGAIN)
 
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
-        raise fail("is not described by dtype, shape and data_offsets alone")
+        raise fail("must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise fail(f"has the unknown dtype {short(dtype)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_count, shape)):
-        raise fail(f"has the shape {short(shape)}, not a list of at most {MAX_DIMENSIONS} sizes")
+        raise fail(f"has shape {short(shape)}, expected a list of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise fail(f"has the data_offsets {short(offsets)}, not a begin and an end")
+        raise fail(f"has the data_offsets {short(offsets)}, expected a begin and an end")
     begin, end = offsets
     if begin > end:
         raise fail(f"ends at {end}, before it begins at {begin}")
     bits = math.prod(shape) * BITS[dtype]
     if bits != (end - begin) * 8:
         takes = f"{bits // 8} bytes" if bits < 1 << 80 else "more bytes than any file has"
-        raise fail(f"has {end - begin} bytes, where {dtype} of shape {short(shape)} takes {takes}")
+        raise fail(f"has {end - begin} bytes, but {dtype} of shape {short(shape)} takes {takes}")
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -253,7 +254,7 @@ def _check_coverage(specs: Iterable[TensorSpec], data_start: int, path: Path, si
     end = ordered[-1].start + ordered[-1].nbytes if ordered else data_start
     if end > size:
         name = short(ordered[-1].name)
-        problem = f"is truncated: tensor {name} ends at {end} of {size} bytes"
+        problem = f"is truncated: tensor {name} ends at byte {end}, but the file has {size} bytes"
         raise HeaderError(path, problem, _DOWNLOAD_AGAIN)
     if end < size:
         problem = f"has {size - end} bytes that belong to no tensor"

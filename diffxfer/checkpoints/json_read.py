@@ -19,7 +19,7 @@ _KINDS: dict[type, str] = {list: "array", str: "string", bool: "boolean", type(N
 
 
 def parse_json(raw: bytes, where: Path) -> Any:
-    """Parse the document in ``raw``, read from ``where``; see `companions.read_json`."""
+    """Parse the document in ``raw``, read from ``where``."""
     try:
         text = raw.decode("utf-8")
         document = json.loads(text, parse_int=_parse_int)
@@ -33,7 +33,7 @@ def parse_json(raw: bytes, where: Path) -> Any:
         line = raw.count(b"\n", 0, exc.start) + 1
         raise _not_json(where, f" (line {line})", "not UTF-8") from exc
     except UnicodeEncodeError as exc:
-        raise _not_json(where, "", "half a surrogate pair in a string") from exc
+        raise _not_json(where, "", "an unpaired surrogate in a string") from exc
     except RecursionError as exc:
         raise _not_json(where, "", "nested too deeply") from exc
     except ValueError as exc:
@@ -65,7 +65,7 @@ def _check_depth(document: Any) -> None:
 
 def _not_json(where: Path, place: str, reason: str) -> CompanionError:
     return CompanionError(
-        where, f"is not JSON{place}: {reason}", "fetch or save the checkpoint again"
+        where, f"is not JSON{place}: {reason}", "download or save the checkpoint again"
     )
 
 
@@ -79,7 +79,7 @@ def parse_object(raw: bytes, where: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CompanionError(
             where,
-            f"holds a JSON {_KINDS.get(type(document), 'number')} where an object is expected",
-            "fetch or save the checkpoint again",
+            f"is a JSON {_KINDS.get(type(document), 'number')}, expected an object",
+            "download or save the checkpoint again",
         )
     return document

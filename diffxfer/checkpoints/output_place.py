@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import read_object
 from diffxfer.errors import DiskSpaceError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 MANIFEST_NAME = "diffxfer.json"
 _MARGIN_BYTES = 1 << 20
@@ -31,10 +31,10 @@ def refuse_unsafe_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) 
     real = Path(os.path.realpath(out))
     for source in dict.fromkeys(Path(os.path.realpath(path)) for path in inputs):
         if real == source or source in real.parents:
-            where = "is" if real == source else "lies inside"
+            where = "is" if real == source else "is inside"
             raise OutputExistsError(out, f"{where} the input {source}", "choose another -o")
         if real in source.parents:
-            raise OutputExistsError(out, f"holds the input {source}", "choose another -o")
+            raise OutputExistsError(out, f"contains the input {source}", "choose another -o")
     place = place_of(out)
     if not os.path.lexists(place):
         _refuse_file_above(place)
@@ -63,7 +63,7 @@ def place_of(out: Path) -> Path:
 def _refuse_file_above(out: Path) -> None:
     nearest = next(parent for parent in out.parents if os.path.lexists(parent))
     if not nearest.is_dir():
-        raise OutputError(out, f"cannot be made: {nearest} is not a folder", "choose another -o")
+        raise OutputError(out, f"cannot be created: {nearest} is not a folder", "choose another -o")
 
 
 def refuse_foreign(out: Path) -> None:
@@ -82,31 +82,37 @@ def refuse_foreign(out: Path) -> None:
     if not is_our_folder(out):
         raise OutputExistsError(
             out,
-            f"has no {MANIFEST_NAME} of ours, so --overwrite does not replace it",
+            f"has no {MANIFEST_NAME} by diffxfer, so --overwrite does not replace it",
             "remove it yourself, or choose another -o",
         )
     foreign = _foreign_file(out)
     if foreign is not None:
         raise OutputExistsError(
             foreign,
-            f"was put there by somebody else, so --overwrite does not replace {out.name}",
+            f"was not written by diffxfer, so --overwrite does not replace {out.name}",
             "move it elsewhere, or choose another -o",
         )
 
 
 def _foreign_file(out: Path) -> Path | None:
     """A file in a folder of ours that the manifest does not name."""
-    manifest = read_object(out / MANIFEST_NAME)
-    named = {MANIFEST_NAME}
-    for key in ("shards", "files"):
-        found = manifest.get(key)
-        named |= found.keys() if isinstance(found, dict) else set()
+    named = {MANIFEST_NAME, *named_files(read_object(out / MANIFEST_NAME))}
     for folder, _, names in os.walk(out):
         for name in sorted(names):
             path = Path(folder, name)
             if path.relative_to(out).as_posix() not in named:
                 return path
     return None
+
+
+def named_files(manifest: Mapping[str, Any]) -> set[str]:
+    """The files that a manifest of any version names, except itself.
+
+    Args:
+        manifest: its object; it is not trusted.
+    """
+    parts = (manifest.get(key) for key in ("shards", "files"))
+    return {name for part in parts if isinstance(part, dict) for name in part}
 
 
 def is_our_folder(folder: Path) -> bool:
@@ -155,10 +161,13 @@ def refuse_small_disk(out: Path, needed: int, held: int = 0) -> None:
     """
     free = free_bytes(out)
     if needed + _MARGIN_BYTES > free + held:
-        problem = f"needs {gigabytes(needed - held)}, and {gigabytes(free)} are free there"
-        raise DiskSpaceError(out, problem, "free some disk, or choose another -o")
+        problem = f"needs {gigabytes(needed - held)}, but only {gigabytes(free)} are free"
+        raise DiskSpaceError(out, problem, "free disk space, or choose another -o")
 
 
 def gigabytes(count: int) -> str:
-    """Format a number of bytes for a message; a GB is 10⁹ bytes."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+    """Format a number of bytes; a GB is 10⁹ bytes."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if round(count / size, 2) >= 1:
+            return f"{count / size:.2f} {unit}"
+    return "1 byte" if count == 1 else f"{count} bytes"

@@ -26,7 +26,6 @@ from diffxfer.checkpoints.output_place import MANIFEST_NAME, is_our_folder, plac
 from diffxfer.errors import OutputError, UnfinishedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 _HEX_12 = "[0-9a-f]" * 12
@@ -59,9 +58,9 @@ def partial_of(out: Path, fingerprint: str) -> Path:
     return out.parent / f".{out.name}.partial-{fingerprint[:12]}"
 
 
-def partials_of(out: Path) -> Iterator[Path]:
-    """Everything beside an output folder that has the name of its partial folders."""
-    yield from sorted(out.parent.glob(f".{glob.escape(out.name)}.partial-{_HEX_12}"))
+def partials_of(out: Path, suffix: str = "") -> list[Path]:
+    """Everything beside an output folder that has the name of its partial folders, or a suffix."""
+    return sorted(out.parent.glob(f".{glob.escape(out.name)}.partial-{_HEX_12}{suffix}"))
 
 
 def find_unfinished(out: Path) -> Unfinished | None:
@@ -135,7 +134,7 @@ def claim(partial: Path) -> tuple[int, bool]:
 
 
 def _in_the_way(partial: Path) -> OutputError:
-    problem = "is in the way, and has no journal of ours"
+    problem = "was not written by diffxfer, but has the name that it needs"
     return OutputError(partial, problem, "move it elsewhere, or choose another -o")
 
 
@@ -200,7 +199,7 @@ def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
         BlockingIOError: if another run has locked one.
         OutputError: if one holds progress, which may be hours of work.
     """
-    for beside in out.parent.glob(f".{glob.escape(out.name)}.partial-{_HEX_12}{_BESIDE}"):
+    for beside in partials_of(out, _BESIDE):
         partial = beside.with_name(beside.name.removesuffix(_BESIDE))
         if not os.path.lexists(partial):
             take_back_journal(partial)
@@ -214,8 +213,8 @@ def clear_others(out: Path, ours: Path, *, restart: bool) -> None:
                 continue
             kept = unfinished(partial)
             if kept and not restart:
-                problem = f"an unfinished run of other inputs or options is there: {kept}"
-                remedy = "give that run's command to continue it, or --restart to discard it"
+                problem = f"has an unfinished run with other inputs or options: {kept}"
+                remedy = "repeat that run's command to continue it, or give --restart to discard it"
                 raise UnfinishedError(out, problem, remedy)
             empty(partial)
             partial.rmdir()

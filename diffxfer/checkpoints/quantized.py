@@ -47,7 +47,7 @@ def refuse_quantized(folder: Path, config: Mapping[str, Any], weights: Weights) 
     for name, spec in tensors.items():
         method = _method_of(name, spec, tensors)
         if method:
-            problem = f"is quantised ({method}, by its tensor {name})"
+            problem = f"is quantised ({method}, according to its tensor {name})"
             raise QuantizedError(spec.shard.path, problem, _REMEDY)
 
 
@@ -57,7 +57,9 @@ def _refuse_by_config(folder: Path, config: Mapping[str, Any]) -> None:
         None,
     )
     if method:
-        raise QuantizedError(folder, f"is quantised ({method}, by its config.json)", _REMEDY)
+        raise QuantizedError(
+            folder, f"is quantised ({method}, according to its config.json)", _REMEDY
+        )
     for name in _CONFIG_FILES:
         if os.path.lexists(folder / name):
             raise QuantizedError(folder, f"is quantised (it has {name})", _REMEDY)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
 
 
-_UNCHANGED = "leave the inputs alone while it runs, and run it again"
+_REPORT = "report it to the owner of the repository"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def open_weights(where: Path | Place) -> Weights:
         raise ShardIndexError(
             folder,
             f"has both {names.single} and an index that names other shards",
-            "remove the one that is stale",
+            "delete the outdated one",
         )
     tensors = {}
     for shard_name, found in _read_headers(place, sorted(by_shard)).items():
@@ -139,7 +139,7 @@ def _read_headers(place: Place, names: Iterable[str]) -> dict[str, dict[str, Ten
     files = place.files
     lost = next((name for name in names if name not in files), None)
     if lost is not None:
-        raise ShardIndexError(f"{place.label}/{lost}", "is missing on the Hub", "tell its owner")
+        raise ShardIndexError(f"{place.label}/{lost}", "is missing on the Hub", _REPORT)
     beginnings = fetch_headers([files[name] for name in names])
     return {name: parse_header(beginnings[name], files[name]) for name in names}
 

@@ -54,7 +54,7 @@ def _exists(folder: Path, what: str) -> bool:
     try:
         return folder.exists()
     except OSError as exc:
-        problem = f"cannot be opened ({exc.strerror}), where {what} is due"
+        problem = f"cannot be opened ({exc.strerror}), expected {what}"
         raise CheckpointError(folder, problem, "check the path") from exc
 
 
@@ -73,15 +73,15 @@ def require_folder(folder: Path, what: str, *, or_id: bool = False) -> None:
         if folder.is_dir():
             return
         refuse_foreign_file(folder)
-        problem = f"is a file, where {what} is due"
-        raise CheckpointError(folder, problem, "give the folder that holds it")
-    problem = f"no such folder, where {what} is due"
+        problem = f"is a file, expected {what}"
+        raise CheckpointError(folder, problem, "give the folder that contains it")
+    problem = f"no such folder, expected {what}"
     near = _near_name(folder)
     remedy = "check the path" if near is None else f"did you mean {near}?"
     if or_id and near is None:
         remedy += "; a model on the Hub is named org/name, or org/name@revision"
     elif or_id and read_hub_id(folder) is not None:
-        remedy += f" The one on the Hub is {folder}@main"
+        remedy += f" For the model on the Hub, give {folder}@main"
     raise CheckpointError(folder, problem, remedy)
 
 

@@ -77,13 +77,13 @@ def read_index(path: Path) -> dict[str, set[str]]:
     by_shard: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            problem = f"places {short(tensor)} in {short(shard)}, which is no safetensors file"
+            problem = f"places {short(tensor)} in {short(shard)}, which is not a safetensors file"
             raise ShardIndexError(path, problem, "download it again")
         if "/" in shard or "\0" in shard:
             raise ShardIndexError(
                 path,
                 f"places {short(tensor)} in {short(shard)}, outside its own folder",
-                "a shard lies beside its index; do not trust this checkpoint",
+                "do not trust this checkpoint: a shard must be in the folder of its index",
             )
         by_shard.setdefault(shard, set()).add(tensor)
     return by_shard
@@ -103,9 +103,9 @@ def check_index(path: Path, shard: str, named: set[str], found: Collection[str])
     """
     absent = sorted(named - set(found))
     if absent:
-        problem = f"places {short(absent[0])} in {shard}, which lacks it ({len(absent)} such)"
+        problem = f"places {short(absent[0])} in {shard}, which lacks it ({len(absent)} in all)"
         raise ShardIndexError(path, problem, "download the index and the shards again")
     extra = sorted(set(found) - named)
     if extra:
-        problem = f"does not place {short(extra[0])} in {shard}, which has it ({len(extra)} such)"
+        problem = f"does not list {short(extra[0])}, which is in {shard} ({len(extra)} in all)"
         raise ShardIndexError(path, problem, "download the index and the shards again")

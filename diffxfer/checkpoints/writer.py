@@ -88,7 +88,7 @@ class OutputFolder:
         except OSError as exc:
             self._abandon()
             if isinstance(exc, BlockingIOError):
-                remedy = "wait for that one, or choose another -o"
+                remedy = "wait for that run, or choose another -o"
                 problem = "is being written by another run"
                 raise OutputError(self.out, problem, remedy) from exc
             problem = f"cannot be written ({exc.strerror or exc})"
@@ -129,7 +129,7 @@ class OutputFolder:
                 discard(self.partial)
                 self._remove_parents()
             elif isinstance(exc, DiffxferError):
-                exc.remedy += f"; {kept}, and the same command goes on from there"
+                exc.remedy += f"; {kept}, and the same command continues from there"
         os.close(self._lock_fd)
 
     def held_bytes(self) -> int:
@@ -199,7 +199,7 @@ class OutputFolder:
             for folder in (self.out, *self._made_parents):
                 sync_folder(folder.parent)
         except OSError as exc:
-            problem = f"is whole, but a power cut could still undo it ({exc.strerror})"
+            problem = f"is complete, but a power failure could still undo it ({exc.strerror})"
             raise OutputError(self.out, problem, "check the disk") from exc
         if old is not None:
             # Remove it only now, because a power cut could have restored it under its old name. If
@@ -209,7 +209,7 @@ class OutputFolder:
     def _replace(self) -> Path:
         """Replace the existing folder; returns the new path of the old one."""
         if not self._overwrite:
-            raise OutputExistsError(self.out, "appeared while it was made", "choose another -o")
+            raise OutputExistsError(self.out, "appeared during the run", "choose another -o")
         refuse_foreign(self.out)  # the folder may have been replaced meanwhile
         old = self.partial
         if not exchange(self.partial, self.out):
@@ -233,7 +233,7 @@ class OutputFolder:
             return
         self._aside.rename(self.out)
         if not self._overwrite:
-            problem = "was being replaced when a run was cut off, and has been put back"
+            problem = "was being replaced when a run was interrupted, and has been restored"
             raise OutputExistsError(self.out, problem, "choose another -o, or give --overwrite")
 
     def _make_parents(self) -> None:
@@ -260,7 +260,7 @@ def _is_useless_after(exc: BaseException | None) -> bool:
 def write_error(out: Path, name: str, exc: OSError) -> OutputError:
     """The error for a failure to write the file `name`, or the folder itself if `name` is empty."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskSpaceError(out, "the disk became full", "free some disk and run it again")
+        return DiskSpaceError(out, "the disk is full", "free disk space, and run it again")
     what = f"its {name} " if name else ""
     return OutputError(out, f"{what}cannot be written ({exc.strerror})", "check the disk")
 

@@ -6,7 +6,7 @@ from diffxfer.cli.chain_table import print_chain
 from diffxfer.cli.console import Console, print_json, print_warnings
 from diffxfer.recycling.chain_report import ChainReport
 
-_KEPT = "what is done is kept, and the same command goes on from there"
+_KEPT = "finished steps are kept, and the same command continues from there"
 
 
 class ChainConsole(Console):
@@ -18,12 +18,9 @@ class ChainConsole(Console):
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        super().__init__(json=json, quiet=quiet, logs=True, interrupted=_KEPT)
-
-    def __enter__(self) -> ChainConsole:
-        super().__enter__()
-        self._display.stage("reading the recipe")
-        return self
+        super().__init__(
+            json=json, quiet=quiet, logs=True, interrupted=_KEPT, stage="reading the recipe"
+        )
 
     def show_chain(self, report: ChainReport) -> None:
         """Print the result of a chain."""
@@ -34,5 +31,5 @@ class ChainConsole(Console):
         print_chain(report)
         print_warnings(report.warnings)
         if not report.steps_done:
-            self.say("all rounds were done already")
-        self.say(f"the whole story is in {report.run / 'report.html'}")
+            self.say("all rounds were already done")
+        self.say(f"the full report is in {report.run / 'report.html'}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.cli.console import PIPE_WIDTH
-from diffxfer.errors import printable
+from diffxfer.cli.table import add_columns, folded, make_table, stdout
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,11 +20,7 @@ def print_chain(report: ChainReport) -> None:
     Args:
         report: the chain; without scores nothing is printed.
     """
-    from rich.console import Console
-
-    # Output to a pipe or file is not folded to a terminal's width.
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    out = Console(highlight=False, width=width)
+    out = stdout()
     for number, measure in enumerate(report.measures):
         if number:
             out.print()
@@ -34,24 +28,17 @@ def print_chain(report: ChainReport) -> None:
 
 
 def _table(report: ChainReport, measure: MetricKey) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    task, metric, chosen = map(printable, measure)
-    title = f"{task}, {metric}" + ("" if chosen == "none" else f", {chosen}")
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    task, metric, chosen = measure
+    table = make_table(title=f"{task}, {metric}" + ("" if chosen == "none" else f", {chosen}"))
     columns = report.columns()
-    for heading in ("round", "base model", "alpha"):
-        table.add_column(heading)
-    for column in columns:
-        table.add_column(column, justify="right")
+    add_columns(table, "round", "base model", "alpha")
+    add_columns(table, *columns, numbers=True)
     for each in report.rounds:
         rows = [each.row(column, measure) for column in columns]
         best = each.best(measure)
         alpha = "" if each.alpha is None else f"{each.alpha:g}"
-        first = (str(each.number), printable(each.base), alpha)
-        cells = [Text(text, overflow="fold") for text in first]
-        table.add_row(*cells, *(_cell(row, best) for row in rows))
+        first = (str(each.number), each.base, alpha)
+        table.add_row(*map(folded, first), *(_cell(row, best) for row in rows))
     return table
 
 
@@ -63,7 +50,7 @@ def _cell(row: dict[str, Any] | None, best: float | None) -> Text:
     if row is None:
         return Text("")
     wins = best is not None and row["value"] == best
-    cell = Text(format_value(row), "bold" if wins else "")
+    found = Text(format_value(row), "bold" if wins else "")
     if row["stderr"] is not None:
-        cell.append(f" ± {row['stderr']:.4f}", "not bold")
-    return cell
+        found.append(f" ± {row['stderr']:.4f}", "not bold")
+    return found

@@ -7,30 +7,27 @@ from typing import TYPE_CHECKING
 
 from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
-from diffxfer.cli.inspect_table import print_facts, print_head, stdout
-from diffxfer.diffs.jobs.report import listed
-from diffxfer.errors import printable
+from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
+from diffxfer.errors import listed
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from diffxfer.diffs.inspection.compare import Comparison, TensorContrast
 
 _MOST_CHANGED = 8
-_SIGNS = "same: % of elements that are the same, bit for bit, or by value in unlike dtypes"
+_SIGNS = "same: % of elements that are equal, bit for bit, or by value if the dtypes differ"
 
 
-def print_comparison(found: Comparison, *, out: Console | None = None) -> None:
+def print_comparison(found: Comparison) -> None:
     """Print how two checkpoints differ.
 
     Args:
         found: the comparison.
-        out: the console; stdout by default.
     """
     from rich.text import Text
 
-    out = out or stdout()
+    out = stdout()
     print_head(f"A: {found.path}", out)
     print_head(f"B: {found.other}", out)
     print_facts(_facts(found), out)
@@ -56,7 +53,7 @@ def _facts(found: Comparison) -> Iterator[tuple[str, str]]:
             yield "cosine", f"{norms.cosine:.9f}"
         yield "unchanged", f"{norms.unchanged:,} elements, {percent(norms.unchanged_share or 0)} %"
     if found.nonfinite:
-        yield "not finite", f"{listed(found.nonfinite)} (NaN or infinity: in no norm)"
+        yield "not finite", f"{listed(found.nonfinite)} (NaN or infinity, left out of the norms)"
     if found.bytes_compared:
         yield "as bytes", _bytes(found)
     for name, names in (("only in A", found.only_in_path), ("only in B", found.only_in_other)):
@@ -65,7 +62,7 @@ def _facts(found: Comparison) -> Iterator[tuple[str, str]]:
     for each in found.unlike[:_MOST_CHANGED]:
         yield "not compared", f"{each.name}: {each.found} in A, {each.other} in B"
     if len(found.unlike) > _MOST_CHANGED:
-        yield "", f"and {len(found.unlike) - _MOST_CHANGED} more such tensors"
+        yield "", f"and {len(found.unlike) - _MOST_CHANGED} more tensors"
 
 
 def _bytes(found: Comparison) -> str:
@@ -81,18 +78,14 @@ def _ratio(tensor: TensorContrast) -> float:
 
 
 def _most_changed(tensors: Sequence[TensorContrast]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tensor", overflow="fold")
-    for head in ("%", "‖B−A‖", "cosine", "same"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = make_table()
+    add_columns(table, "tensor")
+    add_columns(table, "%", "‖B−A‖", "cosine", "same", numbers=True, no_wrap=True)
     for tensor in tensors:
         measure = tensor.measure
         assert measure is not None
         cosine = "" if measure.cosine is None else f"{measure.cosine:.5f}"
         share = percent(measure.unchanged_share or 0)
         cells = (percent(measure.ratio), f"{measure.delta:.4g}", cosine, share)
-        table.add_row(Text(printable(tensor.name), overflow="fold"), *cells)
+        table.add_row(folded(tensor.name), *cells)
     return table

@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
-from diffxfer.cli.hub import downloads, gigabytes
-from diffxfer.diffs.jobs.report import listed
-from diffxfer.errors import DiffxferError, printable
+from diffxfer.cli.hub import downloads
+from diffxfer.cli.table import add_columns, folded, make_table, stdout
+from diffxfer.errors import DiffxferError, listed, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
+
+    from typing_extensions import Self
 
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.errors import MatchError
@@ -33,10 +36,6 @@ if TYPE_CHECKING:
 _INTERRUPTED, _STOPPED = 130, 143
 _NOTHING = "nothing was written"
 _PAIRING = {"ids": "by id", "tokens": "by token string"}
-PIPE_WIDTH = 10_000
-"""The width of lines without a terminal, so that they are not folded."""
-
-
 LOG = "diffxfer.log"
 """The log of what libraries print, in a command's output folder."""
 
@@ -60,6 +59,7 @@ class Console:
         output: the output folder, to report what is kept of it after an interruption.
         logs: whether to write what libraries print to a log instead of the terminal.
         interrupted: the message after an interruption, if nothing is kept in `output`.
+        stage: the name of the first stage, if it has one.
     """
 
     _keeps_log = True
@@ -73,6 +73,7 @@ class Console:
         output: Path | None = None,
         logs: bool = False,
         interrupted: str = _NOTHING,
+        stage: str = "",
     ) -> None:
         # If a training has several processes, only the first one prints.
         self._others = os.environ.get("RANK", "0") != "0"
@@ -82,11 +83,14 @@ class Console:
         self._display = Display(quiet=self._quiet)
         self._logs = logs
         self._interrupted = interrupted
+        self._first_stage = stage
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> Self:
         self._sigterm = signal.signal(signal.SIGTERM, _stop)
         if self._logs:
             self._display.open_log()
+        if self._first_stage:
+            self._display.stage(self._first_stage)
         return self
 
     def __exit__(
@@ -130,7 +134,7 @@ class Console:
 
     def _step(self, done: int, total: int, loss: float) -> None:
         if self._interrupted == _NOTHING:
-            self._interrupted = "the same command goes on from the last state that was saved"
+            self._interrupted = "the same command continues from the last saved state"
         self._display.steps(done, total, loss)
 
     @property
@@ -204,7 +208,7 @@ def as_known(exc: BaseException | None) -> DiffxferError | None:
         return exc
     if isinstance(exc, OSError) and exc.errno != errno.EPIPE:
         where = exc.filename if isinstance(exc.filename, str) else ""
-        return DiffxferError(where, exc.strerror or str(exc), "check that it can be used")
+        return DiffxferError(where, exc.strerror or str(exc), "check that you may use it")
     return None
 
 
@@ -240,16 +244,10 @@ def _refusal(report: Report) -> MatchError | None:
 
 def _print_plan(report: Report) -> None:
     """The plan of a dry run, as a table on stdout."""
-    from rich.console import Console as RichConsole
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for heading in ("fate", "tensors"):
-        table.add_column(heading)
-    table.add_column("count", justify="right")
-    table.add_column("parameters", justify="right")
-    table.add_column("why")
+    table = make_table()
+    add_columns(table, "fate", "tensors")
+    add_columns(table, "count", "parameters", numbers=True)
+    add_columns(table, "why")
     for group in report.plan:
         cells = (
             group.kind,
@@ -258,14 +256,12 @@ def _print_plan(report: Report) -> None:
             f"{group.parameters:,}",
             group.why,
         )
-        table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
+        table.add_row(*map(folded, cells))
     for culprits in report.refused:
         why = f"{culprits.reason}: {culprits.found}, expected {culprits.expected}"
         cells = ("refused", culprits.pattern, f"{len(culprits.names):,}", "", why)
-        table.add_row(*(Text(printable(cell), overflow="fold", style="red") for cell in cells))
-    # Output to a pipe or file is not folded to a terminal's width.
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    RichConsole(highlight=False, width=width).print(table)
+        table.add_row(*(folded(text, "red") for text in cells))
+    stdout().print(table)
     typer.echo("")
     lines = _remarks(report)
     if not report.refused:
@@ -298,7 +294,7 @@ def _print_summary(report: Report) -> None:
 
 
 def _continued(resumed: int, total: int) -> list[str]:
-    return [f"continued: {resumed * 100 // total} % was done already"] if resumed else []
+    return [f"continued: {resumed * 100 // total} % was already done"] if resumed else []
 
 
 def _remarks(report: Report) -> list[str]:
@@ -310,7 +306,7 @@ def _remarks(report: Report) -> list[str]:
     ]
     lines += report.notes
     if report.device_why or report.device != "cpu":
-        why = f", as {report.device_why}" if report.device_why else ""
+        why = f", since {report.device_why}" if report.device_why else ""
         lines.append(f"device: {report.device}{why}")
     if report.vocabulary in _PAIRING:
         lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")

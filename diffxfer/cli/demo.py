@@ -18,7 +18,6 @@ from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from diffxfer import Evaluation, Report
-    from diffxfer.diffs.artifact.norms import KindNorms
 
 _ALPHAS = (0.8, 1.0, 1.2)
 _TASKS = ("pig_latin", "docstrings")
@@ -74,14 +73,14 @@ def demo(
         _tell(family_folder(), work, console)
         if keep is not None:
             shutil.copytree(work, keep)
-            typer.echo(f"All of it is in {printable(str(keep))}: diff/, grafted/ and scores/.")
+            typer.echo(f"Everything is in {printable(str(keep))}: diff/, grafted/ and scores/.")
 
 
 def _tell(family: Path, work: Path, console: Console) -> None:
     from diffxfer import apply_diff, extract_diff
 
     typer.echo(_STORY)
-    typer.echo(f"The commands below are what is done, with F={shlex.quote(str(family))}\n")
+    typer.echo(f"The commands below are run in turn, with F={shlex.quote(str(family))}\n")
     command = "extract $F/finetuned $F/base -o diff"
     _step(1, "subtract: what did fine-tuning change?", command)
     _show_norms(extract_diff(family / "finetuned", family / "base", work / "diff"), work / "diff")
@@ -105,20 +104,20 @@ def _step(number: int, title: str, command: str) -> None:
 
 def _show_norms(report: Report, diff: Path) -> None:
     """The diff vector's size by kind of tensor, as bars."""
-    from diffxfer.diffs.artifact.manifest import require_diff
-    from diffxfer.diffs.artifact.norms import norms_by_kind
+    from diffxfer.diffs.inspection.describe import norms_by_kind
 
-    kinds = norms_by_kind(require_diff(diff))
-    most = max(kind.ratio for kind in kinds)
+    kinds = norms_by_kind(diff)
+    most = max(measure.ratio for measure in kinds.values())
     typer.echo(f"   ‖Δ‖/‖base‖ of {sum(report.tensors.values())} tensors, by kind:")
-    for kind in kinds:
-        typer.echo(f"   {_named(kind):<44} {kind.ratio:6.1%}  {_bar(kind.ratio / most)}")
+    for kind, measure in kinds.items():
+        name = _named(kind, measure.tensors)
+        typer.echo(f"   {name:<44} {measure.ratio:6.1%}  {_bar(measure.ratio / most)}")
     typer.echo("")
 
 
-def _named(kind: KindNorms) -> str:
-    name = kind.pattern.removeprefix("model.").removesuffix(".weight")
-    return f"{name} × {kind.tensors}" if "*" in name else name
+def _named(kind: str, tensors: int) -> str:
+    name = kind.removeprefix("model.").removesuffix(".weight")
+    return f"{name} × {tensors}" if "*" in name else name
 
 
 def _bar(share: float) -> str:

@@ -149,7 +149,7 @@ class Display:
         path = log.close(failure, keep=keep)
         if failure is None or path is None:
             return None
-        said = f"what its libraries printed is in {path}"
+        said = f"the output of its libraries is in {path}"
         if isinstance(exc, DiffxferError):
             exc.remedy = f"{exc.remedy}; {said}" if exc.remedy else said
         else:

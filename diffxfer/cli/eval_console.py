@@ -5,13 +5,10 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-import typer
-
-from diffxfer.cli.console import Console, as_known, print_interrupted, print_json
+from diffxfer.cli.console import Console, as_known, print_interrupted, print_json, print_warnings
 from diffxfer.cli.display import hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.score_table import print_scores
-from diffxfer.errors import printable
 from diffxfer.evaluation.scores import Evaluation
 
 
@@ -26,13 +23,8 @@ class EvalConsole(Console):
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        super().__init__(json=json, quiet=quiet, logs=True)
+        super().__init__(json=json, quiet=quiet, logs=True, stage="scoring")
         self._known: Evaluation | None = None
-
-    def __enter__(self) -> EvalConsole:
-        super().__enter__()
-        self._display.stage("scoring")
-        return self
 
     def keep(self, evaluation: Evaluation) -> None:
         """Store the scores: all of them, or those scored before a failure."""
@@ -59,12 +51,11 @@ class EvalConsole(Console):
         elif self._known is not None:
             print_scores(self._known)
         if self._known is not None:
-            for warning in self._known.warnings:
-                typer.echo(f"warning: {printable(warning)}", err=True)
+            print_warnings(self._known.warnings)
 
     def _left(self) -> str:
         if self._known is None:
             return "no model was scored yet"
         if self._known.output is None:
-            return "what was scored is above; with --output DIR it would not be scored again"
-        return f"what was scored is kept in {self._known.output}; run it again"
+            return "the finished scores are above; --output DIR would keep them for the next run"
+        return f"finished scores are kept in {self._known.output}; run it again to continue"

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from diffxfer.cli.table import folded, make_table
 from diffxfer.diffs.inspection.measures import Cell, Measure, total
 from diffxfer.errors import printable
 
@@ -58,7 +59,6 @@ def heat_table(cells: Sequence[Cell], width: int) -> Table:
         cells: every place of a model, in order.
         width: columns of the terminal.
     """
-    from rich.table import Table
     from rich.text import Text
 
     rows = list(_rows(cells))
@@ -70,11 +70,10 @@ def heat_table(cells: Sequence[Cell], width: int) -> Table:
     room = width - label - sum(size + 1 for _, size in sides)
     kinds = _kinds(cells, room)
     most = _most(rows, kinds)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table = make_table(padding=(0, 1, 0, 0))
     table.add_column("", width=label, overflow="fold")
     for kind in dict.fromkeys(kinds.values()):
-        head = Text(printable(kind), overflow="fold")
-        table.add_column(head, width=_width(kind), justify="right")
+        table.add_column(folded(kind), width=_width(kind), justify="right")
     for side, size in sides:
         table.add_column(side, width=size, justify="right")
     stack = ""

@@ -1,4 +1,4 @@
-"""Messages about models on the Hub, and sizes as text."""
+"""Messages about models on the Hub."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.checkpoints.resolve import find_id
 
 if TYPE_CHECKING:
@@ -30,14 +31,6 @@ def tell_of_hub(say: Callable[[str], None], *named: Path | str | None) -> None:
             # huggingface_hub logs every retry; diffxfer reports the outcome in one line.
             set_verbosity(logging.ERROR)
         say(f"{name}: no such folder, so it is taken from the Hub, {constants.ENDPOINT}")
-
-
-def gigabytes(count: int) -> str:
-    """Format a number of bytes; a GB is 10⁹ bytes."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if round(count / size, 2) >= 1:
-            return f"{count / size:.2f} {unit}"
-    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 def downloads(count: int, *, done: bool) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console, print_json
 from diffxfer.cli.help import EITHER
-from diffxfer.cli.hub import gigabytes, tell_of_hub
+from diffxfer.cli.hub import tell_of_hub
 
 
 def inspect(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from diffxfer.cli.console import PIPE_WIDTH, print_warnings
+from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.cli.console import print_warnings
 from diffxfer.cli.heat import heat_table, percent
-from diffxfer.cli.hub import gigabytes
-from diffxfer.errors import printable
+from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
+from diffxfer.errors import listed, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from diffxfer.diffs.artifact.manifest import SourceEntry
@@ -23,31 +22,23 @@ _KINDS = {
     "checkpoint": "a checkpoint",
     "diff": "a diff vector: finetuned − base",
     "graft": "a graft: target + α·Δ",
-    "tuned": "a checkpoint that was trained further",
+    "tuned": "a model that diffxfer tune trained",
 }
 _HEAT = "‖Δ‖/‖base‖ in %, by layer and kind of module"
-_SAME = "same: % of elements that fine-tuning left as they were"
+_SAME = "same: % of elements that fine-tuning did not change"
 _GROUPS = 40
 """The most groups of tensors to print; `--json` has all of them."""
 
 
-def stdout() -> Console:
-    """The console for tables; output to a pipe or file is not folded."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-
-
-def print_inspection(found: Inspection, *, out: Console | None = None) -> None:
+def print_inspection(found: Inspection) -> None:
     """Print the description of a folder of weights.
 
     Args:
         found: the description.
-        out: the console; stdout by default.
     """
     from rich.text import Text
 
-    out = out or stdout()
+    out = stdout()
     print_head(f"{found.path}: {_KINDS.get(found.kind, found.kind)}", out)
     print_facts(_facts(found), out)
     out.print()
@@ -60,44 +51,14 @@ def print_inspection(found: Inspection, *, out: Console | None = None) -> None:
         out.print(_groups(found.groups))
         if len(found.groups) > _GROUPS:
             more = len(found.groups) - _GROUPS
-            out.print(Text(f"and {more} more such groups; --json lists them all", "dim"))
+            out.print(Text(f"and {more} more groups; --json lists them all", "dim"))
     if found.findings:
         out.print()
-        out.print(Text("what its files say against each other", "bold"))
+        out.print(Text("contradictions between its files", "bold"))
     for finding in found.findings:
         line = f"{finding.severity}: {finding}"
         out.print(Text(printable(line), "red" if finding.severity == "error" else ""))
     print_warnings(found.warnings)
-
-
-def print_head(text: str, out: Console) -> None:
-    """Print a heading.
-
-    Args:
-        text: the heading.
-        out: the console.
-    """
-    from rich.text import Text
-
-    out.print(Text(printable(text), "bold", overflow="fold"))
-
-
-def print_facts(facts: Iterator[tuple[str, str]], out: Console) -> None:
-    """Print names and values in two columns.
-
-    Args:
-        facts: name and value, one line each; long lines are folded.
-        out: the console.
-    """
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in facts:
-        table.add_row(Text(printable(name), "dim"), Text(printable(text), overflow="fold"))
-    out.print(table)
 
 
 def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
@@ -113,13 +74,13 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "made by", f"diffxfer {found.written_by} {_options(found)}"
     yield "companions", ", ".join(found.companions) or "none"
     if found.other_files:
-        yield "other files", _some(found.other_files)
+        yield "other files", listed(found.other_files)
     if found.integers:
-        yield "integers", f"{_some(found.integers)} (no part of a diff vector)"
+        yield "integers", f"{listed(found.integers)} (not part of a diff vector)"
     if found.added_tensors:
-        yield "added", f"{_some(found.added_tensors)} (stored whole, since base has none)"
+        yield "added", f"{listed(found.added_tensors)} (stored whole, since base has none)"
     if found.left_out:
-        yield "left out", _some(found.left_out)
+        yield "left out", listed(found.left_out)
     if found.norms is not None:
         yield from _norms(found, found.norms)
 
@@ -160,23 +121,12 @@ def _value(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _some(names: Sequence[str]) -> str:
-    from diffxfer.diffs.jobs.report import listed
-
-    return listed(names)
-
-
 def _groups(groups: Sequence[TensorGroup]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tensors")
-    table.add_column("dtype")
-    for head in ("shape", "count", "parameters"):
-        table.add_column(head, justify="right")
+    table = make_table()
+    add_columns(table, "tensors", "dtype")
+    add_columns(table, "shape", "count", "parameters", numbers=True)
     for group in groups[:_GROUPS]:
         shape = " × ".join(map(str, group.shape)) or "scalar"
         cells = (group.pattern, group.dtype, shape, f"{group.tensors:,}", f"{group.parameters:,}")
-        table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
+        table.add_row(*map(folded, cells))
     return table

@@ -296,7 +296,7 @@ def parse_alphas(value: str | None) -> list[float] | None:
     for part, scale in scales:
         if scale is None:
             raise typer.BadParameter(
-                f"{part!r} is no number, as in 0.8,1.0,1.2", param_hint="--alpha"
+                f"{part!r} is not a number; give numbers such as 0.8,1.0,1.2", param_hint="--alpha"
             )
     return [scale for _, scale in scales if scale is not None]
 

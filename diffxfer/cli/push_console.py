@@ -6,12 +6,12 @@ import sys
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, print_json, print_warnings
-from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import printable
 from diffxfer.publishing.push_report import PushReport
 
-_KEPT = "nothing was published; what was uploaded is not uploaded again by the same command"
+_KEPT = "nothing was published; the same command skips files already uploaded"
 
 
 class PushConsole(Console):
@@ -24,10 +24,6 @@ class PushConsole(Console):
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
         super().__init__(json=json, quiet=quiet, interrupted=_KEPT)
-
-    def __enter__(self) -> PushConsole:
-        super().__enter__()
-        return self
 
     @property
     def watched(self) -> bool:
@@ -62,7 +58,7 @@ def _print_plan(report: PushReport) -> None:
 def _print_summary(report: PushReport) -> None:
     lines = [_outcome(report)]
     if not report.pushed:
-        lines.append("nothing to do: the Hub has it as it is here")
+        lines.append("nothing to do: the Hub already has these files")
     lines += [report.url, report.use]
     for line in lines:
         typer.echo(printable(line), err=True)
@@ -74,5 +70,5 @@ def _outcome(report: PushReport) -> str:
         for fate in ("new", "changed", "unchanged", "removed")
     }
     told = ", ".join(f"{count:,} {fate}" for fate, count in counts.items() if count)
-    sent = f"; {gigabytes(report.bytes_to_upload)} were not there yet" if report.pushed else ""
+    sent = f"; {gigabytes(report.bytes_to_upload)} were new" if report.pushed else ""
     return f"files: {told}{sent}, in {report.elapsed_s:.1f} s"

@@ -7,13 +7,12 @@ interpreted as markup.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
 
-from diffxfer.cli.console import PIPE_WIDTH
+from diffxfer.cli.table import folded, make_table, stdout
 from diffxfer.errors import printable
 from diffxfer.evaluation.scores import Evaluation, Row
 
@@ -41,7 +40,7 @@ def print_scores(evaluation: Evaluation, *, out: Console | None = None) -> None:
     """
     from rich.text import Text
 
-    out = out or _stdout()
+    out = out or stdout()
     view = _View(evaluation, out.width)
     if not view.subjects:
         return
@@ -51,22 +50,15 @@ def print_scores(evaluation: Evaluation, *, out: Console | None = None) -> None:
         out.print(table)
     out.print()
     for line in view.remarks():
-        out.print(Text(line, overflow="fold"))
+        out.print(folded(line))
     if evaluation.best is not None:
         best = evaluation.best
         out.print()
         value = f"{best.metric} {_number(best.value)}"
         found = f"best alpha by {best.task}: {best.alpha!r} ({value})"
-        out.print(Text(printable(found), overflow="fold"))
+        out.print(folded(found))
         # On one line, however long, so that the command can be copied.
         out.print(Text(printable(best.command)), soft_wrap=True)
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    # Output to a pipe or file is not folded to a terminal's width.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +169,7 @@ class _View:
     def remarks(self) -> Iterator[str]:
         """The lines below the table: notes, sample counts and the meaning of signs."""
         for note, number in self._marks.items():
-            yield f"{_superscript(number)} {printable(note)}"
+            yield f"{_superscript(number)} {note}"
         yield f"n = {self._counts()}"
         yield from self._signs()
 
@@ -188,7 +180,7 @@ class _View:
             counts = {row.n for row in self._shown() if row.task == task}
             if counts:
                 span = dict.fromkeys(f"{count:,}" for count in (min(counts), max(counts)))
-                tasks.setdefault(" to ".join(span), []).append(printable(task))
+                tasks.setdefault(" to ".join(span), []).append(task)
         return ", ".join(f"{count} ({', '.join(names)})" for count, names in tasks.items())
 
     def _signs(self) -> Iterator[str]:
@@ -229,11 +221,8 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
 
 
 def _table(width: int, names: Sequence[Text], columns: Sequence[_Cells]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP // 2))
-    table.add_column(Text("model", "bold", overflow="fold"), width=width)
+    table = make_table(padding=(0, _GAP // 2, 0, _GAP // 2))
+    table.add_column("model", overflow="fold", width=width)
     for column in columns:
         table.add_column(column.head, width=column.width)
     tall = any("\n" in cell.plain for column in columns for cell in column.cells)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, print_json, print_warnings
-from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import printable
 
 if TYPE_CHECKING:
@@ -31,13 +31,8 @@ class TuneConsole(Console):
     _keeps_log = False
 
     def __init__(self, output: Path, *, json: bool, quiet: bool) -> None:
-        super().__init__(json=json, quiet=quiet, logs=True)
+        super().__init__(json=json, quiet=quiet, logs=True, stage="tuning")
         self._made = output
-
-    def __enter__(self) -> TuneConsole:
-        super().__enter__()
-        self._display.stage("tuning")
-        return self
 
     def opened(self, folder: Path) -> None:
         """Move the log beside the output, whose parent folder now exists."""

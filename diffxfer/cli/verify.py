@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console, print_json
 from diffxfer.cli.help import EITHER, WHAT
-from diffxfer.cli.hub import gigabytes, tell_of_hub
+from diffxfer.cli.hub import tell_of_hub
 from diffxfer.errors import DamageError, printable
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ def _restored(restored: Restored) -> list[str]:
     if restored.inexact:
         total = sum(restored.inexact.values())
         lines = [
-            f"base + Δ gives finetuned back bit for bit but for {total:,} of {every} elements,"
+            f"base + Δ gives finetuned back bit for bit except for {total:,} of {every} elements,"
             " as its manifest says:",
             *(f"  {name}: {count:,}" for name, count in restored.inexact.items()),
         ]
     if restored.unpaired:
-        lines.append(f"not compared: {restored.unpaired:,} elements in rows of no token of base")
+        lines.append(
+            f"not compared: {restored.unpaired:,} elements in rows that belong to no token of base"
+        )
     return lines

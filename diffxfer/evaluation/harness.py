@@ -6,8 +6,6 @@ https://github.com/EleutherAI/lm-evaluation-harness.
 
 from __future__ import annotations
 
-import gc
-import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError, first_line
+from diffxfer.evaluation.memory import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -166,21 +165,13 @@ def score(
             torch_random_seed=seeds[2],
             fewshot_random_seed=seeds[3],
         )
-    _free_memory()
+    free_memory()
     if results is None:
         problem = "is being scored by several processes, and this is not the first one"
         raise EvaluationError(
             label, problem, "run a single process; --model-args parallelize=True uses several GPUs"
         )
     return dict(results)
-
-
-def _free_memory() -> None:
-    """Free the memory of a model before the next one is loaded."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -191,9 +182,9 @@ def _translate_errors(label: str, settings: EvalSettings) -> Iterator[None]:
     except DiffxferError:
         raise
     except (Exception, SystemExit) as exc:
-        _free_memory()
+        free_memory()
         reason = first_line(exc)
-        if _is_out_of_memory(exc):
+        if is_out_of_memory(exc):
             problem = f"does not fit in memory at batch size {settings.batch_size} ({reason})"
             remedy = (
                 "give a smaller --batch-size (or auto), --dtype bfloat16, or use several GPUs with "
@@ -207,15 +198,6 @@ def _translate_errors(label: str, settings: EvalSettings) -> Iterator[None]:
         if "max tokens to generate" in reason:
             remedy = "generate fewer tokens, as in --gen-kwargs max_gen_toks=64"
         raise EvaluationError(label, f"lm-eval could not score it ({reason})", remedy) from exc
-
-
-def _is_out_of_memory(exc: BaseException) -> bool:
-    if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
-        return True
-    text = str(exc).lower()
-    return isinstance(exc, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
 
 
 def _install_hint(settings: EvalSettings) -> str:

@@ -127,7 +127,7 @@ def _grafts(
         raise OptionError("--diff", problem, "serve the graft, or give --backend hf")
     scales = [1.0] if alphas is None else list(dict.fromkeys(map(float, alphas)))
     if not scales or not all(map(math.isfinite, scales)):
-        problem = f"{', '.join(map(str, scales)) or 'nothing'} is no scale"
+        problem = f"{', '.join(map(str, scales)) or 'nothing'} is not a scale"
         raise OptionError("--alpha", problem, "give one or more numbers, such as 0.8,1.0")
     return [ModelUnderTest(target, Path(diff), scale) for scale in scales]
 

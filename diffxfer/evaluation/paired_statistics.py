@@ -134,7 +134,7 @@ def recovered_share(
 def _why_no_gain(graft: Score, target: Score, finetuned: Score) -> str:
     values = graft.value, target.value, finetuned.value
     if not all(map(math.isfinite, values)):
-        return "a value is no finite number"
+        return "a value is not a finite number"
     # Equal scores may differ by rounding if their samples differ; that is not a gain.
     if math.isclose(finetuned.value, target.value, abs_tol=1e-12):
         return "finetuned gains nothing over the target"
@@ -155,7 +155,7 @@ def _pair_samples(*scores: Score) -> _Pairs | str:
     keys = sorted(scores[0].samples)
     measures = np.array([[score.samples[key] for key in keys] for score in scores], dtype=float)
     if not (np.isfinite(measures).all() and all(math.isfinite(score.value) for score in scores)):
-        return "a sample or the value is no finite number"
+        return "a sample or the value is not a finite number"
     weighted = measures.ndim == 3
     values, weights = (
         np.moveaxis(measures, -1, 0) if weighted else (measures, np.ones_like(measures))
@@ -164,17 +164,17 @@ def _pair_samples(*scores: Score) -> _Pairs | str:
     for score, row, weight in zip(scores, values, weights, strict=True):
         if not _is_mean(score.value, row, weight, weighted=weighted):
             if not _is_perplexity(score.value, row, weight):
-                return "its value is no mean of samples"
+                return "its value is not a mean of samples"
             linear = False
     # Only with equal weights do the sums of the values decide which score is higher.
     if not (weights == weights[0]).all():
-        return "its samples have other weights"
+        return "its samples have different weights"
     return _Pairs(values, linear)
 
 
 def _why_unpaired(*scores: Score) -> str:
     if not all(score.samples for score in scores):
-        return "its samples are no numbers"
+        return "its samples are not numbers"
     keys = [score.samples.keys() for score in scores]
     shared, every = set(keys[0]).intersection(*keys), set(keys[0]).union(*keys)
     if shared != every:

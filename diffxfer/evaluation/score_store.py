@@ -78,7 +78,7 @@ class ScoreStore:
         real = Path(os.path.realpath(folder))
         for source in (Path(os.path.realpath(path)) for path in inputs):
             if source == real or source in real.parents:
-                problem = f"is or lies in the input {source}"
+                problem = f"is, or is inside, the input {source}"
                 raise OutputExistsError(folder, problem, "choose another --output")
         if any((folder / name).exists() for name in ("config.json", MANIFEST_NAME)):
             problem = "is a model or a diff vector, not a folder of scores"

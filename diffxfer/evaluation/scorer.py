@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.diffs.grafting.graft import apply_diff
-from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError
+from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError, VocabularyError
 from diffxfer.evaluation.content_hash import content_hash
 from diffxfer.evaluation.request_progress import track_requests
 from diffxfer.evaluation.score_rows import ScoredModel
@@ -228,7 +228,7 @@ def check_grafts(roles: ModelRoles, output: Path | None) -> tuple[str, ...]:
         report = apply_diff(roles.diff, roles.target, home / _DRY_RUN_NAME, dry_run=True)
         if report.refused:
             raise refusal(report.refused)
-    except (MatchError, RelatednessError) as exc:
+    except (MatchError, RelatednessError, VocabularyError) as exc:
         exc.remedy += (
             "; use these options with diffxfer apply, and give the graft it makes as a MODEL"
         )

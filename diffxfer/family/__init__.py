@@ -6,7 +6,8 @@ of each on one task, `finetuned` and `direct`), a LoRA adapter of base that lear
 (`task.jsonl`), held-out text of the kind that `target` was trained on (`text.txt`: docstrings of
 Hugging Face's accelerate 1.15.0, Apache-2.0, shuffled and cut), what the members and grafts
 scored on both when they were made (`scores.json`), and lm-eval tasks that ask for both (`tasks`:
-`pig_latin`, `pig_latin_choice`, `docstrings`). `examples/train_family.py` made the rest but the tasks.
+`pig_latin`, `pig_latin_choice`, `docstrings`). `examples/train_family.py` made the rest except the
+tasks.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _load(name: str, dtypes: tuple[str, ...]) -> Kernel:
         code = _compile(name, dtypes)
         failure = keep(file, processor, code)
         if failure is not None and os.environ.get("DIFFXFER_DEBUG") == "1":
-            _tell(f"compiled code is kept in memory alone, as it cannot be written ({failure})")
+            _tell(f"compiled code is kept in memory only, since it cannot be written ({failure})")
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), this_processor())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import read_bytes
 from diffxfer.checkpoints.json_read import parse_object
-from diffxfer.checkpoints.output_place import MANIFEST_NAME
+from diffxfer.checkpoints.output_place import MANIFEST_NAME, named_files
 from diffxfer.errors import HubError
 
 if TYPE_CHECKING:
@@ -69,9 +69,5 @@ def stale_files(repository: Repository | None, files: Files) -> list[str]:
     """
     if repository is None or MANIFEST_NAME not in repository.files:
         return []
-    manifest = _stored_manifest(repository)
-    named: set[str] = set()
-    for key in ("shards", "files"):
-        described = manifest.get(key)
-        named |= described.keys() if isinstance(described, dict) else set()
+    named = named_files(_stored_manifest(repository))
     return sorted((named & repository.files.keys()) - files.keys())

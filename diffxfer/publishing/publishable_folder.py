@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from diffxfer.checkpoints.companions import companion_path, read_bytes, read_config
+from diffxfer.checkpoints.companions import README, companion_path, read_bytes, read_config
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import require_folder
@@ -18,8 +18,6 @@ from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-README = "README.md"
 
 
 @dataclass(frozen=True, slots=True)

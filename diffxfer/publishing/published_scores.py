@@ -58,6 +58,6 @@ def read_published_scores(scores: Path, content: str) -> tuple[TaskScore, ...]:
         raise EvaluationError(path, "is not what diffxfer eval writes", again) from exc
     published = tuple(scored[column] for column in comparison.columns if column in scored)
     if not published:
-        problem = "has no score of this very model, by the content of its files"
+        problem = "has no score of this model, compared by the content of its files"
         raise EvaluationError(path, problem, again)
     return published

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from diffxfer.checkpoints.companions import README
 from diffxfer.checkpoints.hub.repo_ids import read_hub_id
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.diffs.artifact.card import license_fields
@@ -17,7 +18,6 @@ from diffxfer.errors import ArtifactError, OptionError
 from diffxfer.publishing.model_card import write_model_card
 from diffxfer.publishing.overwrite_check import KIND_NAMES, refuse_overwrite, stale_files
 from diffxfer.publishing.publishable_folder import (
-    README,
     PublishableFolder,
     open_publishable_folder,
 )

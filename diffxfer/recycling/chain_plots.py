@@ -1,4 +1,4 @@
-"""The plots of a chain, drawn by plotly without its legends; the page has legends that wrap."""
+"""The plots of a chain."""
 
 from __future__ import annotations
 
@@ -22,18 +22,6 @@ STAGE_NAMES = {
     "tuned": "graft, tuned",
     "direct": "base, tuned plainly",
 }
-
-# Without the buttons that send data to a server.
-_CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-}
-_MANY = 8
-"""With more curves than this, hovering shows one name at a time; the box would hide the curves."""
-
-Legend = list[tuple[str, str, bool]]
-"""The name and colour of each curve, and whether it is dotted."""
 
 
 def scores_figure(report: ChainReport, measure: MetricKey) -> Figure:
@@ -61,7 +49,7 @@ def scores_figure(report: ChainReport, measure: MetricKey) -> Figure:
                 )
             )
     figure.update_xaxes(dtick=1, title="round")
-    return _styled(figure)
+    return figure
 
 
 def losses_figure(report: ChainReport) -> Figure | None:
@@ -89,7 +77,7 @@ def losses_figure(report: ChainReport) -> Figure | None:
     if not figure.data:
         return None
     figure.update_xaxes(title="step")
-    return _styled(figure)
+    return figure
 
 
 def _shade(share: float) -> str:
@@ -102,39 +90,3 @@ def _shade(share: float) -> str:
 def _trained(name: str, each: Round) -> str:
     plainly = name == "direct" or each.alpha is None
     return STAGE_NAMES["direct" if plainly else "tuned"]
-
-
-def _styled(figure: Figure) -> Figure:
-    figure.update_layout(
-        template="plotly_white",
-        height=360,
-        margin={"t": 32, "r": 10, "l": 45, "b": 45},
-        hovermode="x unified" if len(figure.data) <= _MANY else "closest",
-        showlegend=False,
-    )
-    return figure
-
-
-def legend_entries(figure: Figure) -> Legend:
-    """The legend of a figure.
-
-    Args:
-        figure: the result of `scores_figure` or `losses_figure`.
-    """
-    return [(line.name, line.line.color, line.line.dash == "dot") for line in figure.data]
-
-
-def figure_html(figure: Figure, *, first: bool) -> str:
-    """Render a figure as HTML.
-
-    Args:
-        figure: the result of `scores_figure` or `losses_figure`.
-        first: whether to include plotly's code, which the first figure of a page needs.
-    """
-    return str(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs="inline" if first else False,
-            config=_CONFIG,
-        )
-    )

@@ -6,11 +6,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.atomic_write import write_atomically
 from diffxfer.checkpoints.companions import read_object
 from diffxfer.checkpoints.filesystem import lock_folder
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OutputError, OutputExistsError, RecipeError
-from diffxfer.recycling.atomic_write import write_atomically
 from diffxfer.recycling.recipe import with_defaults
 
 if TYPE_CHECKING:

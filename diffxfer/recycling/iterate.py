@@ -217,8 +217,6 @@ def _discard_rounds(steps: Sequence[Step], from_round: int | None) -> None:
 
 def _discard_leftovers(step: Step) -> None:
     """Remove what an interrupted run left of a step, so that the step is not resumed."""
-    if step.out is None or step.kind is StepKind.SCORE:
-        return
     for left in leftovers(step):
         shutil.rmtree(left, ignore_errors=True)
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from diffxfer.diffs.jobs.report import listed
-from diffxfer.errors import DataError, TrainingError, first_line
+from diffxfer.errors import DataError, TrainingError, first_line, listed
 from diffxfer.recycling.trained_model import pair_trained_tensors
 
 if TYPE_CHECKING:

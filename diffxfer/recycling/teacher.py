@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.text_config import config_parts
 from diffxfer.diffs.vocab.pair_base import differing_ids, is_harmless, token_at
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import VocabularyError
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.reader import Checkpoint
-
-_NESTED = ("text_config", "llm_config", "language_config")
 
 
 def check_teacher(student: Checkpoint, teacher: Checkpoint, *, hidden: bool) -> None:
@@ -57,9 +56,7 @@ def check_teacher(student: Checkpoint, teacher: Checkpoint, *, hidden: bool) -> 
 
 def _setting(config: Mapping[str, Any], key: str) -> object:
     """A setting of the language model, at the top of its config or nested."""
-    nested = [config.get(name) for name in _NESTED]
-    parts = [config, *(part for part in nested if isinstance(part, dict))]
-    return next((part[key] for part in parts if key in part), None)
+    return next((part[key] for part in config_parts(config) if key in part), None)
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

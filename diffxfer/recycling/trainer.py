@@ -6,7 +6,6 @@ trains.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from transformers import PrinterCallback
 from trl import SFTTrainer
 
 from diffxfer.errors import DataError, TrainingError, first_line
+from diffxfer.evaluation.memory import free_memory, is_out_of_memory
 from diffxfer.recycling.distillation_loss import IGNORED, Weights, distillation_terms
 from diffxfer.recycling.distributed import run_in_first_process
 from diffxfer.recycling.model_loading import (
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from diffxfer.recycling.training_options import TuneOptions
     from diffxfer.recycling.training_workspace import TrainingWorkspace
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _TERMS = ("ce", "kl", "hidden")
 
 
@@ -96,8 +95,8 @@ def train(
         trainer.add_callback(TrainingCallback(trainer, options, workspace, progress))
         # The state has pickles. diffxfer wrote them, and torch reads them with `weights_only`.
         trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
-    except (torch.OutOfMemoryError, RuntimeError) as exc:
-        if not any(text in str(exc).lower() for text in _NO_MEMORY):
+    except RuntimeError as exc:
+        if not is_out_of_memory(exc):
             raise
         raise TrainingError(
             model.folder,
@@ -108,9 +107,7 @@ def train(
     finally:
         # The Trainer and its callback refer to each other and keep the model in memory.
         trainer = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
     return truncation
 
 

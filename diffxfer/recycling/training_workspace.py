@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from diffxfer.checkpoints.atomic_write import write_atomically
 from diffxfer.checkpoints.companions import list_companions, read_bytes, read_object
 from diffxfer.checkpoints.filesystem import lock_folder, sync_folder, sync_tree
 from diffxfer.checkpoints.output_place import place_of
 from diffxfer.errors import CompanionError, OutputError, TrainingError, UnfinishedError
-from diffxfer.recycling.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ class TrainingWorkspace:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_fd = lock_folder(self.path)
         except BlockingIOError as exc:
-            remedy = "wait for that one, or choose another -o"
+            remedy = "wait for that run, or choose another -o"
             raise OutputError(self.path, "is in use by another run", remedy) from exc
         except OSError as exc:
             problem = f"cannot be written ({exc.strerror or exc})"

@@ -97,9 +97,9 @@ class Reader:
         if self._equal(len(read[0])) != len(read[0]):
             raise MatchError(
                 (),
-                f"{task.name} holds other {task.inputs[0].dtype} values in finetuned than in base,"
-                " and integers are no part of a diff vector",
-                "give --exclude with its name to leave it as the target has it",
+                f"{task.name} has different {task.inputs[0].dtype} values in finetuned and base,"
+                " but a diff vector has no integer tensors",
+                "give --exclude with its name: the graft then keeps the target's tensor",
                 where=task.inputs[0].shard.path,
             )
         return ChunkResult()

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffxfer.errors import DeviceError
+from diffxfer.errors import DeviceError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-_REASON = 300
 
 
 class Cuda:
@@ -110,11 +108,11 @@ class Cuda:
         try:
             yield
         except RuntimeError as exc:
-            reason = next(iter(str(exc).splitlines()), "")[:_REASON]
+            reason = first_line(exc)
             if isinstance(exc, torch.OutOfMemoryError) or "out of memory" in reason:
-                remedy = "give a smaller --device-memory, another --device, or cpu"
+                remedy = "give a smaller --device-memory, or another --device such as cpu"
                 raise DeviceError(str(self._device), reason, remedy) from exc
             if "CUDA" not in reason:
                 raise
-            remedy = "run it again to go on from what was done, with --device cpu if it stays so"
+            remedy = "run it again to continue, with --device cpu if the error persists"
             raise DeviceError(str(self._device), reason, remedy) from exc

@@ -71,8 +71,8 @@ def check_device(device: str) -> None:
         raise OptionError("--device", problem, remedy)
     if int(form[1] or 0) >= found:
         there = "1 GPU, cuda:0" if found == 1 else f"{found} GPUs, cuda:0 to cuda:{found - 1}"
-        problem = f"{device} is not there: PyTorch finds {there}"
-        raise OptionError("--device", problem, "give one that is, cpu or auto")
+        problem = f"{device} does not exist: PyTorch finds {there}"
+        raise OptionError("--device", problem, "give one of these, cpu or auto")
 
 
 def choose_device(device: str, plan: Plan, threads: int) -> Choice:

@@ -13,10 +13,10 @@ from diffxfer.streaming.values import elements, in_float64
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_ALLOW = "mend the checkpoint, or give --allow-nonfinite to let it through"
+_ALLOW = "correct the checkpoint, or give --allow-nonfinite to accept it"
 _WIDER: Mapping[Operation, str] = {
-    Operation.TRANSFER: "a smaller --alpha or a wider dtype",
-    Operation.APPLY: "a smaller --alpha or a wider dtype",
+    Operation.TRANSFER: "a smaller --alpha, a wider --out-dtype",
+    Operation.APPLY: "a smaller --alpha, a wider --out-dtype",
     Operation.SUBTRACT: "a wider --diff-dtype",
     Operation.STORE: "a wider --diff-dtype",
     Operation.COPY: "a wider --out-dtype",
@@ -62,7 +62,7 @@ def _overflow(
     piece, inside = _locate(pieces, position)
     index = _index(chunk.start + piece.at + inside, task.shape)
     problem = f"overflows {task.dtype} in the output at {list(index)}"
-    remedy = f"give {_WIDER[task.operation]}, or --allow-nonfinite to let it through"
+    remedy = f"give {_WIDER[task.operation]}, or --allow-nonfinite to accept it"
     return NonFiniteError(task.name, "output", index, problem, remedy)
 
 

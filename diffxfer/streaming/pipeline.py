@@ -72,7 +72,7 @@ class Accelerator:
 
         self.elements = BLOCK_ELEMENTS
         if takes(self.elements) > memory_bytes:
-            problem = f"{memory_bytes:,} bytes are too few for --threads {threads}, which takes"
+            problem = f"{memory_bytes:,} bytes are too few: --threads {threads} needs"
             remedy = "give more, or fewer --threads"
             raise OptionError("--device-memory", f"{problem} {takes(self.elements):,}", remedy)
         largest = min(_MOST_ELEMENTS, sum(task.elements for task in plan.tasks))

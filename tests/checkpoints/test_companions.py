@@ -13,7 +13,6 @@ from diffxfer.checkpoints.companions import (
     list_companions,
     read_bytes,
     read_config,
-    read_json,
     read_object,
 )
 from diffxfer.errors import CompanionError
@@ -48,9 +47,9 @@ def test_a_folder_that_is_itself_a_link_is_fine(folder, tmp_path):
 def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name):
     (tmp_path / "id_rsa").write_text("secret")
     (folder / name).symlink_to("../id_rsa")
-    with pytest.raises(CompanionError, match=f"{name}: is a link out of the checkpoint, to "):
+    with pytest.raises(CompanionError, match=f"{name}: points outside the checkpoint, to "):
         companion_path(folder, name)
-    with pytest.raises(CompanionError, match="is a link out of the checkpoint"):
+    with pytest.raises(CompanionError, match="points outside the checkpoint"):
         list_companions(folder)
 
 
@@ -58,14 +57,14 @@ def test_a_linked_template_folder_out_of_the_checkpoint_is_refused(folder, tmp_p
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.jinja").write_text("secret")
     (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CompanionError, match="is a link out of the checkpoint"):
+    with pytest.raises(CompanionError, match="points outside the checkpoint"):
         list_companions(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/hostname"])
 def test_a_name_cannot_lead_out(folder, tmp_path, name):
     (tmp_path / "outside.json").write_text("{}")
-    with pytest.raises(CompanionError, match="out of the checkpoint"):
+    with pytest.raises(CompanionError, match="points outside the checkpoint"):
         companion_path(folder, name)
 
 
@@ -92,7 +91,7 @@ def test_a_snapshot_may_not_link_into_another_repository(snapshot):
     other.mkdir(parents=True)
     (other / "bb").write_text("{}")
     (snapshot / "tokenizer.json").symlink_to(other / "bb")
-    with pytest.raises(CompanionError, match="out of the checkpoint"):
+    with pytest.raises(CompanionError, match="points outside the checkpoint"):
         companion_path(snapshot, "tokenizer.json")
 
 
@@ -107,7 +106,7 @@ def test_what_is_no_regular_file_is_refused_without_hanging(folder):
         with pytest.raises(CompanionError, match="is not a regular file"):
             read_bytes(folder / name)
     for name in ("vocab.json", "merges.txt"):
-        with pytest.raises(CompanionError, match=f"{name}: is a link to nothing"):
+        with pytest.raises(CompanionError, match=f"{name}: is a broken link"):
             companion_path(folder, name)
     with pytest.raises(CompanionError, match="is not a regular file"):
         list_companions(folder)
@@ -144,9 +143,9 @@ def test_a_missing_or_huge_file_is_an_error(folder, monkeypatch):
         read_bytes(folder / "config.json")
     monkeypatch.setattr(companions, "MAX_COMPANION_BYTES", 8)
     (folder / "a.json").write_text("12345678")
-    assert read_json(folder / "a.json") == 12345678
+    assert read_bytes(folder / "a.json") == b"12345678"
     (folder / "a.json").write_text("123456789")
-    with pytest.raises(CompanionError, match="is 9 bytes, where a companion has at most 8"):
+    with pytest.raises(CompanionError, match="has 9 bytes, but a companion has at most 8"):
         read_bytes(folder / "a.json")
 
 
@@ -168,8 +167,8 @@ def test_a_small_file_takes_little_memory(folder):
         (b'{"a": 1} {}', r"is not JSON \(line 1\): Extra data"),
         (b'{\n"a": "\xff"}', r"is not JSON \(line 2\): not UTF-8"),
         (b"\xef\xbb\xbf{}", r"is not JSON \(line 1\): Unexpected UTF-8 BOM"),
-        (b'{"a": "\\ud800"}', "is not JSON: half a surrogate pair"),
-        (b'{"\\uDC00": 1}', "is not JSON: half a surrogate pair"),
+        (b'{"a": "\\ud800"}', "is not JSON: an unpaired surrogate"),
+        (b'{"\\uDC00": 1}', "is not JSON: an unpaired surrogate"),
         (b"[" * 100_000, "is not JSON: nested too deeply"),
         (b"[" * 65 + b"]" * 65, "is not JSON: nested too deeply"),
         (b'{"a": ' * 65 + b"1" + b"}" * 65, "is not JSON: nested too deeply"),
@@ -179,30 +178,29 @@ def test_a_small_file_takes_little_memory(folder):
 )
 def test_what_is_no_json_is_said_with_its_line(folder, raw, message):
     (folder / "a.json").write_bytes(raw)
-    with pytest.raises(CompanionError, match=f"a.json: {message}.*; fetch or save"):
-        read_json(folder / "a.json")
+    with pytest.raises(CompanionError, match=f"a.json: {message}.*; download or save"):
+        read_object(folder / "a.json")
 
 
 def test_what_real_files_hold_is_read(folder):
     text = '{"a": "\\ud83d\\ude00", "b": [0.0, Infinity], "c": 1000000000000000019884624838656}'
     (folder / "a.json").write_text(text)
-    document = read_json(folder / "a.json")
+    document = read_object(folder / "a.json")
     assert document == {"a": "😀", "b": [0.0, float("inf")], "c": 1000000000000000019884624838656}
 
 
 def test_an_object_is_required(folder):
     (folder / "config.json").write_text("[1]")
-    assert read_json(folder / "config.json") == [1]
-    with pytest.raises(CompanionError, match="holds a JSON array where an object is expected"):
+    with pytest.raises(CompanionError, match="is a JSON array, expected an object"):
         read_object(folder / "config.json")
     (folder / "config.json").write_text("1.5")
-    with pytest.raises(CompanionError, match="holds a JSON number"):
+    with pytest.raises(CompanionError, match="is a JSON number"):
         read_config(folder)
 
 
 def test_a_folder_without_config_is_no_checkpoint(folder):
     with pytest.raises(
-        CompanionError, match=r"checkpoint: no config\.json: not a checkpoint; name"
+        CompanionError, match=r"checkpoint: has no config\.json, so it is not a checkpoint; give"
     ):
         read_config(folder)
 

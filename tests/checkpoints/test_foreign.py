@@ -1,4 +1,4 @@
-"""Models in a form that is not read, and what their refusal says."""
+"""Models in formats that are not supported, and the errors for them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def refusal(folder: Path) -> str:
-    """What is said of a folder, which is the same wherever it is opened."""
+    """The error for a folder, which is the same wherever it is opened."""
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder, "base")
     text = str(caught.value)
@@ -58,27 +58,27 @@ def files(folder: Path, *names: str) -> Path:
 @pytest.mark.parametrize(
     ("names", "problem", "remedy"),
     [
-        (("m.Q4_K_M.gguf",), "is a GGUF (m.Q4_K_M.gguf)", "give the safetensors model"),
+        (("m.Q4_K_M.gguf",), "is a GGUF model (m.Q4_K_M.gguf)", "give the safetensors model"),
         (("weights.npz",), "has MLX weights (weights.npz)", "give the safetensors model"),
         (("weights.00.npz",), "has MLX weights (weights.00.npz)", "give the safetensors model"),
         (
             ("consolidated.00.pth", "params.json"),
-            "own layout only (consolidated.00.pth)",
-            "as transformers saves it",
+            "own layout (consolidated.00.pth)",
+            "in transformers format",
         ),
         (
             ("consolidated.safetensors", "params.json"),
-            "own layout only (consolidated.safetensors)",
-            "as transformers saves it",
+            "own layout (consolidated.safetensors)",
+            "in transformers format",
         ),
         (
             ("zero_to_fp32.py", "latest", "global_step5/mp_rank_00_model_states.pt"),
-            "is a DeepSpeed checkpoint (zero_to_fp32.py) without whole weights",
+            "is a DeepSpeed checkpoint (zero_to_fp32.py) with ungathered weights",
             "python zero_to_fp32.py . . --safe_serialization",
         ),
         (
             ("zero_pp_rank_0_mp_rank_00_model_states.pt",),
-            "has the parts of a DeepSpeed checkpoint",
+            "is a DeepSpeed checkpoint with ungathered weights",
             "stage3_gather_16bit_weights_on_model_save: true",
         ),
     ],
@@ -94,14 +94,14 @@ def test_a_form_that_is_not_read(
     with pytest.raises(CheckpointError) as caught:
         inspect_checkpoint(tmp_path)
     assert str(caught.value) == text
-    # Beside a model in the form that is read, they are of no concern.
+    # Beside a model in a supported format, they are ignored.
     llama().save_pretrained(tmp_path)
     open_checkpoint(tmp_path, "base")
 
 
 def test_a_gguf_that_is_named_itself(tmp_path: Path) -> None:
     files(tmp_path, "m.gguf")
-    with pytest.raises(CheckpointError, match=r"m\.gguf: is a GGUF, .*; give the safetensors"):
+    with pytest.raises(CheckpointError, match=r"m\.gguf: is a GGUF file, .*; give the safetensors"):
         find(tmp_path / "m.gguf", "the base checkpoint")
 
 
@@ -116,8 +116,10 @@ class TestZero3:
     def test_empty_tensors(self, tmp_path: Path) -> None:
         text = refusal(self.saved(tmp_path))
         assert text.startswith(f"{tmp_path}/model.safetensors: has 9 empty tensors, such as ")
-        assert "of shape (0,), where config.json has hidden_size 16" in text
-        assert "run zero_to_fp32.py in the folder with global_step*/" in text
+        assert "of shape (0,), but config.json has hidden_size 16" in text
+        assert (
+            "run zero_to_fp32.py in the training output folder that contains global_step*/" in text
+        )
         assert "with stage3_gather_16bit_weights_on_model_save: true" in text
 
     def test_the_parts_beside_them(self, tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ class TestZero3:
         open_checkpoint(tmp_path, "base")
         save_shard(tmp_path / "model.safetensors", {"a.weight": torch.empty(0)})
         (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 4}}')
-        assert "where config.json has hidden_size 4" in refusal(tmp_path)
+        assert "but config.json has hidden_size 4" in refusal(tmp_path)
 
 
 class TestPickles:
@@ -154,7 +156,7 @@ class TestPickles:
     def test_the_command_that_is_given_works(self, tmp_path: Path) -> None:
         folder = self.pickled(tmp_path / 'a "b" c')
         text = refusal(folder)
-        argv = shlex.split(text.partition("where you trust it: ")[2])
+        argv = shlex.split(text.partition("if you trust it, save it as safetensors: ")[2])
         assert argv[:2] == ["python", "-c"]
         subprocess.run([sys.executable, *argv[1:]], check=True, timeout=120, capture_output=True)
         found = open_checkpoint(folder, "base")
@@ -169,13 +171,11 @@ class TestPickles:
         folder = self.pickled(tmp_path)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | changed))
-        assert "load it with the code that wrote it, and call its save_pretrained" in refusal(
-            folder
-        )
+        assert "load it with the code that wrote it, and call save_pretrained" in refusal(folder)
 
     def test_are_named_before_another_form(self, tmp_path: Path) -> None:
         folder = files(self.pickled(tmp_path), "m.gguf", "zero_to_fp32.py", "consolidated.00.pth")
-        assert "has pickled weights only (" in refusal(folder)
+        assert "has only pickled weights (" in refusal(folder)
         assert "from transformers import LlamaForCausalLM as M" in refusal(folder)
 
     def test_those_of_diffusers(self, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ class TestDiffusers:
         }.items():
             files(tmp_path, f"{name}/config.json", f"{name}/{stem}")
         given = ", ".join(f"{tmp_path}/{name}" for name in ("unet", "text_encoder", "vae"))
-        assert refusal(tmp_path).endswith(f"; give the folder of one: {given}")
+        assert refusal(tmp_path).endswith(f"; give the folder of one model: {given}")
 
     def test_a_component_is_a_checkpoint(self, tmp_path: Path) -> None:
         single = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -244,5 +244,7 @@ class TestMlx:
             "a.biases": torch.ones(4, 1),
         }
         save_shard(files(tmp_path, "config.json") / "model.safetensors", codes)
-        with pytest.raises(QuantizedError, match=r"is quantised \(MLX, by its tensor a\.weight\)"):
+        with pytest.raises(
+            QuantizedError, match=r"is quantised \(MLX, according to its tensor a\.weight\)"
+        ):
             open_checkpoint(tmp_path, "base")

@@ -1,4 +1,4 @@
-"""The safetensors header: every lie is refused, every truth is read, layouts are `save_file`'s."""
+"""safetensors headers: invalid ones are refused, valid ones read; the layout is `save_file`'s."""
 
 from __future__ import annotations
 
@@ -81,25 +81,25 @@ LIES: dict[str, tuple[bytes, str]] = {
     "trailing bytes": (raw_shard({"weird": entry(0, 4)}, b"12345"), "1 bytes that belong to no"),
     "only trailing bytes": (raw_shard({}, b"1"), "1 bytes that belong to no"),
 }
-"""What is wrong with a file, and the words that say so."""
+"""Faults of a file, and the words in the error for each."""
 
 TENSOR_LIES: dict[str, tuple[bytes, str]] = {
-    "no entry": (raw_shard({"weird": None}), "alone"),
+    "no entry": (raw_shard({"weird": None}), "must have exactly"),
     "an entry without a shape": (
         raw_shard({"weird": {"dtype": "U8", "data_offsets": [0, 0]}}),
-        "alone",
+        "must have exactly",
     ),
-    "an unknown field": (with_entry(strides=[1]), "alone"),
+    "an unknown field": (with_entry(strides=[1]), "must have exactly"),
     "an unknown dtype": (with_entry(dtype="U7"), "unknown dtype 'U7'"),
     "a dtype in lower case": (with_entry(dtype="u8"), "unknown dtype 'u8'"),
     "a dtype that is a list": (with_entry(dtype=["U8"]), r"unknown dtype \['U8'\]"),
-    "a shape that is a number": (with_entry(shape=4), "has the shape 4"),
-    "a negative size": (with_entry(shape=[-4]), "has the shape"),
-    "two negative sizes": (with_entry(shape=[-2, -2]), "has the shape"),
-    "a float size": (with_entry(shape=[4.0]), "has the shape"),
-    "a boolean size": (with_entry(shape=[4, True]), "has the shape"),
-    "a size that is a string": (with_entry(shape=["4"]), "has the shape"),
-    "a size of 2**63": (with_entry(shape=[1 << 63, 0]), "has the shape"),
+    "a shape that is a number": (with_entry(shape=4), "has shape 4"),
+    "a negative size": (with_entry(shape=[-4]), "has shape"),
+    "two negative sizes": (with_entry(shape=[-2, -2]), "has shape"),
+    "a float size": (with_entry(shape=[4.0]), "has shape"),
+    "a boolean size": (with_entry(shape=[4, True]), "has shape"),
+    "a size that is a string": (with_entry(shape=["4"]), "has shape"),
+    "a size of 2**63": (with_entry(shape=[1 << 63, 0]), "has shape"),
     "65 dimensions": (with_entry(shape=[4] + [1] * 64), "at most 64 sizes"),
     "a shape of deep lists": (
         raw_shard(
@@ -108,7 +108,7 @@ TENSOR_LIES: dict[str, tuple[bytes, str]] = {
             + b"]" * 900
             + b"}}"
         ),
-        "has the shape|is not JSON",
+        "has shape|is not JSON",
     ),
     "offsets that are a number": (with_entry(data_offsets=4), "has the data_offsets 4"),
     "one offset": (with_entry(data_offsets=[0]), "has the data_offsets"),
@@ -118,7 +118,7 @@ TENSOR_LIES: dict[str, tuple[bytes, str]] = {
     "a boolean offset": (with_entry(data_offsets=[False, 4]), "has the data_offsets"),
     "an infinite offset": (with_entry(data_offsets=[0, float("inf")]), "has the data_offsets"),
     "backwards": (with_entry(data_offsets=[4, 0]), "ends at 0, before it begins at 4"),
-    "fewer bytes than the shape": (with_entry(shape=[5]), "has 4 bytes, where U8 of shape"),
+    "fewer bytes than the shape": (with_entry(shape=[5]), "has 4 bytes, but U8 of shape"),
     "more bytes than the shape": (with_entry(shape=[]), "takes 1 bytes"),
     "another dtype's bytes": (with_entry(dtype="F64"), "takes 32 bytes"),
     "half a byte": (with_entry(dtype="F4", shape=[7]), "has 4 bytes"),
@@ -137,7 +137,7 @@ TENSOR_LIES: dict[str, tuple[bytes, str]] = {
         "overlaps 'weird'",
     ),
 }
-"""What is wrong with the tensor `weird`, and the words that say so."""
+"""Faults of the tensor `weird`, and the words in the error for each."""
 
 
 def refusal(tmp_path: Path, content: bytes) -> str:

@@ -234,7 +234,7 @@ def test_progress_of_another_job_is_refused_unless_it_is_to_be_discarded(tmp_pat
     out, other = tmp_path / "out", uuid.UUID(int=8 << 100).hex
     partial = leave(out)
     with (
-        pytest.raises(OutputError, match=r"other inputs or options .* 25 % is kept at"),
+        pytest.raises(OutputError, match=r"other inputs or options: 25 % is kept at"),
         OutputFolder(out, other),
     ):
         pytest.fail("the work must not begin")

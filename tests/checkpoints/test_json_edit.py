@@ -76,7 +76,7 @@ def test_nested_keys_are_set_added_and_removed():
         (b'{\r\n  "a": 1\r\n}', {"b": 2}, [], b'{\r\n  "a": 1,\r\n  "b": 2\r\n}'),
     ],
 )
-def test_literal(raw, changes, removals, expected):
+def test_the_text_around_an_edit_stays_as_it_was(raw, changes, removals, expected):
     assert edit_json(raw, changes, removals) == expected
 
 

@@ -49,7 +49,9 @@ PLAIN = {"model.layers.0.mlp.weight": "BF16"}
     ],
 )
 def test_a_config_tells(tmp_path: Path, config: dict[str, Any], name: str) -> None:
-    with pytest.raises(QuantizedError, match=rf"is quantised \({name}, by its config.json\)"):
+    with pytest.raises(
+        QuantizedError, match=rf"is quantised \({name}, according to its config.json\)"
+    ):
         checkpoint(tmp_path, config, PLAIN)
 
 
@@ -104,7 +106,7 @@ def test_a_file_tells(tmp_path: Path, name: str) -> None:
 def test_a_tensor_tells(tmp_path: Path, tensors: dict[str, str], name: str, culprit: str) -> None:
     with pytest.raises(QuantizedError) as caught:
         checkpoint(tmp_path, {}, PLAIN | tensors)
-    assert f"is quantised ({name}, by its tensor {culprit})" in str(caught.value)
+    assert f"is quantised ({name}, according to its tensor {culprit})" in str(caught.value)
     assert str(tmp_path / "model.safetensors") in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and nothing that is not ours is ever replaced."""
+"""A folder appears complete or not at all, and only folders of diffxfer are ever replaced."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OURS = b'{\n "diffxfer_format": 1, "files": {"text": {}, "stale": {}, "weights":
 
 
 def write(out: Path, text: str = "new", *, overwrite: bool = False, job: str = JOB) -> None:
-    """Make a small folder that is ours."""
+    """Make a small folder as diffxfer does."""
     with OutputFolder(out, job, overwrite=overwrite) as folder:
         folder.write_file("text", text.encode())
         folder.write_file(MANIFEST_NAME, OURS)
@@ -46,7 +46,7 @@ def write(out: Path, text: str = "new", *, overwrite: bool = False, job: str = J
 
 
 def tree(folder: Path) -> set[str]:
-    """Everything that lies below a folder."""
+    """Everything below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
@@ -72,13 +72,13 @@ def test_a_new_place_is_fine(tmp_path: Path) -> None:
         ("in/", "is the input"),
         ("link", "is the input"),
         ("x/../in", "is the input"),
-        ("in/out", "lies inside the input"),
-        ("link/out", "lies inside the input"),
-        ("in/x/y/out", "lies inside the input"),
-        (".", "holds the input"),
-        ("around", "holds the input"),
+        ("in/out", "is inside the input"),
+        ("link/out", "is inside the input"),
+        ("in/x/y/out", "is inside the input"),
+        (".", "contains the input"),
+        ("around", "contains the input"),
         ("in/file", "is the input"),
-        ("blobs", "holds the input"),
+        ("blobs", "contains the input"),
     ],
 )
 def test_an_input_is_never_touched(tmp_path: Path, out: str, words: str, overwrite: bool) -> None:
@@ -100,7 +100,7 @@ def test_an_input_is_never_touched(tmp_path: Path, out: str, words: str, overwri
 def test_an_input_behind_a_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to("in")
-    with pytest.raises(OutputExistsError, match="lies inside the input"):
+    with pytest.raises(OutputExistsError, match="is inside the input"):
         refuse_unsafe_output(tmp_path / "in" / "out", [tmp_path / "link"], overwrite=False)
 
 
@@ -148,7 +148,7 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path, kind: str) -> None:
     make(kind, out)
     with pytest.raises(OutputExistsError, match="exists already"):
         refuse_unsafe_output(out, [], overwrite=False)
-    with pytest.raises(OutputExistsError, match=r"is not a folder|has no diffxfer\.json of ours"):
+    with pytest.raises(OutputExistsError, match=r"is not a folder|no diffxfer\.json by diffxfer"):
         refuse_unsafe_output(out, [], overwrite=True)
 
 
@@ -207,7 +207,7 @@ def test_without_publish_nothing_appears(tmp_path: Path) -> None:
 
 
 class OopsError(Exception):
-    """A bug of ours, say."""
+    """Such as a bug of diffxfer."""
 
 
 def fail(
@@ -217,7 +217,7 @@ def fail(
     overwrite: bool = False,
     also: Path | None = None,
 ) -> None:
-    """Begin a folder, make a file of another's, and fail."""
+    """Begin a folder, in which somebody else makes a file, and fail."""
     with OutputFolder(out, JOB, overwrite=overwrite) as folder:
         folder.write_file("sub/text", b"new")
         if also is not None:
@@ -325,7 +325,7 @@ def test_a_way_there_and_back_makes_no_folder(tmp_path: Path, name: str, overwri
 
 def test_an_output_that_ends_in_dots_is_the_folder_above(tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
-    for overwrite, words in ((False, "exists already"), (True, "of ours")):
+    for overwrite, words in ((False, "exists already"), (True, "by diffxfer")):
         with pytest.raises(OutputExistsError, match=words):
             refuse_unsafe_output(tmp_path / "new" / "..", [], overwrite=overwrite)
 
@@ -346,7 +346,9 @@ def test_a_disk_that_fails_after_the_folder_appeared_says_that_it_is_there(
     if overwrite:
         write(out, "old")
     with monkeypatch.context() as patch:
-        whole = pytest.raises(OutputError, match=r"out: is whole, but a power cut could still undo")
+        whole = pytest.raises(
+            OutputError, match=r"out: is complete, but a power failure could still undo"
+        )
         with whole, OutputFolder(out, JOB, overwrite=overwrite) as folder:
             patch.setattr(writer, "sync_folder", fail_to_sync_the_parent)
             folder.write_file("text", b"new")
@@ -457,7 +459,7 @@ def test_without_overwrite_the_old_folder_is_put_back_before_any_work(
 ) -> None:
     out = cut_off(tmp_path, monkeypatch, 2)
     refuse_unsafe_output(out, [], overwrite=False)
-    with pytest.raises(OutputExistsError, match="has been put back"), OutputFolder(out, JOB):
+    with pytest.raises(OutputExistsError, match="has been restored"), OutputFolder(out, JOB):
         pytest.fail("the work must not begin")
     assert text_of(out) == "old"
 
@@ -666,7 +668,7 @@ except OutputError as exc:
 def test_too_little_disk_is_told_before_the_work(tmp_path: Path) -> None:
     out = tmp_path / "not" / "yet" / "there"
     refuse_small_disk(out, 1)
-    with pytest.raises(DiskSpaceError, match=r"needs 1125899\.91 GB, and [0-9.]+ GB are free"):
+    with pytest.raises(DiskSpaceError, match=r"needs 1125\.90 TB, but only [0-9.]+ [GT]B are free"):
         refuse_small_disk(out, 1 << 50)
 
 
@@ -692,7 +694,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_small_disk_is_told_before_the_work(small_disk: Path) -> None:
     refuse_small_disk(small_disk / "out", 1 << 20)
-    with pytest.raises(DiskSpaceError, match=r"needs 3\.00 MB, and 3\.15 MB are free"):
+    with pytest.raises(DiskSpaceError, match=r"needs 3\.00 MB, but only 3\.15 MB are free"):
         refuse_small_disk(small_disk / "out", 3_000_000)
 
 
@@ -700,7 +702,7 @@ def test_a_full_disk_is_met_when_a_shard_is_allocated(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filesystem, "_in_memory", lambda _: False)  # as on a real disk
-    full = pytest.raises(DiskSpaceError, match="the disk became full")
+    full = pytest.raises(DiskSpaceError, match="the disk is full")
     with OutputFolder(small_disk / "out", JOB) as folder, full:
         shard(folder, 4 << 20).create()
     assert tree(small_disk) == set()
@@ -710,7 +712,7 @@ def test_a_full_disk_is_met_by_a_write_where_nothing_is_reserved(small_disk: Pat
     with OutputFolder(small_disk / "out", JOB) as folder:
         made = shard(folder, 4 << 20)
         made.create()
-        with pytest.raises(DiskSpaceError, match="the disk became full"):
+        with pytest.raises(DiskSpaceError, match="the disk is full"):
             made.write(memoryview(bytes(4 << 20)), made.layout.starts["w"])
     made.close()
     assert tree(small_disk) == set()
@@ -718,7 +720,7 @@ def test_a_full_disk_is_met_by_a_write_where_nothing_is_reserved(small_disk: Pat
 
 
 def test_a_full_disk_is_met_by_a_small_file(small_disk: Path) -> None:
-    full = pytest.raises(DiskSpaceError, match="the disk became full")
+    full = pytest.raises(DiskSpaceError, match="the disk is full")
     with OutputFolder(small_disk / "out", JOB) as folder, full:
         folder.write_file("tokenizer.json", bytes(4 << 20))
     assert tree(small_disk) == set()
@@ -743,6 +745,6 @@ def test_overwrite_spares_what_somebody_put_into_our_folder(tmp_path):
     (out / "text").write_text("ours")
     theirs = out / "checkpoint-500" / "weights"
     theirs.write_text("theirs")
-    with pytest.raises(OutputExistsError, match="checkpoint-500/weights: was put there by"):
+    with pytest.raises(OutputExistsError, match="checkpoint-500/weights: was not written by"):
         refuse_unsafe_output(out, [], overwrite=True)
     assert theirs.read_text() == "theirs"

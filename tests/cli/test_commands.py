@@ -64,18 +64,8 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def world(family: World, tmp_path: Path) -> World:
-    return family.copy(tmp_path)
-
-
 def in_process(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "diffxfer", *argv],
         capture_output=True,
@@ -256,11 +246,11 @@ complete -p diffxfer
 
 
 class TestCompletion:
-    """What a shell is told, by the scripts that are installed in it."""
+    """Shell completion, through the scripts that are installed in the shell."""
 
     @pytest.fixture
     def environment(self, tmp_path: Path) -> dict[str, str]:
-        """One in which there is a command `diffxfer`."""
+        """A folder with a command `diffxfer`."""
         command = tmp_path / "bin" / "diffxfer"
         command.parent.mkdir()
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m diffxfer "$@"\n')
@@ -268,7 +258,7 @@ class TestCompletion:
         return {"PATH": f"{command.parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
 
     def completed(self, environment: dict[str, str], *words: str) -> list[str]:
-        """What bash offers for the last word; and what it does where nothing is offered."""
+        """What bash completes the last word to, also if diffxfer offers nothing."""
         script = Path(environment["HOME"], "completion.sh")
         shown = ["bash", "-c", "diffxfer --show-completion; exit"]
         with script.open("w") as file:
@@ -279,7 +269,7 @@ class TestCompletion:
         )
         assert done.stderr == ""
         *offered, last = done.stdout.splitlines()
-        # Where nothing is offered, bash completes the names of files.
+        # If nothing is offered, bash completes file names.
         assert last == "complete -o default -F _diffxfer_completion diffxfer"
         return offered
 
@@ -343,8 +333,14 @@ ON_A_CPU = {
 }
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of kernels that is empty at first."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.mark.parametrize("name", ON_A_CPU)
-def test_a_cpu_needs_no_torch(world: World, name: str) -> None:
+def test_a_cpu_needs_no_torch(world: World, name: str, compiled: Path) -> None:
     code = LIGHT.format(
         argv=list(ON_A_CPU[name]), code="from diffxfer.cli.main import main; main()"
     )
@@ -356,7 +352,7 @@ def test_a_cpu_needs_no_torch(world: World, name: str) -> None:
             check=True,
             timeout=60,
             cwd=world.root,
-            env={**os.environ, "NUMBA_CACHE_DIR": str(world.root / "cache")},
+            env={**os.environ, "NUMBA_CACHE_DIR": str(compiled)},
         )
         shutil.rmtree(world.root / "out", ignore_errors=True)
         assert "torch" not in done.stderr
@@ -399,10 +395,16 @@ class TestUsage:
         [
             (("--vocab", "guess"), "--vocab: 'guess' is unknown; use one of auto, ids, tokens"),
             (("--out-dtype", "int4"), "--out-dtype: 'int4' is unknown; use one of float64"),
-            (("--max-shard-size", "big"), "--max-shard-size: 'big' is no size; give one such as"),
-            (("--max-shard-size", "0GB"), "--max-shard-size: '0GB' is no size; give one such as"),
-            (("--alpha", "nan"), "--alpha: nan is no finite number; give one such as 0.8"),
-            (("--include", "("), "--include: '(' is no regular expression"),
+            (
+                ("--max-shard-size", "big"),
+                "--max-shard-size: 'big' is not a size; give one such as",
+            ),
+            (
+                ("--max-shard-size", "0GB"),
+                "--max-shard-size: '0GB' is not a size; give one such as",
+            ),
+            (("--alpha", "nan"), "--alpha: nan is not a finite number; give one such as 0.8"),
+            (("--include", "("), "--include: '(' is not a regular expression"),
             (("--exclude", "attention"), "--exclude: 'attention' matches none of the "),
             (("--alpha-for", "q=1"), "--alpha-for: 'q' matches none of the "),
         ],
@@ -465,7 +467,7 @@ class TestOutput:
         assert error["where"] == where
         assert "no config.json" in error["problem"]
         assert error["remedy"]
-        assert outcome.err.startswith(f"error: {where}: no config.json")
+        assert outcome.err.startswith(f"error: {where}: has no config.json")
 
     @pytest.mark.parametrize("options", [(), ("--dry-run",)])
     def test_json_names_every_culprit(
@@ -662,7 +664,7 @@ class TestInterruption:
         assert list(tmp_path.glob(".out.partial-*")), "the run was not in the middle"
         done = tiny.run(*self.argv(large, out), summary=True)
         assert (done.status, done.out) == (0, "")
-        assert re.search(r"^continued: \d+ % was done already$", done.err, re.MULTILINE)
+        assert re.search(r"^continued: \d+ % was already done$", done.err, re.MULTILINE)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "started"]
         self.check(large, out)
 

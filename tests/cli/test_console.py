@@ -1,4 +1,4 @@
-"""What a terminal gets: progress, a summary, and no name that does anything to it."""
+"""Output on a terminal: progress, a summary, and names without control characters."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, as_known
-from diffxfer.cli.hub import gigabytes
 from diffxfer.errors import DiffxferError, OutputError, printable
 from tests import tiny
 from tests.tiny import SHARD, Outcome, World
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def world(family: World, tmp_path: Path) -> World:
-    return family.copy(tmp_path)
 
 
 def on_a_terminal(*argv: str, columns: int = 100) -> tuple[int, str]:
@@ -164,7 +154,7 @@ class TestNamesThatMeanHarm:
         folder = tmp_path / f"x{name.replace('/', '')}"
         folder.mkdir()
         outcome = tiny.run("extract", folder, folder, "-o", tmp_path / "out")
-        assert outcome.err.startswith(f"error: {printable(str(folder))}: no config.json")
+        assert outcome.err.startswith(f"error: {printable(str(folder))}: has no config.json")
         assert outcome.err.count("\n") == 1
         assert harmless(outcome.err)
 
@@ -186,7 +176,7 @@ def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
     os.mkdir(folder)  # noqa: PTH102 - the name is what is tested
     outcome = tiny.run("extract", folder, folder, "-o", str(tmp_path / "out"))
     assert outcome.status == 1
-    assert r"/\udcff\udcfe: no config.json" in outcome.err
+    assert r"/\udcff\udcfe: has no config.json" in outcome.err
     assert json.loads(tiny.run("extract", folder, folder, "-o", "out", "--json").out)["error"]
 
 

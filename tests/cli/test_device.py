@@ -1,12 +1,11 @@
-"""`--device` on the command line: the same folder, what is said of it, and what is refused.
+"""`--device` on the command line: the same output, the messages, and what is refused.
 
-A device of this machine's memory takes a GPU's place; see `tests/streaming/test_cuda.py`.
+A device in this machine's memory takes the place of a GPU; see `tests/streaming/test_cuda.py`.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,19 +13,6 @@ from diffxfer.streaming import cuda, device
 from tests import tiny
 from tests.streaming.host_device import HostDevice
 from tests.tiny import OPERANDS, World
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture
-def world(family: World, tmp_path: Path) -> World:
-    return family.copy(tmp_path)
 
 
 @pytest.fixture
@@ -64,7 +50,7 @@ def test_auto_says_what_it_took_and_why(
     why = "the arithmetic takes about 0.0 s at --threads 1, a GPU about 5 s to start"
     assert (found["device"], found["device_why"]) == ("cpu", why)
     outcome = tiny.run(*argv, *(dry or ["--overwrite"]), summary=True)
-    assert f"device: cpu, as {why}\n" in (outcome.out if dry else outcome.err)
+    assert f"device: cpu, since {why}\n" in (outcome.out if dry else outcome.err)
     assert made == []
 
 
@@ -77,12 +63,18 @@ def test_nothing_is_said_of_a_cpu_that_was_not_chosen(world: World) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--device", "cuda:2"], "--device: cuda:2 is not there: PyTorch finds 2 GPUs, cuda:0 to"),
+        (
+            ["--device", "cuda:2"],
+            "--device: cuda:2 does not exist: PyTorch finds 2 GPUs, cuda:0 to",
+        ),
         (["--device", "tpu"], "--device: 'tpu' is unknown; give cpu, cuda, cuda:N or auto"),
-        (["--device-memory", "much"], "--device-memory: 'much' is no size; give one such as 5GB"),
+        (
+            ["--device-memory", "much"],
+            "--device-memory: 'much' is not a size; give one such as 5GB",
+        ),
         (
             ["--device", "cuda", "--device-memory", "1MB"],
-            "--device-memory: 1,000,000 bytes are too few for --threads 1, which takes",
+            "--device-memory: 1,000,000 bytes are too few: --threads 1 needs",
         ),
     ],
 )

@@ -154,7 +154,7 @@ class TestTheLog:
         exc.__cause__ = ValueError("below")
         log = display.close_log(exc, keep=False)
         assert log is not None
-        assert str(exc) == f"m: failed; mend it; what its libraries printed is in {log}"
+        assert str(exc) == f"m: failed; mend it; the output of its libraries is in {log}"
         text = log.read_text()
         assert all(said in text for said in (*CHATTER, "ValueError: below"))
 
@@ -201,7 +201,7 @@ def test_a_bug_of_ours_has_its_traceback_on_the_terminal(tmp_path: Path) -> None
     [log] = tmp_path.glob("*.log")
     assert done.stdout == ""
     said, *trace = done.stderr.splitlines()
-    assert said == f"what its libraries printed is in {log}"
+    assert said == f"the output of its libraries is in {log}"
     assert trace[0].startswith("Traceback")
     assert trace[-1] == "ZeroDivisionError: division by zero"
     assert "chatter" in log.read_text()

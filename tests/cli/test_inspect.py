@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 LLAMA = ("q", "k", "v", "o", "gate", "up", "down", "norms")
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny.make_world(tmp_path_factory.mktemp("family"))
-
-
 def lines_of(cells: Sequence[Cell], width: int) -> list[str]:
     out = Console(width=width, highlight=False, record=True, file=StringIO())
     out.print(heat_table(cells, width))
@@ -173,7 +168,7 @@ class TestTwoOfThem:
         outcome = tiny.run("inspect", tmp_path / "x", tmp_path / "y", "-q")
         assert (outcome.status, outcome.err) == (0, "")
         lines = [re.split(r" {2,}", line.strip()) for line in outcome.out.splitlines()]
-        assert ["not finite", "n.weight (NaN or infinity: in no norm)"] in lines
+        assert ["not finite", "n.weight (NaN or infinity, left out of the norms)"] in lines
         assert ["only in A", "1: a.weight"] in lines
         assert ["only in B", r"1: b\x1b.weight"] in lines
         assert ["not compared", "s.weight: F32 (2,) in A, F32 (3,) in B"] in lines

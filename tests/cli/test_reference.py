@@ -1,4 +1,4 @@
-"""The page with every option is what the commands say of themselves."""
+"""The reference page agrees with the help of every command."""
 
 from __future__ import annotations
 

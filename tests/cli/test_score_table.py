@@ -92,7 +92,7 @@ WHOLE = evaluation(
     ),
     bits("target", 2.4419, 1.0, delta=0.2159, p_value=0.0312, recovered=-2.89),
     row("direct", 1.0, stderr=0.0, delta=1.0, p_value=1e-9),
-    bits("direct", 2.1512, delta=-0.0748, notes=("its samples are no numbers",)),
+    bits("direct", 2.1512, delta=-0.0748, notes=("its samples are not numbers",)),
     finetuned="direct",
     best=BestAlpha(1.0, "pig_latin", "exact_match", 0.985, COMMAND),
 )
@@ -114,7 +114,7 @@ def test_the_whole_table() -> None:
         "direct          1.0000 ± 0.0000          2.1512",
         "finetuned       +1.0000 p<0.001          -0.0748 ¹",
         "",
-        "¹ its samples are no numbers",
+        "¹ its samples are not numbers",
         "n = 400 (pig_latin), 220 (docstrings)",
         "± standard error",
         "+ and -: difference from target; p: McNemar's exact test or sign-flip permutation, paired",

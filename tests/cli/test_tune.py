@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +12,8 @@ from tests.recycling.training import FAMILY, write_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.hub.forks import Forks
 
 pytest.importorskip("trl")
 
@@ -74,14 +74,15 @@ def test_an_error_is_one_line(argv: list[str], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
-def test_a_failure_names_the_log_beside_the_output(argv: list[str], tmp_path: Path) -> None:
-    # A process of its own: transformers keeps the stderr that it was imported under.
-    command = [sys.executable, "-m", "diffxfer", *argv, "--learning-rate", "1e38"]
-    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_a_failure_names_the_log_beside_the_output(
+    warm: Forks, argv: list[str], tmp_path: Path
+) -> None:
+    # A separate process: transformers keeps the stderr that it was imported under.
+    outcome = warm.run(*argv, "--learning-rate", "1e38", cwd=tmp_path, env={})
     assert outcome.returncode == 1
     last = outcome.stderr.splitlines()[-1]
     assert last.startswith("error: the loss is nan at step 2; give a smaller --learning-rate")
-    assert last.endswith(f"; what its libraries printed is in {tmp_path / 'out.log'}")
+    assert last.endswith(f"; the output of its libraries is in {tmp_path / 'out.log'}")
     assert "***** Running training *****" in (tmp_path / "out.log").read_text()
     assert tiny.run(*argv).status == 0
     assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "out"}

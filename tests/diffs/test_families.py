@@ -220,8 +220,8 @@ class TestTies:
         roles = [tied / role / "copy" for role in ROLES]
         report = transfer(*roles, tmp_path / "out", **options)
         assert report.warnings == (
-            "lm_head.weight is model.embed_tokens.weight in the target and stays so:"
-            " what the options say of it has no effect",
+            "lm_head.weight is tied to model.embed_tokens.weight in the target and stays tied:"
+            " --include, --exclude and --alpha-for have no effect on it",
         )
         tensors = oracle.load(tmp_path / "out")
         assert oracle.same(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
@@ -399,7 +399,7 @@ class TestAddedTokens:
         graft = prove(tmp_path / "out", *roles, roles=token_roles(roles))
         report = transfer(*roles, tmp_path / "again")
         assert report.added_tokens == ()
-        kept = "keep the rows that the target has: '<|call|>'"
+        kept = "keep the target's rows: '<|call|>'"
         assert any(kept in line for line in report.warnings)
         old = oracle.load(roles[2])["lm_head.weight"]
         assert oracle.same(oracle.load(graft)["lm_head.weight"][33], old[33])
@@ -661,7 +661,7 @@ class TestTokenPairs:
 
     def test_no_tokenizers_and_other_rows(self, tmp_path):
         roles = save_roles(tmp_path, llama(), target={"config": llama(vocab_size=60)})
-        with pytest.raises(VocabularyError, match="no tokenizer says which belong together"):
+        with pytest.raises(VocabularyError, match="no tokenizer shows which belong together"):
             transfer(*roles, tmp_path / "out")
 
     @pytest.mark.parametrize("lacking", [0, 1, 2])

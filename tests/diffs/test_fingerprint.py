@@ -1,4 +1,4 @@
-"""All that has a part in a byte of a result tells one job from another, and nothing else does."""
+"""A job's fingerprint depends on all that can change its result, and on nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def job(folder: Path, **changes: Any) -> str:
-    """The fingerprint of a job with one tensor, some of which is otherwise."""
+    """The fingerprint of a job with one tensor, with some changes."""
     paths = [folder / f"{role}.safetensors" for role in ("diff", "target")]
     if not paths[0].exists():
         for number, path in enumerate(paths):

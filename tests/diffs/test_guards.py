@@ -1,4 +1,4 @@
-"""Mistakes that a run notices although every file by itself is sound."""
+"""Mistakes that a run detects although every file is valid by itself."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A related model is told from one that only has its shapes, and a base from its successor."""
+"""A related model is distinguished from one of the same shapes, and a base from its successor."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ SHARD = "model.safetensors"
 
 
 def changed(tmp_path, source, change):
-    """A model of the family with other values."""
+    """A model of the family with different values."""
     folder = tmp_path / "changed"
     shutil.copytree(source, folder)
     weights = {name: change(name, tensor) for name, tensor in load_file(folder / SHARD).items()}
@@ -36,7 +36,7 @@ def changed(tmp_path, source, change):
 
 
 def state(path):
-    """Let the manifest of a diff vector state a file as it is."""
+    """Update a file's entry in the manifest of a diff vector."""
     stated = {"size": path.stat().st_size, "xxh3": xxhash.xxh3_128_hexdigest(path.read_bytes())}
     manifest = path.with_name("diffxfer.json")
     tiny.edit_json(manifest, lambda document: document["files"].update({path.name: stated}))
@@ -217,7 +217,7 @@ class TestMistakes:
 
     def test_a_graft_on_finetuned_itself(self, diff, tmp_path):
         (warning,) = apply_diff(diff, ROLES[0], tmp_path / "out").warnings
-        assert "target is nearer to finetuned than to base" in warning
+        assert "target is closer to finetuned than to base" in warning
 
 
 def drawn(cosines, count=64):
@@ -281,7 +281,7 @@ class TestTheBaseItself:
 
         folder = changed(tmp_path, ROLES[1], norms)
         (warning,) = apply_diff(diff, folder, tmp_path / "out").warnings
-        expected = "this target is the base itself but for one tensor: model.norm.weight"
+        expected = "this target is the base itself except for one tensor: model.norm.weight"
         assert warning == expected
 
     def test_what_base_has_no_checksum_of(self, tmp_path):
@@ -306,7 +306,7 @@ class TestTheBaseItself:
         families.edit_tensors(roles[1], lm_head__weight=torch.rand(8, 16))
         tiny.edit_json(roles[1] / "config.json", lambda c: c.update(tie_word_embeddings=False))
         (warning, *_) = apply_diff(tmp_path / "tied", roles[1], tmp_path / "two").warnings
-        assert warning == f"{says} but for one tensor: lm_head.weight"
+        assert warning == f"{says} except for one tensor: lm_head.weight"
 
     def test_transfer_says_what_it_saw(self, tmp_path):
         copy = shutil.copytree(ROLES[1], tmp_path / "copy")
@@ -370,7 +370,7 @@ class TestSamples:
         path = folder / "base_samples.safetensors"
         save_file({"index": torch.arange(3), "value": torch.ones(3).double()}, path)
         state(path)
-        with pytest.raises(ArtifactError, match="does not hold the samples that the manifest"):
+        with pytest.raises(ArtifactError, match="does not contain the samples that the manifest"):
             apply_diff(folder, ROLES[2], tmp_path / "out")
 
     def test_counts_that_are_none(self, diff, tmp_path):

@@ -1,4 +1,4 @@
-"""Damage of every kind is found and named, and what is whole is called whole."""
+"""Every kind of damage is found and named, and an undamaged folder passes."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def folder(made, request, tmp_path):
 
 
 def found(folder, **options):
-    """What is damaged, as (file, tensor) pairs, and in words."""
+    """The problem of each damaged (file, tensor) pair."""
     with pytest.raises(DamageError) as caught:
         verify(folder, **options)
     assert caught.value.damage
@@ -145,7 +145,7 @@ class TestDamage:
         os.truncate(path, path.stat().st_size - 1)
         damage = found(folder)
         assert damage.keys() == {(SHARDS[1], ""), (SHARDS[1], last.name)}
-        assert all("is cut off" in problem for problem in damage.values())
+        assert all("is truncated" in problem for problem in damage.values())
 
     @pytest.mark.parametrize("size", [0, 5, 60])
     def test_cut_off_in_the_header(self, folder, size):
@@ -172,9 +172,9 @@ class TestDamage:
             path.unlink()
             assert found(folder)[name, ""] == "is missing"
             path.write_bytes(content + b"\n")
-            assert "bytes, where" in found(folder)[name, ""]
+            assert "bytes, expected" in found(folder)[name, ""]
             path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-            assert "its checksum is another" in found(folder)[name, ""]
+            assert "its checksum differs" in found(folder)[name, ""]
             path.write_bytes(content)
         verify(folder)
 
@@ -209,7 +209,7 @@ class TestDamage:
         save_file({**second, name: first[name]}, folder / SHARDS[1], {"format": "pt"})
         damage = found(folder)
         assert damage.keys() == {(SHARDS[1], ""), (SHARDS[1], name)}
-        assert damage[SHARDS[1], name] == "is there a second time"
+        assert damage[SHARDS[1], name] == "occurs twice"
 
     def test_a_tensor_missing_and_one_too_many(self, folder):
         weights = load_file(folder / SHARDS[0])
@@ -225,7 +225,7 @@ class TestDamage:
         (tmp_path / "secret").write_bytes((folder / "README.md").read_bytes())
         (folder / "README.md").unlink()
         (folder / "README.md").symlink_to(tmp_path / "secret")
-        assert "link out of" in found(folder)["README.md", ""]
+        assert "points outside" in found(folder)["README.md", ""]
 
     def test_the_manifest_of_another_folder(self, made, folder):
         kind = json.loads((folder / MANIFEST).read_text())["kind"]
@@ -244,7 +244,7 @@ class TestDamage:
             manifest["shards"] = {f"../{SHARDS[0]}": manifest["shards"].pop(SHARDS[0])}
 
         tiny.edit_json(folder / MANIFEST, lead_out)
-        assert found(folder)[f"../{SHARDS[0]}", ""] == "is no name of a shard"
+        assert found(folder)[f"../{SHARDS[0]}", ""] == "is not the name of a shard"
 
 
 @given(data=st.data())
@@ -288,7 +288,7 @@ class TestRefusal:
 
 
 def reseal(folder, change):
-    """Change a manifest as its writer could have."""
+    """Change a manifest, and seal it again."""
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
     manifest = Manifest.model_validate(document)
@@ -362,7 +362,7 @@ class TestRestore:
         self.flip_last_row(base)
         damage = found(tmp_path / "diff", base=base, finetuned=finetuned)
         assert list(damage) == [(tiny.SHARD, "model.embed_tokens.weight")]
-        assert "base has other values" in damage[tiny.SHARD, "model.embed_tokens.weight"]
+        assert "base has different values" in damage[tiny.SHARD, "model.embed_tokens.weight"]
 
     def test_a_row_of_base_that_no_token_has(self, tmp_path):
         finetuned, base = odd_roles(tmp_path)
@@ -411,7 +411,7 @@ class TestRestore:
         shard = next(iter(tensor_names(folder / SHARDS[1]).values())).shard
         stated = {"size": shard.size, "header_xxh3": shard.header_hash}
         reseal(folder, lambda manifest: manifest["shards"].update({SHARDS[1]: stated}))
-        with pytest.raises(ArtifactError, match=r"lm_head\.weight' is I64, which no difference is"):
+        with pytest.raises(ArtifactError, match=r"lm_head\.weight' is I64, expected a float dtype"):
             verify(folder, base=made / "base", finetuned=made / "finetuned")
 
     def test_what_only_base_has_and_was_allowed(self, made, tmp_path):
@@ -427,7 +427,7 @@ class TestRestore:
     def test_another_base_of_the_same_shape(self, made):
         damage = found(made / "diff", base=made / "target", finetuned=made / "finetuned")
         assert len(damage) == 5
-        assert all(problem.startswith("base has other values") for problem in damage.values())
+        assert all(problem.startswith("base has different values") for problem in damage.values())
 
     def test_another_finetuned_of_the_same_shape(self, made):
         damage = found(made / "diff", base=made / "base", finetuned=made / "target")
@@ -439,7 +439,7 @@ class TestRestore:
         name, spec = next(iter(tensor_names(folder / SHARDS[0]).items()))
         flip(folder / SHARDS[0], 8 * spec.start + 1)
         damage = found(folder, base=made / "base", finetuned=made / "finetuned")
-        assert "its checksum is another" in damage.pop((SHARDS[0], name))
+        assert "its checksum differs" in damage.pop((SHARDS[0], name))
         assert not damage
 
     def test_models_of_other_shapes(self, made, tmp_path):
@@ -448,7 +448,9 @@ class TestRestore:
         for role in ("finetuned", "base"):
             weights = tiny.tensors(role) | {name: torch.ones(5).bfloat16()}
             roles[role] = tiny.save_model(tmp_path / role, weights)
-        with pytest.raises(MatchError, match=r"are not those of this diff vector: model\.norm"):
+        with pytest.raises(
+            MatchError, match=r"are not the models of this diff vector: model\.norm"
+        ):
             verify(made / "diff", **roles)
         with pytest.raises(MatchError, match=r"1 tensor does not fit: model\.norm\.weight"):
             verify(made / "diff", **{**roles, "base": made / "base"})
@@ -457,7 +459,7 @@ class TestRestore:
         finetuned, base = odd_roles(tmp_path)
         extract_diff(finetuned, base, tmp_path / "diff")
         families.edit_tensors(base, ids=torch.arange(1, 5))
-        with pytest.raises(MatchError, match=r"model\.ids holds other I64 values"):
+        with pytest.raises(MatchError, match=r"model\.ids has different I64 values"):
             verify(tmp_path / "diff", finetuned=finetuned, base=base)
 
     def test_models_of_other_tensors(self, made, tmp_path):
@@ -465,7 +467,9 @@ class TestRestore:
             tiny.save_model(tmp_path / role, tiny.tensors(role) | {"more.weight": torch.ones(3)})
             for role in ("finetuned", "base")
         ]
-        with pytest.raises(MatchError, match=r"are not those of this diff vector: more\.weight"):
+        with pytest.raises(
+            MatchError, match=r"are not the models of this diff vector: more\.weight"
+        ):
             verify(made / "diff", finetuned=others[0], base=others[1])
 
 
@@ -488,7 +492,7 @@ class TestCommand:
         assert done.status == 1
         assert len(done.out.splitlines()) == 2
         assert r"a\x1b[31mb: is not in the manifest" in done.out
-        assert done.err.startswith(f"error: {folder}: 2 things are not as written: ")
+        assert done.err.startswith(f"error: {folder}: 2 problems found, such as ")
         assert done.err.count("\n") == 1
 
     def test_json(self, made, folder):

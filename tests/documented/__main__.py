@@ -1,4 +1,4 @@
-"""Run what the documentation shows, each page in a folder of its own; say what fails.
+"""Run what the documentation shows, each page in a separate folder, and print what fails.
 
 $ python -m tests.documented
 $ python -m tests.documented examples/hub/README.md --reasons
@@ -45,11 +45,11 @@ diffxfer.evaluate = functools.partial(
 
 @dataclass
 class Reader:
-    """Somebody who types what a page shows.
+    """A user who types what a page shows.
 
     Attributes:
-        home: where.
-        env: beside what this process has.
+        home: the folder in which commands run.
+        env: variables besides those of this process.
         forks: what runs `diffxfer`.
         variables: assignments that the page made, as the shell reads them.
     """
@@ -60,7 +60,7 @@ class Reader:
     variables: str = ""
 
     def do(self, shown: Shown) -> str | None:
-        """Do what is shown; what went wrong, if anything.
+        """Run a shown command, program or file; returns the failure, if any.
 
         Args:
             shown: a command, a program or a file.
@@ -85,7 +85,7 @@ class Reader:
 
     def _words(self, command: str) -> list[str]:
         """The words of a command, as the shell reads them."""
-        # What is in brackets may be given; that it may be missing needs no proof.
+        # Parts in brackets are optional: they are given.
         script = f"set -f\n{self.variables}printf '%s\\0' {_quoted_redirection(command)}"
         done = self._start(["bash", "-euc", script])
         assert done.returncode == 0, (command, done.stderr)
@@ -104,7 +104,7 @@ class Reader:
         return f"exit status {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
 
     def _make_room(self, words: Sequence[str]) -> None:
-        """Remove what an earlier command left where this one writes."""
+        """Remove the output of an earlier command if this one writes to the same place."""
         for option in {"-o", "--output"} & set(words):
             if words[1] != "iterate":
                 self._remove(words[words.index(option) + 1])
@@ -131,7 +131,7 @@ def _quoted_redirection(command: str) -> str:
 
 
 def furnish(home: Path, stock: Path) -> None:
-    """Put everything that has a name in the documentation into a folder.
+    """Put every model and file that the documentation names into a folder.
 
     Args:
         home: a new one.
@@ -153,7 +153,7 @@ def furnish(home: Path, stock: Path) -> None:
 
 
 def main(pages: Sequence[str], *, reasons: bool) -> int:
-    """Run everything, two pages at a time, and print what fails; how many things did.
+    """Run everything, two pages at a time, and print what fails; returns the number of failures.
 
     Args:
         pages: those to run, relative to the checkout; all if empty.

@@ -1,4 +1,4 @@
-"""The documented commands that are not run as they stand: why, or what is run instead."""
+"""Documented commands that are not run as shown: the reason, or what is run instead."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SMALLER = {
     "tune": _SMALL_TUNE,
     "eval": _SMALL_EVAL,
 }
-"""Options of a command that come last, and so win."""
+"""Options that are appended to a command, so that they take precedence."""
 
 SMALLER_FILES = {
     "  steps: 200\n": "  steps: 1\n  batch_size: 2\n  max_length: 32\n",
@@ -59,7 +59,7 @@ SMALLER_FILES = {
 
 
 def reason_not_to_run(command: str) -> str | None:
-    """Why a command is not run, None if it is.
+    """The reason why a command is not run, or None.
 
     Args:
         command: in one line.

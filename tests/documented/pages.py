@@ -2,7 +2,7 @@
 
 A `console` block is commands, one a line. A `python` block is a program. A block whose first line
 is a comment `# file: NAME` is a file. Code within a sentence or a table is a command if it begins
-with a program's name and goes on.
+with a program's name and has arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _FILE = re.compile(r"# file: (\S+)\n")
 _PROGRAM = re.compile(r"(diffxfer|python3?|pip|pipx|pytest|hf|accelerate) ")
 _MENTION = re.compile(r"diffxfer [a-z]+|pip install")
-"""The name of a command, and nothing that it is to do."""
+"""The name of a command without arguments."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tiny models under the names that the documentation gives to large ones."""
+"""Tiny models under the names that the documentation uses for large ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMES = {
     "train.jsonl": "train.jsonl",
     "chain.yaml": "chain.yaml",
 }
-"""What each name of the documentation stands for."""
+"""The model or file for each name in the documentation."""
 
 ON_THE_HUB = {
     "meta-llama/Meta-Llama-3-8B": "base",
@@ -93,7 +93,7 @@ def make_adapter(folder: Path, base: Path) -> None:
 
 
 def publish_stock(hub: Hub, stock: Path) -> None:
-    """Put what has an id on the tests' Hub.
+    """Upload the models that have an id to the tests' Hub.
 
     Args:
         hub: which.

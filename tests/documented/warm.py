@@ -6,16 +6,34 @@ All commands meet the same Hub, so its environment is there before anything is i
 from __future__ import annotations
 
 import contextlib
+from importlib import import_module
 
 from tests.hub.forks import serve
 
-if __name__ == "__main__":
-    import diffxfer.cli.main
-    import diffxfer.diffs.extraction.extract
-    import diffxfer.diffs.grafting.graft
-    import diffxfer.evaluation.evaluate
-    import diffxfer.streaming.engine
+IMPORTED = (
+    *("diffxfer.cli.app", "diffxfer.diffs.extraction.extract", "diffxfer.diffs.grafting.graft"),
+    *("diffxfer.evaluation.evaluate", "diffxfer.evaluation.harness", "diffxfer.streaming.engine"),
+    # What commands import only once they need it, which takes seconds.
+    *("datasets", "lm_eval.loggers", "lm_eval.models.huggingface", "scipy.stats"),
+    "transformers.models.llama.modeling_llama",
+)
 
+
+def skip_inventory() -> None:
+    """Let lm-eval find no pip, compiler or driver to ask for its results' list of versions.
+
+    It starts a dozen programs for every model that it scores, which takes a second.
+    """
+    from torch.utils import collect_env
+
+    collect_env.run = lambda _command: (1, "", "")
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        import_module(name)
     with contextlib.suppress(ImportError):  # TRL needs Python 3.11
-        import diffxfer.recycling.trainer  # noqa: F401
+        import_module("diffxfer.recycling.trainer")
+        import_module("diffxfer.recycling.trainer_config")
+    skip_inventory()
     serve()

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from diffxfer import extract_diff
 from diffxfer.family import family_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-# Read when the libraries are imported, which happens after this.
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 FAMILY = family_folder()
 QUICK = {"include_path": FAMILY / "tasks", "batch_size": 64, "device": "cpu", "dtype": "float32"}
 """The options of all evaluations in tests."""
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -17,21 +13,28 @@ from tests.cli.test_console import on_a_terminal
 from tests.evaluation.conftest import FAMILY
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
+
+    from tests.hub.forks import Forks
 
 TARGET, DIRECT = FAMILY / "target", FAMILY / "direct"
 QUICK = ("--device", "cpu", "--dtype", "float32", "--batch-size", "64")
 
 
-def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "diffxfer", *map(str, argv)]
-    plain = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **environment}
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=400, env=plain
-    )
+class Run(Protocol):
+    def __call__(
+        self, *argv: str | Path, **environment: str
+    ) -> subprocess.CompletedProcess[str]: ...
 
 
-def test_json_is_all_that_is_on_stdout(own_tasks: Path, diff: Path) -> None:
+@pytest.fixture
+def run(warm: Forks, tmp_path: Path) -> Run:
+    """Runs a command in a separate process, with its own stdout and stderr."""
+    return lambda *argv, **environment: warm.run(*argv, cwd=tmp_path, env=environment)
+
+
+def test_json_is_all_that_is_on_stdout(run: Run, own_tasks: Path, diff: Path) -> None:
     done = run(
         *("eval", TARGET, "--finetuned", DIRECT, "--diff", diff, "--alpha", "0.5,1.0", *QUICK),
         *("--tasks", "written,chosen", "--include-path", own_tasks, "--json"),
@@ -50,7 +53,7 @@ def test_json_is_all_that_is_on_stdout(own_tasks: Path, diff: Path) -> None:
     assert (graft["value"], graft["recovered"]) == (1.0, 1.0)
 
 
-def test_the_table_is_on_stdout_and_talk_on_stderr(own_tasks: Path, diff: Path) -> None:
+def test_the_table_is_on_stdout_and_talk_on_stderr(run: Run, own_tasks: Path, diff: Path) -> None:
     done = run(
         *("eval", TARGET, "--diff", diff, "--alpha", "0.5,1.0", "--tasks", "written", *QUICK),
         *("--include-path", own_tasks),
@@ -63,7 +66,9 @@ def test_the_table_is_on_stdout_and_talk_on_stderr(own_tasks: Path, diff: Path) 
     assert f"scoring {TARGET} (1 of 3) on written" in done.stderr
 
 
-def test_what_libraries_print_is_in_the_log_alone(own_tasks: Path, tmp_path: Path) -> None:
+def test_what_libraries_print_is_in_the_log_alone(
+    run: Run, own_tasks: Path, tmp_path: Path
+) -> None:
     argv = ("eval", TARGET, "--tasks", "written", "--include-path", own_tasks, *QUICK)
     output = tmp_path / "scores"
     done = run(*argv, "-o", output, GIT_CEILING_DIRECTORIES="/", TMPDIR=str(tmp_path))
@@ -90,7 +95,7 @@ def test_a_terminal_shows_one_bar_of_ours(own_tasks: Path) -> None:
         assert theirs not in written
 
 
-def test_debug_shows_what_libraries_print(own_tasks: Path, tmp_path: Path) -> None:
+def test_debug_shows_what_libraries_print(run: Run, own_tasks: Path, tmp_path: Path) -> None:
     argv = ("eval", TARGET, "--tasks", "written", "--include-path", own_tasks, *QUICK)
     done = run(*argv, DIFFXFER_DEBUG="1", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -100,14 +105,14 @@ def test_debug_shows_what_libraries_print(own_tasks: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("diffxfer-*.log"))
 
 
-def test_quiet_leaves_the_result(own_tasks: Path) -> None:
+def test_quiet_leaves_the_result(run: Run, own_tasks: Path) -> None:
     tasks = ("--tasks", "written", "--include-path", own_tasks)
     done = run("eval", TARGET, *tasks, *QUICK, "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     assert "written" in done.stdout
 
 
-def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> None:
+def test_a_failure_keeps_what_was_scored(run: Run, own_tasks: Path, tmp_path: Path) -> None:
     # Half of the second model's only shard: its header is sound, so it fails when it is loaded.
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -123,7 +128,7 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
     assert said.startswith(f"error: {broken}: lm-eval could not score it (")
     assert "Traceback" not in done.stderr
     [log] = tmp_path.glob("diffxfer-*.log")
-    assert said.endswith(f"; what its libraries printed is in {log}")
+    assert said.endswith(f"; the output of its libraries is in {log}")
     assert "hello from the task's own code" in log.read_text()
     assert "Traceback" in log.read_text()
     as_json = run(*argv, "--json", "-o", tmp_path / "scores")
@@ -137,42 +142,39 @@ def test_a_failure_keeps_what_was_scored(own_tasks: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("argv", "status", "said"),
     [
-        (["--tasks", "writen"], 1, "error: writen: is not a task"),
         (["--tasks", ""], 2, "error: --tasks: names no task"),
-        (["--tasks", "written", "--alpha", "much"], 2, "'much' is no number"),
+        (["--tasks", "written", "--alpha", "much"], 2, "'much' is not a number"),
         (["--tasks", "written", "--batch-size", "0"], 2, "error: --batch-size"),
         (["--tasks", "written", "--apply-chat-template"], 1, "has no chat template"),
         (["--tasks", "written", "--device", "cuda:99"], 1, "error: --device: cuda:99"),
     ],
 )
-def test_errors_are_one_line(own_tasks: Path, argv: list[str], status: int, said: str) -> None:
+def test_errors_are_one_line(
+    run: Run, own_tasks: Path, argv: list[str], status: int, said: str
+) -> None:
     done = run("eval", TARGET, *argv, "--include-path", own_tasks, "--quiet")
     assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
+def test_ctrl_c_says_what_is_kept(warm: Forks, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command = [
-        *(sys.executable, "-m", "diffxfer", "eval", str(TARGET), str(DIRECT), "--batch-size", "1"),
-        *("--tasks", "pig_latin", "--include-path", str(FAMILY / "tasks"), "-o", str(output)),
-        *("--device", "cpu", "--limit", "100"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(6000):
-        if list(output.glob("*/results_*.json")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "pig_latin" in out
-    assert err.splitlines()[-1].startswith(f"interrupted: what was scored is kept in {output}")
+    done = warm.run(
+        *("eval", TARGET, DIRECT, "--batch-size", "1", "--device", "cpu", "--limit", "20"),
+        *("--tasks", "pig_latin", "--include-path", FAMILY / "tasks", "-o", output),
+        cwd=tmp_path,
+        env={},
+        stop=(output, "*/results_*.json", signal.SIGINT),
+    )
+    assert done.returncode == 130
+    assert "pig_latin" in done.stdout
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"interrupted: finished scores are kept in {output}")
 
 
 @pytest.mark.slow  # .ci/run gives the demo itself
-def test_the_demo_tells_the_whole_story_and_keeps_it(tmp_path: Path) -> None:
+def test_the_demo_tells_the_whole_story_and_keeps_it(run: Run, tmp_path: Path) -> None:
     kept = tmp_path / "demo"
     done = run("demo", "--keep", kept, COLUMNS="100")
     assert done.returncode == 0, done.stderr

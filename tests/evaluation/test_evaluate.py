@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lm_eval.models  # noqa: F401 its own backends come first, or it takes ours for all there are
 import pytest
@@ -27,8 +24,12 @@ from diffxfer.evaluation.lm_eval_results import read_scores
 from diffxfer.evaluation.paired_statistics import compare_scores, recovered_share
 from tests.evaluation.conftest import FAMILY, QUICK
 
+if TYPE_CHECKING:
+    from tests.hub.forks import Forks
+
 TARGET, DIRECT, FINETUNED = (FAMILY / name for name in ("target", "direct", "finetuned"))
 ALPHAS = (0.8, 1.0, 1.2)
+LIMIT = 24
 
 
 def digest_of(folder: Path) -> dict[str, str]:
@@ -81,7 +82,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, diff: Path) -> tuple[Evaluat
         alpha=ALPHAS,
         finetuned=DIRECT,
         tasks=tasks,
-        limit=64,
+        limit=LIMIT,
         output=output,
         **QUICK,
     )
@@ -103,7 +104,7 @@ class TestTheValues:
                 task_manager=manager,
                 batch_size=64,
                 device="cpu",
-                limit=64,
+                limit=LIMIT,
             )
             rows = [row for row in whole[0].rows if (row.model, row.alpha) == (model, alpha)]
             assert len(rows) == 3
@@ -112,7 +113,7 @@ class TestTheValues:
                 assert row.value == theirs[f"{row.metric},none"]
                 stderr = theirs[f"{row.metric}_stderr,none"]
                 assert row.stderr == (None if stderr == "N/A" else stderr)
-                assert row.n == 64
+                assert row.n == LIMIT
 
     def test_come_in_the_order_in_which_models_and_tasks_were_named(
         self, whole: tuple[Evaluation, Path]
@@ -234,7 +235,7 @@ class TestTheOutput:
             assert native["lm_eval_version"]
             for task in ("pig_latin", "pig_latin_choice", "docstrings"):
                 (samples,) = folder.glob(f"samples_{task}_2*.jsonl")
-                assert len(samples.read_text().splitlines()) == 64
+                assert len(samples.read_text().splitlines()) == LIMIT
 
     def test_has_the_comparison(self, whole: tuple[Evaluation, Path]) -> None:
         found, output = whole
@@ -256,7 +257,7 @@ class TestTheOutput:
         files = digest_of(output)
         said: list[str] = []
         again = evaluate(
-            TARGET, diff=diff, alpha=ALPHAS, finetuned=DIRECT, limit=64, output=output,
+            TARGET, diff=diff, alpha=ALPHAS, finetuned=DIRECT, limit=LIMIT, output=output,
             tasks=["pig_latin", "pig_latin_choice", "docstrings"], progress=said.append, **QUICK,
         )  # fmt: skip
         assert again.rows == before.rows
@@ -321,23 +322,22 @@ class TestTheOutput:
         assert evaluate(TARGET, tasks="written", **settings).reused == (str(TARGET),)
 
 
-def test_a_killed_run_continues_without_scoring_the_first_model_again(tmp_path: Path) -> None:
+def test_a_killed_run_continues_without_scoring_the_first_model_again(
+    warm: Forks, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     command = [
-        *(sys.executable, "-m", "diffxfer", "eval", str(TARGET), str(FINETUNED), str(DIRECT)),
-        *("--tasks", "pig_latin", "--include-path", str(FAMILY / "tasks"), "--device", "cpu"),
-        *("--dtype", "float32", "--batch-size", "2", "--limit", "60", "-o", str(output)),
+        *("eval", TARGET, FINETUNED, DIRECT, "--limit", "20", "--batch-size", "2", "-o", output),
+        *("--tasks", "pig_latin", "--include-path", FAMILY / "tasks", "--device", "cpu"),
+        *("--dtype", "float32"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    for _ in range(6000):
-        if list(output.glob("*/results_*.json")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    stop = (output, "*/results_*.json", signal.SIGKILL)
+    killed = warm.run(*command, cwd=tmp_path, env={}, stop=stop)
+    assert killed.returncode == -signal.SIGKILL
     (first,) = output.glob("*/results_*.json")
     before = first.read_bytes()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = warm.run(*command, cwd=tmp_path, env={})
+    assert done.returncode == 0, done.stderr
     assert f"{TARGET}: scores on pig_latin are reused from {output}" in done.stderr
     assert f"scoring {TARGET} " not in done.stderr
     assert f"scoring {FINETUNED} (2 of 3) on pig_latin" in done.stderr
@@ -370,7 +370,7 @@ def test_p_value_and_share_are_those_of_the_samples(
     by_hand = min(1.0, 2 * tail / 2 ** (lost + won))
     (row,) = [r for r in whole[0].rows if r.task == "pig_latin" and r.alpha == 0.8]
     assert row.p_value == pytest.approx(by_hand, rel=1e-12)
-    assert row.delta == pytest.approx((won - lost) / 64)
+    assert row.delta == pytest.approx((won - lost) / LIMIT)
 
 
 class TestErrors:
@@ -462,7 +462,7 @@ class TestErrors:
             evaluate([TARGET, diff], tasks="pig_latin", **QUICK)
 
     def test_a_model_for_a_diff_vector(self) -> None:
-        with pytest.raises(DiffxferError, match="is a model, where a diff vector is due"):
+        with pytest.raises(DiffxferError, match="is a model, expected a diff vector"):
             evaluate(TARGET, diff=DIRECT, tasks="pig_latin", **QUICK)
 
 

@@ -17,9 +17,15 @@ from lm_eval.api.registry import register_model
 from safetensors.torch import load_file, save_file
 
 from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
-from diffxfer.diffs.artifact.manifest import require_diff
-from diffxfer.diffs.artifact.norms import norms_by_kind
-from diffxfer.errors import DiffxferError, MatchError, OptionError, OutputError, RelatednessError
+from diffxfer.diffs.inspection.describe import norms_by_kind
+from diffxfer.errors import (
+    DiffxferError,
+    MatchError,
+    OptionError,
+    OutputError,
+    RelatednessError,
+    VocabularyError,
+)
 from diffxfer.evaluation.score_rows import best_alpha
 from diffxfer.evaluation.scratch import scratch_folder
 from tests.evaluation.conftest import FAMILY
@@ -142,6 +148,16 @@ class TestModels:
         tensors.pop("model.norm.weight")
         save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
         with pytest.raises(MatchError, match="give the graft it makes as a MODEL"):
+            ask(own_tasks, tmp_path / "other", diff=diff)
+        assert not ASKED
+
+    def test_a_target_without_a_token_that_finetuned_uses_is_refused_before_any_scoring(
+        self, diff: Path, own_tasks: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(TARGET, tmp_path / "other")
+        for path in (tmp_path / "other").glob("*.json"):
+            path.write_text(path.read_text("utf-8").replace("<|eos|>", "<|end|>"), "utf-8")
+        with pytest.raises(VocabularyError, match="give the graft it makes as a MODEL"):
             ask(own_tasks, tmp_path / "other", diff=diff)
         assert not ASKED
 
@@ -276,7 +292,7 @@ def test_norms_are_those_of_the_tensors(diff: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     extract_diff(DIRECT, TARGET, tmp_path / "diff", diff_dtype="float32")
-    kinds = {kind.pattern: kind for kind in norms_by_kind(require_diff(tmp_path / "diff"))}
+    kinds = norms_by_kind(tmp_path / "diff")
     delta = load_file(tmp_path / "diff" / "model.safetensors")
     base = load_file(TARGET / "model.safetensors")
     names = [name for name in delta if "mlp.up_proj" in name]

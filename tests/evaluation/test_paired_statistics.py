@@ -22,9 +22,9 @@ from diffxfer.evaluation.paired_statistics import (
 from diffxfer.evaluation.scores import Score
 
 LN2 = math.log(2)
-NO_NUMBERS = "its samples are no numbers"
-NO_MEAN = "its value is no mean of samples"
-NOT_FINITE = "a sample or the value is no finite number"
+NO_NUMBERS = "its samples are not numbers"
+NO_MEAN = "its value is not a mean of samples"
+NOT_FINITE = "a sample or the value is not a finite number"
 NOISE = "finetuned's own gain may be noise"
 EIGHTHS = st.integers(-40, 40).map(lambda number: number / 8)
 
@@ -175,7 +175,7 @@ def test_what_is_nearly_a_perplexity_is_not_tested():
 
 def test_other_weights_are_not_tested():
     ours, theirs = weighted()[0], weighted(weights=(4, 9, 3, 11, 7))[1]
-    assert compare_scores(ours, theirs).note == "its samples have other weights"
+    assert compare_scores(ours, theirs).note == "its samples have different weights"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_value_that_is_no_finite_number_is_not_tested(value):
     assert found.delta == pytest.approx(value, nan_ok=True)
     assert (found.p_value, found.note) == (None, NOT_FINITE)
     for roles in itertools.permutations((odd, plain, make_score([1, 1, 1]))):
-        assert recovered_share(*roles) == Recovery(None, None, "a value is no finite number")
+        assert recovered_share(*roles) == Recovery(None, None, "a value is not a finite number")
 
 
 # The recovered share

@@ -39,7 +39,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def grafted(family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What they come to as folders."""
+    """The results for the same models in folders."""
     out = tmp_path_factory.mktemp("grafted") / "out"
     diffxfer.transfer(*family.values(), out, threads=1)
     return out
@@ -47,7 +47,7 @@ def grafted(family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @dataclass
 class User:
-    """Somebody at a command line, with a cache of the Hub's files.
+    """A user at a command line, with a cache for files of the Hub.
 
     Attributes:
         home: where commands run; ``home / "hf"`` is `HF_HOME`.

@@ -1,4 +1,4 @@
-"""What can go wrong on the way to the Hub and back, switched on by path."""
+"""Failures between the client and the Hub, switched on by path."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Fault:
-    """Something that befalls requests.
+    """A fault that affects some requests.
 
     Attributes:
         path: a regular expression that is searched in the path of a request.
-        method: which requests it befalls, None for all.
-        times: how many, None for all of them.
-        beyond: only those that ask for a range from this byte on or later.
-        least: only those that ask for a range of so many bytes or more.
+        method: only requests of this method; None for all.
+        times: the number of requests to affect, None for no limit.
+        beyond: only requests for a range that begins at this byte or later.
+        least: only requests for a range of at least this many bytes.
         status: answer with this instead.
         headers: of that answer.
-        after: send so many bytes of the body, then cut the connection.
-        at_most: send so many bytes of the body, and state that this is all.
-        takes: take so many bytes of what is sent here, then cut the connection.
-        whole: send the whole file where a part of it was asked for.
-        shifted: send a part so many bytes further on, and say so.
-        instead: send the bytes of this file, as if they were those of the one asked for.
-        page: answer with this web page instead, as if all were well.
-        pause_s: wait so long before every block of the body.
-        met: how many requests it has befallen.
+        after: send this many bytes of the body, then close the connection.
+        at_most: send this many bytes of the body, and state that this is all.
+        takes: read this many bytes of the request's body, then close the connection.
+        whole: send the whole file instead of the requested range.
+        shifted: send a range that begins this many bytes later, and state it.
+        instead: send the bytes of this file in place of the requested one.
+        page: answer with this web page and status 200.
+        pause_s: seconds to wait before every block of the body.
+        met: the number of requests affected so far.
     """
 
     path: str
@@ -54,7 +54,7 @@ class Fault:
     met: int = 0
 
     def befalls(self, method: str, path: str, wanted: str) -> bool:
-        """Whether it is a request's turn."""
+        """Whether it affects a request."""
         part = re.match(r"bytes=(\d+)-(\d+)", wanted)
         start, stop = (int(part[1]), int(part[2]) + 1) if part else (self.beyond, self.least)
         return (
@@ -88,17 +88,17 @@ def cut(path: str, after: int, *, times: int | None = None) -> Fault:
 
 
 def truncated(path: str, at_most: int, *, times: int | None = None) -> Fault:
-    """A body is shorter than it should be, and nothing else seems wrong."""
+    """A body is too short, and its stated length agrees with it."""
     return Fault(path, method="GET", times=times, at_most=at_most)
 
 
 def cut_upload(path: str, takes: int, *, times: int | None = None) -> Fault:
-    """The connection breaks in the middle of what is sent to the server."""
+    """The connection breaks in the middle of an upload."""
     return Fault(path, method="PUT", times=times, takes=takes)
 
 
 def slow(path: str, pause_s: float) -> Fault:
-    """Every block of a body takes its time."""
+    """Every block of a body is slow."""
     return Fault(path, pause_s=pause_s)
 
 
@@ -121,7 +121,7 @@ class Faults:
             self._on.clear()
 
     def of(self, method: str, path: str, wanted: str, *, takes: bool = False) -> Fault | None:
-        """The first one that befalls a request, which is counted.
+        """The first fault that affects a request, which is counted.
 
         Args:
             method: the request's.

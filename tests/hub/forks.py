@@ -1,4 +1,4 @@
-"""Running the command line many times, each in a process of its own with its own environment.
+"""Running the command line many times, each in a separate process with its own environment.
 
 huggingface_hub reads `HF_ENDPOINT`, `HF_HOME` and the like once, when it is imported, so a command
 that meets a Hub needs a new process; and importing all takes a while. So one process imports what
@@ -10,11 +10,15 @@ As a script it is that process: it reads one JSON object a line, runs the comman
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _OURS = ("HF_", "HUGGING", "XDG_CACHE_HOME", "TRANSFORMERS_", "FORCE_COLOR", "DIFFXFER_")
-"""Variables of whoever runs the tests, which are none of a command's business."""
+"""Variables of the environment of the tests, which commands do not inherit."""
 
 
 class Forks:
@@ -49,7 +53,11 @@ class Forks:
         )
 
     def run(
-        self, *argv: str | Path, cwd: Path, env: Mapping[str, str]
+        self,
+        *argv: str | Path,
+        cwd: Path,
+        env: Mapping[str, str],
+        stop: tuple[Path, str, int] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run one command to its end.
 
@@ -57,8 +65,23 @@ class Forks:
             argv: what follows ``diffxfer``.
             cwd: where.
             env: more variables.
+            stop: a folder, a pattern and a signal, which the command gets once such a path exists.
         """
-        order = {"argv": [str(word) for word in argv], "cwd": str(cwd), "env": dict(env)}
+        order: dict[str, Any] = {
+            "argv": [str(word) for word in argv],
+            "cwd": str(cwd),
+            "env": dict(env),
+        }
+        if stop is not None:
+            order["stop"] = [str(stop[0]), *stop[1:]]
+        return self._send(order)
+
+    def run_code(self, code: str, *argv: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a program, as ``python -c`` does."""
+        words = [str(word) for word in argv]
+        return self._send({"argv": words, "code": code, "cwd": str(cwd), "env": {}})
+
+    def _send(self, order: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -76,6 +99,7 @@ class Forks:
 
 def serve() -> None:
     """Fork for every line of stdin, until it ends."""
+    gc.freeze()  # a command's garbage is not among what was imported here
     for line in sys.stdin:
         order = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -94,6 +118,12 @@ def _text(file: Any) -> str:
     return data.decode()
 
 
+def _stop(folder: str, pattern: str, number: int) -> None:
+    while not any(Path(folder).glob(pattern)):
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
 def _be(order: dict[str, Any], out: int, err: int) -> None:
     """Become the command."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -101,13 +131,19 @@ def _be(order: dict[str, Any], out: int, err: int) -> None:
     os.dup2(err, 2)
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
+    tempfile.tempdir = None  # TMPDIR may be among them
     sys.argv = ["diffxfer", *order["argv"]]
+    if "stop" in order:
+        threading.Thread(target=_stop, args=order["stop"], daemon=True).start()
     status: object = 1
     with contextlib.suppress(BaseException):
         try:
-            from diffxfer.cli.main import main
+            if "code" in order:
+                exec(order["code"], {"__name__": "__main__"})
+            else:
+                from diffxfer.cli.main import main
 
-            main()
+                main()
             status = 0
         except SystemExit as exc:
             status = exc.code or 0
@@ -123,11 +159,15 @@ def _be(order: dict[str, Any], out: int, err: int) -> None:
 
 
 if __name__ == "__main__":
-    # Imported once, here; nothing may import huggingface_hub before the environment is set.
+    # Imported once, here; nothing may import huggingface_hub before the environment is set, but
+    # what it imports may be.
     import diffxfer.cli.main
     import diffxfer.diffs.extraction.extract
     import diffxfer.diffs.grafting.graft
     import diffxfer.streaming.engine  # noqa: F401 and llvmlite
+
+    for imported in ("diffxfer.cli.app", "filelock", "httpx2", "ssl", "tqdm", "yaml"):
+        import_module(imported)
 
     assert "huggingface_hub" not in sys.modules
     serve()

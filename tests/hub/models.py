@@ -1,4 +1,4 @@
-"""Families of models for the Hub: of several shards, and large enough to count their bytes."""
+"""Families of models for the Hub: sharded, and large enough to count transferred bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights(role: str) -> dict[str, torch.Tensor]:
 
 
 def make_family(root: Path) -> dict[str, Path]:
-    """Folders of each role, in two shards, with what else repositories of models have."""
+    """A folder for each role: two shards, and other files that repositories have."""
     folders = {}
     for role in ROLES:
         config = {**tiny.CONFIG, "hidden_size": WIDTH}
@@ -63,7 +63,7 @@ def transfer(out: str | Path, *options: str) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of an output, without what says where its inputs came from."""
+    """The files of an output, without the names of its sources."""
     files = {name: path.read_bytes() for name, path in files_in(folder).items()}
     del files["README.md"]
     manifest = json.loads(files["diffxfer.json"])

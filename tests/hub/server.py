@@ -4,7 +4,7 @@ It answers what the client asks of the Hub: commits of revisions, lists of files
 the files themselves, by range, small ones by way of a redirect to itself and large ones of one to
 a CDN, another server with links that expire. Access by token: public, private and gated
 repositories.
-Every request is taken down, so that a test can tell what was fetched and what was not.
+Every request is recorded, so that a test can check what was fetched.
 
 A route is a method, a pattern of the path and a function of the handler and the match: other
 endpoints are added to `ROUTES`.
@@ -36,16 +36,16 @@ _BLOCK = 1 << 16
 
 @dataclass
 class Request:
-    """A request that is answered, taken down before whoever asks has the answer.
+    """A request, recorded before its answer is sent.
 
     Attributes:
         method: such as ``"GET"``.
         path: with the query, unquoted; the CDN's begin with ``/cdn/``.
         status: the answer's.
         sent: the bytes of its body that were sent, or are being sent.
-        token: who asked, by the token.
-        wanted: the range that was asked for, as the header has it.
-        received: the bytes of its own body that came.
+        token: the token of the client.
+        wanted: the Range header.
+        received: the bytes of the request's body that arrived.
     """
 
     method: str
@@ -83,10 +83,10 @@ class Hub:
         root: an empty folder, for the repositories.
 
     Attributes:
-        url: what `HF_ENDPOINT` is to be.
+        url: the value for `HF_ENDPOINT`.
         repos: by id.
         tokens: the ids that each token opens, beside the public ones. Other tokens are invalid.
-        users: the name behind each token, ``"someone"`` where it is not said.
+        users: the name behind each token, ``"someone"`` by default.
         faults: what goes wrong.
         requests: what was asked, in the order of the answers.
         page: how many files a page of a list has.
@@ -96,7 +96,6 @@ class Hub:
         self.root = root
         self.repos: dict[str, Repo] = {}
         self.tokens: dict[str, set[str]] = {}
-        self.users: dict[str, str] = {}
         self.faults = Faults()
         self.requests: list[Request] = []
         self.page = PAGE
@@ -120,7 +119,7 @@ class Hub:
         self.stop()
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             server.server_close()
@@ -143,7 +142,7 @@ class Hub:
         return repo
 
     def record(self, request: Request) -> None:
-        """Take down a request."""
+        """Record a request."""
         with self._lock:
             self.requests.append(request)
 
@@ -157,15 +156,15 @@ class Hub:
             ]
 
     def received(self, pattern: str = "") -> int:
-        """How many bytes of bodies came with requests whose paths match."""
+        """The number of body bytes in requests whose paths match."""
         return sum(request.received for request in self.asked(pattern))
 
     def sent(self, pattern: str = "") -> int:
-        """How many bytes of bodies were sent in answers to paths that match."""
+        """The number of body bytes in answers to paths that match."""
         return sum(request.sent for request in self.asked(pattern))
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Forget all requests."""
         with self._lock:
             self.requests.clear()
 
@@ -204,7 +203,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 the names are http.server's
 
     def _receive(self, length: int) -> bool:
-        """Take what is sent, all of it or as much as a fault lets through."""
+        """Read the request's body, or as much as a fault allows."""
         path = unquote(self.path)
         fault = self.hub.faults.of(self.command, path, "", takes=True)
         taken = length if fault is None or fault.takes is None else min(length, fault.takes)
@@ -234,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(reply, fault)
 
     def send(self, reply: Reply, fault: Fault | None = None) -> None:
-        """Send an answer, as far as a fault lets it through."""
+        """Send an answer, or as much as a fault allows."""
         size = reply.body.stat().st_size if isinstance(reply.body, Path) else len(reply.body)
         stop = size if reply.stop is None else min(size, reply.stop)
         if fault is not None and fault.at_most is not None:
@@ -262,7 +261,7 @@ class Handler(BaseHTTPRequestHandler):
                     break
         except (BrokenPipeError, ConnectionResetError):
             told.sent -= len(part)
-            self.close_connection = True  # whoever asked has gone
+            self.close_connection = True  # the client is gone
         if cut_at is not None and told.sent < length:
             self.close_connection = True
 
@@ -278,10 +277,10 @@ class Handler(BaseHTTPRequestHandler):
                 yield file.read(min(_BLOCK, stop - at))
 
     def log_message(self, *_: object) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
     def repo(self, repo_id: str, *, files: bool = False) -> Repo:
-        """The repository that a request is for, if whoever asks may know of it.
+        """The repository of a request, if the client may see it.
 
         Args:
             repo_id: its id.
@@ -311,7 +310,7 @@ class RefusedError(Exception):
 
 
 def refused(status: int, code: str, message: str) -> Reply:
-    """The answer to what cannot be had, as the Hub words it."""
+    """An error answer in the Hub's words."""
     headers = {"X-Error-Message": message, "Content-Type": "application/json"}
     headers |= {"X-Error-Code": code} if code else {}
     return Reply(status, headers, json.dumps({"error": message}).encode())
@@ -344,7 +343,7 @@ def _models(handler: Handler) -> Reply:
 
 
 def _info(handler: Handler, repo: str, revision: str = "main") -> Reply:
-    """What the Hub says of a repository at a revision."""
+    """The Hub's information about a repository at a revision."""
     found = handler.repo(repo)
     commit = _commit(found, revision)
     return as_json(
@@ -421,7 +420,7 @@ def _cached(handler: Handler, repo: str, revision: str, name: str) -> Reply:
 
 
 def _blob(handler: Handler, repo: str, revision: str, name: str) -> Reply:
-    """A large file, from the CDN, for whoever has a link that is still good."""
+    """A large file from the CDN, for clients with a link that has not expired."""
     if handler.query.get("signature") != str(handler.hub.sign()):
         return Reply(403, {"Content-Type": "application/xml"}, b"<Code>AccessDenied</Code>")
     file = handler.hub.repos[repo].at(revision) / name

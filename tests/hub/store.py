@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LARGE = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx", ".model", ".npz")
-"""What the Hub keeps outside of git, and sends by way of a CDN."""
+"""Files that the Hub keeps outside git, and sends through a CDN."""
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Repo:
     Attributes:
         id: ``org/name``.
         folder: where its commits lie.
-        private: whether only who may read it learns that it exists.
-        gated: whether its files are only for those who accepted its licence.
+        private: whether it is visible only to users who may read it.
+        gated: whether its files are only for users who accepted its licence.
         refs: the commit of every branch and tag.
     """
 
@@ -54,7 +54,7 @@ class Repo:
         """Make a commit on a branch.
 
         Args:
-            changes: new contents by path, None for a file that goes.
+            changes: new contents by path, None for a file to delete.
             branch: the branch, made if it is new.
             message: what it says.
 

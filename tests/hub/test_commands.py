@@ -84,7 +84,7 @@ def test_a_slip_in_a_folders_name_is_not_looked_for_on_the_hub(
     done = user.run("inspect", IDS["base"])
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.endswith(f"mean org/llama-3.2? The one on the Hub is {IDS['base']}@main")
+    assert line.endswith(f"mean org/llama-3.2? For the model on the Hub, give {IDS['base']}@main")
     assert not hub.requests
     assert user.run("inspect", f"{IDS['base']}@main").returncode == 0
 

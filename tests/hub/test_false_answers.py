@@ -1,4 +1,4 @@
-"""A server, or what stands between, that answers with success and other bytes."""
+"""A server or proxy that answers with success and wrong bytes."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ def test_another_range_than_the_one_asked_for(
     publish(hub, family)
     hub.faults.on(Fault(CDN, beyond=1, shifted=2))
     line = refused(user, "--stream")
-    assert "sends 'bytes " in line
+    assert "sent 'bytes " in line
     assert line.endswith(
-        "for a range; if it stays so, set HF_ENDPOINT and your proxy right, or tell its owner"
+        "for another range; if the error persists, correct HF_ENDPOINT and your proxy, or tell the"
+        " server's owner"
     )
     hub.faults.off()
     hub.faults.on(Fault(CDN, beyond=1, shifted=2, times=1))
@@ -74,7 +75,7 @@ def test_another_file_of_that_size_is_not_kept(
 ) -> None:
     publish(hub, family)
     fault = hub.faults.on(Fault(CDN, least=1_000_000, instead=family["target"] / SHARD))
-    assert f"sent another content for {SHARD} than the one it lists" in refused(user)
+    assert f"sent different content for {SHARD} than it lists" in refused(user)
     assert fault.met >= 3
     hub.faults.off()
     done = user.run(*transfer("out", "--json"))
@@ -106,8 +107,8 @@ def test_a_web_page_instead_of_an_answer(
     page.write_text("<html>Welcome to our hotel</html>")
     hub.faults.on(Fault(path, page=page))
     line = refused(user)
-    assert "what answers at" in line
-    assert "open it in a browser: the network may want a login" in line
+    assert "the server at" in line
+    assert "open it in a browser, as the network may need a login" in line
 
 
 def test_a_list_that_names_files_elsewhere(hub: Hub, user: User, family: dict[str, Path]) -> None:
@@ -140,7 +141,7 @@ def test_names_with_escapes_reach_no_terminal(
     done = user.run(*transfer("out"))
     assert done.returncode == 1
     assert "\x1b" not in done.stderr + done.stdout
-    assert "pickled weights only" in done.stderr
+    assert "only pickled weights" in done.stderr
 
 
 def test_a_companion_that_is_none_for_its_size(
@@ -150,5 +151,5 @@ def test_a_companion_that_is_none_for_its_size(
     hub.state["listed"] = {"tokenizer.model": 300 << 20}
     done = user.run(*transfer("out"))
     assert done.returncode == 1
-    assert "tokenizer.model: is 314572800 bytes on the Hub" in done.stderr
+    assert "tokenizer.model: has 314572800 bytes on the Hub" in done.stderr
     assert not hub.asked("resolve.*tokenizer.model")

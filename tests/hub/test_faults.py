@@ -1,4 +1,4 @@
-"""Everything that can go wrong with the Hub is survived, or told in one line with the remedy."""
+"""Every failure of the Hub is survived, or is an error of one line with the remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BASE = IDS["base"]
 
 
 def says(user: User, *texts: str, options: tuple[str, ...] = (), **env: str) -> str:
-    """The one line that a transfer of the family comes to."""
+    """The error line of a transfer of the family."""
     done = user.run(*transfer("out", *options, "--quiet"), **env)
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert done.stderr.startswith("error: "), done.stderr
@@ -51,7 +51,7 @@ def test_a_gated_model_tells_a_newcomer_what_to_do(
         f"log in at {page}, accept the licence there, then run: hf auth login",
     )
     hub.tokens["hf_new"] = set()
-    says(user, f"open {page} with the account that your token is of", HF_TOKEN="hf_new")
+    says(user, f"open {page} with the account of your token", HF_TOKEN="hf_new")
     hub.tokens["hf_new"] = {BASE}
     assert user.run(*transfer("out", "--dry-run"), HF_TOKEN="hf_new").returncode == 0
     assert all(request.token is None for request in hub.asked("^/cdn/"))
@@ -63,16 +63,16 @@ def test_what_is_not_there(hub: Hub, user: User, family: dict[str, Path]) -> Non
     target.id = "org/llama-3.1-base"
     hub.repos[target.id] = target
     near = "org/llama-3.1-base? Or, if it is private, "
-    no_token = says(user, f"{IDS['target']}: is no folder here, and no public model at", near)
+    no_token = says(user, f"{IDS['target']}: is neither a local folder nor a public model at", near)
     assert no_token.endswith("run: hf auth login\n")
     hub.tokens["hf_x"] = set()
-    says(user, "that your token may read", near, HF_TOKEN="hf_x")
-    says(user, "does not know your token", "hf auth login", HF_TOKEN="hf_wrong")
+    says(user, "that you may read", near, HF_TOKEN="hf_x")
+    says(user, "the Hub rejects your token", "hf auth login", HF_TOKEN="hf_wrong")
     hub.add("org/secret", family["base"], private=True)
     done = user.run("extract", IDS["finetuned"], "org/secret", "-o", "out", "-q")
-    assert "org/secret: is no folder here" in done.stderr
+    assert "org/secret: is neither a local folder" in done.stderr
     done = user.run("extract", IDS["finetuned"], f"{BASE}@v1.O", "-o", "out", "-q")
-    assert f"{BASE}@v1.O: has no revision 'v1.O'; known are main" in done.stderr
+    assert f"{BASE}@v1.O: has no revision 'v1.O'; use one of main" in done.stderr
     hub.repos[BASE].refs["v1.0"] = hub.repos[BASE].refs["main"]
     done = user.run("extract", IDS["finetuned"], f"{BASE}@v1.O", "-o", "out", "-q")
     assert f"did you mean {BASE}@v1.0?" in done.stderr
@@ -87,28 +87,33 @@ def test_what_is_no_model(hub: Hub, user: User, family: dict[str, Path]) -> None
         hub.add(BASE).commit({name.replace("__", "."): data for name, data in files.items()})
 
     becomes(README__md=b"# Hello")
-    says(user, f"{BASE}: has no config.json", "it is no model", f"see {hub.url}/{BASE}")
+    says(user, f"{BASE}: has no config.json", "so it is not a model", f"see {hub.url}/{BASE}")
     becomes(config__json=b"{}", pytorch_model__bin=b"pickle")
-    says(user, f"{BASE}@", "has pickled weights only (pytorch_model.bin)")
+    says(user, f"{BASE}@", "has only pickled weights (pytorch_model.bin)")
     becomes(config__json=b"{}", adapter_config__json=b"{}", adapter_model__safetensors=b"x")
     says(user, f"{BASE}@", "is a LoRA adapter", "merge it into its base first")
     becomes(adapter_config__json=b"{}", adapter_model__safetensors=b"x")
     says(user, f"{BASE}@", "is a LoRA adapter (adapter_config.json)")
     becomes(m__gguf=b"GGUF")
-    says(user, f"{BASE}@", "is a GGUF (m.gguf)", "give the safetensors model that it was made from")
+    says(
+        user,
+        f"{BASE}@",
+        "is a GGUF model (m.gguf)",
+        "give the safetensors model that it was made from",
+    )
     becomes(m__gguf=b"GGUF", config__json=b"{}")
-    says(user, f"{BASE}@", "is a GGUF (m.gguf)")
+    says(user, f"{BASE}@", "is a GGUF model (m.gguf)")
     becomes(weights__npz=b"PK", config__json=b"{}")
     says(user, f"{BASE}@", "has MLX weights (weights.npz)")
     becomes(consolidated__safetensors=b"x", params__json=b"{}")
-    says(user, f"{BASE}@", "Meta's or Mistral's own layout only (consolidated.safetensors)")
+    says(user, f"{BASE}@", "Meta's or Mistral's own layout (consolidated.safetensors)")
     name = BASE.partition("/")[2]
     becomes(config__json=b'{"architectures": ["LlamaModel"]}', pytorch_model__bin=b"pickle")
     says(user, f"--local-dir {name}, then python -c 'from transformers import LlamaModel as M; ")
     parts = {"unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"x"}
     commit = hub.add(BASE).commit({"model_index.json": b"{}", **parts})
     download = f"hf download {BASE} --revision {commit} --local-dir {name}, then"
-    says(user, f"{BASE}@", f"{download} give the folder of one: {name}/unet")
+    says(user, f"{BASE}@", f"{download} give the folder of one model: {name}/unet")
     becomes(config__json=b'{"quantization_config": {"quant_method": "gptq"}}')
     hub.repos[BASE].commit(
         {"model.safetensors": (family["base"] / "model-00001-of-00002.safetensors").read_bytes()}
@@ -126,9 +131,9 @@ def test_shards_that_are_none(hub: Hub, user: User, family: dict[str, Path]) -> 
         return f"error: {BASE}@{hub.repos[BASE].commit({shard: data})[:8]}/{shard}: "
 
     where = becomes(b"\xff" * 5000)
-    says(user, f"{where}states a header of ", "; it is so on the Hub: tell its owner")
-    says(user, f"{becomes(b'')}is empty, where a safetensors file is due", options=("--stream",))
-    says(user, f"{becomes(None)}is missing on the Hub; tell its owner")
+    says(user, f"{where}states a header of ", "; the file on the Hub is broken: report it")
+    says(user, f"{becomes(b'')}is empty, expected a safetensors file", options=("--stream",))
+    says(user, f"{becomes(None)}is missing on the Hub; report it to the owner")
 
 
 def test_what_the_hub_has_disabled(hub: Hub, user: User, family: dict[str, Path]) -> None:
@@ -210,7 +215,7 @@ def test_offline_from_the_cache(
 ) -> None:
     commits = publish(hub, family)
     assert user.run(*transfer("out", "--dry-run")).returncode == 0
-    says(user, "since HF_HUB_OFFLINE is set", "lacks model-00001-of", HF_HUB_OFFLINE="1")
+    says(user, "HF_HUB_OFFLINE is set", "does not contain its model-00001-of", HF_HUB_OFFLINE="1")
     assert user.run(*transfer("online")).returncode == 0
     hub.forget()
     done = user.run(*transfer("offline"), HF_HUB_OFFLINE="1")
@@ -219,7 +224,7 @@ def test_offline_from_the_cache(
     assert contents(user.home / "offline") == contents(grafted)
     manifest = json.loads((user.home / "offline" / "diffxfer.json").read_text())
     assert manifest["sources"]["base"]["revision"] == commits["base"]
-    says(user, "does not have it", HF_HUB_OFFLINE="1", HF_HOME=str(user.home / "elsewhere"))
+    says(user, "does not contain it", HF_HUB_OFFLINE="1", HF_HOME=str(user.home / "elsewhere"))
 
 
 def test_no_network(user: User, hub: Hub, family: dict[str, Path]) -> None:
@@ -231,7 +236,7 @@ def test_no_network(user: User, hub: Hub, family: dict[str, Path]) -> None:
 def test_an_endpoint_that_is_none(user: User) -> None:
     done = user.run("inspect", BASE, "-q", HF_ENDPOINT="hub.example")
     assert f"{BASE}: cannot be fetched: no connection to hub.example (" in done.stderr
-    assert "mend HF_ENDPOINT and your proxy" in done.stderr
+    assert "correct HF_ENDPOINT or your proxy" in done.stderr
 
 
 @pytest.mark.slow

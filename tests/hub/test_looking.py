@@ -1,4 +1,4 @@
-"""What only looks at models on the Hub: samples before a run, `inspect` and `verify`."""
+"""Commands that only read models on the Hub: samples before a run, `inspect`, `verify`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES = ("finetuned", "base", "target")
 
 
 def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What `--json` printed, less what depends on where and when."""
+    """The output of `--json`, without what depends on place and time."""
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     for name in ("path", "other", "elapsed_s", "output", "bytes_to_fetch", "free_bytes"):
@@ -115,9 +115,13 @@ def test_what_is_due_elsewhere_is_called_by_its_id(
     commits = {name: repo.refs["main"][:8] for name, repo in hub.repos.items()}
     base, target = IDS["base"], IDS["target"]
     done = user.run("apply", base, target, "-o", "out", "-q")
-    assert done.stderr.startswith(f"error: {base}@{commits[base]}: is a model, where a diff vector")
+    assert done.stderr.startswith(
+        f"error: {base}@{commits[base]}: is a model, expected a diff vector"
+    )
     done = user.run("apply", "me/diff", "me/diff", "-o", "out", "-q")
-    assert done.stderr.startswith(f"error: me/diff@{commits['me/diff']}: is a diff vector, where ")
+    assert done.stderr.startswith(
+        f"error: me/diff@{commits['me/diff']}: is a diff vector, expected "
+    )
 
 
 def test_inspect(hub: Hub, user: User, family: dict[str, Path], diff: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is taken for a model on the Hub, where its files may lie, and what is too large."""
+"""Which names are ids of the Hub, where its files may be, and files that are too large."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_folder_is_never_looked_for_on_the_hub(
     Path("org/file").touch()
     with pytest.raises(CheckpointError, match="is a file"):
         find("org/file", "a model")
-    said = r"did you mean org/a-name\? The one on the Hub is org/a-nmae@main$"
+    said = r"did you mean org/a-name\? For the model on the Hub, give org/a-nmae@main$"
     with pytest.raises(CheckpointError, match=said):
         find("org/a-nmae", "a model")
     assert find_id("org/a-nmae", "a model") is None
@@ -83,7 +83,7 @@ def test_companions_may_lie_in_the_blobs_that_all_repositories_share(tmp_path: P
     assert companion_path(folder, "tokenizer.json") == folder / "tokenizer.json"
     (tmp_path / "key").write_text("secret")
     (folder / "LICENSE").symlink_to(tmp_path / "key")
-    with pytest.raises(CompanionError, match="is a link out of the checkpoint"):
+    with pytest.raises(CompanionError, match="points outside the checkpoint"):
         companion_path(folder, "LICENSE")
 
 
@@ -91,5 +91,5 @@ def test_downloads_that_have_no_room_are_refused(tmp_path: Path) -> None:
     large = HubFile("org/name", COMMIT, "a.safetensors", 1 << 60, "ab" * 20, tmp_path / "a")
     with pytest.raises(DiskSpaceError, match=r"the downloads.* need .* set HF_HOME.* --stream"):
         refuse_small_cache([large], tmp_path / "out", 1)
-    with pytest.raises(DiskSpaceError, match=r"set HF_HOME to a larger one$"):
+    with pytest.raises(DiskSpaceError, match=r"set HF_HOME to a folder on a larger disk$"):
         refuse_small_cache([large], None, 0)

@@ -1,4 +1,4 @@
-"""Publishing on the Hub: what arrives there, what does not, and what goes wrong on the way."""
+"""Publishing on the Hub: what is uploaded, what is not, and failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CARD = "---\nlicense: llama3.1\nlicense_link: LICENSE\n---\n# Target\n"
 
 @dataclass(frozen=True)
 class Made:
-    """Folders that diffxfer wrote, and what they were made of."""
+    """Folders that diffxfer wrote, and their sources."""
 
     roles: dict[str, Path]
     diff: Path
@@ -54,7 +54,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def made(originals: Made, tmp_path: Path) -> Made:
-    """The same, to be broken."""
+    """Copies that a test may break."""
     folders = [tmp_path / "made" / name for name in ("diff", "graft")]
     for folder in folders:
         shutil.copytree(originals.diff.with_name(folder.name), folder)
@@ -63,7 +63,7 @@ def made(originals: Made, tmp_path: Path) -> Made:
 
 @pytest.fixture
 def writer(hub: Hub, user: User) -> User:
-    """Somebody who may write what is called `me/…`."""
+    """A user who may write to `me/…`."""
     writing.let_write(hub, TOKEN, "me")
     # The client uses Xet where it can, without asking whether the Hub has it.
     user.env |= {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
@@ -166,7 +166,7 @@ def test_a_second_push_has_nothing_to_do(hub: Hub, writer: User, made: Made) -> 
     hub.forget()
     again = writer.run("push", made.diff, "me/diff")
     assert again.returncode == 0
-    assert "nothing to do: the Hub has it as it is here" in again.stderr
+    assert "nothing to do: the Hub already has these files" in again.stderr
     assert hub.repos["me/diff"].refs["main"] == commit
     assert not hub.received()
 
@@ -225,7 +225,7 @@ def test_scores_of_this_very_model_are_in_its_card(hub: Hub, writer: User, made:
     assert card.decode() == report["card"]
     tiny.edit_json(scores / "comparison.json", lambda value: value["rows"].pop(0))
     done = writer.run("push", made.graft, "me/graft", "--eval", scores)
-    refused(done, "comparison.json: has no score of this very model")
+    refused(done, "comparison.json: has no score of this model")
 
 
 class TestFaults:
@@ -235,7 +235,9 @@ class TestFaults:
         shards = sorted(made.graft.glob("*.safetensors"), key=lambda path: path.stat().st_size)
         lost = writing.sha256_of(shards[0])
         hub.faults.on(faults.failing(f"/upload/.*{lost}", status=400))
-        refused(writer.run("push", made.graft, "me/graft", "-q"), "does not take it", "status 400")
+        refused(
+            writer.run("push", made.graft, "me/graft", "-q"), "rejects the upload", "status 400"
+        )
         assert contents(hub.repos["me/graft"].at()).keys() == {".gitattributes"}
         hub.faults.off()
         hub.forget()
@@ -273,9 +275,9 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("path", "status", "said"),
         [
-            ("/api/repos/create", 401, "does not take your token (no luck today); run hf auth lo"),
+            ("/api/repos/create", 401, "rejects your token (no luck today); run hf auth lo"),
             ("/commit/", 403, "cannot be written to with your token (no luck today); push to a "),
-            ("/commit/", 412, "was changed by somebody else meanwhile; look at it, and run "),
+            ("/commit/", 412, "was changed by someone else during the upload; check it, and run "),
             ("/preupload/", 413, "answers with status 413 (no luck today)"),
         ],
     )
@@ -287,7 +289,7 @@ class TestFaults:
 
     def test_a_file_that_the_hub_leaves_out(self, hub: Hub, writer: User, made: Made) -> None:
         hub.state["ignored"] = r"00002-of"
-        said = "was given model-00002-of-00002.safetensors and did not take it"
+        said = "received model-00002-of-00002.safetensors, but did not store it"
         refused(writer.run("push", made.graft, "me/graft"), said)
 
     def test_a_web_page_instead_of_an_answer(
@@ -297,13 +299,13 @@ class TestFaults:
         page.write_text("<html>Welcome to our hotel</html>")
         hub.faults.on(faults.Fault("^/api/", page=page))
         done = writer.run("push", made.diff, "me/diff")
-        refused(done, f"what answers at {hub.url} is not the Hub; open it in a browser")
+        refused(done, f"the server at {hub.url} is not the Hub; open it in a browser")
 
     @pytest.mark.slow
     def test_the_hub_is_down(self, writer: User, made: Made) -> None:
         writer.env["HF_ENDPOINT"] = "http://127.0.0.1:9"
         line = refused(writer.run("push", made.graft, "me/graft"), "no connection to http://127")
-        assert line.endswith("what was uploaded is not uploaded again")
+        assert line.endswith("files already uploaded are skipped")
 
 
 class TestRefused:
@@ -327,23 +329,23 @@ class TestRefused:
         assert b"secret" not in contents(hub.repos["me/diff"].at())["README.md"]
 
     def test_a_name_of_others(self, writer: User, made: Made) -> None:
-        said = 'under the namespace "you"); push to a name of your own (hf auth whoami)'
+        said = 'under the namespace "you"); push to a namespace of your own (see hf auth whoami)'
         refused(writer.run("push", made.diff, "you/diff"), said)
 
     def test_nobody_is_logged_in(self, hub: Hub, user: User, made: Made) -> None:
-        refused(user.run("push", made.diff, "me/diff"), "without a token", "run hf auth login")
+        refused(user.run("push", made.diff, "me/diff"), "no token is set", "run hf auth login")
         offline = user.run("push", made.diff, "me/diff", HF_HUB_OFFLINE="1", HF_TOKEN=TOKEN)
-        refused(offline, "since HF_HUB_OFFLINE is set")
+        refused(offline, "HF_HUB_OFFLINE is set")
         assert not hub.requests
 
     def test_a_token_that_is_no_good(self, writer: User, made: Made) -> None:
         done = writer.run("push", made.diff, "me/diff", HF_TOKEN="hf_old")
-        refused(done, "does not take your token", "hf auth login")
+        refused(done, "rejects your token", "hf auth login")
 
     def test_a_licence_that_the_hub_does_not_know(self, hub: Hub, writer: User, made: Made) -> None:
         push = "push", made.diff, "me/diff"
-        said = '"license" must be one of [apache-2.0, mit, …]', "give the right one with --license"
-        refused(writer.run(*push, "--license", "mine"), "me/diff: does not take it: ", *said)
+        said = '"license" must be one of [apache-2.0, mit, …]', "give another one with --license"
+        refused(writer.run(*push, "--license", "mine"), "me/diff: rejects the upload: ", *said)
         assert not hub.repos
         assert writer.run(*push).returncode == 0
         refused(writer.run(*push, "--license", "mine"), *said)

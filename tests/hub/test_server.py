@@ -28,7 +28,7 @@ WEIGHTS = bytes(range(256)) * 1024
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may have set `HF_HUB_OFFLINE`; this Hub is on the same machine."""
+    """`HF_HUB_OFFLINE` may be set for the tests; this Hub is on the same machine."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 

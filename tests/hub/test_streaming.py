@@ -1,4 +1,4 @@
-"""Reading from the Hub without storing: what is fetched, held, and gone on from."""
+"""Reading from the Hub without storing: what is fetched, held in memory, and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From three models on the Hub to a diff vector there, and from that to a graft: as by folders."""
+"""From models on the Hub to a diff vector there, and to a graft: the same as with folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODES = pytest.mark.parametrize("options", [(), ("--stream",)], ids=["downloaded
 
 @dataclass(frozen=True)
 class Expected:
-    """What the same commands make of folders."""
+    """The results of the same commands on folders."""
 
     graft: Path
     diff: Path
@@ -49,7 +49,7 @@ def expected(
 
 @pytest.fixture
 def writer(hub: Hub, user: User) -> User:
-    """Somebody who may write what is called `me/…`."""
+    """A user who may write to `me/…`."""
     writing.let_write(hub, TOKEN, "me")
     user.env |= {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     return user
@@ -107,17 +107,17 @@ SURVIVED: dict[str, Callable[[], list[Fault]]] = {
 }
 
 TO_READ: dict[int, str] = {
-    401: "the Hub does not know your token; mend or unset HF_TOKEN, or run: hf auth login",
-    403: "refuses it (status 403: no luck today)",
-    404: "refuses it (status 404: no luck today)",
-    429: "too many requests from here; wait 3600 s, and run the same command again",
+    401: "the Hub rejects your token; correct or unset HF_TOKEN, or run: hf auth login",
+    403: "refuses the request (status 403: no luck today)",
+    404: "refuses the request (status 404: no luck today)",
+    429: "too many requests from this address; wait 3600 s, and run the same command again",
     500: "fails (status 500); wait a while, and run the same command again",
 }
 TO_WRITE: dict[int, str] = {
-    401: "does not take your token (no luck today); run hf auth login",
-    403: "with your token (no luck today); push to a name of your own (hf auth whoami), or run",
-    404: "with your token (no luck today); push to a name of your own (hf auth whoami), or run",
-    429: "too many requests from here; wait some minutes, and run the same command again",
+    401: "rejects your token (no luck today); run hf auth login",
+    403: "with your token (no luck today); push to a namespace of your own (see hf auth whoami)",
+    404: "with your token (no luck today); push to a namespace of your own (see hf auth whoami)",
+    429: "too many requests from this address; wait a few minutes, and run the same command again",
     500: "fails (status 500); wait a while, and run the same command again",
 }
 

@@ -1,4 +1,4 @@
-"""Runs that meet: at the same time, after one was killed, and where a branch has moved between."""
+"""Concurrent runs, runs after a killed one, and a branch that moved between two runs."""
 
 from __future__ import annotations
 
@@ -137,12 +137,12 @@ def test_killed_while_it_pushes(hub: Hub, user: User, grafted: Path) -> None:
 
 @pytest.mark.slow
 def test_two_pushes_at_once(hub: Hub, user: User, grafted: Path) -> None:
-    """Whoever comes second finds it done, or is told that somebody else was there."""
+    """The second push finds it done, or is told that someone else changed the repository."""
     writing.let_write(hub, TOKEN, "me")
     user.env |= {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     both = [start(user, "push", grafted, "me/graft") for _ in range(2)]
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in both]
     assert 0 in [status for _, status in ends], ends
     for said, status in ends:
-        assert status == 0 or "was changed by somebody else meanwhile" in said, said
+        assert status == 0 or "was changed by someone else during the upload" in said, said
     assert contents(hub.repos["me/graft"].at()).keys() >= contents(grafted).keys()

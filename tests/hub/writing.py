@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from tests.hub.store import Repo
 
 LICENSES = ("apache-2.0", "mit", "llama3.1", "gemma", "other")
-"""Some of those that the Hub knows; a card with another one is not taken."""
+"""Some licences that the Hub knows; a card with another one is rejected."""
 
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
 def let_write(hub: Hub, token: str, *namespaces: str) -> None:
-    """Let whoever has a token write, and read, what is in some namespaces."""
+    """Let the user of a token read and write in some namespaces."""
     hub.tokens.setdefault(token, set())
     hub.state.setdefault("writers", {})[token] = set(namespaces)
 
 
 def split_uploads(hub: Hub, part_size: int) -> None:
-    """Have large files uploaded in parts of so many bytes."""
+    """Ask for large files in parts of this many bytes."""
     hub.state["part_size"] = part_size
 
 
@@ -50,7 +50,7 @@ def _parts(hub: Hub) -> dict[tuple[str, int], bytes]:
 
 
 def _require_writer(handler: Handler, namespace: str) -> str:
-    """Whose request it is, if he may write there."""
+    """The user of a request, who must be allowed to write."""
     token = handler.token
     if token is None or token not in handler.hub.tokens:
         raise RefusedError(refused(401, "", "Invalid username or password."))
@@ -82,7 +82,7 @@ def _create(handler: Handler) -> Reply:
 
 
 def _check_card(handler: Handler) -> Reply:
-    """Whether the Hub takes a card: YAML, a licence it knows, results that are complete."""
+    """Whether the Hub accepts a card: valid YAML, a known licence, complete results."""
     text = json.loads(handler.data)["content"]
     match = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
     if match is None:
@@ -124,7 +124,7 @@ def _before_upload(handler: Handler, repo: str, revision: str) -> Reply:
 
 
 def _batch(handler: Handler, repo: str) -> Reply:
-    """Where to upload what is not here yet."""
+    """The places to upload files that are not stored yet."""
     _writable(handler, repo)
     hub = handler.hub
     objects = []

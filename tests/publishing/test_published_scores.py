@@ -42,7 +42,7 @@ def test_this_models_scores_on_what_was_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["other", None])
 def test_another_models_scores(tmp_path: Path, content: str | None) -> None:
-    with pytest.raises(EvaluationError, match="no score of this very model"):
+    with pytest.raises(EvaluationError, match="no score of this model"):
         read_published_scores(scores(tmp_path, row("gsm8k", content)), "ours")
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from diffxfer.cli.chain_table import print_chain
-from diffxfer.recycling.chain_page import without_folders, write_page
+from diffxfer.pages.local_paths import without_folders
+from diffxfer.recycling.chain_page import write_page
 from diffxfer.recycling.chain_report import ChainReport, Round
 
 EVIL = '</script><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>'

@@ -25,7 +25,7 @@ def said(**columns: dict[str, Any]) -> list[str]:
     return summarize(ChainReport(Path("/run"), rounds, (MEASURE,), {}, (), 1, 1.0))
 
 
-def test_recovered() -> None:
+def test_a_gain_is_told_as_a_share_of_plain_tunings() -> None:
     graft = row(0.8, recovered=0.75, recovered_interval=[0.5, 0.9])
     assert said(base=row(0.2), graft=graft, direct=row(1.0)) == [
         "Recovered 75 % of plain tuning's gain on words (acc): the graft on new at alpha 0.8 scores"

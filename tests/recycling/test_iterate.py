@@ -177,8 +177,8 @@ class TestScores:
         assert first.split()[:3] == ["1", "base", "0.0000"]
         assert second.split()[:4] == ["2", "target", "1.2", "0.0000"]
         assert outcome.err.splitlines() == [
-            "all rounds were done already",
-            f"the whole story is in {scored / 'report.html'}",
+            "all rounds were already done",
+            f"the full report is in {scored / 'report.html'}",
         ]
 
 
@@ -444,7 +444,7 @@ class TestRefusals:
             follow(home, tmp_path / "run")
 
     def test_inside_an_input(self, home: Path) -> None:
-        with pytest.raises(OutputExistsError, match="lies inside the input"):
+        with pytest.raises(OutputExistsError, match="is inside the input"):
             follow(home, home / "base" / "run")
 
     def test_another_run(self, home: Path, tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ class TestRefusals:
     def test_a_small_disk(self, home: Path, tmp_path: Path) -> None:
         size = (home / "base" / "model.safetensors").stat().st_size
         with mounted(tmp_path / "disk", f"{2 * size // 1024}k") as disk:
-            with pytest.raises(DiskSpaceError, match=r"needs 6\.\d\d MB, and 3\.\d\d MB are free"):
+            with pytest.raises(DiskSpaceError, match=r"needs 6\.\d\d MB, but only 3\.\d\d MB are"):
                 follow(home, disk / "run")
             assert not models(disk / "run")
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,13 +17,14 @@ from diffxfer import iterate
 from tests import families
 from tests.recycling.chains import EVAL, TRAIN, left, make_home, models, write_recipe
 
+if TYPE_CHECKING:
+    from tests.hub.forks import Forks
+
 pytest.importorskip("trl")
 
 # Killed in the middle of a step, at its beginning, or just before or after it is noted.
 KILLED = """
 import os, signal, sys
-import torch
-torch.set_num_threads(1)
 from diffxfer import iterate
 from diffxfer.recycling.chain_state import ChainState
 recipe, run, when, where = sys.argv[1:]
@@ -79,15 +80,8 @@ def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {"short": root / "short"}
 
 
-def kill(home: Path, run: Path, when: str, where: str) -> None:
-    argv = [home / "chain.yaml", run, when, where]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, argv)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def kill(warm: Forks, home: Path, run: Path, when: str, where: str) -> None:
+    done = warm.run_code(KILLED, home / "chain.yaml", run, when, where, cwd=home)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -117,11 +111,17 @@ slow = pytest.mark.slow
     ],
 )
 def test_a_chain_goes_on_to_the_same_models(
-    when: str, where: str, noted: int, home: Path, undisturbed: dict[str, Path], tmp_path: Path
+    warm: Forks,
+    when: str,
+    where: str,
+    noted: int,
+    home: Path,
+    undisturbed: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     recipe = write_recipe(home, **SHORT)
-    kill(home, run, when, where)
+    kill(warm, home, run, when, where)
     assert steps_noted(run) == noted
     before = (run / "state.json").stat().st_mtime_ns
     report = iterate(recipe, run)
@@ -145,10 +145,12 @@ def test_a_chain_goes_on_to_the_same_models(
         ("(2 of 2)", 0),
     ],
 )
-def test_scores_are_not_made_twice(where: str, noted: int, home: Path, tmp_path: Path) -> None:
+def test_scores_are_not_made_twice(
+    warm: Forks, where: str, noted: int, home: Path, tmp_path: Path
+) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     recipe = write_recipe(home, **SCORED)
-    kill(home, run, "at the beginning of", where)
+    kill(warm, home, run, "at the beginning of", where)
     assert steps_noted(run) == noted if (run / "state.json").exists() else noted == 0
     scored = results(run)
     iterate(recipe, run)
@@ -232,7 +234,7 @@ def test_ctrl_c_ends_a_command_with_all_that_it_started(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert said.splitlines()[-1] == (
-        "interrupted: what is done is kept, and the same command goes on from there"
+        "interrupted: finished steps are kept, and the same command continues from there"
     )
     child = int((home / "child").read_text())
     until = time.monotonic() + 10

@@ -56,7 +56,7 @@ keep: models
 
 
 class TestWhatIsRead:
-    def test_all_of_it(self, tmp_path: Path) -> None:
+    def test_every_key_of_a_whole_recipe_is_read(self, tmp_path: Path) -> None:
         found = read(tmp_path, WHOLE)
         assert found.bases == [str(tmp_path / name) for name in ("m1", "m2", "m3")]
         assert found.finetuned == str(tmp_path / "m1-sft")

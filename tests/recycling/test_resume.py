@@ -22,6 +22,8 @@ from tests.recycling.training import FAMILY, RATE, tune_shortly, write_rows
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.hub.forks import Forks
+
 pytest.importorskip("trl")
 
 STEPS = 9
@@ -30,8 +32,6 @@ OPTIONS: dict[str, Any] = {"steps": STEPS, "save_every": 2, "batch_size": 8}
 # Four steps are an epoch: the run is killed in its second one, with a state from there.
 KILLED = """
 import os, signal, sys
-import torch
-torch.set_num_threads(1)
 from diffxfer import transfer, tune
 from diffxfer.recycling.training_workspace import TrainingWorkspace
 model, data, out, teacher, when = sys.argv[1:]
@@ -69,14 +69,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    when: str, begun: int, taught: bool, data: Path, tmp_path: Path
+    warm: Forks, when: str, begun: int, taught: bool, data: Path, tmp_path: Path
 ) -> None:
     model, teacher = FAMILY / "target", FAMILY / "finetuned" if taught else None
     out = tmp_path / "killed" / "out"
-    argv = [model, data, out, teacher or "", when]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, argv)], check=False, capture_output=True, text=True
-    )
+    argv = (model, data, out, teacher or "", when)
+    done = warm.run_code(KILLED, *argv, cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in out.parent.iterdir()] == [".out.tuning"]
     report = tune_shortly(model, data, out, teacher=teacher, **OPTIONS)
@@ -236,7 +234,7 @@ def test_a_refusal_of_the_first_of_two_processes_is_told(data: Path, tmp_path: P
     assert done.returncode == 1
     errors = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     # Each process adds the name of its own log if a library printed anything.
-    told = sorted(line.partition("; what its libraries printed is in ")[0] for line in errors)
+    told = sorted(line.partition("; the output of its libraries is in ")[0] for line in errors)
     said = f"{tmp_path / '.out.tuning'}: is not the state of a diffxfer tune run; move it elsewhere"
     assert told == [f"error: {said}", f"error: the first process failed: {said}"]
     # Tracebacks are the launcher's own, on processes that ended with a status.

@@ -64,7 +64,7 @@ def losses(report: TuneReport) -> list[float]:
 class TestTheFourArms:
     @pytest.mark.parametrize("taught", [False, True])
     @pytest.mark.parametrize("grafted", [False, True])
-    def test_learns(
+    def test_each_learns_and_leaves_its_inputs_alone(
         self, grafted: bool, taught: bool, graft: Path, data: Path, tmp_path: Path
     ) -> None:
         model = graft if grafted else FAMILY / "target"
@@ -153,7 +153,7 @@ class TestWhatIsWritten:
         assert tuple(map(json.loads, lines)) == report.log
 
     def test_it_is_no_diff_vector(self, tuned: tuple[Path, TuneReport]) -> None:
-        with pytest.raises(ArtifactError, match="is a tuned model, a whole model"):
+        with pytest.raises(ArtifactError, match="is a tuned model, expected a diff vector"):
             require_diff(tuned[0])
 
     def test_the_same_again_is_the_same(
@@ -162,7 +162,9 @@ class TestWhatIsWritten:
         tune_shortly(graft, data, tmp_path / "out")
         assert families.contents(tmp_path / "out") == families.contents(tuned[0])
 
-    def test_overwrite(self, graft: Path, data: Path, tmp_path: Path) -> None:
+    def test_an_output_is_replaced_only_with_overwrite(
+        self, graft: Path, data: Path, tmp_path: Path
+    ) -> None:
         out = tmp_path / "out"
         tune_shortly(graft, data, out, steps=1)
         with pytest.raises(OutputExistsError, match="exists already"):
@@ -329,7 +331,7 @@ class TestRefused:
         model = self.copy("target", tmp_path / "model")
         refuse = self.refused
         refuse(DataError, "no such file", model, tmp_path / "absent.jsonl")
-        with pytest.raises(OutputExistsError, match="lies inside the input"):
+        with pytest.raises(OutputExistsError, match="is inside the input"):
             tune_shortly(model, data, model / "out")
         messages = tmp_path / "messages.jsonl"
         messages.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class HostDone:
-    """What `submit` gives, and the how manieth that is."""
+    """The result of `submit`, and its number."""
 
     def __init__(self, future: Future[None], number: int) -> None:
         self.future = future

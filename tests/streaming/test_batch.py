@@ -1,4 +1,4 @@
-"""Small tensors in one go: the bits, the checksums and the failures of one after the other."""
+"""Batches of small tensors give the same bits, checksums and errors as single tensors."""
 
 from __future__ import annotations
 

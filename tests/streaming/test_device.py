@@ -1,4 +1,4 @@
-"""Which device is taken, and the words of those that are not there."""
+"""Which device is chosen, and the errors for devices that do not exist."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_another_word_is_refused(word: str) -> None:
         ),
         (
             *("cuda:9", 2),
-            "cuda:9 is not there: PyTorch finds 2 GPUs, cuda:0 to cuda:1; give one that is, cpu"
+            "cuda:9 does not exist: PyTorch finds 2 GPUs, cuda:0 to cuda:1; give one of these, cpu"
             " or auto",
         ),
         (
             *("cuda:1", 1),
-            "cuda:1 is not there: PyTorch finds 1 GPU, cuda:0; give one that is, cpu or auto",
+            "cuda:1 does not exist: PyTorch finds 1 GPU, cuda:0; give one of these, cpu or auto",
         ),
     ],
 )
@@ -146,17 +146,17 @@ class Fails:
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has"),
             "cuda:0: CUDA out of memory. Tried to allocate 2 GiB.; give a smaller --device-memory,"
-            " another --device, or cpu",
+            " or another --device such as cpu",
         ),
         (
             RuntimeError("CUDA error: out of memory\nCompile with"),
-            "cuda:0: CUDA error: out of memory; give a smaller --device-memory, another --device,"
-            " or cpu",
+            "cuda:0: CUDA error: out of memory; give a smaller --device-memory, or"
+            " another --device such as cpu",
         ),
         (
             RuntimeError("CUDA error: unspecified launch failure\nCompile with"),
-            "cuda:0: CUDA error: unspecified launch failure; run it again to go on from what was"
-            " done, with --device cpu if it stays so",
+            "cuda:0: CUDA error: unspecified launch failure; run it again to continue, with"
+            " --device cpu if the error persists",
         ),
     ],
 )

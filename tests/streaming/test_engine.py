@@ -706,7 +706,7 @@ def test_integers_must_agree(tmp_path: Path) -> None:
     execute(tmp_path / "same", plan_of(same.task), threads=2)
     for threads in (1, 4):
         with pytest.raises(
-            MatchError, match="other holds other I64 values in finetuned than"
+            MatchError, match="other has different I64 values in finetuned and base"
         ) as caught:
             execute(tmp_path, plan_of(same.task, other.task), threads=threads)
         assert caught.value.where == str(other.task.inputs[0].shard.path)
@@ -797,7 +797,7 @@ def test_an_allocation_that_fails_is_the_error(
 
     monkeypatch.setattr(shard_writer, "allocate", allocate)
     plan = spoiled(tmp_path / "in", {})
-    with pytest.raises(DiskSpaceError, match="the disk became full"):
+    with pytest.raises(DiskSpaceError, match="the disk is full"):
         execute(tmp_path, plan, threads=3)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

@@ -337,7 +337,7 @@ def test_integers_that_differ_are_refused(tmp_path: Path) -> None:
         runs=whole(RunKind.GRAFT, 2),
         shard=None,
     )
-    with pytest.raises(MatchError, match="i holds other I64 values"):
+    with pytest.raises(MatchError, match="i has different I64 values"):
         on_device(tmp_path, plan_of(case.task))
 
 
@@ -391,7 +391,7 @@ def test_too_little_device_memory_is_refused(tmp_path: Path) -> None:
     plan = plan_of(make_case(tmp_path / "in", "t", Operation.TRANSFER, tensors, "BF16").task)
     least = memory_for(plan, 8, 1)
     match = re.escape(
-        f"--device-memory: {least - 1:,} bytes are too few for --threads 8, which takes {least:,};"
+        f"--device-memory: {least - 1:,} bytes are too few: --threads 8 needs {least:,};"
         " give more, or fewer --threads"
     )
     with pytest.raises(OptionError, match=match):

@@ -1,4 +1,4 @@
-"""Plans: every element of an output stands in exactly one piece, and its sources are right."""
+"""Plans: every element of an output is in exactly one piece, with the right sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run left is continued to the same bytes and the same results."""
+"""An unfinished run is continued to the same bytes and results."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_after_a_power_cut_only_what_was_synced_is_taken_for_done(
     after = covered(partial, plan)
     assert after < before or after == before
     for shard, layout in plan.layouts.items():
-        # All else is lost: nothing of it may reach the result.
+        # Everything else is lost: none of it may reach the result.
         with (partial / shard).open("r+b") as file:
             sound = {0: file.read(len(layout.header))}
             for name, start, stop in after:
@@ -271,7 +271,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing)
-        with pytest.raises(OutputError, match=r"the disk became full; .* % is kept at"):
+        with pytest.raises(OutputError, match=r"the disk is full; .* % is kept at"):
             finish(tmp_path, plan, threads=2)
     made, resumed = finish(tmp_path, plan)
     assert made == reference

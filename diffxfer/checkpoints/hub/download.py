@@ -46,9 +46,9 @@ def refuse_small_cache(files: Sequence[HubFile], out: Path | None, needed: int) 
     wanted = sum(file.size for file in files) + (needed if beside else 0)
     if wanted > free:
         what = "the downloads and the output" if beside else "the downloads"
-        problem = f"{what} need {gigabytes(wanted)}, and {gigabytes(free)} are free there"
-        remedy = "free some disk, or set HF_HOME to a larger one"
-        remedy += "" if out is None else ", or give --stream, which stores nothing but the output"
+        problem = f"{what} need {gigabytes(wanted)}, but only {gigabytes(free)} are free"
+        remedy = "free disk space, or set HF_HOME to a folder on a larger disk"
+        remedy += "" if out is None else ", or give --stream, which stores only the output"
         raise DiskSpaceError(cache, problem, remedy)
 
 
@@ -155,7 +155,7 @@ class _Meter:
         if digest.hexdigest() != file.etag:
             came.resolve().unlink()
             came.unlink(missing_ok=True)
-            raise FalseAnswerError(f"sent another content for {file.name} than the one it lists")
+            raise FalseAnswerError(f"sent different content for {file.name} than it lists")
 
 
 class _Bar:

@@ -7,7 +7,7 @@ import errno
 import time
 from difflib import get_close_matches
 from json import JSONDecodeError
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from diffxfer.errors import DiskSpaceError, HubError
+from diffxfer.errors import DiskSpaceError, HubError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,10 +43,12 @@ _FALSE_S = PATIENCE_S[1]
 """After this wait, a false answer is final: each retry may repeat a download."""
 _SET_WRONG = (httpx2.ProxyError, httpx2.UnsupportedProtocol)
 _BUSY = (408, 429, 500, 502, 503, 504)
-NO_HUB = "open it in a browser: the network may want a login; or mend HF_ENDPOINT and your proxy"
+NO_HUB = (
+    "open it in a browser, as the network may need a login, or correct HF_ENDPOINT and your proxy"
+)
 """The remedy if a web page comes instead of an answer."""
 
-_ONCE_MORE = "run the same command again: whole files that were downloaded stay in the Hub's cache"
+_ONCE_MORE = "run the same command again: files already downloaded stay in the Hub's cache"
 
 
 class FalseAnswerError(Exception):
@@ -68,28 +70,41 @@ def persistently(call: Callable[[], _T], model: HubId, waits: tuple[float, ...] 
     Raises:
         HubError: if it fails.
     """
-    for wait in waits:
+    return with_retries(call, waits, lambda exc: explain(exc, model))
+
+
+def with_retries(
+    call: Callable[[], _T],
+    waits: tuple[float, ...],
+    explained: Callable[[Exception], BaseException],
+    root: Callable[[Exception], BaseException] = lambda exc: exc,
+) -> _T:
+    """Make a request, with retries where they may help.
+
+    Args:
+        call: makes the request.
+        waits: seconds to wait before each retry.
+        explained: the error to raise for a failure, or the failure itself.
+        root: the cause of a failure, which decides whether a retry may help.
+
+    Raises:
+        Exception: what `explained` returns for the last failure.
+    """
+    for wait in (*waits, None):
         try:
             return call()
         except Exception as exc:
-            pause = pause_before_retry(exc, wait)
+            pause = None if wait is None else pause_before_retry(root(exc), wait)
             if pause is None:
-                _refuse(exc, model)
+                told = explained(exc)
+                if told is exc:
+                    raise
+                raise told from exc
         time.sleep(pause)
-    try:
-        return call()
-    except Exception as exc:
-        _refuse(exc, model)
+    raise AssertionError("the last failure is raised")
 
 
-def _refuse(exc: Exception, model: HubId) -> NoReturn:
-    told = explain(exc, model)
-    if told is exc:
-        raise exc
-    raise told from exc
-
-
-def pause_before_retry(exc: Exception, wait_s: float) -> float | None:
+def pause_before_retry(exc: BaseException, wait_s: float) -> float | None:
     """Seconds to wait before a retry, None if a retry is useless.
 
     Args:
@@ -131,10 +146,10 @@ def explain(exc: Exception, model: HubId) -> Exception:
         if isinstance(cause, kind):
             return tell(cause, model)
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = f"free some disk, or set HF_HOME to a larger one, and {_ONCE_MORE}"
+        remedy = f"free disk space, or set HF_HOME to a folder on a larger disk, and {_ONCE_MORE}"
         return DiskSpaceError(constants.HF_HUB_CACHE, "the disk is full", remedy)
     if type(cause) is OSError and cause.errno is None:
-        return _error(model, "connection", "came shorter than it is on the Hub", _ONCE_MORE)
+        return _error(model, "connection", "was not downloaded completely", _ONCE_MORE)
     return exc
 
 
@@ -154,9 +169,8 @@ def _gated(exc: Exception, model: HubId) -> HubError:
         remedy = f"log in at {page}, accept the licence there, then run: hf auth login"
     else:
         remedy = (
-            f"open {page} with the account that your token is of, accept the licence, and wait "
-            "for the approval if it must be granted; a fine-grained token must allow gated "
-            "repositories"
+            f"open {page} with the account of your token, accept the licence, and wait for "
+            "approval if it is required; a fine-grained token must allow gated repositories"
         )
     return _error(model, "gated", "is gated: its licence must be accepted first", remedy)
 
@@ -166,13 +180,11 @@ def _missing(exc: Exception, model: HubId) -> HubError:
     near = _near_models(model.repo)
     hint = f"did you mean {' or '.join(near)}? Or," if near else "check the spelling;"
     if get_token() is None:
-        problem = f"is no folder here, and no public model at {constants.ENDPOINT}"
+        problem = f"is neither a local folder nor a public model at {constants.ENDPOINT}"
         remedy = f"{hint} if it is private, run: hf auth login"
     else:
-        problem = (
-            f"is no folder here, and no model at {constants.ENDPOINT} that your token may read"
-        )
-        remedy = f"{hint} if it is private, give a token that may read it: hf auth login"
+        problem = f"is neither a local folder nor a model at {constants.ENDPOINT} that you may read"
+        remedy = f"{hint} if it is private, log in with a token that may read it: hf auth login"
     return _error(model, "missing", problem, remedy)
 
 
@@ -194,7 +206,7 @@ def _no_revision(exc: Exception, model: HubId) -> HubError:
         refs = HfApi().list_repo_refs(model.repo)
         known = [ref.name for ref in (*refs.branches, *refs.tags)]
     near = get_close_matches(model.revision or "", known, n=1)
-    remedy = f"known are {', '.join(known[:8])}" if known else f"see {page_of(model.repo)}/commits"
+    remedy = f"use one of {', '.join(known[:8])}" if known else f"see {page_of(model.repo)}/commits"
     remedy = f"did you mean {model.repo}@{near[0]}?" if near else remedy
     return _error(model, "revision", f"has no revision {model.revision!r}", remedy)
 
@@ -217,9 +229,9 @@ def not_cached(model: HubId, name: str = "") -> HubError:
         model: the model.
         name: the missing file, if known.
     """
-    lacks = f"lacks {name} of it" if name else "does not have it"
+    lacks = f"does not contain its {name}" if name else "does not contain it"
     where = f"the cache {constants.HF_HUB_CACHE} {lacks}"
-    problem = f"cannot be fetched, since HF_HUB_OFFLINE is set, and {where}"
+    problem = f"cannot be fetched: HF_HUB_OFFLINE is set, and {where}"
     return _error(model, "offline", problem, "unset HF_HUB_OFFLINE once to download it")
 
 
@@ -227,30 +239,29 @@ def _http(exc: Exception, model: HubId) -> HubError:
     assert isinstance(exc, HfHubHTTPError)
     status = exc.response.status_code
     if status == 401:
-        problem = "cannot be asked for: the Hub does not know your token"
-        remedy = "mend or unset HF_TOKEN, or run: hf auth login"
+        problem = "cannot be fetched: the Hub rejects your token"
+        remedy = "correct or unset HF_TOKEN, or run: hf auth login"
         return _error(model, "token", problem, remedy)
     if status == 429:
         asked = exc.response.headers.get("Retry-After", "")
-        wait = f"wait {asked} s" if asked.isdigit() and int(asked) else "wait some minutes"
-        problem = "cannot be fetched now: the Hub has had too many requests from here"
+        wait = f"wait {asked} s" if asked.isdigit() and int(asked) else "wait a few minutes"
+        problem = "cannot be fetched now: the Hub got too many requests from this address"
         more = "" if get_token() else ", or log in for a higher limit (hf auth login)"
         return _error(model, "rate limit", problem, f"{wait}{more}, and {_ONCE_MORE}")
     if status >= 500:
-        problem = f"cannot be fetched now: {constants.ENDPOINT} fails (status {status})"
+        problem = f"cannot be fetched now: server error at {constants.ENDPOINT} (status {status})"
         return _error(model, "server", problem, f"wait a while, and {_ONCE_MORE}")
     said = exc.server_message or ""
     said = f": {said.splitlines()[0]}" if said else ""
-    problem = f"cannot be fetched: {constants.ENDPOINT} refuses it (status {status}{said})"
+    problem = f"cannot be fetched: {constants.ENDPOINT} refuses the request (status {status}{said})"
     return _error(model, "refused", problem, f"see {page_of(model.repo)}")
 
 
 def _connection(exc: Exception, model: HubId) -> HubError:
-    why = next(iter(str(exc).splitlines()), "") or type(exc).__name__
-    problem = f"cannot be fetched: no connection to {constants.ENDPOINT} ({why})"
+    problem = f"cannot be fetched: no connection to {constants.ENDPOINT} ({first_line(exc)})"
     if isinstance(exc, _SET_WRONG):
         remedy = (
-            "mend HF_ENDPOINT and your proxy (HTTPS_PROXY), which are addresses such as https://…"
+            "correct HF_ENDPOINT or your proxy (HTTPS_PROXY): each must be a URL such as https://…"
         )
     else:
         remedy = f"check the network, and {_ONCE_MORE}"
@@ -258,19 +269,19 @@ def _connection(exc: Exception, model: HubId) -> HubError:
 
 
 def _false(exc: Exception, model: HubId) -> HubError:
-    problem = f"cannot be fetched: {constants.ENDPOINT}, or what is between here and there, {exc}"
-    remedy = "if it stays so, set HF_ENDPOINT and your proxy right, or tell its owner"
+    problem = f"cannot be fetched: {constants.ENDPOINT}, or a proxy before it, {exc}"
+    remedy = "if the error persists, correct HF_ENDPOINT and your proxy, or tell the server's owner"
     return _error(model, "content", problem, remedy)
 
 
 def _no_json(exc: Exception, model: HubId) -> HubError:
     del exc
-    problem = f"cannot be fetched: what answers at {constants.ENDPOINT} is not the Hub"
+    problem = f"cannot be fetched: the server at {constants.ENDPOINT} is not the Hub"
     return _error(model, "content", problem, NO_HUB)
 
 
 def _no_id(exc: Exception, model: HubId) -> HubError:
-    problem = f"is no id of a model on the Hub ({next(iter(str(exc).splitlines()), '')})"
+    problem = f"is not the id of a model on the Hub ({first_line(exc)})"
     return _error(model, "name", problem, "give a folder, or org/name[@revision]")
 
 

@@ -133,7 +133,7 @@ class RemoteFile:
                 continue
             # Nothing came: wait, unless a retry is useless.
             model = HubId(self.file.repo)
-            failed = failed or OSError("nothing came")
+            failed = failed or OSError("no data received")
             pause = pause_before_retry(failed, PATIENCE_S[min(failures, len(PATIENCE_S) - 1)])
             failures += 1
             if pause is None or failures > len(PATIENCE_S) or self.closed.wait(pause):
@@ -152,7 +152,7 @@ class RemoteFile:
                 # Request a new link: if the Hub itself refuses the file, this raises its error.
                 self._location.forget()
                 self._location.get()
-                raise httpx2.ReadError("its link expired")
+                raise httpx2.ReadError("the download link expired")
             hf_raise_for_status(answer)
             if answer.status_code == 200:  # a proxy that does not support ranges
                 _refuse_another(self.file, _stated(answer.headers.get("Content-Length")), None)
@@ -177,16 +177,16 @@ def _stated(length: str | None) -> int | None:
 def _refuse_another(file: HubFile, size: int | None, etag: str | None) -> None:
     """Refuse an answer that is not the listed file."""
     if size is not None and size != file.size:
-        raise FalseAnswerError(f"has {size} bytes for {file.name}, where {file.size} are listed")
+        raise FalseAnswerError(f"sent {size} bytes for {file.name}, but lists {file.size}")
     if etag is not None and len(etag) == len(file.etag) and etag != file.etag:
-        raise FalseAnswerError(f"has another file for {file.name} than the one that is listed")
+        raise FalseAnswerError(f"sent another version of {file.name} than it lists")
 
 
 def _refuse_other_range(answer: httpx2.Response, first: int, size: int) -> None:
     """Refuse bytes of a range other than the requested one."""
     stated = answer.headers.get("Content-Range", "")
     if not stated.startswith(f"bytes {first}-") or not stated.endswith((f"/{size}", "/*")):
-        raise FalseAnswerError(f"sends {stated[:80] or 'bytes from no stated place'!r} for a range")
+        raise FalseAnswerError(f"sent {stated[:80] or 'no Content-Range'!r} for another range")
 
 
 def _skip(blocks: Iterable[bytes], first: int, stop: int, data: bytearray) -> None:

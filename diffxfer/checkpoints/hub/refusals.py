@@ -8,10 +8,10 @@ import httpx2
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from diffxfer.checkpoints.hub.failures import NO_HUB
-from diffxfer.errors import HubError
+from diffxfer.checkpoints.hub.failures import NO_HUB, page_of
+from diffxfer.errors import HubError, first_line
 
-_ONCE_MORE = "run the same command again: what was uploaded is not uploaded again"
+_ONCE_MORE = "run the same command again: files already uploaded are skipped"
 _LOGIN = "run hf auth login with a token that may write, or set HF_TOKEN"
 
 
@@ -35,7 +35,7 @@ def no_token(repo: str) -> HubError:
     Args:
         repo: the repository to write to.
     """
-    return _error(repo, "token", "cannot be written to without a token, and none is set", _LOGIN)
+    return _error(repo, "token", "cannot be written to: no token is set", _LOGIN)
 
 
 def refuse_offline(repo: str) -> None:
@@ -66,21 +66,20 @@ def explain_refusal(exc: BaseException, repo: str) -> BaseException:
     if isinstance(exc, OfflineModeIsEnabled):
         return _offline(repo)
     if isinstance(exc, httpx2.TransportError):
-        why = _first_line(exc) or type(exc).__name__
-        problem = f"cannot be written to: no connection to {constants.ENDPOINT} ({why})"
+        problem = f"cannot be written to: no connection to {constants.ENDPOINT} ({first_line(exc)})"
         return _error(repo, "connection", problem, f"check the network, and {_ONCE_MORE}")
     if isinstance(exc, HFValidationError):
-        problem = f"is no id of a model on the Hub ({_first_line(exc)})"
+        problem = f"is not the id of a model on the Hub ({first_line(exc)})"
         return _error(repo, "name", problem, "give another one, such as org/name")
     if type(exc) is ValueError:  # huggingface_hub's, with the Hub's message about a card or a file
         said = " ".join(str(exc).split())
-        remedy = "if it is the licence, give the right one with --license"
-        return _error(repo, "refused", f"does not take it: {said}", remedy)
+        remedy = "if the licence is invalid, give another one with --license"
+        return _error(repo, "refused", f"rejects the upload: {said}", remedy)
     if isinstance(exc, JSONDecodeError):
-        problem = f"cannot be written to: what answers at {constants.ENDPOINT} is not the Hub"
+        problem = f"cannot be written to: the server at {constants.ENDPOINT} is not the Hub"
         return _error(repo, "refused", problem, NO_HUB)
     if type(exc).__module__.startswith("hf_xet") or type(exc) is RuntimeError:
-        return _error(repo, "connection", f"was not written: {_first_line(exc)}", _ONCE_MORE)
+        return _error(repo, "connection", f"was not written: {first_line(exc)}", _ONCE_MORE)
     return exc
 
 
@@ -89,33 +88,31 @@ def _http(exc: HfHubHTTPError, repo: str) -> HubError:
     said = next(iter((exc.server_message or "").splitlines()), "")
     said = f" ({said})" if said else ""
     if status == 401:
-        problem = f"cannot be written to: the Hub does not take your token{said}"
+        problem = f"cannot be written to: the Hub rejects your token{said}"
         return _error(repo, "token", problem, _LOGIN)
     if status in (403, 404):
         problem = f"cannot be written to with your token{said}"
-        remedy = f"push to a name of your own (hf auth whoami), or {_LOGIN}"
+        remedy = f"push to a namespace of your own (see hf auth whoami), or {_LOGIN}"
         return _error(repo, "refused", problem, remedy)
     if status == 412:
-        problem = "was changed by somebody else meanwhile"
-        return _error(repo, "changed", problem, f"look at it, and {_ONCE_MORE}")
+        problem = "was changed by someone else during the upload"
+        return _error(repo, "changed", problem, f"check it, and {_ONCE_MORE}")
     if status == 429:
-        problem = "cannot be written to now: the Hub has had too many requests from here"
-        return _error(repo, "rate limit", problem, f"wait some minutes, and {_ONCE_MORE}")
+        problem = "cannot be written to now: the Hub got too many requests from this address"
+        return _error(repo, "rate limit", problem, f"wait a few minutes, and {_ONCE_MORE}")
     if status >= 500:
-        problem = f"cannot be written to now: {constants.ENDPOINT} fails (status {status})"
+        problem = (
+            f"cannot be written to now: server error at {constants.ENDPOINT} (status {status})"
+        )
         return _error(repo, "server", problem, f"wait a while, and {_ONCE_MORE}")
-    problem = f"does not take it: {constants.ENDPOINT} answers with status {status}{said}"
-    return _error(repo, "refused", problem, f"see {constants.ENDPOINT}/{repo}")
+    problem = f"rejects the upload: {constants.ENDPOINT} answers with status {status}{said}"
+    return _error(repo, "refused", problem, f"see {page_of(repo)}")
 
 
 def _offline(repo: str) -> HubError:
-    problem = "cannot be written to, since HF_HUB_OFFLINE is set"
+    problem = "cannot be written to: HF_HUB_OFFLINE is set"
     return _error(repo, "offline", problem, "unset it to push")
 
 
 def _error(repo: str, reason: str, problem: str, remedy: str) -> HubError:
     return HubError(repo, None, reason, problem, remedy)
-
-
-def _first_line(exc: BaseException) -> str:
-    return next(iter(str(exc).splitlines()), "")

@@ -11,9 +11,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from diffxfer.checkpoints.companions import (
     MAX_COMPANION_BYTES,
+    README,
     companion_path,
     is_companion,
-    read_object,
+    optional_object,
 )
 from diffxfer.checkpoints.foreign import refuse_foreign
 from diffxfer.checkpoints.hub.download import download
@@ -26,9 +27,6 @@ from diffxfer.errors import CompanionError, HubError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-_README = "README.md"
-"""The file that states the licence."""
 
 _INDEXES = tuple(names.index for names in SHARD_NAMES)
 
@@ -69,7 +67,7 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
     folder = _folder(model.repo, commit)
     if not any(name in files for name in _MARKS):
         refuse_foreign(Place(folder, files))
-        problem = f"has no config.json at {commit[:8]}: it is no model"
+        problem = f"has no config.json at {commit[:8]}, so it is not a model"
         remedy = f"see {page_of(model.repo)}"
         raise HubError(model.repo, model.revision, "content", problem, remedy)
     _bring(files, [MANIFEST_NAME])
@@ -122,18 +120,18 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
         if file.size > MAX_COMPANION_BYTES:
             raise CompanionError(
                 file.path,
-                f"is {file.size} bytes on the Hub, where a companion has at most"
+                f"has {file.size} bytes on the Hub, but a companion has at most"
                 f" {MAX_COMPANION_BYTES}",
-                "it is no file of a model: tell its owner",
+                "report it to the owner of the repository",
             )
     download(wanted)
 
 
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
     """The files needed besides the shards; for a diff vector, those that its manifest names."""
-    names = [name for name in files if is_companion(name) or name in (*_INDEXES, _README)]
-    manifest = companion_path(folder, MANIFEST_NAME)
-    described = {} if manifest is None else read_object(manifest)
+    # The README states the licence.
+    names = [name for name in files if is_companion(name) or name in (*_INDEXES, README)]
+    described = optional_object(folder, MANIFEST_NAME)
     beside = described.get("files")
     if described.get("kind") == "diff" and isinstance(beside, dict):
         names += beside

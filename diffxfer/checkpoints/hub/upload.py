@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 
-from diffxfer.checkpoints.hub.failures import AT_FIRST_S, pause_before_retry
+from diffxfer.checkpoints.hub.failures import AT_FIRST_S, with_retries
 from diffxfer.checkpoints.hub.refusals import explain_refusal, no_token, refuse_offline, root_of
 from diffxfer.errors import HubError
 
@@ -205,7 +204,7 @@ def check_card(repo: str, card: bytes) -> None:
         )
         if answer.status_code == 400:
             found = [str(error.get("message")) for error in answer.json().get("errors", ())]
-            raise ValueError(f"its README.md states what is not known there: {'; '.join(found)}")
+            raise ValueError(f"its README.md is invalid: {'; '.join(found)}")
         hf_raise_for_status(answer)
 
     _persistently(ask, repo)
@@ -224,7 +223,7 @@ def create_repository(repo: str, *, private: bool) -> Repository:
     _persistently(lambda: _api().create_repo(repo, private=private or None, exist_ok=True), repo)
     made = open_repository(repo)
     if made is None:
-        raise HubError(repo, None, "refused", "was made and is not there", "look at its page")
+        raise HubError(repo, None, "refused", "was created but does not exist", "see its page")
     return made
 
 
@@ -284,8 +283,8 @@ def _after(repo: str, files: Files) -> Repository:
     stored = {} if now is None else now.files
     for name, content in files.items():
         if name not in stored or stored[name].size != size_of(content):
-            problem = f"was given {name} and did not take it"
-            remedy = "see whether a .gitignore there names it, and run the same command again"
+            problem = f"received {name}, but did not store it"
+            remedy = "check whether its .gitignore excludes it, and run the same command again"
             raise HubError(repo, None, "refused", problem, remedy)
     assert now is not None, "something was sent"
     return now
@@ -297,21 +296,9 @@ def _api() -> HfApi:
 
 def _persistently(call: Callable[[], _T], repo: str) -> _T:
     """Make a request to the Hub, with retries where they may help."""
-    for wait in (*AT_FIRST_S, None):
-        try:
-            return call()
-        except Exception as exc:
-            cause = root_of(exc)
-            pause = None
-            if wait is not None and isinstance(cause, Exception):
-                pause = pause_before_retry(cause, wait)
-            if pause is None:
-                told = explain_refusal(cause, repo)
-                if told is exc:
-                    raise
-                raise told from exc
-        time.sleep(pause)
-    raise AssertionError("the last failure is raised")
+    return with_retries(
+        call, AT_FIRST_S, lambda exc: explain_refusal(root_of(exc), repo), root=root_of
+    )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ A graft: what fine-tuning did to an old base model, carried over to its successo
 _TUNED = """\
 # {title}
 
-A model that was trained further, all its parameters, on the rows named below.
+A model whose parameters were all trained further on the rows named below.
 """
 
 _DIFF = """\

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from diffxfer.checkpoints.companions import companion_path, read_bytes
+from diffxfer.checkpoints.companions import README, companion_path, read_bytes
 from diffxfer.diffs.artifact.manifest import LicenseEntry
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-README = "README.md"
 _FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\n---[ \t]*\r?(\n|\Z)", re.DOTALL)
 _KEYS = re.compile(r"^license(?:_name|_link)?[ \t]*:.*(?:\n(?:[ \t-].*)?)*", re.MULTILINE)
 _LONGEST = 500

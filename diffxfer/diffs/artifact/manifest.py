@@ -214,15 +214,15 @@ def read_manifest(folder: Path) -> Manifest | None:
         if stamp.diffxfer_format > FORMAT:
             raise ArtifactError(
                 path,
-                f"has format {stamp.diffxfer_format}, and this diffxfer reads up to {FORMAT}",
-                "update it: pipx upgrade diffxfer",
+                f"has format {stamp.diffxfer_format}, but this diffxfer reads only up to {FORMAT}",
+                "update diffxfer: pipx upgrade diffxfer",
             )
         return Manifest.model_validate_json(raw)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"][:4])
         found = f"{place}: {first['msg']}" if place else first["msg"]
-        problem = f"is not a manifest that we can read ({found})"
+        problem = f"is not a valid manifest ({found})"
         raise ArtifactError(path, problem, "make or download it again") from exc
 
 
@@ -276,14 +276,14 @@ def require_diff(folder: Path) -> Manifest:
         )
         raise ArtifactError(
             place_name(folder),
-            f"is {found}, where a diff vector is due",
+            f"is {found}, expected a diff vector",
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     if manifest.kind != "diff":
         what = "graft" if manifest.kind == "graft" else f"{manifest.kind} model"
         raise ArtifactError(
             place_name(folder),
-            f"is a {what}, a whole model, where a diff vector is due",
+            f"is a {what}, expected a diff vector",
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     return manifest
@@ -301,6 +301,6 @@ def refuse_diff(folder: Path, role: str) -> None:
     if manifest is not None and manifest.kind == "diff":
         raise ArtifactError(
             place_name(folder),
-            f"is a diff vector, where the {role} model is due",
+            f"is a diff vector, expected the {role} model",
             "give a model here; a diff vector is the first argument of diffxfer apply",
         )

@@ -86,7 +86,7 @@ def read_samples(
     expected = {"index": ("I64", (sum(counts),)), "value": ("F64", (sum(counts),))}
     specs = read_shard(path)
     if {name: (spec.dtype, spec.shape) for name, spec in specs.items()} != expected:
-        problem = "does not hold the samples that the manifest states"
+        problem = "does not contain the samples that the manifest lists"
         raise ArtifactError(path, problem, "make or download it again")
     indices = np.frombuffer(_content(specs["index"]), np.dtype("<i8"))
     values = np.frombuffer(_content(specs["value"]), np.dtype("<f8"))

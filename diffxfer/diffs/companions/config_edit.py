@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.text_config import TEXT_CONFIGS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
     from diffxfer.diffs.companions.special_tokens import Translation
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Where multimodal models keep the configuration of their language model.
-_TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
 # Generation settings that hold ids and do not end in `_token_id` or `_token_ids`; the last two
 # are Whisper's.
 _ID_SETTINGS = (
@@ -118,7 +118,7 @@ def _translated_id(
 
 def _levels(config: Mapping[str, Any]) -> list[KeyPath]:
     """The paths of the config itself and of nested configs that describe the language model."""
-    return [(), *((name,) for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))]
+    return [(), *((name,) for name in TEXT_CONFIGS if isinstance(config.get(name), dict))]
 
 
 def _at(document: Any, path: KeyPath) -> Any:

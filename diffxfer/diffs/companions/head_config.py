@@ -42,8 +42,8 @@ def head_changes(
     if None not in kinds and kinds[0] != kinds[1]:
         raise CompanionError(
             where,
-            f"model_type is {kinds[0]!r} and the target's is {kinds[1]!r}, so the target has no"
-            " place for what fine-tuning added",
+            f"model_type is {kinds[0]!r}, but the target's is {kinds[1]!r}, so the target's config"
+            " cannot describe the head that fine-tuning added",
             "give --added drop to leave it out",
         )
     changes: dict[str | KeyPath, Any] = {

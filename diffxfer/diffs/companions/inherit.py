@@ -14,6 +14,7 @@ from diffxfer.checkpoints.companions import (
     TEMPLATE_FOLDER,
     is_code,
     list_companions,
+    optional_object,
     read_bytes,
     read_config,
 )
@@ -29,7 +30,6 @@ from diffxfer.diffs.companions.head_config import head_changes
 from diffxfer.diffs.companions.special_tokens import (
     Translation,
     Vocabulary,
-    optional_object,
     output_specials,
     read_vocabulary,
     setting_changes,
@@ -217,7 +217,8 @@ def _inherit_generation(draft: _Draft, translation: Translation) -> None:
         draft.bring(_GENERATION)
         draft.edit(_GENERATION, changes, removals)
         draft.warnings += [
-            f"generation_config.json: {key} has no token in finetuned; removed" for key in removals
+            f"generation_config.json: {key} is removed, since finetuned has no such token"
+            for key in removals
         ]
     elif _GENERATION in draft.files:
         config = read_config(draft.behaviour)
@@ -296,10 +297,10 @@ def _warn_of_absences(draft: _Draft, translation: Translation) -> None:
     code = sorted(name for name in draft.theirs if is_code(name))
     if code:
         draft.warnings.append(
-            f"finetuned's code ({', '.join(code)}) is not carried: code comes from the target only"
+            f"finetuned's code ({', '.join(code)}) is not copied: code comes only from the target"
         )
     if translation.output is None and translation.finetuned is not None:
-        draft.warnings.append("the target has no tokenizer, and so the output has none")
+        draft.warnings.append("the target has no tokenizer, so the output has none either")
 
 
 def _without_code(path: Path) -> bytes | Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.companions import optional_object
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import CompanionError
 
@@ -53,12 +53,6 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         return None
     names = {i: token for i, token in enumerate(tokenizer.tokens) if token is not None}
     return Vocabulary(names, tokenizer.ids())
-
-
-def optional_object(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a companion of ``folder``, empty if there is no such file."""
-    path = companion_path(folder, name)
-    return {} if path is None else read_object(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +113,8 @@ class Translation:
 def _no_place(where: Path, key: str, found: str) -> CompanionError:
     return CompanionError(
         where,
-        f"{key} is {found}, a token that has no place in the output",
-        f"set {key} there to a token that the target has",
+        f"{key} is {found}, which is not a token of the output",
+        f"set {key} there to a token of the target",
     )
 
 
@@ -172,7 +166,7 @@ def output_specials(
             warnings.append(
                 f"{key}: the output's tokenizer has no "
                 + ", ".join(map(repr, lost))
-                + (", so the target's setting stays" if key in NAMED else "; left out")
+                + (", so the target's setting is kept" if key in NAMED else ", so it is left out")
             )
         if not (lost and key in NAMED):
             kept[key] = renamed

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, read_bytes
+from diffxfer.checkpoints.companions import companion_path, optional_object, read_bytes
 from diffxfer.checkpoints.json_edit import KeyPath, edit_json
 from diffxfer.checkpoints.json_read import parse_object
-from diffxfer.diffs.companions.special_tokens import Vocabulary, optional_object
+from diffxfer.diffs.companions.special_tokens import Vocabulary
 from diffxfer.errors import CompanionError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def edited_tokenizer(target: Path, edits: TokenEdits) -> dict[str, bytes]:
     if path is None:
         raise CompanionError(
             target,
-            "a tokenizer that exists only as SentencePiece or vocab.json cannot take added tokens",
+            "has its tokenizer only as SentencePiece or vocab.json, which cannot take added tokens",
             "convert it to tokenizer.json first "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...))",
         )
@@ -168,18 +168,18 @@ def _verify(raw: bytes, edits: TokenEdits, where: Path) -> None:
     except Exception as exc:  # the library raises no narrower class
         raise CompanionError(
             where,
-            f"no longer loads with finetuned's tokens in it ({exc})",
-            "save the target's tokenizer again with a current transformers",
+            f"no longer loads after finetuned's tokens are added ({exc})",
+            "save the target's tokenizer again with a current version of transformers",
         ) from exc
     for token_id, token in sorted({**edits.renamed, **edits.additions}.items()):
         found = tokenizer.token_to_id(token)
         if found != token_id:
             raise CompanionError(
                 where,
-                f"the token {token!r} of finetuned should have id {token_id} and gets "
+                f"finetuned's token {token!r} must have id {token_id}, but gets "
                 + ("none" if found is None else str(found)),
-                "the target's tokenizer cannot take it: save that tokenizer again with a "
-                "current transformers, or remove the token from finetuned",
+                "save the target's tokenizer again with a current version of transformers, or "
+                "remove the token from finetuned",
             )
 
 

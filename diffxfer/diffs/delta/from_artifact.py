@@ -105,7 +105,7 @@ def refuse_integers(tensors: Mapping[str, StoredTensor]) -> None:
     """
     for name, spec in tensors.items():
         if spec.dtype not in FLOATS:
-            problem = f"tensor {short(name)} is {spec.dtype}, which no difference is"
+            problem = f"tensor {short(name)} is {spec.dtype}, expected a float dtype"
             raise ArtifactError(spec.shard.path, problem, "make or download it again")
 
 
@@ -145,7 +145,7 @@ def refuse_incomplete(
             raise ArtifactError(folder / name, "is missing", "make or download it again")
         if xxhash.xxh3_128_hexdigest(read_bytes(path)) != manifest.files[name].xxh3:
             problem = "is not the file that the manifest names"
-            raise ArtifactError(path, problem, "make or download it all again")
+            raise ArtifactError(path, problem, "make or download the diff vector again")
 
 
 def _stored_vocabulary(
@@ -159,7 +159,7 @@ def _stored_vocabulary(
     if tokenizer is not None and tokenizer.fingerprint != tokens.finetuned:
         raise ArtifactError(
             folder,
-            f"has another tokenizer in {COMPANIONS}/ than it was extracted with",
+            f"has a tokenizer in {COMPANIONS}/ that was changed after it was extracted",
             "make or download it again",
         )
     # Older diff vectors list tokens without a row as added.

@@ -211,11 +211,11 @@ def warn_of_one_model(
     }
     warnings = []
     if files["finetuned"] == files["base"]:
-        warnings.append("finetuned and base are the same files: their difference is nothing")
+        warnings.append("finetuned and base are the same files: their difference is zero")
     if files["base"] == files.get("target"):
         warnings.append("base and target are the same files: alpha 1 gives finetuned back")
     if files["finetuned"] == files.get("target"):
-        warnings.append("finetuned and target are the same files: is that the order you meant?")
+        warnings.append("finetuned and target are the same files: check the order of the arguments")
     return warnings
 
 
@@ -230,7 +230,7 @@ def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
             for task in written
         ),
         *(
-            Fate("kept", ours.name, ours.elements, f"{ours.dtype} is no part of a diff vector")
+            Fate("kept", ours.name, ours.elements, f"{ours.dtype} is not part of a diff vector")
             for ours, _ in match.integers
         ),
         *(Fate("left out", name, elements) for name, elements in match.left_out.items()),

@@ -16,19 +16,19 @@ from diffxfer.diffs.grafting.pairing import (
     other_fates,
 )
 from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
-from diffxfer.diffs.jobs.job import Job, do
+from diffxfer.diffs.jobs.job import Job, do, nothing_more
 from diffxfer.diffs.matching.role import notes_of_names
-from diffxfer.diffs.relations.kinship import finish_of, kinship_of_graft
+from diffxfer.diffs.relations.kinship import kinship_of_graft, warning_of_digests
 from diffxfer.diffs.soundness.check import check_result, check_roles
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.companions.inherit import Inheritance
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.grafting.options import GraftOptions
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.matching.role import Role
+    from diffxfer.diffs.relations.kinship import Kinship
     from diffxfer.diffs.vocab.pair_target import TargetPairing
     from diffxfer.streaming.plan import TensorTask
+    from diffxfer.streaming.statistics import TensorResult
 
 
 def make_graft(
@@ -96,7 +98,7 @@ def make_graft(
     tasks = [*compared, *kinship.tasks, *whole_model(tasks, output, options.dtype)]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)
-    finish = finish_of(kinship, said)
+    finish = _finish_of(kinship, said)
     job = _job(source, output, out, options, tasks, companions, pairing, finish)
     job = replace(job, problems=problems, warnings=said, relations=kinship.relations)
     return do(replace(job, notes=notes_of_names(roles)), options.run)
@@ -131,6 +133,18 @@ def _job(
         left_out=companions.left_out,
         began=options.began,
     )
+
+
+def _finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
+    """Append a warning if the digests show that the target is the base itself."""
+
+    def finish(
+        manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
+    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
+        warnings.append(warning_of_digests(kinship, silent))
+        return nothing_more(manifest, results, silent)
+
+    return finish if kinship.tasks else nothing_more
 
 
 def _companions(

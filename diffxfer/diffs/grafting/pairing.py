@@ -241,7 +241,7 @@ def _refuse_own_heads(source: Source, head: Head, selection: Selection) -> None:
         return
     for role, state in source.heads.items():
         if state is HeadState.OWN:
-            raise refuse_own_head(role, HEAD)
+            raise refuse_own_head(role, head.name or HEAD)
 
 
 def count_tied_head(match: TargetMatch, head: Head, selection: Selection) -> list[str]:
@@ -255,6 +255,6 @@ def count_tied_head(match: TargetMatch, head: Head, selection: Selection) -> lis
     if ways[0] == ways[1]:
         return []
     return [
-        f"{head.name} is {head.embedding} in the target and stays so: what the options say of it"
-        " has no effect"
+        f"{head.name} is tied to {head.embedding} in the target and stays tied: --include,"
+        " --exclude and --alpha-for have no effect on it"
     ]

@@ -86,17 +86,17 @@ def _refuse_short(
         if place in pairing.additions:
             token = f"{pairing.names[place]!r}, which finetuned added,"
         else:
-            token = f"id {place}, whose row finetuned brings,"
+            token = f"id {place}, whose row comes from finetuned,"
         if place >= spec.shape[0]:
-            problem = f"has no row for {token} since it is only copied"
+            problem = f"has no row for {token} because it is only copied"
         elif place in pairing.additions:
-            problem = f"would keep a padding row for {token} since it is only copied"
+            problem = f"would keep a padding row for {token} because it is only copied"
         else:
             continue
         raise VocabularyError(
             spec.name,
             problem,
-            "do not leave it out, or give --alpha-for with 0 for it: its added rows come then",
+            "do not leave it out; for its added rows alone, give --alpha-for with 0 for it instead",
         )
 
 
@@ -119,10 +119,10 @@ def _refuse_moved_head(
     for name in sorted(set().union(*sort_tensors(tensors, read_config(source.behaviour)))):
         other = next((new for old, new in sizes if old in tensors[name].shape and old != new), None)
         if moved or other is not None:
-            problem = "would be brought whole, and its rows belong to tokens, " + (
+            problem = "would be copied whole, but its rows belong to tokens, " + (
                 "which have other ids in the target"
                 if moved
-                else f"of which the output has {other:,}, where finetuned has another number"
+                else f"and the output has {other:,} tokens, unlike finetuned"
             )
             raise VocabularyError(name, problem, "leave it out with --added drop")
 
@@ -190,7 +190,7 @@ def whole_model(
     taken = {task.name for task in placed}
     for spec, name in _brought_names(output, names):
         if name in taken:
-            problem = f"{name}, which finetuned brings, is another tensor of the target"
+            problem = f"{name} comes from finetuned, but the target has another tensor of that name"
             raise MatchError((), problem, f"leave it out with --exclude '{re.escape(spec.name)}'")
         taken.add(name)
         task = bring_task(spec, target.weights.shards[-1].path.name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from diffxfer.checkpoints.companions import companion_path, read_object
+from diffxfer.checkpoints.companions import optional_object
 from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
@@ -238,8 +238,7 @@ def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
 
 
 def _open(place: Place) -> Weights:
-    path = companion_path(place.folder, "config.json")
-    return decoded(open_weights(place), {} if path is None else read_object(path))
+    return decoded(open_weights(place), optional_object(place.folder, "config.json"))
 
 
 def _place(stored: StoredTensor) -> tuple[Path, int]:
@@ -250,12 +249,12 @@ def _place(stored: StoredTensor) -> tuple[Path, int]:
 def _warnings(ours: Weights, theirs: Weights) -> Iterator[str]:
     identities = [[shard.identity for shard in role.shards] for role in (ours, theirs)]
     if identities[0] and identities[0] == identities[1]:
-        yield "both are the same files"
+        yield "A and B are the same files"
     manifests = read_manifest(ours.folder), read_manifest(theirs.folder)
     diffs = [manifest is not None and manifest.kind == "diff" for manifest in manifests]
     if diffs[0] != diffs[1]:
         folder = (ours if diffs[0] else theirs).folder
-        yield f"{folder} is a diff vector, and the other one is a whole model"
+        yield f"{folder} is a diff vector, but the other one is a complete model"
 
 
 def _pair(
@@ -265,7 +264,7 @@ def _pair(
     try:
         return pair_names(ours.keys(), theirs.keys(), ("A", "B"))
     except MatchError as exc:
-        warnings.append(f"only equal names are compared: {exc.problem}")
+        warnings.append(f"only tensors with equal names are compared: {exc.problem}")
         return {name: name for name in ours if name in theirs}
 
 

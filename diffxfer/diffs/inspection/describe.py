@@ -7,18 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.companions import companion_path, list_companions, read_object
+from diffxfer.checkpoints.companions import list_companions, optional_object
 from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest
+from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest, require_diff
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
-from diffxfer.diffs.jobs.report import listed
 from diffxfer.diffs.matching.names import pattern
 from diffxfer.diffs.soundness.check import inspect_files
-from diffxfer.errors import QuantizedError
+from diffxfer.errors import QuantizedError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,7 +135,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
     folder = place.folder
     manifest = read_manifest(folder)
     is_diff = manifest is not None and manifest.kind == "diff"
-    config = _config(folder / _COMPANIONS if is_diff else folder)
+    config = optional_object(folder / _COMPANIONS if is_diff else folder, "config.json")
     weights = decoded(open_weights(place), config)
     quantized = _quantized(folder, config, weights)
     beside = list_companions(folder)
@@ -171,11 +170,6 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
             whole=not is_diff and quantized is None,
         ),
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = companion_path(folder, "config.json")
-    return {} if path is None else read_object(path)
 
 
 def _diff_companions(path: Path) -> tuple[str, ...]:
@@ -221,6 +215,22 @@ def _measured(
             yield name, Measure(1, count, entry.delta_norm, entry.base_norm, entry.unchanged)
 
 
+def norms_by_kind(folder: Path) -> dict[str, Measure]:
+    """The norms in a diff vector's manifest, by the pattern of the tensors' names.
+
+    Args:
+        folder: the diff vector.
+
+    Returns:
+        One entry per pattern, in the order of the tensors; the last one is named ``"all"``.
+    """
+    kinds: dict[str, list[Measure]] = {}
+    for name, measure in _measured(require_diff(folder), open_weights(folder).tensors):
+        kinds.setdefault(pattern(name), []).append(measure)
+    found = {kind: total(parts) for kind, parts in kinds.items()}
+    return {**found, "all": total(found.values())}
+
+
 def _inexact(manifest: Manifest) -> int:
     return sum(entry.inexact or 0 for entry in manifest.tensors.values())
 
@@ -237,7 +247,7 @@ def _warnings(manifest: Manifest, weights: Weights) -> Iterator[str]:
         if None in (entry.delta_norm, entry.base_norm) and name not in manifest.added_tensors
     ]
     if unknown and manifest.kind == "diff":
-        yield f"left out of the norms, which are not finite: {listed(unknown)}"
+        yield f"left out of the norms because they are not finite: {listed(unknown)}"
     odd = sorted(manifest.tensors.keys() ^ weights.tensors.keys())
     if odd:
         yield f"the manifest and the shards do not name the same tensors, such as {odd[0]!r}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import xxhash
 
-from diffxfer.checkpoints.companions import read_bytes
+from diffxfer.checkpoints.companions import README, read_bytes
 from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.header import HEADER_OFFSET
 from diffxfer.checkpoints.output_place import MANIFEST_NAME, free_bytes, refuse_small_disk
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     """Completes a manifest from the results by name and the checksums of tensors that were only
     read. Returns the manifest, a lazy iterable of its tensors, and files made from the results."""
 
-README = "README.md"
 _JOURNAL_SHARE = 2048
 """A journal takes a few hundred bytes for every half MiB that is written."""
 
@@ -182,7 +181,7 @@ def do(job: Job, options: RunOptions) -> Report:
     to_fetch = sum(file.size for file in missing_files(read))
     if options.dry_run:
         kept = find_unfinished(job.out)
-        job.warnings += [f"an unfinished run to the same place was found: {kept}"] if kept else []
+        job.warnings += [f"an unfinished run has the same output: {kept}"] if kept else []
         return _report(job, plan, free, choice, to_fetch, refused=refused)
     with _output(job, plan, options) as folder:
         needed, held = _needed(job, plan), folder.held_bytes()
@@ -272,7 +271,9 @@ def _unchanged(job: Job, name: str, path: Path) -> bytes:
     data = read_bytes(path)
     if stat_identity(path.stat()) != job.identities[name]:
         raise InputChangedError(
-            path, "changed during the run", "leave the inputs alone while it runs, and run it again"
+            path,
+            "changed during the run",
+            "run it again, and do not change the inputs while it runs",
         )
     return data
 

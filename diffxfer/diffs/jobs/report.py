@@ -17,6 +17,7 @@ from diffxfer.diffs.matching.match import (
     REPLACED,
 )
 from diffxfer.diffs.matching.names import pattern
+from diffxfer.errors import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.match import Fate
     from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.errors import Culprits
-
-
-_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +135,6 @@ def count_fates(groups: Iterable[FateGroup]) -> tuple[dict[str, int], dict[str, 
     return dict(tensors), dict(parameters)
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
 def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:
     """Warnings of tokens and tensors that do not reach the output, one line each.
 
@@ -151,8 +143,8 @@ def losses(fates: Iterable[Fate], dropped_tokens: Sequence[str]) -> list[str]:
         dropped_tokens: tokens whose difference is dropped.
     """
     lost = {
-        "tokens without a place in the target, whose difference is dropped": dropped_tokens,
-        "tensors dropped, as --allow-missing has it": [
+        "tokens that the target lacks, whose difference is dropped": dropped_tokens,
+        "tensors dropped because of --allow-missing": [
             fate.name
             for fate in fates
             if fate.kind == "dropped" and fate.why not in NO_LOSS and not fate.why.startswith(COPY)
@@ -179,17 +171,21 @@ def remarks(fates: Sequence[Fate]) -> list[str]:
 
 
 _TOLD = {
-    ("copied", BUFFER): "buffers kept as the target has them, since they are no weights",
-    ("dropped", BUFFER): "buffers that are left out, since they are no weights",
-    ("copied", OUTSIDE): "copied from the target, since they lie outside of the part that finetuned"
-    " and base share",
-    ("dropped", IN_BASE): "in base only, so that there is no difference",
-    ("copied", OWN_HEAD): "copied from the target, whose head finetuned does not have",
-    ("dropped", OUTSIDE): "in finetuned only, outside of the part that it shares with base, and"
-    " left out",
+    ("copied", BUFFER): "buffers copied from the target, since they are not weights",
+    ("dropped", BUFFER): "buffers left out, since they are not weights",
+    (
+        "copied",
+        OUTSIDE,
+    ): "copied from the target, since they are outside the part that finetuned and base share",
+    ("dropped", IN_BASE): "only in base, so they have no difference",
+    ("copied", OWN_HEAD): "copied from the target, since finetuned does not have this head",
+    (
+        "dropped",
+        OUTSIDE,
+    ): "only in finetuned, outside the part that it shares with base, and left out",
     ("brought", ADDED): "brought from finetuned, whole and unscaled",
-    ("dropped", ADDED): "added by fine-tuning and dropped, as --added drop says",
-    ("dropped", REPLACED): "replaced by what finetuned brings",
+    ("dropped", ADDED): "added by fine-tuning, and dropped because of --added drop",
+    ("dropped", REPLACED): "replaced by the added tensors of finetuned",
 }
 
 

@@ -56,6 +56,6 @@ def parse_size(text: str, option: str = "--max-shard-size") -> int:
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])B?|B)\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[(found[2] or "B").upper()]) if found else 0
     if size <= 0:
-        problem = f"{text!r} is no size"
+        problem = f"{text!r} is not a size"
         raise OptionError(option, problem, "give one such as 5GB or 500MB")
     return size

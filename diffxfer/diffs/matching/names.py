@@ -120,8 +120,8 @@ def _by_canonical(names: Collection[str], every: Collection[str], role: str) -> 
             same = ", ".join(sorted(other for other in every if canonical(other) == key)[:3])
             raise MatchError(
                 (),
-                f"{name} in {role} cannot be paired by its name without a prefix: {same} are all"
-                f" {key} then",
-                "store all roles under the same prefixes",
+                f"{name} in {role} cannot be paired by name: without their prefixes, {same} are all"
+                f" named {key}",
+                "save all roles with the same prefixes",
             )
     return found

@@ -98,7 +98,7 @@ def _two_prefixes(prefixes: list[str], roles: tuple[str, str]) -> MatchError:
     return MatchError(
         (),
         f"the layers of {part} fit {len(prefixes)} parts of {whole}: {named}",
-        f"say which with --rename '{part}:^={min(prefixes)}'",
+        f"choose one, for example with --rename '{part}:^={min(prefixes)}'",
     )
 
 

@@ -41,7 +41,7 @@ def refusal(groups: tuple[Culprits, ...]) -> MatchError:
     told = "; ".join(_told(group) for group in _telling(groups)[:_NAMED_IN_MESSAGE])
     more = len(groups) - _NAMED_IN_MESSAGE
     if more > 0:
-        told += f"; and {more} more kinds (all with --dry-run or --json)"
+        told += f"; and {more} more groups (--dry-run and --json list them)"
     noun = "tensor does not fit" if total == 1 else "tensors do not fit"
     return MatchError(groups, f"{total} {noun}: {told}", _remedy(groups))
 
@@ -54,7 +54,7 @@ def _telling(groups: tuple[Culprits, ...]) -> list[Culprits]:
 
 def _told(group: Culprits) -> str:
     first = group.names[0]
-    count = f" ({len(group.names)} such, as {group.pattern})" if len(group.names) > 1 else ""
+    count = f" ({len(group.names)} like {group.pattern})" if len(group.names) > 1 else ""
     if group.found == "nothing":
         return f"{first}{count} {group.expected} is {group.reason}"
     return f"{first}{count} is {group.found} in {group.role} and {group.expected}"
@@ -66,7 +66,7 @@ def _remedy(groups: tuple[Culprits, ...]) -> str:
     single = any(".experts.0." in name or ".experts.*." in pattern(name) for name in names)
     if fused and single:
         return (
-            "one role stores its experts fused and another one by one:"
+            "one role stores its experts fused, and another stores them one by one:"
             " save all roles with the same version of transformers"
         )
     suggested = suggest_renames([group for group in groups if not is_head_name(group.pattern)])
@@ -79,5 +79,5 @@ def _remedy(groups: tuple[Culprits, ...]) -> str:
             " or leave it out with --added drop"
         )
     if all(group.found == "nothing" for group in groups):
-        return "check that these belong together, or name them in --allow-missing 'REGEX'"
-    return "check that these belong together, or leave them out with --exclude 'REGEX'"
+        return "check that the models belong together, or accept these with --allow-missing 'REGEX'"
+    return "check that the models belong together, or leave these out with --exclude 'REGEX'"

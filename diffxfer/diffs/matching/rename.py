@@ -55,14 +55,14 @@ def _parse(option: str, roles: Collection[str]) -> Rename:
     if not colon or not equals or not pattern:
         raise OptionError(_OPTION, f"{option!r} is not of the form ROLE:REGEX=TEXT", _FORM)
     if role not in roles:
-        problem = f"{role!r} in {option!r} is no role of this command"
+        problem = f"{role!r} in {option!r} is not a role of this command"
         raise OptionError(_OPTION, problem, f"use one of {', '.join(roles)}")
     regex = compile_pattern(_OPTION, pattern)
     try:
         re.sub(f"{regex.pattern}|", text, "")
     except (re.error, IndexError) as exc:
-        problem = f"{text!r} cannot replace {pattern!r} ({exc})"
-        raise OptionError(_OPTION, problem, "write a group of the pattern as \\1") from exc
+        problem = f"{text!r} is not a valid replacement for {pattern!r} ({exc})"
+        raise OptionError(_OPTION, problem, "refer to a group of the pattern as \\1") from exc
     return Rename(role, regex, text)
 
 
@@ -89,9 +89,9 @@ def renamed(names: Collection[str], renames: Sequence[Rename], role: str) -> dic
             example = next(iter(sorted(found.values())), "")
             problem = (
                 f"{rename.regex.pattern!r} matches none of the {len(found)} tensors of {role},"
-                f" whose names are like {example}"
+                f" which have names such as {example}"
             )
-            raise OptionError(_OPTION, problem, "quote it for the shell, and try it with --dry-run")
+            raise OptionError(_OPTION, problem, "quote it for the shell, and correct it")
         found = {name: rename.regex.sub(rename.text, new) for name, new in found.items()}
         _refuse_collision(found, rename)
     return found
@@ -102,8 +102,8 @@ def _refuse_collision(found: Mapping[str, str], rename: Rename) -> None:
     for name, new in found.items():
         if not new or new in first:
             both = f"{first[new]} and {name}" if new in first else name
-            problem = f"{_OPTION} {str(rename)!r} makes {new or 'an empty name'!r} of {both}"
-            raise MatchError((), problem, "give a pattern that keeps their names apart")
+            problem = f"{_OPTION} {str(rename)!r} renames {both} to {new or 'an empty name'!r}"
+            raise MatchError((), problem, "give a pattern that keeps their names distinct")
         first[new] = name
 
 

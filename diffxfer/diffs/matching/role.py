@@ -94,7 +94,7 @@ def notes_of_names(roles: Sequence[Role]) -> list[str]:
         roles: the roles of the command.
     """
     counted = {
-        "names without the wrappers that training added": [(r.name, r.unwrapped) for r in roles],
+        "names from which training wrappers were removed": [(r.name, r.unwrapped) for r in roles],
         "names changed by --rename": [(r.name, r.renamed) for r in roles],
     }
     return [

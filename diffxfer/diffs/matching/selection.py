@@ -12,7 +12,8 @@ from diffxfer.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-_TRY = "quote it for the shell, and try it with --dry-run"
+_NO_GLOB = "give a regular expression: for the glob '*mlp*', give 'mlp'"
+_TRY = "quote it for the shell, and correct it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Selection:
                     example = next(iter(sorted(names)), "")
                     problem = (
                         f"{regex.pattern!r} matches none of the {len(names)} tensors,"
-                        f" whose names are like {example}"
+                        f" which have names such as {example}"
                     )
                     raise OptionError(option, problem, _TRY)
 
@@ -113,7 +114,7 @@ def make_selection(
     scales = {"--alpha": alpha, **{f"--alpha-for {k!r}": v for k, v in (alpha_for or {}).items()}}
     for option, scale in scales.items():
         if not math.isfinite(scale):
-            raise OptionError(option, f"{scale} is no finite number", "give one such as 0.8")
+            raise OptionError(option, f"{scale} is not a finite number", "give one such as 0.8")
     return Selection(
         float(alpha),
         tuple(
@@ -146,5 +147,9 @@ def compile_pattern(option: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except (re.error, RecursionError, OverflowError) as exc:
-        remedy = "a glob such as '*mlp*' is written 'mlp'" if text.startswith("*") else _TRY
-        raise OptionError(option, f"{text!r} is no regular expression ({exc})", remedy) from exc
+        remedy = (
+            "give a regular expression: for the glob '*mlp*', give 'mlp'"
+            if text.startswith("*")
+            else _TRY
+        )
+        raise OptionError(option, f"{text!r} is not a regular expression ({exc})", remedy) from exc

@@ -136,9 +136,9 @@ def _copies(
 def _unequal(name: str, known: str, roles: Roles) -> MatchError:
     return MatchError(
         (),
-        f"{name} and {known} hold other values in {roles[0]}, and {roles[1]} has one tensor for"
-        " both",
-        "use models that all have one tensor for both, or that all have two",
+        f"{name} and {known} have different values in {roles[0]}, but {roles[1]} stores one tensor"
+        " for both",
+        "use models that all store one tensor for both, or that all store two",
     )
 
 
@@ -151,8 +151,8 @@ def _refuse_several(
     if odd is not None:
         raise MatchError(
             (),
-            f"{name} is {equal[0]} and {odd} in {roles[0]}, which hold other values in {roles[1]}",
-            "use models that all share it, or that all store it several times",
+            f"{name} equals {equal[0]} and {odd} in {roles[0]}, but these two differ in {roles[1]}",
+            "use models that all store it once, or that all store it several times",
         )
 
 

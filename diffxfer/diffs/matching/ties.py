@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.files import same_values
+from diffxfer.checkpoints.text_config import config_parts
 from diffxfer.diffs.matching.names import is_embedding, is_head
 from diffxfer.errors import MatchError
 
@@ -73,13 +74,11 @@ def _says_untied(config: Mapping[str, Any]) -> bool:
 
     It says so explicitly, or its architecture is a bare model, which has no head.
     """
-    nested = [config.get(key) for key in ("text_config", "llm_config", "language_config")]
-    texts = [config, *(part for part in nested if isinstance(part, dict))]
     architectures = config.get("architectures")
     bare = isinstance(architectures, list) and any(
         isinstance(name, str) and name.endswith("Model") for name in architectures
     )
-    return bare or any(text.get("tie_word_embeddings") is False for text in texts)
+    return bare or any(text.get("tie_word_embeddings") is False for text in config_parts(config))
 
 
 def has_head_for_words(config: Mapping[str, Any]) -> bool:
@@ -119,6 +118,7 @@ def refuse_own_head(role: str, head_name: str) -> MatchError:
     """The error for a role with a separate head while the target ties its head."""
     return MatchError(
         (),
-        f"{head_name} differs from the embedding in {role}, and the target has one tensor for both",
-        "give --exclude 'lm_head' to leave that head's change out, or use an untied target",
+        f"{head_name} differs from the embedding in {role}, but the target has one tensor for both",
+        f"give --exclude '{head_name.removesuffix('.weight')}' to leave out that head's change, or"
+        " use an untied target",
     )

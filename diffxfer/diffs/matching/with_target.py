@@ -184,7 +184,7 @@ class _TargetMatcher:
         elif pair in self._given.kept:
             self._refuse(spec, "an integer tensor in finetuned", "another kind of dtype")
         elif pair is not None:
-            self._copy(spec, "no part of the diff vector")
+            self._copy(spec, "not part of the diff vector")
         elif self._selection.may_be_missing(name):
             self._copy(spec, "only the target has it")
         else:
@@ -199,7 +199,7 @@ class _TargetMatcher:
             expected = f"{described(source.sources[0])} in finetuned"
             self._refuse(spec, expected, "another kind of dtype")
         elif known or self._selection.may_be_missing(spec.name):
-            self._copy(spec, f"{spec.dtype} is no part of a diff vector")
+            self._copy(spec, f"{spec.dtype} is not part of a diff vector")
         else:
             self._refuse_alone(spec)
 

@@ -63,8 +63,8 @@ def _refuse_collision(found: dict[str, str], role: str) -> None:
         if new in first:
             raise MatchError(
                 (),
-                f"{first[new]} and {name} in {role} are both {new} once the names that training"
-                " wraps around a model are removed",
-                "save the model again with one of them",
+                f"{first[new]} and {name} in {role} are both named {new} once the wrappers of"
+                " training are removed",
+                "save the model again without the duplicate",
             )
         first[new] = name

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.jobs.job import nothing_more
-from diffxfer.diffs.jobs.report import listed
 from diffxfer.diffs.relations.relatedness import refuse_unrelated, relate, warn_of_relations
 from diffxfer.diffs.relations.sampling import sample_graft, sample_models
+from diffxfer.errors import listed
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.stored import StoredTensor
-    from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
-    from diffxfer.diffs.jobs.job import Finish
+    from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.relations.relatedness import Relation
-    from diffxfer.streaming.statistics import TensorResult
 
 _SUCCESSION = ("base", "target")
 _TARGET_ONLY = "target of "
@@ -124,25 +121,17 @@ def _digest(spec: StoredTensor) -> TensorTask:
     )
 
 
-def finish_of(kinship: Kinship, warnings: list[str]) -> Finish:
-    """The `Finish` of a graft: warns if the digests show that the target is the base itself.
+def warning_of_digests(kinship: Kinship, digests: Mapping[str, str]) -> str:
+    """A warning that the target is the base itself, or nearly.
 
     Args:
-        kinship: how the roles relate.
-        warnings: the job's warnings, to append to.
+        kinship: how the roles relate, with tasks that digested the target.
+        digests: the checksums of these tasks by name.
     """
-
-    def finish(
-        manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
-    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
-        known = kinship.base_checksums
-        others = [name for name, checksum in known.items() if silent[name] != checksum]
-        text = "this target is the base itself: alpha 1 gives finetuned back"
-        if others:
-            names = listed([name.removeprefix(_TARGET_ONLY) for name in others])
-            count = f"{len(others):,} tensors" if len(others) > 1 else "one tensor"
-            text = f"this target is the base itself but for {count}: {names}"
-        warnings.append(text)
-        return nothing_more(manifest, results, silent)
-
-    return finish if kinship.tasks else nothing_more
+    known = kinship.base_checksums
+    others = [name for name, checksum in known.items() if digests[name] != checksum]
+    if not others:
+        return "this target is the base itself: alpha 1 gives finetuned back"
+    names = listed([name.removeprefix(_TARGET_ONLY) for name in others])
+    count = f"{len(others):,} tensors" if len(others) > 1 else "one tensor"
+    return f"this target is the base itself except for {count}: {names}"

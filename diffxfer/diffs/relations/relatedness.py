@@ -101,7 +101,8 @@ def refuse_unrelated(relations: Iterable[Relation], verb: str) -> None:
                 relation.cosine,
                 relation.samples,
                 f"{one} and {other} are unrelated: the cosine of {relation.samples:,} sampled"
-                f" weights is {relation.cosine:.2f}, and above 0.8 where one is made of the other",
+                f" weights is {relation.cosine:.2f}, expected above 0.8 if one was made from the"
+                " other",
                 f"check that {_CHECK[relation.roles]}, or give --allow-unrelated to {verb}",
             )
 
@@ -129,20 +130,20 @@ def warn_of_relations(samples: Sequence[Sample], relations: Iterable[Relation]) 
         return warnings
     # Finetuned and target were both trained from base, independently, so their distance from each
     # other exceeds the distance of either from base.
-    if _are_nearer(samples, "target", "finetuned", than="base"):
+    if _are_nearer(samples, "target", "finetuned"):
         warnings.append(
-            "target is nearer to finetuned than to base: are finetuned and base swapped,"
+            "target is closer to finetuned than to base: are finetuned and base swapped,"
             " or is target a fine-tuned model itself?"
         )
-    elif _are_nearer(samples, "finetuned", "target", than="base"):
-        warnings.append("finetuned is nearer to target than to base: are base and target swapped?")
+    elif _are_nearer(samples, "finetuned", "target"):
+        warnings.append("finetuned is closer to target than to base: are base and target swapped?")
     return warnings
 
 
-def _are_nearer(samples: Sequence[Sample], one: str, other: str, *, than: str) -> bool:
-    """Whether `one` is nearer to `other` than to `than` in most tensors where these differ."""
+def _are_nearer(samples: Sequence[Sample], one: str, other: str) -> bool:
+    """Whether `one` is nearer to `other` than to base in most tensors where these differ."""
     distances = [
-        (_distance(s.values[one], s.values[other]), _distance(s.values[one], s.values[than]))
+        (_distance(s.values[one], s.values[other]), _distance(s.values[one], s.values["base"]))
         for s in samples
     ]
     telling = [near < far for near, far in distances if near != far]

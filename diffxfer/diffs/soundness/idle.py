@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.beside import Beside
-from diffxfer.diffs.jobs.report import listed
 from diffxfer.diffs.soundness.model import find_embedding, read_model
 from diffxfer.diffs.soundness.token_rows import idle_tokens, is_placeholder
 from diffxfer.diffs.vocab.tokens import read_tokenizer
+from diffxfer.errors import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from diffxfer.checkpoints.text_config import config_parts
 from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary, is_layer_embedding
 from diffxfer.diffs.vocab.tensors import vocabulary_size
 from diffxfer.diffs.vocab.tokens import read_templates, read_tokenizer, table_file
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.beside import Beside
     from diffxfer.diffs.vocab.tokens import Tokenizer
 
-TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|head)\.(?:weight|bias)$")
 _LIKE_AN_EMBEDDING = re.compile(r"emb|wte|tok")
 # Idefics stores the rows of its image tokens in a second tensor.
@@ -133,8 +133,7 @@ def read_model(files: Beside, tensors: Mapping[str, Shaped], owners: Owners | No
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that describes the language model: a nested config, or all of it."""
-    nested = (config.get(key) for key in TEXT_CONFIGS)
-    return next((part for part in nested if isinstance(part, dict)), config)
+    return next(iter(config_parts(config)[1:]), config)
 
 
 def find_embedding(tensors: Mapping[str, Shaped], config: Mapping[str, Any]) -> Embedding | None:

@@ -85,7 +85,7 @@ def _vocabulary(model: Model, severity: Severity) -> Iterator[Finding]:
         "warning" if _is_bare(model) else severity,
         _CONFIG,
         f"vocab_size {stated:,}",
-        f"is not the number of tokens that there are weights for: {model.rows}",
+        f"does not match the weights: {model.rows}",
         f"set vocab_size to {model.embedding.rows} there, {_AGAIN}",
     )
 
@@ -112,7 +112,7 @@ def _width(model: Model, severity: Severity) -> Iterator[Finding]:
         severity,
         _CONFIG,
         f"{key} {stated:,}",
-        f"is not the width of the weights: {embedding.name} is {embedding.width:,} wide",
+        f"does not match the weights: {embedding.name} has width {embedding.width:,}",
         f"set {key} to {embedding.width} there, {_AGAIN}",
     )
 
@@ -135,12 +135,14 @@ def _layers(model: Model, severity: Severity) -> Iterator[Finding]:
     ((most, count),) = stacks.items()
     what = f"{key} {stated:,}"
     if count < stated and not any(fewer in model.text for fewer in _FEWER):
-        problem = f"is more than the weights have: {most} ends with layer {count - 1}"
-        remedy = f"set {key} to {count} there if that is all, or download or save the model again"
+        problem = f"is more than the layers in the weights: {most} ends with layer {count - 1}"
+        remedy = (
+            f"set {key} to {count} there if it has no more, or download or save the model again"
+        )
         yield Finding(severity, _CONFIG, what, problem, remedy)
     elif count > stated:
-        problem = f"leaves out layers that the weights have: {most} ends with layer {count - 1}"
-        remedy = f"set {key} to {count} there if they are to be used"
+        problem = f"leaves out layers in the weights: {most} ends with layer {count - 1}"
+        remedy = f"set {key} to {count} there to use them"
         yield Finding("warning", _CONFIG, what, problem, remedy)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.soundness.finding import Finding, name_tokens
-from diffxfer.diffs.vocab.tokens import role_strings
+from diffxfer.diffs.vocab.tokens import stated_roles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from diffxfer.diffs.soundness.model import Model
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
-_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 _GENERATES = re.compile(r"For(?:CausalLM|ConditionalGeneration|Seq2Seq\w*)$|LMHead")
 # The token that ends a turn is recognised by its name. Rendering the template instead would run
 # untrusted code.
@@ -90,9 +89,9 @@ def stop_findings(model: Model) -> Iterator[Finding]:
     )
     if stops.ids:
         stated = ", ".join(f"{i} ({model.token(i)!r})" for i in stops.ids[:5])
-        value, problem = f"eos_token_id {stated}", f"does not stop at it, where {source}"
+        value, problem = f"eos_token_id {stated}", f"lacks the stop token ({source})"
     else:
-        value, problem = "eos_token_id", f"names no token to stop at, where {source}"
+        value, problem = "eos_token_id", f"lacks the stop token ({source})"
     listed = [first, *stops.ids]
     new = str(first) if len(listed) == 1 else str(listed)
     yield Finding(
@@ -119,10 +118,9 @@ def _has_senses(model: Model) -> bool:
 def _eos_ids(model: Model) -> tuple[int, ...]:
     """The tokenizer's eos ids."""
     assert model.tokenizer is not None
-    for file in _TOKENIZER:
-        for role, token in role_strings(model.files.where(file), model.files.document(file)):
-            if role == "eos" and token in model.tokenizer.tokens:
-                return (model.tokenizer.tokens.index(token),)
+    for _, role, token in stated_roles(model.files):
+        if role == "eos" and token in model.tokenizer.tokens:
+            return (model.tokenizer.tokens.index(token),)
     return ()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from diffxfer.diffs.soundness.finding import Finding, name_tokens
 from diffxfer.diffs.soundness.stops import stop_ids
 from diffxfer.diffs.vocab.token_files import read_added
-from diffxfer.diffs.vocab.tokens import role_strings
+from diffxfer.diffs.vocab.tokens import SPECIALS_FILES, stated_roles
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.soundness.model import Model
     from diffxfer.diffs.vocab.tokens import Tokenizer
 
-_SPECIALS = ("tokenizer_config.json", "special_tokens_map.json")
-_NAMING = ("tokenizer.json", "added_tokens.json", *_SPECIALS)
+_NAMING = ("tokenizer.json", "added_tokens.json", *SPECIALS_FILES)
 # A text-only model keeps the placeholders of its family (Gemma 3 1B), and a multimodal model
 # replaces their rows by image or audio features.
 _MEDIA = re.compile(r"image|img|vision|video|audio|speech|frame|patch", re.IGNORECASE)
@@ -80,8 +79,9 @@ def idle_findings(model: Model) -> Iterator[Finding]:
         "warning",
         model.table,
         name_tokens(idle, tokens),
-        f"{have} no row in the embedding ({model.rows}); no template, stop list or role names {it}",
-        f"take {it} out of {' and '.join(files or [model.table])}, or "
+        f"{have} no row in the embedding ({model.rows}); no template, stop list or special token"
+        f" uses {it}",
+        f"remove {it} from {' and '.join(files or [model.table])}, or "
         f"{_resize(model, max(idle) + 1)}",
     )
 
@@ -120,13 +120,12 @@ def _roles(
     model: Model, by_token: Mapping[str | None, int]
 ) -> Iterator[tuple[str, str, int, bool]]:
     """Uses as roles in the tokenizer's files; fatal only for roles that every text needs."""
-    config = model.files.document(_SPECIALS[0])
+    config = model.files.document("tokenizer_config.json")
     begins = config.get("add_bos_token") is not False
-    for file in _SPECIALS:
-        for role, token in role_strings(model.files.where(file), model.files.document(file)):
-            if token in by_token:
-                fatal = role == "eos" or (role == "bos" and begins)
-                yield file, f"{role}_token", by_token[token], fatal
+    for file, role, token in stated_roles(model.files):
+        if token in by_token:
+            fatal = role == "eos" or (role == "bos" and begins)
+            yield file, f"{role}_token", by_token[token], fatal
 
 
 def _stops(
@@ -160,7 +159,7 @@ def _used(model: Model, use: _Use, ids: Sequence[int]) -> Finding:
             model.table,
             named,
             f"{lacks}, and the chat template in {use.file} writes {it}",
-            f"{resize}, or take {it} out of {behaviour} chat template",
+            f"{resize}, or remove {it} from {behaviour} chat template",
         )
     fails = ": a padded batch fails" if use.key == "pad_token" else ""
     return Finding(
@@ -209,8 +208,8 @@ def _foreign(model: Model, ids: Sequence[int]) -> Finding:
         "error" if len(ids) > _FOREIGN * len(tokens) else "warning",
         model.table,
         name_tokens(ids, tokens),
-        f"{have} no row in the embedding ({model.rows}), and any text may have {it}",
-        "put the tokenizer there that the model was trained with",
+        f"{have} no row in the embedding ({model.rows}), and any text may contain {it}",
+        "replace it with the tokenizer that the model was trained with",
     )
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from diffxfer.checkpoints.companions import companion_path, read_bytes, read_object
+from diffxfer.checkpoints.companions import companion_path, optional_object, read_bytes
 from diffxfer.checkpoints.header import parse_header
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.diffs.artifact.manifest import is_sealed
-from diffxfer.diffs.jobs.report import listed
-from diffxfer.errors import CheckpointError, Damage
+from diffxfer.errors import CheckpointError, Damage, listed
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def survey_folder(place: Place, manifest: Manifest) -> Survey:
     """
     survey, folder = Survey(), place.folder
     if not is_sealed(read_bytes(folder / MANIFEST_NAME)):
-        problem = "is not as it was written, so that it may state anything"
+        problem = "was changed after it was written, so nothing in it can be trusted"
         survey.damage.append(Damage(MANIFEST_NAME, "", problem))
     survey.damage += _check_files(folder, manifest)
     _check_shards(place, manifest, survey)
@@ -79,13 +78,13 @@ def _check_files(folder: Path, manifest: Manifest) -> list[Damage]:
         elif len(data) != entry.size:
             damage.append(Damage(name, "", _other_size(len(data), entry.size)))
         elif xxhash.xxh3_128_hexdigest(data) != entry.xxh3:
-            damage.append(Damage(name, "", "is not as it was written: its checksum is another"))
+            damage.append(Damage(name, "", "was changed: its checksum differs"))
     return damage
 
 
 def _other_size(found: int, expected: int) -> str:
-    what = "is cut off: it has" if found < expected else "has"
-    return f"{what} {found:,} bytes, where {expected:,} were written"
+    what = "is truncated: it has" if found < expected else "has"
+    return f"{what} {found:,} bytes, expected {expected:,}"
 
 
 def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
@@ -94,7 +93,7 @@ def _check_shards(place: Place, manifest: Manifest, survey: Survey) -> None:
     unread: list[str] = []
     for name, entry in manifest.shards.items():
         # A name with a slash would lead out of the folder.
-        found = _read(place, name) if Path(name).name == name else "is no name of a shard"
+        found = _read(place, name) if Path(name).name == name else "is not the name of a shard"
         if isinstance(found, str):
             unread.append(name)
             survey.damage.append(Damage(name, "", found))
@@ -135,8 +134,7 @@ def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
 def _homes(folder: Path, index: str) -> Mapping[str, str]:
     """The shard of each tensor by the index; empty if the index is missing or unreadable."""
     try:
-        path = companion_path(folder, index)
-        placed = {} if path is None else read_object(path).get("weight_map")
+        placed = optional_object(folder, index).get("weight_map")
     except CheckpointError:
         return {}  # already reported as a damaged file
     if not isinstance(placed, dict):
@@ -148,7 +146,7 @@ def _other_header(header: str, manifest: Manifest) -> str:
     same = [name for name, entry in manifest.shards.items() if entry.header_xxh3 == header]
     if same:
         return f"is another shard: it has the header of {listed(same)}"
-    return "has another header than was written"
+    return "has another header than the one written"
 
 
 def _placed(tensor: str, spec: TensorSpec, manifest: Manifest, survey: Survey) -> str | None:
@@ -156,10 +154,10 @@ def _placed(tensor: str, spec: TensorSpec, manifest: Manifest, survey: Survey) -
     if tensor not in manifest.tensors:
         return "is not in the manifest"
     if tensor in survey.tensors:
-        return "is there a second time"
+        return "occurs twice"
     end = spec.start + spec.nbytes
     if end > spec.shard.size:
-        return f"is cut off: it ends at byte {end:,} of {spec.shard.size:,}"
+        return f"is truncated: it ends at byte {end:,}, but the shard has {spec.shard.size:,}"
     return None
 
 

@@ -11,7 +11,7 @@ from diffxfer.diffs.extraction.extract_tasks import compare, difference_runs, di
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.matching.selection import Selection
 from diffxfer.diffs.verification.damage import digest
-from diffxfer.errors import MatchError
+from diffxfer.errors import MatchError, VocabularyError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.statistics import TensorResult
+
+ITS_MODELS = "give the two models that it was extracted from"
+"""The remedy if finetuned and base are not the models of a diff vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,20 @@ def restore_tasks(
     """
     whole = frozenset(manifest.added_tensors)
     refuse_integers({name: spec for name, spec in tensors.items() if name not in whole})
-    source = from_checkpoints(
-        finetuned,
-        base,
-        _AsExtracted.by(manifest),
-        lambda name: name,
-        str(manifest.command.get("vocab", "auto")),
-        str(manifest.command.get("added", "refuse")),
-    )
-    if source.match.problems:
-        raise refusal(group_problems(source.match.problems))
+    try:
+        source = from_checkpoints(
+            finetuned,
+            base,
+            _AsExtracted.by(manifest),
+            lambda name: name,
+            str(manifest.command.get("vocab", "auto")),
+            str(manifest.command.get("added", "refuse")),
+        )
+        if source.match.problems:
+            raise refusal(group_problems(source.match.problems))
+    except (MatchError, VocabularyError) as exc:
+        exc.remedy = ITS_MODELS  # the options that `extract` would need are not options of `verify`
+        raise
     _refuse_others(source, manifest, tensors)
     tasks = [compare(*pair) for pair in source.match.integers]
     for spec in source.match.added:
@@ -132,9 +139,9 @@ def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, Sto
     if odd:
         raise MatchError(
             (),
-            f"finetuned and base are not those of this diff vector: {odd[0]} is not in all three,"
-            f" or has another shape ({len(odd)} such tensors)",
-            "give the two folders that it was extracted from",
+            f"finetuned and base are not the models of this diff vector: {odd[0]} is not in all"
+            f" three, or has another shape ({len(odd)} such tensors)",
+            ITS_MODELS,
         )
 
 
@@ -150,11 +157,11 @@ def how_restored(
     """
     checksum = result.base_checksum if base_only is None else base_only.checksum
     if None not in (entry.base_checksum, checksum) and entry.base_checksum != checksum:
-        return "base has other values there than when it was extracted"
+        return "base has different values than at extraction"
     if entry.inexact is not None and entry.inexact != result.inexact:
         return (
             f"base + Δ does not give back {result.inexact:,} elements of finetuned bit for bit,"
-            f" where the manifest counts {entry.inexact:,}"
+            f" but the manifest counts {entry.inexact:,}"
         )
     return None
 

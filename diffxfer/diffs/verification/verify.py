@@ -15,8 +15,14 @@ from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
 from diffxfer.diffs.matching.rename import parse_renames
 from diffxfer.diffs.verification.damage import Survey, digest, survey_folder
-from diffxfer.diffs.verification.restore import Restored, how_restored, restore_tasks, sum_up
-from diffxfer.errors import ArtifactError, Damage, DamageError, OptionError
+from diffxfer.diffs.verification.restore import (
+    ITS_MODELS,
+    Restored,
+    how_restored,
+    restore_tasks,
+    sum_up,
+)
+from diffxfer.errors import ArtifactError, Damage, DamageError, MatchError, OptionError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import Operation, make_plan
@@ -33,8 +39,8 @@ if TYPE_CHECKING:
     from diffxfer.streaming.statistics import TensorResult
 
 
-_ANOTHER = "is not as it was written: its checksum is another"
-_OTHERS = "Δ itself is whole: give the base and the fine-tuned model that it was extracted from"
+_ANOTHER = "was changed: its checksum differs"
+_OTHERS = "Δ itself is undamaged: give the base and the fine-tuned model that it was extracted from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +163,9 @@ def _given_renames(manifest: Manifest, rename: Sequence[str]) -> tuple[Rename, .
     if isinstance(given, list) and not rename:
         options = " ".join(f"--rename '{option}'" for option in given)
         problem = f"is needed, since this diff vector was extracted with {options}"
-        raise OptionError("--rename", problem, "give the same, if you trust who extracted it")
+        raise OptionError(
+            "--rename", problem, "give the same options, if you trust who extracted it"
+        )
     return parse_renames(rename, ("finetuned", "base"))
 
 
@@ -172,9 +180,9 @@ def _our_manifest(folder: Path, *, restoring: bool) -> Manifest:
     if manifest.checksum != checksum.NAME:
         raise ArtifactError(
             folder / MANIFEST_NAME,
-            f"has checksums of the kind {manifest.checksum!r}, and this diffxfer makes"
+            f"has checksums of the kind {manifest.checksum!r}, but this version of diffxfer makes"
             f" {checksum.NAME}",
-            "update it: pipx upgrade diffxfer",
+            "update diffxfer: pipx upgrade diffxfer",
         )
     return manifest
 
@@ -187,7 +195,11 @@ def _run(
 ) -> dict[str, TensorResult]:
     """The results of the tensors to verify, by name."""
     plan = make_plan(tasks, tuple({shard.path: shard for shard in inputs}.values()))
-    results = measure_inputs(plan, threads=threads, progress=progress)
+    try:
+        results = measure_inputs(plan, threads=threads, progress=progress)
+    except MatchError as exc:  # integers that differ: `extract` would have refused them
+        exc.remedy = ITS_MODELS
+        raise
     return {
         task.name: result
         for task, result in zip(plan.tasks, results, strict=True)
@@ -220,10 +232,10 @@ def _refuse_damage(
 
 def _refusal(folder: Path, damage: Sequence[Damage], remedy: str) -> DamageError:
     ordered = sorted(damage, key=lambda found: (found.file, found.tensor))
-    what = f"{len(damage):,} things are" if len(damage) > 1 else "one thing is"
+    what = f"{len(damage):,} problems" if len(damage) > 1 else "1 problem"
     return DamageError(
         folder,
-        f"{what} not as written: {ordered[0]}",
+        f"{what} found, such as {ordered[0]}",
         remedy,
         ordered,
     )

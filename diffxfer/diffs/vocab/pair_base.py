@@ -203,7 +203,7 @@ def unlike_tokens(
         return ()
     i = regular[0]
     return (
-        f"paired by id although {len(regular)} regular tokens differ between finetuned and {role} "
+        f"paired by id, although {len(regular)} regular tokens differ between finetuned and {role} "
         f"(the first is id {i}: {finetuned.tokens[i]!r} and {other.tokens[i]!r})",
     )
 

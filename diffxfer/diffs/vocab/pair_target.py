@@ -182,7 +182,7 @@ class _Draft:
         if own != token:
             self.renamed[place] = token
             if self.target.tokens[place] != base_name:
-                self.warnings += (f"the target's {own!r} (id {place}) becomes {token!r}",)
+                self.warnings += (f"the target's {own!r} (id {place}) is renamed to {token!r}",)
 
     def _place_added(self, i: int, token: str) -> None:
         """Bring the row of a token that finetuned added, unless the target has the token."""
@@ -219,14 +219,14 @@ class _Draft:
         """The finished pairing."""
         if self.kept:
             self.warnings += (
-                f"tokens that finetuned added and the target has already, {len(self.kept)} in all, "
-                f"keep the rows that the target has: {_listed(self.kept)}",
+                f"tokens that finetuned added, but the target already has ({len(self.kept)}), keep "
+                f"the target's rows: {_listed(self.kept)}",
             )
         paired, total = np.count_nonzero(self.finetuned_ids != NONE), len(self.ids)
         if mode == "tokens" and paired < _RELATED * total:
             self.warnings += (
                 f"only {paired} of the target's {total} tokens have a counterpart in finetuned: "
-                "their tokenizers are hardly related",
+                "their tokenizers are barely related",
             )
         fresh = np.full(len(self.additions), NONE, dtype=np.int64)
         finetuned_ids = np.concatenate([self.finetuned_ids, fresh])
@@ -259,7 +259,7 @@ def _check_changes(
     ):
         raise VocabularyError(
             "the diff vector",
-            "lists added or renamed tokens that are not those of finetuned's tokenizer",
+            "lists added or renamed tokens that do not match finetuned's tokenizer",
             "extract it again",
         )
 
@@ -281,19 +281,18 @@ def _idle_slots_hold(used: list[int], trial: _Draft) -> bool:
 def _no_place(used: list[int], draft: _Draft, *, by_position: bool) -> VocabularyError:
     finetuned, first = draft.finetuned, used[0]
     problem = (
-        f"has no place for {finetuned.tokens[first]!r}, which is in use by finetuned "
-        f"({finetuned.use(first)})"
+        f"does not have {finetuned.tokens[first]!r}, which finetuned uses ({finetuned.use(first)})"
     )
     if len(used) > 1:
         listed = _listed([finetuned.tokens[i] or "" for i in used])
-        problem += f" ({len(used)} such tokens: {listed})"
+        problem += f" ({len(used)} tokens in all: {listed})"
     remedy = (
         "add the token to the target's tokenizer, or stop using it in finetuned's chat template "
         "and configs"
     )
     if by_position:
-        problem += f", and has {draft.target.tokens[first]!r} in its slot (id {first})"
-        remedy += ", or give --vocab ids to pair rows by position, if that slot may serve as it"
+        problem += f", and has {draft.target.tokens[first]!r} at its id ({first})"
+        remedy += ", or give --vocab ids to pair rows by position, if that token can replace it"
     return VocabularyError("the target's tokenizer", problem, remedy)
 
 

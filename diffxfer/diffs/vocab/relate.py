@@ -120,7 +120,7 @@ def _assume(lacking: str, other: str, *, same_rows: bool) -> str:
     if not same_rows:
         raise VocabularyError(
             lacking,
-            f"has no tokenizer, and its vocabulary has another number of rows than that of {other}",
-            "put its tokenizer's files beside its weights",
+            f"has no tokenizer, and its vocabulary has more or fewer rows than that of {other}",
+            "add its tokenizer files beside its weights",
         )
-    return f"{lacking} has no tokenizer: it is taken to have that of {other}"
+    return f"{lacking} has no tokenizer, so that of {other} is used"

@@ -127,8 +127,8 @@ def _additions(
         name = repr(pairing.names[first]) if first in pairing.names else f"of id {first}"
         raise VocabularyError(
             "the target",
-            f"has {target_rows} rows where its tokenizer has {first} tokens, so there is no row "
-            f"below that of the added token {name}",
+            f"has {target_rows} rows, but its tokenizer has {first} tokens, so there is no row "
+            f"just before that of the added token {name}",
             "resize the target's embeddings to its tokenizer first",
         )
     return added, output_rows
@@ -141,8 +141,8 @@ def _check_lost(base_pairing: BasePairing, finetuned_rows: int, base_rows: int) 
         raise VocabularyError(
             "finetuned",
             f"has {finetuned_rows} rows and base {base_rows}, so {lost.size} tokens that both "
-            f"tokenizers have are without a row in finetuned (the first is id {lost[0]})",
-            "give finetuned the tokenizer that it was resized to",
+            f"tokenizers have lack a row in finetuned (the first is id {lost[0]})",
+            "give finetuned the tokenizer that it was resized for",
         )
 
 
@@ -151,8 +151,8 @@ def _same_rows(counts: Mapping[str, int]) -> None:
         found = ", ".join(f"{count} in {role}" for role, count in counts.items())
         raise VocabularyError(
             "the vocabulary's rows",
-            f"{found}, and no tokenizer says which belong together",
-            "put the tokenizers' files beside the weights",
+            f"{found}, and no tokenizer shows which belong together",
+            "add the tokenizer files beside the weights",
         )
 
 

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.header import short
+from diffxfer.checkpoints.text_config import config_parts
 from diffxfer.diffs.matching.names import is_in_block, is_known_vocabulary
 from diffxfer.diffs.vocab.token_files import MAX_TOKENS
 from diffxfer.errors import VocabularyError
@@ -90,24 +91,19 @@ def refuse_ambiguous(name: str, *, added: bool) -> None:
     leave = f"leave it out with --exclude '{re.escape(name)}$'"
     raise VocabularyError(
         name,
-        "has the vocabulary's size, so its rows may belong to tokens, which are not in the same "
-        "places in all roles, or may be another dimension of the model",
+        "has as many rows as the vocabulary: they may belong to tokens, whose ids differ between "
+        "the roles, or be another dimension of the model",
         leave if added else f"{leave}, or give --vocab ids to pair all rows by position",
     )
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     """The vocabulary's size from the config, or from its nested text config."""
-    for part in _parts(config):
+    for part in config_parts(config):
         size = part.get("vocab_size")
         if type(size) is int:
             return size
     return None
-
-
-def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    nested = (config.get(key) for key in ("text_config", "language_config", "llm_config"))
-    return [config, *(part for part in nested if isinstance(part, dict))]
 
 
 def _is_inner(spec: StoredTensor, size: int) -> bool:
@@ -118,7 +114,7 @@ def _is_inner(spec: StoredTensor, size: int) -> bool:
 def _other_dimensions(config: Mapping[str, Any]) -> set[int]:
     """Sizes that a projection's output may have."""
     found: set[int] = set()
-    for part in _parts(config):
+    for part in config_parts(config):
         numbers = {key: n for key, n in part.items() if type(n) is int and key != "vocab_size"}
         heads, width = numbers.get("num_attention_heads", 0), numbers.get("hidden_size", 0)
         head = numbers.get("head_dim") or (width // heads if heads else 0)

@@ -23,7 +23,7 @@ MAX_TOKENS = 1 << 22
 _SPARSE, _FREE_IDS = 64, 1 << 16
 """The most ids per token, and the ids that are always allowed. A table takes memory in proportion
 to its largest id, so a small file could demand a lot."""
-REMEDY = "fetch or save the checkpoint again"
+REMEDY = "download or save the checkpoint again"
 
 _RESERVED = re.compile(
     r"[<\[>].*(reserved|unused|extra_?id|extra_\d|place.?holder|dummy|control_\d|special_\d).*[>\]<]",
@@ -100,10 +100,10 @@ def make_table(
         CompanionError: there are none, or an id is far larger than the number of tokens.
     """
     if not by_id:
-        raise CompanionError(where, "holds no token", REMEDY)
+        raise CompanionError(where, "has no tokens", REMEDY)
     last = max(by_id)
     if last >= _FREE_IDS + _SPARSE * len(by_id):
-        problem = f"the id of {by_id[last][:40]!r} is {last}, where there are {len(by_id)} tokens"
+        problem = f"the id of {by_id[last][:40]!r} is {last}, but it has only {len(by_id)} tokens"
         raise CompanionError(where, problem, REMEDY)
     row: list[str | None] = [None] * (last + 1)
     for token_id, token in by_id.items():
@@ -185,7 +185,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         else:
             raise ValueError(f"a field of unknown wire type {wire}")
         if size > end - at:
-            raise ValueError(f"{size} bytes announced and {end - at} there")
+            raise ValueError(f"a field of {size} bytes where {end - at} are left")
         yield tag >> 3, message[at : at + size]
         at += size
 
@@ -198,7 +198,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
-    raise ValueError("a number that does not end")
+    raise ValueError("an unterminated number")
 
 
 def _from_tiktoken(raw: bytes, where: Path) -> tuple[dict[int, str], set[int]]:
@@ -290,8 +290,7 @@ def _check_id(token_id: object, token: str, where: Path) -> int:
         raise malformed(where, f"the id of {token[:40]!r}", "a whole number", token_id)
     if not 0 <= token_id < MAX_TOKENS:
         problem = (
-            f"the id of {token[:40]!r} is {reprlib.repr(token_id)}, where 0 to {MAX_TOKENS - 1} "
-            "are possible"
+            f"the id of {token[:40]!r} is {reprlib.repr(token_id)}, expected 0 to {MAX_TOKENS - 1}"
         )
         raise CompanionError(where, problem, REMEDY)
     return token_id
@@ -299,7 +298,7 @@ def _check_id(token_id: object, token: str, where: Path) -> int:
 
 def malformed(where: Path, what: str, expected: str, found: object) -> CompanionError:
     """The error for a value of the wrong kind."""
-    problem = f"{what} must be {expected} and is {reprlib.repr(found)}"
+    problem = f"{what} must be {expected}, but is {reprlib.repr(found)}"
     return CompanionError(where, problem, REMEDY)
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+SPECIALS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+"""The files that state which tokens are special."""
 _DECISIVE = ("bos", "eos", "pad")
 
 
@@ -199,10 +201,9 @@ def _text(raw: bytes, path: Path) -> str:
 def _named(files: Beside, tokens: tuple[str | None, ...]) -> dict[str, tuple[int, ...]]:
     """Ids by role, in order of appearance: from the tokenizer's files, then from the configs."""
     named: dict[str, dict[int, None]] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        for role, token in role_strings(files.where(name), files.document(name)):
-            if token in tokens:
-                named.setdefault(role, {})[tokens.index(token)] = None
+    for _, role, token in stated_roles(files):
+        if token in tokens:
+            named.setdefault(role, {})[tokens.index(token)] = None
     for name in ("config.json", "generation_config.json"):
         for role, token_id in _role_ids(files.where(name), files.document(name)):
             # Some configs state -1 for none, and some an id that their tokenizer lacks.
@@ -211,23 +212,24 @@ def _named(files: Beside, tokens: tuple[str | None, ...]) -> dict[str, tuple[int
     return {role: tuple(found) for role, found in named.items()}
 
 
-def role_strings(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The roles that a tokenizer's file assigns to tokens, such as ``("eos", "</s>")``.
+def stated_roles(files: Beside) -> Iterator[tuple[str, str, str]]:
+    """The roles that a tokenizer's files assign to tokens: file, role, and token.
 
     Args:
-        where: the file.
-        document: its object.
+        files: a checkpoint's companions.
 
     Raises:
         CompanionError: a role's value is not a token.
     """
-    for role in NAMES:
-        value = document.get(f"{role}_token")
-        token = value.get("content") if isinstance(value, dict) else value
-        if isinstance(token, str):
-            yield role, token
-        elif value is not None:
-            raise malformed(where, f"{role}_token", "text", value)
+    for name in SPECIALS_FILES:
+        document = files.document(name)
+        for role in NAMES:
+            value = document.get(f"{role}_token")
+            token = value.get("content") if isinstance(value, dict) else value
+            if isinstance(token, str):
+                yield name, role, token
+            elif value is not None:
+                raise malformed(files.where(name), f"{role}_token", "text", value)
 
 
 def _role_ids(where: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

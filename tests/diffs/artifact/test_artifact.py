@@ -1,4 +1,4 @@
-"""What lies in a folder that we write: manifest, samples and card; and that it suffices."""
+"""The files that diffxfer writes: manifest, samples and card; they are enough to apply it."""
 
 import json
 import math
@@ -270,22 +270,22 @@ class TestRefusals:
         path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
 
     def test_model_where_a_diff_vector_is_due(self, llamas, tmp_path):
-        with pytest.raises(ArtifactError, match="is a model, where a diff vector is due"):
+        with pytest.raises(ArtifactError, match="is a model, expected a diff vector"):
             apply_diff(llamas[0], llamas[2], tmp_path / "out")
 
     def test_graft_where_a_diff_vector_is_due(self, llamas, tmp_path):
         transfer(*llamas, tmp_path / "graft")
-        with pytest.raises(ArtifactError, match="is a graft, a whole model"):
+        with pytest.raises(ArtifactError, match="is a graft, expected a diff vector"):
             apply_diff(tmp_path / "graft", llamas[2], tmp_path / "out")
 
     def test_diff_vector_where_a_model_is_due(self, diff, llamas, tmp_path):
-        with pytest.raises(ArtifactError, match="where the base model is due"):
+        with pytest.raises(ArtifactError, match="expected the base model"):
             transfer(llamas[0], diff, llamas[2], tmp_path / "out")
-        with pytest.raises(ArtifactError, match="where the target model is due"):
+        with pytest.raises(ArtifactError, match="expected the target model"):
             apply_diff(diff, diff, tmp_path / "out")
 
     def test_graft_as_a_target_and_as_finetuned(self, llamas, tmp_path):
-        """A chain of rounds: what we wrote is a model like any other."""
+        """A chain of rounds: a graft is a model like any other."""
         transfer(*llamas, tmp_path / "graft")
         graft = tmp_path / "graft"
         transfer(graft, llamas[1], llamas[2], tmp_path / "next")
@@ -293,7 +293,9 @@ class TestRefusals:
 
     def test_newer_format(self, diff, llamas, tmp_path):
         self.edit(diff, diffxfer_format=2)
-        with pytest.raises(ArtifactError, match="has format 2, and this diffxfer reads up to 1"):
+        with pytest.raises(
+            ArtifactError, match="has format 2, but this diffxfer reads only up to 1"
+        ):
             apply_diff(diff, llamas[2], tmp_path / "out")
 
     def test_missing_shard(self, diff, llamas, tmp_path):

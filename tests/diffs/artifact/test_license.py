@@ -1,4 +1,4 @@
-"""What a README says of its licence, and READMEs that are none."""
+"""The licence in a README, and files that are not valid READMEs."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def test_an_id_that_the_tokenizer_would_not_give_is_refused(other):
     options = {**ADDED, "translate": {**MOVED, 9: 20}, "additions": {20: "<tool>"}}
     options |= {"added_source": {20: 9}}
     with pytest.raises(
-        CompanionError, match=r"tokenizer\.json: .*'<tool>'.* should have id 20 and gets 11"
+        CompanionError, match=r"tokenizer\.json: .*'<tool>' must have id 20, but gets 11"
     ):
         inherit_companions(target, finetuned, **options)
 
@@ -253,7 +253,7 @@ def test_a_token_without_a_place_is_refused_by_file_key_and_id(other):
     target, finetuned = other
     with pytest.raises(
         CompanionError,
-        match=r"finetuned/config\.json: eos_token_id is 9 \('<tool>'\), a token that has no place",
+        match=r"finetuned/config\.json: eos_token_id is 9 \('<tool>'\), which is not a token of",
     ):
         inherit_companions(target, finetuned, **{**SAME, "translate": MOVED})
     edit(finetuned, "config.json", eos_token_id=7)
@@ -275,7 +275,7 @@ def test_ids_that_are_no_token_never_become_one(other):
     assert "pad_token_id" not in generation
     assert generation["eos_token_id"] == [9]
     assert inheritance.warnings == (
-        "generation_config.json: pad_token_id has no token in finetuned; removed",
+        "generation_config.json: pad_token_id is removed, since finetuned has no such token",
     )
 
 
@@ -383,9 +383,9 @@ def test_a_special_token_that_no_tokenizer_has_is_left_to_the_target(other):
     assert "additional_special_tokens" not in settings
     assert inheritance.warnings == (
         "tokenizer_config.json: pad_token: the output's tokenizer has no '[PAD]', so the target's "
-        "setting stays",
-        "tokenizer_config.json: extra_special_tokens: the output's tokenizer has no '[X]'; "
-        "left out",
+        "setting is kept",
+        "tokenizer_config.json: extra_special_tokens: the output's tokenizer has no '[X]', so "
+        "it is left out",
     )
 
 
@@ -451,7 +451,7 @@ def test_code_comes_from_the_target_only(target, finetuned):
     assert json.loads(inheritance.files["special_tokens_map.json"]) == {"eos_token": "<|im_end|>"}
     assert inheritance.files["chat_template.json"] == b"{}"
     assert inheritance.warnings == (
-        "finetuned's code (modeling_finetuned.py) is not carried: code comes from the target only",
+        "finetuned's code (modeling_finetuned.py) is not copied: code comes only from the target",
     )
 
 
@@ -552,7 +552,7 @@ def test_sentencepiece_alone_takes_no_token(target, finetuned):
     (target / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(
         CompanionError,
-        match=r"only as SentencePiece or vocab\.json cannot take added tokens; convert it",
+        match=r"only as SentencePiece or vocab\.json, which cannot take added tokens; convert it",
     ):
         inherit_companions(target, finetuned, **CHATML)
 
@@ -565,7 +565,7 @@ def test_a_target_without_tokenizer_files_gets_finetuneds_settings_only(target, 
     assert "model_max_length" not in settings
     assert settings["eos_token"] == "<|im_end|>"
     assert "tokenizer.json" not in inheritance.files
-    assert inheritance.warnings == ("the target has no tokenizer, and so the output has none",)
+    assert inheritance.warnings == ("the target has no tokenizer, so the output has none either",)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "LICENSE"])
@@ -574,5 +574,5 @@ def test_a_link_out_of_finetuned_is_never_followed(target, finetuned, tmp_path, 
     (finetuned / name).unlink(missing_ok=True)
     (finetuned / name).symlink_to(tmp_path / "secret")
     for verb in (diff_companions, lambda folder: inherit_companions(target, folder, **CHATML)):
-        with pytest.raises(CompanionError, match="is a link out of the checkpoint"):
+        with pytest.raises(CompanionError, match="points outside the checkpoint"):
             verb(finetuned)

@@ -254,7 +254,7 @@ class TestWhatCannotBeCompared:
         }
         found = self.compare(tmp_path, ours, theirs)
         assert [tensor.name for tensor in found.tensors] == ["x.weight"]
-        assert found.warnings[0].startswith("only equal names are compared: ")
+        assert found.warnings[0].startswith("only tensors with equal names are compared: ")
 
     def test_zeros_have_no_angle(self, tmp_path: Path) -> None:
         found = self.compare(tmp_path, {"x": torch.zeros(2)}, {"x": torch.ones(2)})
@@ -288,7 +288,7 @@ def test_two_diff_vectors(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert found.warnings == ()
     mixed = compare_checkpoints(tmp_path / "d1", folders[0])
     assert mixed.warnings == (
-        f"{tmp_path / 'd1'} is a diff vector, and the other one is a whole model",
+        f"{tmp_path / 'd1'} is a diff vector, but the other one is a complete model",
     )
 
 
@@ -298,7 +298,7 @@ def test_inputs_are_left_as_they_are_and_progress_is_told(folders: tuple[Path, P
     found = compare_checkpoints(*folders, progress=lambda done, total: told.append((done, total)))
     assert families.fingerprints(*folders) == before
     assert told[-1] == (found.bytes_read, found.bytes_read)
-    assert compare_checkpoints(folders[0], folders[0]).warnings == ("both are the same files",)
+    assert compare_checkpoints(folders[0], folders[0]).warnings == ("A and B are the same files",)
 
 
 def test_what_is_no_checkpoint_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class TestADiffVector:
         manifest = json.loads((bad / "diffxfer.json").read_text("utf-8"))
         next(iter(manifest["tensors"].values()))[key] = value
         (bad / "diffxfer.json").write_text(json.dumps(manifest))
-        with pytest.raises(ArtifactError, match=rf"is not a manifest that we can read .*{key}"):
+        with pytest.raises(ArtifactError, match=rf"is not a valid manifest .*{key}"):
             inspect_checkpoint(bad)
 
     @pytest.mark.parametrize("value", [float("nan"), {"norm": float("inf")}])
@@ -150,7 +150,7 @@ class TestADiffVector:
         manifest = json.loads((bad / "diffxfer.json").read_text("utf-8"))
         manifest["command"]["alpha"] = value
         (bad / "diffxfer.json").write_text(json.dumps(manifest))
-        with pytest.raises(ArtifactError, match=r"is not a manifest that we can read .*alpha"):
+        with pytest.raises(ArtifactError, match=r"is not a valid manifest .*alpha"):
             inspect_checkpoint(bad)
 
     def test_weights_are_not_read(self, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ class TestADiffVector:
         assert found.norms is not None
         assert found.norms.delta == pytest.approx(2**0.5)
         assert found.norms.ratio == float("inf")
-        assert found.warnings == ("left out of the norms, which are not finite: a.weight",)
+        assert found.warnings == ("left out of the norms because they are not finite: a.weight",)
         assert json.loads(json.dumps(found.as_json(), allow_nan=False))["norms"]["ratio"] is None
 
 
@@ -224,7 +224,7 @@ class TestACheckpoint:
             tmp_path / "q", {"a.qweight": torch.zeros(2, dtype=torch.int32)}
         )
         found = inspect_checkpoint(folder)
-        assert found.quantized == "is quantised (GPTQ or AWQ, by its tensor a.qweight)"
+        assert found.quantized == "is quantised (GPTQ or AWQ, according to its tensor a.qweight)"
         assert found.dtypes == {"I32": 2}
 
     def test_inputs_are_left_as_they_are(self, folders: dict[str, Path]) -> None:
@@ -244,7 +244,9 @@ class TestACheckpoint:
     def test_what_is_no_checkpoint_is_refused(
         self, folders: dict[str, Path], tmp_path: Path
     ) -> None:
-        with pytest.raises(CheckpointError, match="no such folder, where a checkpoint or a diff"):
+        with pytest.raises(
+            CheckpointError, match="no such folder, expected a checkpoint or a diff"
+        ):
             inspect_checkpoint(tmp_path / "nothing")
         (tmp_path / "empty").mkdir()
         with pytest.raises(CheckpointError, match=r"expected model\.safetensors"):

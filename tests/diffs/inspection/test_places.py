@@ -1,4 +1,4 @@
-"""Where tensors stand, by their names; the names are those that real checkpoints have on disk."""
+"""The layer and kind of a tensor from its name; all names are those of real checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of transformers in the layouts that people have, and what a graft of them must be."""
+"""Models of transformers in common layouts, and the graft that is expected of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROLES = ("finetuned", "base", "target")
 
 
 def save(folder: Path, model_class: Any, config: Any, seed: int) -> Path:
-    """A model with random weights, near to those of other seeds, in float32."""
+    """A model with random float32 weights that are close to those of other seeds."""
     model = model_class(config)
     randomize(model, seed)
     model.save_pretrained(folder)

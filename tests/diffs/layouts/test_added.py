@@ -1,4 +1,4 @@
-"""What fine-tuning added: brought whole, dropped, or refused; and then it loads."""
+"""Heads that fine-tuning added are brought whole, dropped or refused; the graft loads."""
 
 import json
 import shutil
@@ -151,7 +151,7 @@ def outputs(model):
 
 
 def assert_brought(model_class, roles, out):
-    """It loads with nothing newly made, and computes what an independent sum computes."""
+    """It loads without new weights, and computes the same as an independent sum."""
     model = models.load_clean(model_class, out)
     expected = model_class.from_pretrained(roles[0])
     state = expected.state_dict()
@@ -248,7 +248,7 @@ class TestRefuseAndDrop:
             if inner in finetuned:
                 expected = models.graft_of(finetuned[inner], base[inner], tensor)
             assert torch.equal(found[name], expected), name
-        assert any("as --added drop says" in note for note in report.notes)
+        assert any("because of --added drop" in note for note in report.notes)
         extract_diff(*roles[:2], tmp_path / "diff", diff_dtype="float64", added="drop")
         apply_diff(tmp_path / "diff", roles[2], tmp_path / "applied")
         models.assert_equal(models.load(tmp_path / "applied"), found)
@@ -306,7 +306,7 @@ class TestStrictness:
         tuned, base = KINDS["reward model"]
         roles = models.save_roles(tmp_path, tuned, base, base)
         models.edit_config(roles[2], model_type="mistral")
-        with pytest.raises(Exception, match="model_type is 'llama' and the target's is 'mistral'"):
+        with pytest.raises(Exception, match="model_type is 'llama', but the target's is 'mistral'"):
             transfer(*roles, tmp_path / "out", added="bring")
 
     def test_an_unknown_choice(self, rewards, tmp_path):
@@ -357,7 +357,7 @@ class LlamaForCausalLMWithValueHead(LlamaForCausalLM):
 
 
 def test_a_value_head(tmp_path):
-    """It stands beside the head for words, which stays, and is grafted as ever."""
+    """It is beside the language-model head, which stays and is grafted as usual."""
     valued, whole = LlamaForCausalLMWithValueHead, LlamaForCausalLM
     config = llama(**UNTIED)
     roles = models.save_roles(tmp_path, (valued, config), (whole, config), (whole, config))

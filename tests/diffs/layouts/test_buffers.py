@@ -1,4 +1,4 @@
-"""Buffers are no weights: the target's stay, others' go, whatever their values."""
+"""Buffers are not weights: the target's are kept and others are dropped, whatever their values."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ class TestGPT2:
         }
         models.assert_equal(models.load(tmp_path / "out"), expected)
         assert report.tensors == {"grafted": len(target) - 4, "copied": 4}
-        assert any(note.startswith("buffers kept as the target has them") for note in report.notes)
+        assert any(note.startswith("buffers copied from the target") for note in report.notes)
 
     @pytest.mark.parametrize("lacking", models.ROLES)
     def test_masks_in_some_roles_only(self, tmp_path, lacking):
@@ -108,7 +108,7 @@ class TestBatchNorm:
         assert not any(map(_counts, models.load(tmp_path / "diff")))
         count = sum(map(_counts, models.load(resnets[0])))
         (note,) = report.notes
-        assert note.startswith(f"buffers that are left out, since they are no weights: {count} ")
+        assert note.startswith(f"buffers left out, since they are not weights: {count} ")
         apply_diff(tmp_path / "diff", resnets[2], tmp_path / "applied")
         transfer(*resnets, tmp_path / "out")
         models.assert_equal(models.load(tmp_path / "applied"), models.load(tmp_path / "out"))

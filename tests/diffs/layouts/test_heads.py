@@ -107,7 +107,7 @@ def test_a_kept_head_is_told_of(tmp_path):
     models.edit(roles[2], lambda tensors: tensors | {"qa_outputs.weight": torch.rand(2, 16)})
     report = transfer(*roles, tmp_path / "out", added="drop")
     assert any(
-        "whose head finetuned does not have: 1 tensor (qa_outputs" in n for n in report.notes
+        "since finetuned does not have this head: 1 tensor (qa_outputs" in n for n in report.notes
     )
 
 
@@ -177,7 +177,7 @@ class TestBuffersOfHeads:
 
 
 class TestAValueHeadBesideWords:
-    """The head for words stays, tied or not, where finetuned is a model that writes."""
+    """The language-model head stays, tied or not, if finetuned is a language model."""
 
     @pytest.mark.parametrize("settings", [TIED, UNTIED], ids=["tied target", "untied target"])
     def test_of_a_tied_model(self, tmp_path, settings):

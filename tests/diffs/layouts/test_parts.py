@@ -70,7 +70,7 @@ class TestOnePrefix:
     def test_through_a_diff_vector(self, omni, tmp_path):
         report = extract_diff(*omni[:2], tmp_path / "diff", diff_dtype="float64")
         beside = sum(name.startswith(("talker.", "token2wav.")) for name in models.load(omni[1]))
-        said = f"in base only, so that there is no difference: {beside} tensors ("
+        said = f"only in base, so they have no difference: {beside} tensors ("
         assert any(note.startswith(said) for note in report.notes)
         apply_diff(tmp_path / "diff", omni[2], tmp_path / "out")
         models.assert_equal(models.load(tmp_path / "out"), expected_of(omni))
@@ -162,7 +162,7 @@ class TestTextTowers:
             assert torch.equal(found[name], expected), name
         assert found.keys() == target.keys()
         assert report.tensors["dropped"] == len(finetuned) - len(base)
-        assert any("outside of the part" in note for note in report.notes)
+        assert any("outside the part" in note for note in report.notes)
 
     def test_a_target_that_alone_has_more_is_refused_as_ever(self, towers, tmp_path):
         roles = [towers / "finetuned" / "text", towers / "base" / "text"]

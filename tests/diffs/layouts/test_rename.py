@@ -87,7 +87,7 @@ def test_in_the_manifest_and_in_verify(roles, tmp_path):
 
 
 def test_another_rename_is_another_run(roles, tmp_path):
-    """What was done under one rename is no beginning of a run with another."""
+    """A run does not continue an unfinished run that had another --rename."""
     from diffxfer.diffs.jobs import job
 
     seen = []
@@ -121,9 +121,9 @@ def test_by_the_command_line(roles, expected, tmp_path):
         ("model", "not of the form ROLE:REGEX=TEXT"),
         ("finetuned:model", "not of the form ROLE:REGEX=TEXT"),
         ("finetuned:=x", "not of the form ROLE:REGEX=TEXT"),
-        ("tuned:a=b", "'tuned' in 'tuned:a=b' is no role of this command"),
-        ("finetuned:(=b", "is no regular expression"),
-        (r"finetuned:a=\1", "cannot replace 'a'"),
+        ("tuned:a=b", "'tuned' in 'tuned:a=b' is not a role of this command"),
+        ("finetuned:(=b", "is not a regular expression"),
+        (r"finetuned:a=\1", "is not a valid replacement for 'a'"),
         ("finetuned:^nowhere=b", "matches none of the"),
     ],
 )
@@ -133,7 +133,7 @@ def test_senseless_options(roles, tmp_path, option, says):
 
 
 def test_names_that_become_one_are_refused(roles, tmp_path):
-    with pytest.raises(MatchError, match=r"makes .* of model\.layers\.0\.\S+ and model\.layers\.1"):
+    with pytest.raises(MatchError, match=r"renames model\.layers\.0\.\S+ and model\.layers\.1"):
         transfer(*roles, tmp_path / "out", rename=[r"base:layers\.\d=layers.0"])
 
 

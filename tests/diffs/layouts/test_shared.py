@@ -1,4 +1,4 @@
-"""One tensor that is stored several times: equal bytes are one, unequal ones are an error."""
+"""A tensor that is stored several times: equal copies count once, unequal ones are an error."""
 
 import shutil
 
@@ -121,7 +121,7 @@ def test_unequal_copies_are_an_error(kind, tmp_path, role):
     spread(folder, KINDS[name][2], COPIES[name][:1], change=1.0)
     with pytest.raises(MatchError) as caught:
         transfer(*folders, tmp_path / "out")
-    assert f"hold other values in {role}, and " in caught.value.problem
+    assert f"have different values in {role}, but " in caught.value.problem
     assert COPIES[name][0] in caught.value.problem
 
 
@@ -135,9 +135,13 @@ def test_unequal_copies_where_the_target_s_are_one(kind, tmp_path, place):
     spread(folders[0], KINDS[name][2], COPIES[name][place : place + 1], change=1.0)
     with pytest.raises(MatchError) as caught:
         transfer(*folders, tmp_path / "out")
-    assert "hold other values in finetuned or base, and target has one" in caught.value.problem
+    assert (
+        "have different values in finetuned or base, but target stores one" in caught.value.problem
+    )
     extract_diff(*folders[:2], tmp_path / "diff")
-    with pytest.raises(MatchError, match="hold other values in diff vector, and target has one"):
+    with pytest.raises(
+        MatchError, match="have different values in diff vector, but target stores one"
+    ):
         apply_diff(tmp_path / "diff", folders[2], tmp_path / "out")
 
 

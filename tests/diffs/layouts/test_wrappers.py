@@ -1,4 +1,4 @@
-"""Names that training wrapped: in any role, anywhere in a name, one inside the other."""
+"""Wrappers of training in names: in any role, anywhere in a name, and nested."""
 
 import shutil
 
@@ -89,7 +89,7 @@ def test_how_many_are_counted_in_a_line(roles, tmp_path):
     count = len(models.load(roles[0]))
     (note,) = transfer(*folders, tmp_path / "out", dry_run=True).notes
     assert note == (
-        f"names without the wrappers that training added: {count} of finetuned, {count} of target"
+        f"names from which training wrappers were removed: {count} of finetuned, {count} of target"
     )
 
 
@@ -97,5 +97,5 @@ def test_two_tensors_of_one_name_are_refused(roles, tmp_path):
     folders = wrapped(roles, tmp_path, (), str)
     name = "model.norm.weight"
     models.edit(folders[0], lambda t: t | {f"_orig_mod.{name}": t[name] + 1})
-    with pytest.raises(MatchError, match=rf"are both {name} once the names that training wraps"):
+    with pytest.raises(MatchError, match=rf"are both named {name} once the wrappers of training"):
         transfer(*folders, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Options that speak of tensors by name: what they choose, and what they do to a graft."""
+"""Options that select tensors by name: what they select, and their effect on a graft."""
 
 import re
 
@@ -70,9 +70,9 @@ class TestSelection:
     @pytest.mark.parametrize("option", ["include", "exclude", "allow_missing"])
     def test_no_regular_expression(self, option):
         flag = "--" + option.replace("_", "-")
-        with pytest.raises(OptionError, match=rf"{flag}: '\*' is no regular expression \("):
+        with pytest.raises(OptionError, match=rf"{flag}: '\*' is not a regular expression \("):
             make_selection(**{option: ["*"]})
-        with pytest.raises(OptionError, match=r"--alpha-for: '\(' is no regular expression"):
+        with pytest.raises(OptionError, match=r"--alpha-for: '\(' is not a regular expression"):
             make_selection(alpha_for={"(": 1.0})
 
     @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ class TestSelection:
         with pytest.raises(OptionError) as caught:
             make_selection(**options).refuse_unused(NAMES)
         assert str(caught.value) == (
-            f"{flag}: 'mpl' matches none of the {len(NAMES)} tensors, whose names are"
-            " like lm_head.weight;"
-            " quote it for the shell, and try it with --dry-run"
+            f"{flag}: 'mpl' matches none of the {len(NAMES)} tensors, which have names"
+            " such as lm_head.weight;"
+            " quote it for the shell, and correct it"
         )
 
     def test_allow_missing_may_match_nothing(self):
@@ -162,7 +162,7 @@ class TestExtract:
         report = apply_diff(tmp_path / "diff", roles[2], tmp_path / "out")
         assert report.tensors == {"grafted": 3, "copied": 3}
         copied = {group.why for group in report.plan if group.kind == "copied"}
-        assert copied == {"no part of the diff vector"}
+        assert copied == {"not part of the diff vector"}
         assert changed(tmp_path / "out", roles[2]) == [NAMES[1], NAMES[3], NAMES[5]]
 
     def test_same_as_leaving_it_out_of_a_transfer(self, roles, tmp_path):

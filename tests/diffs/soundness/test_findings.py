@@ -1,4 +1,4 @@
-"""Files that contradict each other: what is said of them, and that the remedy works."""
+"""Files that contradict each other: the finding, and its remedy, which works."""
 
 import json
 
@@ -30,7 +30,7 @@ def roles(tmp_path):
 
 
 def resize(folder, rows):
-    """What the remedy says, typed."""
+    """Do what the remedy says."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(rows)
     model.save_pretrained(folder)
@@ -109,7 +109,7 @@ class TestTokensWithoutRows:
             f"{roles[role]}/tokenizer.json: '<|im_start|>' (id 99), '<|im_end|>' (id 100) have no "
             "row in the embedding (model.embed_tokens.weight has 99 rows), and the chat template "
             "in chat_template.jinja writes them; resize the embedding "
-            "(model.resize_token_embeddings(101), then save_pretrained), or take them out of the "
+            "(model.resize_token_embeddings(101), then save_pretrained), or remove them from the "
             "chat template"
         )
         assert not (tmp_path / "out").exists()
@@ -137,7 +137,7 @@ class TestTokensWithoutRows:
         }
         edit(roles[0], "tokenizer_config.json", added_tokens_decoder=decoder)
         found = only(roles[0], "warning")
-        assert found.remedy.startswith("take them out of tokenizer_config.json, or resize")
+        assert found.remedy.startswith("remove them from tokenizer_config.json, or resize")
         assert transfer(*roles, tmp_path / "one").added_tokens == ()
         edit(roles[0], "tokenizer_config.json", chat_template=CHATML)
         with pytest.raises(CompanionError, match=r"template in tokenizer_config.json writes them"):
@@ -181,13 +181,13 @@ class TestTokensWithoutRows:
         found = only(roles[2])
         assert found.value.startswith("'v99' (id 99), ")
         assert found.value.endswith("and 96 more")
-        assert "any text may have them" in found.problem
+        assert "any text may contain them" in found.problem
 
     def test_lost_rows_are_refused_as_before(self, roles, tmp_path):
         save_model(roles[1], llama(vocab_size=101), 1)
         for folder in roles[:2]:
             save_tokenizer(folder, fast_tokenizer(MARKS, WORDS))
-        with pytest.raises(VocabularyError, match="2 tokens that both tokenizers have are without"):
+        with pytest.raises(VocabularyError, match="2 tokens that both tokenizers have lack"):
             transfer(*roles, tmp_path / "out")
 
 
@@ -204,7 +204,7 @@ class TestTheResult:
         said = str(caught.value)
         assert said.startswith("the graft/tokenizer.json: '<|im_start|>' (id 99)")
         assert "resize the target's embedding (model.resize_token_embeddings(101)" in said
-        assert said.endswith("or take them out of finetuned's chat template")
+        assert said.endswith("or remove them from finetuned's chat template")
         resize(roles[2], 101)
         transfer(*roles, tmp_path / "out")
         families.load_whole(tmp_path / "out")
@@ -229,8 +229,8 @@ class TestStops:
         return roles
 
     SAYS = (
-        "generation_config.json: eos_token_id 99 ('<|endoftext|>') does not stop at it, where the "
-        "chat template in chat_template.jinja ends a turn with '<|im_end|>' (id 101): generation "
+        "generation_config.json: eos_token_id 99 ('<|endoftext|>') lacks the stop token (the "
+        "chat template in chat_template.jinja ends a turn with '<|im_end|>' (id 101)): generation "
         "may never stop; set eos_token_id to [101, 99] "
     )
 
@@ -352,7 +352,7 @@ class TestInspect:
         text = tiny.run("inspect", roles[0])
         assert (text.status, text.err) == (0, "")
         lines = text.out.splitlines()
-        heading = lines.index("what its files say against each other")
+        heading = lines.index("contradictions between its files")
         assert [line.split(": ")[:2] for line in lines[heading + 1 :]] == [
             ["error", "tokenizer.json"],
             ["warning", "config.json"],
@@ -365,7 +365,7 @@ class TestInspect:
         assert found[0]["value"] == "'<|im_start|>' (id 99), '<|im_end|>' (id 100)"
 
     def test_nothing_to_say(self, roles):
-        assert "against each other" not in tiny.run("inspect", roles[0]).out
+        assert "contradictions" not in tiny.run("inspect", roles[0]).out
         assert json.loads(tiny.run("inspect", roles[0], "--json").out)["findings"] == []
 
     def test_a_file_that_cannot_be_read_is_a_finding(self, roles):
@@ -380,7 +380,7 @@ class TestInspect:
         assert only(tmp_path / "diff", "warning").value.startswith("'<|im_start|>' (id 99)")
 
     def test_a_diff_vector_that_cannot_work_is_refused(self, roles, tmp_path):
-        """As an older version made it, which did not look."""
+        """As an older version wrote it, which did not check."""
         save_tokenizer(roles[0], fast_tokenizer(MARKS, WORDS))
         extract_diff(*roles[:2], tmp_path / "diff")
         raw = CHATML.encode()
@@ -394,7 +394,7 @@ class TestInspect:
             apply_diff(tmp_path / "diff", roles[2], tmp_path / "out")
 
     def test_a_diff_vector_that_lists_tokens_without_rows_as_added(self, roles, tmp_path):
-        """As an older version made it."""
+        """As an older version wrote it."""
         save_tokenizer(roles[0], fast_tokenizer(MARKS, WORDS))
         extract_diff(*roles[:2], tmp_path / "diff")
         added = {"99": MARKS[0], "100": MARKS[1]}

@@ -66,9 +66,9 @@ class TestExtractRuns:
         with pytest.raises(VocabularyError) as caught:
             extract_runs(base_pairing([0, 1, 2, 3]), finetuned_rows=2, base_rows=4)
         assert str(caught.value) == (
-            "finetuned: has 2 rows and base 4, so 2 tokens that both tokenizers have are without "
+            "finetuned: has 2 rows and base 4, so 2 tokens that both tokenizers have lack "
             "a row in finetuned (the first is id 2); give finetuned the tokenizer that it was "
-            "resized to"
+            "resized for"
         )
 
     def test_no_tokenizer(self):
@@ -76,8 +76,8 @@ class TestExtractRuns:
         with pytest.raises(VocabularyError) as caught:
             extract_runs(None, finetuned_rows=4, base_rows=3)
         assert str(caught.value) == (
-            "the vocabulary's rows: 4 in finetuned, 3 in base, and no tokenizer says which belong "
-            "together; put the tokenizers' files beside the weights"
+            "the vocabulary's rows: 4 in finetuned, 3 in base, and no tokenizer shows which belong "
+            "together; add the tokenizer files beside the weights"
         )
 
     def test_no_rows(self):
@@ -151,7 +151,7 @@ class TestGraftRuns:
         assert kept == (3, runs((GRAFT, 0, 2, (0, 0)), (COPY, 2, 1, (-1, 2))))
         brought = graft_runs(pairing, None, target_rows=2, **sizes)
         assert brought == (3, runs((GRAFT, 0, 2, (0, 0)), (ADD, 2, 1, (3, -1))))
-        with pytest.raises(VocabularyError, match="below that of the added token of id 2"):
+        with pytest.raises(VocabularyError, match="just before that of the added token of id 2"):
             graft_runs(pairing, None, target_rows=1, **sizes)
 
     def test_an_added_token_above_rows_that_the_target_lacks(self):
@@ -159,8 +159,9 @@ class TestGraftRuns:
         with pytest.raises(VocabularyError) as caught:
             graft_runs(pairing, None, finetuned_rows=4, base_rows=None, target_rows=2)
         assert str(caught.value) == (
-            "the target: has 2 rows where its tokenizer has 3 tokens, so there is no row below "
-            "that of the added token '<x>'; resize the target's embeddings to its tokenizer first"
+            "the target: has 2 rows, but its tokenizer has 3 tokens, so there is no row just "
+            "before that of the added token '<x>'; resize the target's embeddings to "
+            "its tokenizer first"
         )
 
     def test_a_token_that_lost_its_row(self):

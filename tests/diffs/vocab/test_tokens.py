@@ -101,11 +101,11 @@ class TestTables:
             models.Unigram([("x", -1.0), ("[UNK]", -2.0)], unk_id=1),
         ],
     )
-    def test_other_models(self, tmp_path, model):
+    def test_word_level_word_piece_and_unigram_models_are_read_too(self, tmp_path, model):
         RealTokenizer(model).save(str(tmp_path / "tokenizer.json"))
         assert read_tokenizer(tmp_path).tokens == ("x", "[UNK]")
 
-    def test_holes(self, tmp_path):
+    def test_ids_without_a_token_are_none(self, tmp_path):
         put(tmp_path, "tokenizer.json", tokenizer_json({"a": 0, "b": 2}, [added(4, "<x>")]))
         assert read_tokenizer(tmp_path).tokens == ("a", None, "b", None, "<x>")
 
@@ -245,17 +245,17 @@ class TestBehaviour:
 
 
 HOSTILE = [
-    ("tokenizer.json", [], "holds a JSON array"),
+    ("tokenizer.json", [], "is a JSON array"),
     ("tokenizer.json", b"\xff", "not UTF-8"),
-    ("tokenizer.json", {}, "the vocabulary must be an object of ids by token and is None"),
+    ("tokenizer.json", {}, "the vocabulary must be an object of ids by token, but is None"),
     ("tokenizer.json", tokenizer_json("abc"), "the vocabulary must be an object"),
-    ("tokenizer.json", tokenizer_json({}), "holds no token"),
+    ("tokenizer.json", tokenizer_json({}), "has no tokens"),
     ("tokenizer.json", tokenizer_json({"a": -1}), "the id of 'a' is -1"),
-    ("tokenizer.json", tokenizer_json({"a": MAX_TOKENS}), "where 0 to 4194303 are possible"),
+    ("tokenizer.json", tokenizer_json({"a": MAX_TOKENS}), "expected 0 to 4194303"),
     ("tokenizer.json", tokenizer_json({"a": 10**12}), "the id of 'a' is 1000000000000"),
     ("tokenizer.json", tokenizer_json({"a": 10**390}), "the id of 'a' is 1000"),
-    ("tokenizer.json", tokenizer_json({"a": 1.0}), "must be a whole number and is 1.0"),
-    ("tokenizer.json", tokenizer_json({"a": True}), "must be a whole number and is True"),
+    ("tokenizer.json", tokenizer_json({"a": 1.0}), "must be a whole number, but is 1.0"),
+    ("tokenizer.json", tokenizer_json({"a": True}), "must be a whole number, but is True"),
     ("tokenizer.json", tokenizer_json({"a": 0, "b": 0}), "id 0 is both 'a' and 'b'"),
     ("tokenizer.json", tokenizer_json([["a", 0.0], []]), "a Unigram piece must be"),
     ("tokenizer.json", tokenizer_json([[5, 0.0]]), "a Unigram piece must be"),
@@ -264,16 +264,16 @@ HOSTILE = [
     ("tokenizer.json", tokenizer_json({"a": 0}, [{"id": 1}]), "an added token must be"),
     ("tokenizer.json", tokenizer_json({"a": 0}, ["b"]), "an added token must be"),
     ("tokenizer.json", {"model": {"vocab": {"a": 0}}, "added_tokens": {"b": 1}}, "must be a list"),
-    ("tokenizer.json", '{"model": {"vocab": {"\\ud800": 0}}}', "half a surrogate pair"),
-    ("vocab.json", {"a": None}, "must be a whole number and is None"),
-    ("vocab.json", [], "holds a JSON array"),
-    ("tokenizer.model", b"", "holds no token"),
-    ("tokenizer.model", SENTENCEPIECE[:-3], "8 bytes announced and 5 there, at piece 7"),
+    ("tokenizer.json", '{"model": {"vocab": {"\\ud800": 0}}}', "an unpaired surrogate"),
+    ("vocab.json", {"a": None}, "must be a whole number, but is None"),
+    ("vocab.json", [], "is a JSON array"),
+    ("tokenizer.model", b"", "has no tokens"),
+    ("tokenizer.model", SENTENCEPIECE[:-3], "a field of 8 bytes where 5 are left, at piece 7"),
     ("tokenizer.model", SENTENCEPIECE[:20], "at piece 1"),
     ("tokenizer.model", piece(b"\xff"), "text that is not UTF-8, at piece 0"),
     ("tokenizer.model", delimited(1, varint(3 << 3) + b"\1"), "a piece without text, at piece 0"),
     ("tokenizer.model", varint(1 << 3) + b"\1", "a piece without text"),
-    ("tokenizer.model", b"\xff" * 20, "a number that does not end"),
+    ("tokenizer.model", b"\xff" * 20, "an unterminated number"),
     ("tokenizer.model", b"\x0b", "a field of unknown wire type 3"),
     ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "is not a SentencePiece"),
     ("qwen.tiktoken", b"YQ== 0\n!!! 1\n", "line 2 is not base64 and a rank"),
@@ -287,14 +287,14 @@ HOSTILE_BESIDE = [
     ("added_tokens.json", {"b": 10**12}, "the id of 'b' is 1000000000000"),
     ("added_tokens.json", {"b": 0}, "id 0 is both 'a' and 'b'"),
     ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder must be"),
-    ("tokenizer_config.json", {"added_tokens_decoder": {"-1": added(0, "b")}}, "a number and is"),
-    ("tokenizer_config.json", {"added_tokens_decoder": {"²": added(0, "b")}}, "a number and is"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"-1": added(0, "b")}}, "a number, but is"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"²": added(0, "b")}}, "a number, but is"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": 5}}}, "an added token"),
-    ("tokenizer_config.json", {"chat_template": 5}, "chat_template must be text and is 5"),
+    ("tokenizer_config.json", {"chat_template": 5}, "chat_template must be text, but is 5"),
     ("tokenizer_config.json", {"chat_template": [["x"]]}, "chat_template must be text"),
-    ("tokenizer_config.json", {"eos_token": 5}, "eos_token must be text and is 5"),
+    ("tokenizer_config.json", {"eos_token": 5}, "eos_token must be text, but is 5"),
     ("tokenizer_config.json", {"eos_token": {"text": "a"}}, "eos_token must be text"),
-    ("tokenizer_config.json", [], "holds a JSON array"),
+    ("tokenizer_config.json", [], "is a JSON array"),
     ("config.json", {"eos_token_id": "0"}, "eos_token_id must be an id or a list of ids"),
     ("config.json", {"text_config": {"eos_token_id": [[0]]}}, "must be an id or a list of ids"),
     ("generation_config.json", {"pad_token_id": True}, "pad_token_id must be an id"),
@@ -324,7 +324,7 @@ class TestHostile:
         put(tmp_path, "secret.json", tokenizer_json({"a": 0}))
         (tmp_path / "model").mkdir()
         (tmp_path / "model/tokenizer.json").symlink_to(tmp_path / "secret.json")
-        with pytest.raises(CompanionError, match="link out of the checkpoint"):
+        with pytest.raises(CompanionError, match="points outside the checkpoint"):
             read_tokenizer(tmp_path / "model")
 
     @settings(deadline=None, max_examples=150, database=None, derandomize=True)
@@ -366,14 +366,14 @@ class TestHostile:
 @pytest.mark.parametrize("last", [(1 << 16) + 64, MAX_TOKENS - 1])
 def test_an_id_far_beyond_all_others_takes_no_memory(last, tmp_path):
     put(tmp_path, "vocab.json", {"a": last})
-    says = f"the id of 'a' is {last}, where there are 1 tokens; fetch or save"
+    says = f"the id of 'a' is {last}, but it has only 1 tokens; download or save"
     with pytest.raises(CompanionError, match=says):
         read_tokenizer(tmp_path)
     put(tmp_path, "vocab.json", {"a": 1})
     put(tmp_path, "added_tokens.json", {"b": min(last + 64, MAX_TOKENS - 1)})
     tracemalloc.start()
     try:
-        with pytest.raises(CompanionError, match=r"the id of 'b' is \d+, where there are 2"):
+        with pytest.raises(CompanionError, match=r"the id of 'b' is \d+, but it has only 2"):
             read_tokenizer(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:

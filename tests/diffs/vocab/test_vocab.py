@@ -99,8 +99,8 @@ class TestLlama:
         with pytest.raises(VocabularyError) as caught:
             pairs(llama(), finetuned, target)
         assert str(caught.value) == (
-            "the target's tokenizer: has no place for '<|reserved_special_token_5|>', which is in "
-            "use by finetuned (pad); add the token to the target's tokenizer, or stop using it in "
+            "the target's tokenizer: does not have '<|reserved_special_token_5|>', which "
+            "finetuned uses (pad); add the token to the target's tokenizer, or stop using it in "
             "finetuned's chat template and configs"
         )
 
@@ -111,11 +111,11 @@ class TestLlama:
         with pytest.raises(VocabularyError) as caught:
             pairs(llama(), finetuned, llama(LLAMA_31))
         assert str(caught.value) == (
-            "the target's tokenizer: has no place for '<|reserved_special_token_6|>', which is in "
-            "use by finetuned (pad), and has '<|reserved_special_token_3|>' in its slot (id 15); "
+            "the target's tokenizer: does not have '<|reserved_special_token_6|>', which "
+            "finetuned uses (pad), and has '<|reserved_special_token_3|>' at its id (15); "
             "add the token to the target's tokenizer, or stop using it in finetuned's chat "
-            "template and configs, or give --vocab ids to pair rows by position, if that slot may "
-            "serve as it"
+            "template and configs, or give --vocab ids to pair rows by position, if that token can "
+            "replace it"
         )
         first = pair_with_base(finetuned, llama())
         found = pair_with_target(finetuned, first.added, first.renamed, llama(LLAMA_31), mode="ids")
@@ -137,7 +137,7 @@ class TestLlama:
     )
     def test_position_is_no_remedy(self, words, specials, template, kept):
         finetuned = tok(*WORDS, *LLAMA_30, pad=LLAMA_30[-1], template=kept)
-        with pytest.raises(VocabularyError, match="no place for") as caught:
+        with pytest.raises(VocabularyError, match="does not have") as caught:
             pairs(llama(), finetuned, tok(*words, *specials, template=template))
         assert "--vocab" not in str(caught.value)
 
@@ -180,7 +180,7 @@ class TestLlama:
 
     def test_a_renamed_slot_that_the_target_gave_a_third_name(self):
         used = llama(renamed_30({"<|reserved_special_token_5|>": "<|im_end|>"}), eos="<|im_end|>")
-        with pytest.raises(VocabularyError, match=r"no place for '<\|im_end\|>'.*\(eos\)"):
+        with pytest.raises(VocabularyError, match=r"does not have '<\|im_end\|>'.*\(eos\)"):
             pairs(llama(), used, llama(LLAMA_31))
         unused = llama(renamed_30({"<|reserved_special_token_5|>": "<|im_end|>"}))
         first, second = pairs(llama(), unused, llama(LLAMA_31))
@@ -201,8 +201,8 @@ class TestLlama:
         assert (second.translate[6], second.translate[7]) == (16, 17)
         assert second.finetuned_ids.tolist() == [*range(6), NONE, NONE, *range(8, 16), NONE, NONE]
         assert second.warnings == (
-            "tokens that finetuned added and the target has already, 2 in all, keep the rows "
-            "that the target has: '<|im_start|>', '<|im_end|>'",
+            "tokens that finetuned added, but the target already has (2), keep the "
+            "target's rows: '<|im_start|>', '<|im_end|>'",
         )
 
     def test_added_chatml_is_appended(self):
@@ -273,7 +273,7 @@ class TestPairWithBase:
         assert found.base_ids.tolist() == [0, 1, 2, ADDED]
         assert (found.added, found.renamed) == ({3: "n"}, {2: "<y>"})
         assert found.warnings == (
-            "paired by id although 2 regular tokens differ between finetuned and base (the first "
+            "paired by id, although 2 regular tokens differ between finetuned and base (the first "
             "is id 0: 'a' and 'b')",
         )
 
@@ -325,12 +325,12 @@ class TestPairWithTarget:
     @pytest.mark.parametrize("role", ["bos", "eos", "pad"])
     def test_a_named_token_without_a_place(self, role):
         base = tok("a", "</s>", **{role: "</s>"})
-        with pytest.raises(VocabularyError, match=rf"no place for '</s>'.*\({role}\)"):
+        with pytest.raises(VocabularyError, match=rf"does not have '</s>'.*\({role}\)"):
             pairs(base, base, tok("a", "b"))
 
     def test_several_tokens_without_a_place(self):
         base = tok("a", "<x>", "<y>", template="<x><y>")
-        listed = r"\(chat template\) \(2 such tokens: '<x>', '<y>'\)"
+        listed = r"\(chat template\) \(2 tokens in all: '<x>', '<y>'\)"
         with pytest.raises(VocabularyError, match=listed):
             pairs(base, base, tok("a"))
 
@@ -347,8 +347,8 @@ class TestPairWithTarget:
         assert (found.additions, found.names) == ({4: 3}, {4: "<y>"})
         assert found.finetuned_ids.tolist() == [0, 1, NONE, NONE, NONE]
         assert found.warnings == (
-            "tokens that finetuned added and the target has already, 1 in all, keep the rows "
-            "that the target has: '<x>'",
+            "tokens that finetuned added, but the target already has (1), keep the "
+            "target's rows: '<x>'",
         )
         _, same = pairs(base, finetuned, finetuned)
         assert same.finetuned_ids.tolist() == [0, 1, NONE, NONE]
@@ -388,8 +388,8 @@ class TestPairWithTarget:
         assert found.translate == {0: 0, 1: 1, 2: 2}
         assert found.renamed == {2: "<x>"}
         assert found.warnings == (
-            "the target's '<z>' (id 2) becomes '<x>'",
-            "paired by id although 2 regular tokens differ between finetuned and the target (the "
+            "the target's '<z>' (id 2) is renamed to '<x>'",
+            "paired by id, although 2 regular tokens differ between finetuned and the target (the "
             "first is id 0: 'a' and 'b')",
         )
 
@@ -413,7 +413,7 @@ class TestPairWithTarget:
         _, found = pairs(base, base, tok("v", "w", "x", "y", "a"))
         assert found.warnings == (
             "only 1 of the target's 5 tokens have a counterpart in finetuned: their tokenizers "
-            "are hardly related",
+            "are barely related",
         )
 
     @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ class TestPairWithTarget:
     )
     def test_changes_of_another_tokenizer(self, added, renamed):
         finetuned = tok("a", "b", None, "a")
-        with pytest.raises(VocabularyError, match="not those of finetuned's tokenizer"):
+        with pytest.raises(VocabularyError, match="do not match finetuned's tokenizer"):
             pair_with_target(finetuned, added, renamed, tok("a", "b"))
 
     def test_many_tokens_are_quick(self):
