@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tests.documented.exceptions import SMALLER_FILES, argv_to_run, reason_not_to_run
 from tests.documented.pages import ROOT, everything
-from tests.documented.stock import NAMES, make_adapter, make_stock, publish_stock
+from tests.documented.stock import NAMES, make_stock, publish_stock
 from tests.hub import writing
 from tests.hub.forks import Forks
 from tests.hub.server import Hub
@@ -162,7 +162,6 @@ def main(pages: Sequence[str], *, reasons: bool) -> int:
     started, counts = time.monotonic(), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch, Hub(Path(scratch, "hub")) as hub:
         stock = make_stock(Path(scratch, "stock"))
-        make_adapter(stock / "adapter", stock / "base")
         publish_stock(hub, stock)
         writing.let_write(hub, TOKEN, "me")
         env = environment(hub, Path(scratch))

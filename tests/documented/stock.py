@@ -27,7 +27,7 @@ NAMES = {
     **dict.fromkeys(("GRAFT", "MODEL", "PATH", "graft"), "graft"),
     **dict.fromkeys(("my-roberta-classifier", "CLASSIFIER"), "classifier"),
     "wrapped-sft": "wrapped",
-    "ADAPTER": "adapter",
+    **dict.fromkeys(("ADAPTER", "my-adapter"), "adapter"),
     "OLD-FLUX": "pipeline-base",
     "MY-FLUX": "pipeline-finetuned",
     "NEW-FLUX": "pipeline-target",
@@ -56,6 +56,7 @@ def make_stock(folder: Path) -> Path:
     """
     family = family_folder()
     folder.mkdir()
+    (folder / "adapter").symlink_to(family / "adapter")
     for role in ("base", "finetuned", "target", "direct"):
         (folder / role).symlink_to(family / role)
         _save(folder / f"pipeline-{role}" / "transformer", seed=len(role))
@@ -75,21 +76,6 @@ def make_stock(folder: Path) -> Path:
     recipe = {"bases": ["m1", "m2"], "finetuned": "m1-sft"}
     (folder / "chain.yaml").write_text(json.dumps(recipe))
     return folder
-
-
-def make_adapter(folder: Path, base: Path) -> None:
-    """Make a LoRA adapter.
-
-    Args:
-        folder: a new one.
-        base: what it names as its base.
-    """
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base)
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(folder)
 
 
 def publish_stock(hub: Hub, stock: Path) -> None:
