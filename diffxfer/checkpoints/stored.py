@@ -209,15 +209,15 @@ class Files:
         self._read: dict[int, tuple[TensorSpec, int, int]] = {}
         self._derived: tuple[StoredTensor, Any] | None = None
 
-    def derived(self, stored: StoredTensor, make: Callable[[], T]) -> T:
+    def derived(self, stored: StoredTensor, make: Callable[[Files], T]) -> T:
         """What is derived once from all of a tensor, kept until another tensor asks.
 
         Args:
             stored: the tensor.
-            make: derives it.
+            make: derives it, and may use any memory.
         """
         if self._derived is None or self._derived[0] is not stored:
-            self._derived = stored, make()
+            self._derived = stored, make(self)
         found: T = self._derived[1]
         return found
 

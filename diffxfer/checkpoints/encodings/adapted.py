@@ -131,11 +131,13 @@ class Dora(StoredTensor):
             part = out[done : done + _AT_ONCE]
             at = start + done
             first, last = at // columns, (at + len(part) - 1) // columns + 1
+            # Before the rows are read: it uses the same memory for others.
+            by_column = files.derived(self, self._column_factors) if self.by_column else None
             weight, delta = self._rows(files, first, last)
-            if self.by_column:
-                factor = files.derived(self, lambda: self._column_factors(files))
-            else:
+            if by_column is None:
                 factor = self._row_factors(files, weight + delta, first)[:, None]
+            else:
+                factor = by_column
             made = weight * (factor - 1.0) + delta * factor
             part[:] = made.reshape(-1)[at - first * columns :][: len(part)]
 
