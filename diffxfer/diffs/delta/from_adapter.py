@@ -6,18 +6,22 @@ is computed from its factors when it is read.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.adapters.config import ADAPTER_WEIGHTS
-from diffxfer.checkpoints.companions import companion_path, list_companions
 from diffxfer.checkpoints.encodings import low_rank
 from diffxfer.checkpoints.encodings.adapted import Adapted, Dora, ReplacedRows, Scaled
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import Checkpoint
+from diffxfer.diffs.delta.adapted_folder import adapted_folder, has_tokenizer
+from diffxfer.diffs.delta.adapter_layouts import (
+    IN_OUT,
+    fitting,
+    is_fused,
+    layout_of_square,
+    layouts,
+)
 from diffxfer.diffs.matching.names import is_head, pair_names
 from diffxfer.diffs.matching.ties import HeadState, find_head
 from diffxfer.errors import CheckpointError
@@ -26,17 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.adapters.adapter import Adapter, Factors
-    from diffxfer.checkpoints.stored import ShardFile, StoredTensor, TensorSpec
-
-_TRANSPOSED = frozenset({"gpt_oss", "openai_privacy_filter", "aria_text", "aria"})
-"""Model types that store fused experts as (experts, in, out), as transformers marks them."""
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
 
 LORA = "LoRA adapter"
 """The format of the weights of an adapted checkpoint."""
-_MODEL_FILES = ("config.json", "generation_config.json")
-
-_overlays: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def adapted_checkpoint(adapter: Adapter, base: Checkpoint, *, is_base: bool = True) -> Checkpoint:
@@ -65,16 +62,6 @@ def is_without_tokenizer(finetuned: Checkpoint) -> bool:
         finetuned: the checkpoint.
     """
     return LORA in finetuned.weights.formats and not has_tokenizer(finetuned.weights.shards[0])
-
-
-def has_tokenizer(shard: ShardFile) -> bool:
-    """Whether an adapter has companions that set the behaviour of the fine-tuned model.
-
-    Args:
-        shard: the adapter's file.
-    """
-    names = (*_TOKENIZERS, "chat_template.jinja")
-    return any(companion_path(shard.path.parent, name) is not None for name in names)
 
 
 @dataclass(slots=True)
@@ -106,7 +93,7 @@ class _Adaptation:
             tensors[name] = self._replace_rows(name, module, spec, tensors[name])
         weights = replace(
             base.weights,
-            folder=self._folder(),
+            folder=adapted_folder(adapter.shard, base.folder),
             tensors=tensors,
             shards=(adapter.shard,),
             formats=(LORA,),
@@ -186,44 +173,12 @@ class _Adaptation:
 
     def _fitting(self, factors: Factors, known: list[str], found: list[Factors]) -> str:
         """The one parameter of a module whose shape its factors fit."""
-        a = factors.a
-        assert a is not None
-        fits = [name for name in known if self._layouts(factors, self.base.tensors[name].shape)]
-        if len(fits) > 1:  # those that no other factors fit
-            others = [other for other in found if other is not factors]
-            fits = [
-                name
-                for name in fits
-                if not any(
-                    self._layouts(other, self.base.tensors[name].shape)
-                    and sum(bool(self._layouts(other, self.base.tensors[n].shape)) for n in known)
-                    == 1
-                    for other in others
-                )
-            ]
+        assert factors.a is not None
+        fits = fitting(factors, found, {name: self.base.tensors[name].shape for name in known})
         if len(fits) == 1:
             return fits[0]
         what = "fits none" if not fits else "fits more than one"
-        raise self._odd(a, f"{what} of {', '.join(known)}")
-
-    def _layouts(self, factors: Factors, shape: tuple[int, ...]) -> list[str]:
-        """The ways in which factors make a tensor of a shape."""
-        a, b = factors.a, factors.b
-        assert a is not None
-        assert b is not None
-        if factors.of_embedding:
-            fits = shape == (a.shape[1], b.shape[0])
-            return ["in, out"] if fits else []
-        if len(shape) == 3 and len(a.shape) == 2:
-            even = shape[0] > 0 and a.shape[0] % shape[0] == 0
-            pairs = {"out, in": (b.shape[0], a.shape[1]), "in, out": (a.shape[1], b.shape[0])}
-            return [name for name, pair in pairs.items() if even and shape[1:] == pair]
-        found = []
-        if shape == (b.shape[0], *a.shape[1:]):
-            found.append("out, in")
-        if len(shape) == 2 and shape == (a.shape[1], b.shape[0]):
-            found.append("in, out")
-        return found
+        raise self._odd(factors.a, f"{what} of {', '.join(known)}")
 
     def _adapt(
         self, name: str, factors: Factors, tensors: Mapping[str, StoredTensor]
@@ -234,7 +189,7 @@ class _Adaptation:
         assert a is not None
         assert b is not None
         layout = self._layout(name, factors, weight.shape)
-        fused = len(weight.shape) == 3 and len(a.shape) == 2
+        fused = is_fused(factors, weight.shape)
         rank = a.shape[0] // (weight.shape[0] if fused else 1)
         config = self.adapter.config
         key = self._key(name, factors, fused=fused)
@@ -242,7 +197,7 @@ class _Adaptation:
             stated = config.rank_of(key)
             raise self._odd(a, f"has rank {rank}, and adapter_config.json says {stated}")
         scaling = config.scaling_of(key)
-        is_transposed = layout == "in, out"
+        is_transposed = layout == IN_OUT
         if fused:
             delta = low_rank.experts(name, weight.shape, a, b, scaling, is_transposed=is_transposed)
         else:
@@ -257,26 +212,31 @@ class _Adaptation:
         return f"{factors.module}.{name.rpartition('.')[2]}" if fused else factors.module
 
     def _layout(self, name: str, factors: Factors, shape: tuple[int, ...]) -> str:
-        found = self._layouts(factors, shape)
+        found = layouts(factors, shape)
         a, b = factors.a, factors.b
         assert a is not None
         assert b is not None
         if not found:
             problem = f"and {b.shape} make no {shape}, the shape of {name} in {self.base.role}"
             raise self._odd(a, f"{a.shape} {problem}")
-        if len(found) == 1:
-            return found[0]
-        if len(shape) == 2:
-            return "in, out" if self.adapter.config.fan_in_fan_out else "out, in"
-        # A square matrix: the other parameters of the module are stored in the same way.
+        return found[0] if len(found) == 1 else self._layout_of_square(name, factors, shape)
+
+    def _layout_of_square(self, name: str, factors: Factors, shape: tuple[int, ...]) -> str:
+        fused = is_fused(factors, shape)
         prefix = name.rpartition(".")[0] + "."
-        for other in self.adapter.factors[factors.module]:
-            for known, spec in self.base.tensors.items():
-                if known.startswith(prefix) and len(spec.shape) == 3:
-                    layouts = self._layouts(other, spec.shape)
-                    if len(layouts) == 1:
-                        return layouts[0]
-        return "in, out" if self.base.config.get("model_type") in _TRANSPOSED else "out, in"
+        for other in self.adapter.factors[factors.module] if fused else ():
+            # The other parameters of the module are stored in the same way.
+            for parameter in self.adapter.config.parameters:
+                spec = self.base.tensors.get(prefix + parameter.rpartition(".")[2])
+                found = [] if spec is None else layouts(other, spec.shape)
+                if len(found) == 1:
+                    return found[0]
+        return layout_of_square(
+            factors.module,
+            self.base.config,
+            fan_in_fan_out=self.adapter.config.fan_in_fan_out,
+            fused=fused,
+        )
 
     def _dora(
         self,
@@ -323,23 +283,3 @@ class _Adaptation:
         dtype = "F64" if "F64" in (spec.dtype, weight.dtype) else "F32"
         ordered = tuple(indices[i] for i in order)
         return ReplacedRows(name, dtype, weight.shape, weight.shard, weight, spec, ordered, order)
-
-    def _folder(self) -> Path:
-        """A folder with base's companions, and the adapter's over them."""
-        own = self.adapter.place.folder
-        if companion_path(own, "config.json") is not None:
-            return own
-        overlay = tempfile.TemporaryDirectory(prefix="diffxfer-")
-        _overlays.append(overlay)  # it is removed at the end of the process
-        made = Path(overlay.name)
-        # An adapter's tokenizer replaces all of base's files that have to do with one.
-        theirs = list_companions(self.base.folder).names
-        if has_tokenizer(self.adapter.shard):
-            theirs = tuple(name for name in theirs if name in _MODEL_FILES)
-        for folder, names in ((self.base.folder, theirs), (own, list_companions(own).names)):
-            for name in names:
-                path = companion_path(folder, name)
-                if path is not None:
-                    (made / name).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(path, made / name)
-        return made

@@ -90,7 +90,12 @@ def test_any_shape_rank_and_pieces(folder: Path, data: st.DataObject) -> None:
     columns = data.draw(st.one_of(st.integers(1, 9), st.sampled_from([255, 256, 257, 600])))
     kinds = st.sampled_from(["BF16", "F32"])
     delta, expected = linear(
-        folder, rows, columns, rank, (data.draw(kinds), data.draw(kinds)), data.draw(st.integers(0, 99))
+        folder,
+        rows,
+        columns,
+        rank,
+        (data.draw(kinds), data.draw(kinds)),
+        data.draw(st.integers(0, 99)),
     )
     cuts = sorted(data.draw(st.lists(st.integers(0, rows * columns), max_size=5)))
     assert same(read(delta, cuts), expected)
@@ -212,9 +217,7 @@ def test_replaced_rows(folder: Path, data: st.DataObject) -> None:
     for place, token in enumerate(ids):
         expected[token] = new[place]
     cuts = sorted(data.draw(st.lists(st.integers(0, rows * columns), max_size=4)))
-    assert np.array_equal(
-        read(stored, cuts).view("<u4"), expected.numpy().view("<u4")
-    )
+    assert np.array_equal(read(stored, cuts).view("<u4"), expected.numpy().view("<u4"))
 
 
 def test_what_a_value_depends_on_is_in_the_fingerprint(folder: Path) -> None:
