@@ -32,6 +32,8 @@ _FACTOR = re.compile(
 _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 _OTHER_TUNERS = re.compile(r"\.(?:lora|ia3|hada|lokr|oft|boft|vera|randlora|adalora)_")
 _NESTED = ".base_layer"
+_ORIGINAL = ".original_module."
+_WRAPPED_ROWS = ".token_adapter."
 
 
 @dataclass(slots=True)
@@ -151,7 +153,10 @@ def _sort(
             raise CheckpointError(
                 place.label, f"has {short(stored)}, which is no tensor of LoRA", merge_remedy(place)
             )
+        if _ORIGINAL in name:  # a copy of base's, beside the trained one
+            return
         inner = name.replace(_NESTED, "").replace(".modules_to_save.default", "")
+        inner = inner.replace(_WRAPPED_ROWS, ".")
         adapter.whole[inner.replace(".modules_to_save", "")] = spec
         return
     module = found["module"].replace(_NESTED, "")

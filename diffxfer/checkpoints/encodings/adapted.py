@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 Values = npt.NDArray[np.float64]
 
-_DELTA, _WEIGHT, _DORA = 3, 4, 5
+_DELTA, _WEIGHT, _DORA, _ROWS = 3, 4, 5, 6
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted(StoredTensor):
-    """base + Δ, computed in float64 and rounded once to base's dtype.
+    """base + Δ, computed in float64 and rounded once: to base's dtype, or to a wider one.
 
     Attributes:
         base: the tensor of base.
@@ -51,19 +51,26 @@ class Adapted(StoredTensor):
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Compute elements."""
-        from diffxfer.kernels.native import kernel
-
         size = BITS[self.dtype] // 8
-        add = kernel("apply", ("F64", self.dtype, self.dtype))
         for done in range(0, len(buffer) // size, _AT_ONCE):
             part = buffer[done * size : (done + _AT_ONCE) * size]
             count = len(part) // size
             # Δ may need base's values too, so it is computed first.
             delta = files.memory(count * 8, _DELTA)
             self.delta.read(files, start + done, delta)
-            self.base.read(files, start + done, part)
-            at = _address(part)
-            add(_address(delta), at, at, count, 1.0)
+            if self.base.dtype == self.dtype:
+                self._add(files, delta, start + done, part)
+            else:
+                weight = in_float64(files, self.base, start + done, count)
+                np.frombuffer(part, _NUMPY[self.dtype])[:] = weight + np.frombuffer(delta, "<f8")
+
+    def _add(self, files: Files, delta: memoryview, start: int, buffer: memoryview) -> None:
+        """Read base's elements, and add Δ in place."""
+        from diffxfer.kernels.native import kernel
+
+        self.base.read(files, start, buffer)
+        at, count = _address(buffer), len(delta) // 8
+        kernel("apply", ("F64", self.dtype, self.dtype))(_address(delta), at, at, count, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +208,8 @@ class ReplacedRows(StoredTensor):
         """Read elements."""
         dtype = "<f8" if self.dtype == "F64" else "<f4"
         out = np.frombuffer(buffer, dtype)
-        out[:] = in_float64(files, self.base, start, len(out))
+        # Base may be computed itself, and need all other memory.
+        out[:] = in_float64(files, self.base, start, len(out), _ROWS)
         width = self.shape[1]
         stop = start + len(out)
         for place in range(bisect_left(self.indices, start // width), len(self.indices)):
@@ -213,7 +221,9 @@ class ReplacedRows(StoredTensor):
             out[low - start : high - start] = in_float64(files, self.rows, at, high - low)
 
 
-def in_float64(files: Files, stored: StoredTensor, start: int, count: int) -> Values:
+def in_float64(
+    files: Files, stored: StoredTensor, start: int, count: int, slot: int = _WEIGHT
+) -> Values:
     """Some elements of a tensor, in float64.
 
     Args:
@@ -221,8 +231,9 @@ def in_float64(files: Files, stored: StoredTensor, start: int, count: int) -> Va
         stored: the tensor.
         start: the first element.
         count: the number of elements.
+        slot: the memory to use.
     """
-    memory = files.memory(count * BITS[stored.dtype] // 8, _WEIGHT)
+    memory = files.memory(count * BITS[stored.dtype] // 8, slot)
     stored.read(files, start, memory)
     values = np.frombuffer(memory, _NUMPY[stored.dtype])
     if stored.dtype == "BF16":  # the upper half of a float32

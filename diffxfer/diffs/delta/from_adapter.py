@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.adapters.config import ADAPTER_WEIGHTS
+from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.encodings import low_rank
 from diffxfer.checkpoints.encodings.adapted import Adapted, Dora, ReplacedRows, Scaled
+from diffxfer.checkpoints.files import same_values
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import Checkpoint
 from diffxfer.diffs.delta.adapted_folder import adapted_folder, has_tokenizer
@@ -23,7 +25,7 @@ from diffxfer.diffs.delta.adapter_layouts import (
     layouts,
 )
 from diffxfer.diffs.matching.names import is_head, pair_names
-from diffxfer.diffs.matching.ties import HeadState, find_head
+from diffxfer.diffs.matching.ties import Head, HeadState, find_head
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -71,34 +73,77 @@ class _Adaptation:
     adapter: Adapter
     base: Checkpoint
     is_base: bool
-    _names: Mapping[str, str] = field(default_factory=dict)
+    _names: Mapping[str, str] = field(init=False)
+    _tensors: dict[str, StoredTensor] = field(init=False)
+    _head: Head = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._names = {}
+        self._tensors = dict(self.base.tensors)
+        self._head = find_head(self.base.tensors, self.base.config)
 
     def run(self) -> Checkpoint:
-        adapter, base = self.adapter, self.base
-        tensors: dict[str, StoredTensor] = dict(base.tensors)
+        base = self.base
         self._names = self._pair()
-        for module, found in adapter.factors.items():
-            for name, factors in self._parameters(module, found):
-                tensors[name] = self._adapt(name, factors, tensors)
-                if factors.bias is not None:
-                    bias = self._name(f"{module}.bias", factors.bias)
-                    tensors[bias] = self._add_bias(bias, factors, tensors)
-        for name, spec in adapter.whole.items():
+        self._add_copies()
+        self._add_factors()
+        for name, spec in self.adapter.whole.items():
             self._need_base(spec, "stored whole")
             known = self._names.get(name, name)
-            tensors[known] = replace(spec, name=known)
-        for module, spec in adapter.rows.items():
-            self._need_base(spec, "rows of tokens")
-            name = self._name(f"{module}.weight", spec)
-            tensors[name] = self._replace_rows(name, module, spec, tensors[name])
+            self._tensors[known] = replace(spec, name=known)
+        self._add_rows()
+        folder = adapted_folder(self.adapter.shard, base.folder, self._resized())
         weights = replace(
             base.weights,
-            folder=adapted_folder(adapter.shard, base.folder),
-            tensors=tensors,
-            shards=(adapter.shard,),
+            folder=folder,
+            tensors=self._tensors,
+            shards=(self.adapter.shard,),
             formats=(LORA,),
         )
-        return Checkpoint("finetuned", weights, base.config)
+        return Checkpoint("finetuned", weights, read_config(folder))
+
+    def _add_copies(self) -> None:
+        """Use the embeddings that the adapter stores, if they were resized for more tokens."""
+        for name, spec in self.adapter.copies.items():
+            known = self._names.get(name)
+            module = name.removesuffix(".weight")
+            if known is None or (self._is_tied(known) and module not in self.adapter.factors):
+                continue
+            # A copy of base's size has base's values: PEFT does not train it.
+            if self._tensor(known).shape != spec.shape:
+                self._need_base(spec, "a resized embedding")
+                self._tensors[known] = replace(spec, name=known)
+
+    def _add_factors(self) -> None:
+        for module, found in self.adapter.factors.items():
+            for name, factors in self._parameters(module, found):
+                self._tensors[name] = self._adapt(name, factors)
+                if factors.bias is not None:
+                    bias = self._names.get(f"{module}.bias")
+                    self._tensors[bias or ""] = self._add_bias(bias, factors)
+
+    def _add_rows(self) -> None:
+        """Replace trained rows of tokens; a head that base ties has those of its embedding."""
+        named = {self._name(f"{m}.weight", s): (m, s) for m, s in self.adapter.rows.items()}
+        _, embedding = named.get(self._head.embedding or "", (None, None))
+        for name, (_, spec) in list(named.items()):
+            if embedding is not None and self._is_tied(name) and same_values(spec, embedding):
+                del named[name]
+        for name, (module, spec) in named.items():
+            self._need_base(spec, "rows of tokens")
+            self._tensors[name] = self._replace_rows(name, module, spec, self._tensor(name))
+
+    def _is_tied(self, name: str) -> bool:
+        """Whether this is a head that base does not store, because it is the embedding."""
+        return self._head.state is HeadState.TIED and self._head.name is None and is_head(name)
+
+    def _resized(self) -> tuple[int, int] | None:
+        """The numbers of rows of base's embedding and of the new one, if they differ."""
+        name = self._head.embedding
+        if name is None:
+            return None
+        before, after = (each[name].shape[0] for each in (self.base.tensors, self._tensors))
+        return (before, after) if before != after else None
 
     def _pair(self) -> dict[str, str]:
         """Base's name of each tensor that the adapter changes."""
@@ -116,8 +161,7 @@ class _Adaptation:
     def _known(self) -> dict[str, None]:
         """Base's names, with the head that a tied embedding stands for."""
         names = dict.fromkeys(self.base.tensors)
-        head = find_head(self.base.tensors, self.base.config)
-        if head.state is HeadState.TIED and head.name is None:
+        if self._head.state is HeadState.TIED and self._head.name is None:
             names["lm_head.weight"] = None
         return names
 
@@ -136,13 +180,12 @@ class _Adaptation:
             raise self._odd(spec, f"changes {name}, and {self.base.role} has no such tensor")
         return found
 
-    def _tensor(self, name: str, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
-        """Base's tensor; for a head that base ties, its embedding under the head's name."""
-        found = tensors.get(name)
+    def _tensor(self, name: str) -> StoredTensor:
+        """The tensor so far; for a head that base ties, its embedding under the head's name."""
+        found = self._tensors.get(name)
         if found is None:
             assert is_head(name)
-            head = find_head(self.base.tensors, self.base.config)
-            found = replace(self.base.tensors[head.embedding or ""], name=name)
+            found = replace(self.base.tensors[self._head.embedding or ""], name=name)
         return found
 
     def _need_base(self, spec: TensorSpec, what: str) -> None:
@@ -180,11 +223,9 @@ class _Adaptation:
         what = "fits none" if not fits else "fits more than one"
         raise self._odd(factors.a, f"{what} of {', '.join(known)}")
 
-    def _adapt(
-        self, name: str, factors: Factors, tensors: Mapping[str, StoredTensor]
-    ) -> StoredTensor:
+    def _adapt(self, name: str, factors: Factors) -> StoredTensor:
         """A tensor with its Δ."""
-        weight = self._tensor(name, tensors)
+        weight = self._tensor(name)
         a, b = factors.a, factors.b
         assert a is not None
         assert b is not None
@@ -204,7 +245,7 @@ class _Adaptation:
             make = low_rank.transposed if is_transposed else low_rank.linear
             delta = make(name, weight.shape, a, b, scaling)
         if factors.magnitude is None:
-            return Adapted(name, weight.dtype, weight.shape, weight.shard, weight, delta)
+            return self._sum(weight, delta)
         return self._dora(weight, delta, factors.magnitude, by_column=is_transposed)
 
     def _key(self, name: str, factors: Factors, *, fused: bool) -> str:
@@ -253,13 +294,21 @@ class _Adaptation:
         made = Dora(
             weight.name, "F64", weight.shape, magnitude.shard, weight, delta, magnitude, by_column
         )
-        return Adapted(weight.name, weight.dtype, weight.shape, weight.shard, weight, made)
+        return self._sum(weight, made)
 
-    def _add_bias(
-        self, name: str, factors: Factors, tensors: Mapping[str, StoredTensor]
-    ) -> StoredTensor:
-        bias, spec = tensors[name], factors.bias
+    def _sum(self, weight: StoredTensor, delta: StoredTensor) -> StoredTensor:
+        """A tensor and its Δ, in the tensor's dtype if it is base's; else Δ would lose digits."""
+        own = weight.shard == self.adapter.shard and weight.dtype != "F64"
+        dtype = "F32" if own else weight.dtype
+        return Adapted(weight.name, dtype, weight.shape, weight.shard, weight, delta)
+
+    def _add_bias(self, name: str | None, factors: Factors) -> StoredTensor:
+        spec = factors.bias
         assert spec is not None
+        if name is None:
+            problem = f"is a bias, and {factors.module} in {self.base.role} has none to add it to"
+            raise self._odd(spec, problem)
+        bias = self._tensors[name]
         if spec.shape != bias.shape:
             raise self._odd(spec, f"has the shape {spec.shape}, expected {bias.shape}")
         scaling = self.adapter.config.scaling_of(factors.module)

@@ -14,7 +14,6 @@ from tests.diffs.adapters.variants import VARIANTS, merged
 from tests.helpers import same_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor

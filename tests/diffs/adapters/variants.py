@@ -185,12 +185,7 @@ def make_adapter(variant: Variant, folder: Path) -> None:
     torch.manual_seed(0)
     base = variant.make().bfloat16()
     save(base, folder / "base")
-    torch.manual_seed(1)
-    target = copy.deepcopy(base)
-    with torch.no_grad():
-        for tensor in target.parameters():
-            tensor.add_(torch.randn_like(tensor) * 0.002)
-    save(target, folder / "target")
+    save(near(base), folder / "target")
     plain: dict[str, Any] = {
         "r": 4,
         "lora_alpha": 6,
@@ -199,12 +194,27 @@ def make_adapter(variant: Variant, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(base.float(), LoraConfig(**{**plain, **variant.options}))
-        torch.manual_seed(2)
-        with torch.no_grad():
-            for tensor in model.parameters():
-                if tensor.requires_grad:
-                    tensor.add_(torch.randn_like(tensor) * 0.05)
-        model.to(variant.dtype).save_pretrained(folder / "adapter")
+        randomised(model).to(variant.dtype).save_pretrained(folder / "adapter")
+
+
+def near(base: nn.Module) -> nn.Module:
+    """A model that differs a little."""
+    torch.manual_seed(1)
+    found = copy.deepcopy(base)
+    with torch.no_grad():
+        for tensor in found.parameters():
+            tensor.add_(torch.randn_like(tensor) * 0.002)
+    return found
+
+
+def randomised(model: Any) -> Any:
+    """The model, with what is trained moved at random."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.requires_grad:
+                tensor.add_(torch.randn_like(tensor) * 0.05)
+    return model
 
 
 def save(model: nn.Module, folder: Path) -> None:
