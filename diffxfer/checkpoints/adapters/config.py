@@ -27,12 +27,20 @@ _VARIANTS = {
     "use_qalora": "is a QALoRA, whose Δ is not the product of its factors",
     "use_bdlora": "is a BD-LoRA, whose factors are block-diagonal",
     "arrow_config": "is an Arrow router over several adapters: its Δ depends on the input",
-    "velora_config": "is a VeLoRA",
+    "velora_config": "is a VeLoRA, which is not supported",
     "kasa_config": "is a KaSA, whose Δ is not the product of its factors",
     "monteclora_config": "is a MonteCLoRA, whose Δ is random",
-    "megatron_config": "is split for Megatron",
+    "megatron_config": "is split for Megatron, which is not supported",
 }
 """Options of variants whose Δ is another one, by key of the config."""
+_NEVER_MERGED = frozenset(
+    (
+        *("layer_replication", "alora_invocation_tokens", "use_qalora", "arrow_config"),
+        *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"),
+        *("CARTRIDGE", "ADAPTION_PROMPT", "XLORA", "POLY"),
+    )
+)
+"""Variants and types that `merge_and_unload` refuses, or makes another architecture of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class AdapterConfig:
         alphas: alphas by pattern of module names.
         rank_stabilized: whether the scaling is alpha / √rank instead of alpha / rank.
         fan_in_fan_out: whether layers store their weight as (in, out).
+        dora: whether every module has a vector of magnitudes.
+        modules_to_save: the names of modules that are stored whole.
         parameters: the names of parameters that are adapted directly, such as fused experts.
         token_indices: the ids of trained rows by module name; the key is empty for the embedding.
     """
@@ -58,6 +68,8 @@ class AdapterConfig:
     alphas: Mapping[str, float]
     rank_stabilized: bool
     fan_in_fan_out: bool
+    dora: bool
+    modules_to_save: tuple[str, ...]
     parameters: tuple[str, ...]
     token_indices: Mapping[str, tuple[int, ...]]
 
@@ -115,13 +127,13 @@ def read_adapter_config(place: Place) -> AdapterConfig:
 
 
 def _refuse_others(place: Place, raw: Mapping[str, Any]) -> None:
-    kind = raw.get("peft_type")
+    kind = str(raw.get("peft_type"))
     if kind != "LORA":
-        problem = f"is a PEFT adapter of type {str(kind)[:40]}, and only LORA can be read"
-        raise CheckpointError(place.label, problem, merge_remedy(place))
+        problem = f"is a PEFT adapter of type {kind[:40]}, and only LORA can be read"
+        raise CheckpointError(place.label, problem, _remedy(place, kind))
     for key, problem in _VARIANTS.items():
         if raw.get(key):
-            raise CheckpointError(place.label, problem, merge_remedy(place))
+            raise CheckpointError(place.label, problem, _remedy(place, key))
     start = str(raw.get("init_lora_weights")).lower()
     if start.startswith(_CHANGES_BASE):
         problem = f"was initialised with {start}, which changed base's weights too"
@@ -129,7 +141,8 @@ def _refuse_others(place: Place, raw: Mapping[str, Any]) -> None:
     if not place.has(ADAPTER_WEIGHTS):
         if place.has(_PICKLED):
             problem = f"has pickled weights only ({_PICKLED}): loading a pickle runs code"
-            raise CheckpointError(place.label, problem, merge_remedy(place))
+            remedy = f"if you trust it, {merge_remedy(place)}"
+            raise CheckpointError(place.label, problem, remedy)
         raise CheckpointError(place.label, f"has no {ADAPTER_WEIGHTS}", "download it again")
 
 
@@ -139,16 +152,28 @@ def merge_remedy(place: Place) -> str:
     Args:
         place: the adapter.
     """
+    named = repr(place.label)
+    file = next(iter(place.files.values()), None) if place.files is not None else None
+    if file is not None:
+        named = f"{file.repo!r}, revision={file.commit!r}"
     return (
         "merge it with PEFT, and give the result: AutoPeftModelForCausalLM"
-        f".from_pretrained({place.label!r}).merge_and_unload().save_pretrained('merged')"
+        f".from_pretrained({named}).merge_and_unload().save_pretrained('merged')"
     )
+
+
+def _remedy(place: Place, kind: str) -> str:
+    if kind in _NEVER_MERGED:
+        return "it has no difference of weights to its base: train a plain LoRA instead"
+    return merge_remedy(place)
 
 
 def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
     tokens = raw.get("trainable_token_indices") or {}
     if isinstance(tokens, list):
         tokens = {"": tokens}
+    if not isinstance(tokens, dict):
+        raise TypeError("trainable_token_indices is neither a list nor an object")
     return AdapterConfig(
         base=_text(raw.get("base_model_name_or_path") or ""),
         rank=_positive(raw.get("r"), "r"),
@@ -157,6 +182,8 @@ def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
         alphas={key: _number(v, "alpha_pattern") for key, v in _items(raw, "alpha_pattern")},
         rank_stabilized=bool(raw.get("use_rslora")),
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
+        dora=bool(raw.get("use_dora")),
+        modules_to_save=tuple(map(_text, _listed(raw.get("modules_to_save") or []))),
         parameters=tuple(map(_text, _listed(raw.get("target_parameters") or []))),
         token_indices={
             _text(key): tuple(_index(i) for i in _listed(ids)) for key, ids in tokens.items()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.adapters.config import ADAPTER_WEIGHTS
+from diffxfer.checkpoints.adapters.adapter import odd
+from diffxfer.checkpoints.adapters.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_remedy
 from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.encodings import low_rank
 from diffxfer.checkpoints.encodings.adapted import Adapted, Dora, ReplacedRows, Scaled
@@ -165,19 +166,24 @@ class _Adaptation:
             names["lm_head.weight"] = None
         return names
 
-    def _odd(self, spec: TensorSpec, problem: str) -> CheckpointError:
+    def _odd(self, spec: TensorSpec, problem: str, otherwise: str = "") -> CheckpointError:
+        """The error for a tensor of the adapter that does not fit base."""
         where = f"{self.adapter.place.label}/{ADAPTER_WEIGHTS}"
         stated = self.adapter.config.base
         made = f", which was made for {stated}" if stated else ""
-        return CheckpointError(
-            where, f"{short(spec.name)} {problem}", f"give the base of this adapter{made}"
-        )
+        remedy = f"give the base of this adapter{made}{otherwise}"
+        return CheckpointError(where, f"{short(spec.name)} {problem}", remedy)
+
+    def _unknown(self, spec: TensorSpec, name: str) -> CheckpointError:
+        """The error for a tensor that base has not, or not under this name."""
+        problem = f"changes {name}, and {self.base.role} has no such tensor"
+        return self._odd(spec, problem, f"; or {merge_remedy(self.adapter.place)}")
 
     def _name(self, name: str, spec: TensorSpec) -> str:
         """Base's name of a tensor."""
         found = self._names.get(name)
         if found is None:
-            raise self._odd(spec, f"changes {name}, and {self.base.role} has no such tensor")
+            raise self._unknown(spec, name)
         return found
 
     def _tensor(self, name: str) -> StoredTensor:
@@ -211,7 +217,7 @@ class _Adaptation:
         first = found[0].a
         assert first is not None
         if not known:
-            raise self._odd(first, f"changes {module}, and {self.base.role} has no such tensor")
+            raise self._unknown(first, module)
         return [(self._fitting(factors, known, found), factors) for factors in found]
 
     def _fitting(self, factors: Factors, known: list[str], found: list[Factors]) -> str:
@@ -236,7 +242,8 @@ class _Adaptation:
         key = self._key(name, factors, fused=fused)
         if rank != config.rank_of(key):
             stated = config.rank_of(key)
-            raise self._odd(a, f"has rank {rank}, and adapter_config.json says {stated}")
+            problem = f"has rank {rank}, and {ADAPTER_CONFIG} says {stated}"
+            raise odd(self.adapter.place, a.name, problem)
         scaling = config.scaling_of(key)
         is_transposed = layout == IN_OUT
         if fused:
@@ -250,7 +257,10 @@ class _Adaptation:
 
     def _key(self, name: str, factors: Factors, *, fused: bool) -> str:
         """The name that the config's patterns are matched against."""
-        return f"{factors.module}.{name.rpartition('.')[2]}" if fused else factors.module
+        full = f"{factors.module}.{name.rpartition('.')[2]}"
+        parameters = self.adapter.config.parameters
+        named = any(full == each or full.endswith(f".{each}") for each in parameters)
+        return full if fused or named else factors.module
 
     def _layout(self, name: str, factors: Factors, shape: tuple[int, ...]) -> str:
         found = layouts(factors, shape)
@@ -290,7 +300,8 @@ class _Adaptation:
         self._need_base(magnitude, "DoRA")
         outputs = delta.columns if by_column else delta.rows
         if magnitude.elements != outputs:
-            raise self._odd(magnitude, f"has the shape {magnitude.shape}, expected ({outputs},)")
+            problem = f"has the shape {magnitude.shape}, expected ({outputs},)"
+            raise odd(self.adapter.place, magnitude.name, problem)
         made = Dora(
             weight.name, "F64", weight.shape, magnitude.shard, weight, delta, magnitude, by_column
         )
@@ -306,8 +317,7 @@ class _Adaptation:
         spec = factors.bias
         assert spec is not None
         if name is None:
-            problem = f"is a bias, and {factors.module} in {self.base.role} has none to add it to"
-            raise self._odd(spec, problem)
+            raise self._unknown(spec, f"{factors.module}.bias")
         bias = self._tensors[name]
         if spec.shape != bias.shape:
             raise self._odd(spec, f"has the shape {spec.shape}, expected {bias.shape}")
@@ -324,7 +334,7 @@ class _Adaptation:
         expected = (len(indices), *weight.shape[1:])
         if spec.shape != expected or len(set(indices)) != len(indices):
             problem = f"has the shape {spec.shape}, expected {expected} for the trained tokens"
-            raise self._odd(spec, problem)
+            raise odd(self.adapter.place, spec.name, problem)
         if indices and max(indices) >= weight.shape[0]:
             problem = f"has a row for token {max(indices)}, and {name} has {weight.shape[0]} rows"
             raise self._odd(spec, problem)
