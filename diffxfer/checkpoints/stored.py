@@ -11,7 +11,7 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import os
@@ -76,7 +76,10 @@ class StoredTensor(ABC):
             ``"BF16"``.
         shape: one size per dimension; ``()`` is a scalar.
         shard: the file that contains it, or its first part.
+        source: what it comes from, for messages; empty if its role says it.
     """
+
+    source: ClassVar[str] = ""
 
     name: str
     dtype: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
+_TOKENS = "trainable_token_indices"
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that change base's own weights, so that Δ is not the product of the factors."""
@@ -169,13 +171,13 @@ def _remedy(place: Place, kind: str) -> str:
 
 
 def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
-    tokens = raw.get("trainable_token_indices") or {}
+    tokens = raw.get(_TOKENS) or {}
     if isinstance(tokens, list):
         tokens = {"": tokens}
     if not isinstance(tokens, dict):
-        raise TypeError("trainable_token_indices is neither a list nor an object")
+        raise TypeError(f"{_TOKENS} is {_said(tokens)}, expected a list or an object")
     return AdapterConfig(
-        base=_text(raw.get("base_model_name_or_path") or ""),
+        base=_text(raw.get("base_model_name_or_path") or "", "base_model_name_or_path"),
         rank=_positive(raw.get("r"), "r"),
         alpha=_number(raw.get("lora_alpha"), "lora_alpha"),
         ranks={key: _positive(v, "rank_pattern") for key, v in _items(raw, "rank_pattern")},
@@ -183,10 +185,10 @@ def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
         rank_stabilized=bool(raw.get("use_rslora")),
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
         dora=bool(raw.get("use_dora")),
-        modules_to_save=tuple(map(_text, _listed(raw.get("modules_to_save") or []))),
-        parameters=tuple(map(_text, _listed(raw.get("target_parameters") or []))),
+        modules_to_save=_texts(raw, "modules_to_save"),
+        parameters=_texts(raw, "target_parameters"),
         token_indices={
-            _text(key): tuple(_index(i) for i in _listed(ids)) for key, ids in tokens.items()
+            key: tuple(map(_index, _listed(ids, _TOKENS))) for key, ids in tokens.items()
         },
     )
 
@@ -194,37 +196,46 @@ def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
 def _items(raw: Mapping[str, Any], key: str) -> Sequence[tuple[str, Any]]:
     found = raw.get(key) or {}
     if not isinstance(found, dict):
-        raise TypeError(f"{key} is no object")
+        raise TypeError(f"{key} is {_said(found)}, expected an object")
     return [*found.items()]
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:40]} is no list")
+        raise TypeError(f"{key} is {_said(value)}, expected a list")
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]} is no text")
+        raise TypeError(f"{key} is or has {_said(value)}, expected a string")
     return value
+
+
+def _texts(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(_text(each, key) for each in _listed(raw.get(key) or [], key))
+
+
+def _said(value: Any) -> str:
+    """A value as JSON writes it, short."""
+    return json.dumps(value)[:40]
 
 
 def _positive(value: Any, key: str) -> int:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{key} is {str(value)[:40]}, expected a positive integer")
+        raise ValueError(f"{key} is {_said(value)}, expected a positive integer")
     return value
 
 
 def _index(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"a token id is {str(value)[:40]}, expected an integer from 0")
+        raise ValueError(f"a token id is {_said(value)}, expected an integer from 0")
     return value
 
 
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} is {str(value)[:40]}, expected a number")
+        raise ValueError(f"{key} is {_said(value)}, expected a number")
     return float(value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,8 @@ class Scaled(StoredTensor):
         scaling: the number.
     """
 
+    source: ClassVar[str] = "the adapter"
+
     values: TensorSpec
     scaling: float
 
@@ -115,6 +117,8 @@ class Dora(StoredTensor):
             layer that stores its weight as (in, out).
     """
 
+    source: ClassVar[str] = "the adapter"
+
     base: StoredTensor
     delta: LowRank
     magnitude: TensorSpec
@@ -145,7 +149,8 @@ class Dora(StoredTensor):
                 factor = self._row_factors(files, weight + delta, first)[:, None]
             else:
                 factor = by_column
-            made = weight * (factor - 1.0) + delta * factor
+            with np.errstate(all="ignore"):  # the engine reports what is not finite
+                made = weight * (factor - 1.0) + delta * factor
             part[:] = made.reshape(-1)[at - first * columns :][: len(part)]
 
     def _rows(self, files: Files, first: int, last: int) -> tuple[Values, Values]:
@@ -163,7 +168,8 @@ class Dora(StoredTensor):
         # Row by row, so that no sum depends on which rows are computed together.
         norms = np.sqrt([np.add.reduce(row * row) for row in rows])
         magnitudes = in_float64(files, self.magnitude, first, len(rows))
-        return np.asarray(magnitudes / norms)
+        with np.errstate(all="ignore"):
+            return np.asarray(magnitudes / norms)
 
     def _column_factors(self, files: Files) -> Values:
         """Magnitude / norm of all columns of W + Δ, in one pass over W."""
@@ -175,7 +181,8 @@ class Dora(StoredTensor):
             for row in weight + delta:
                 squares += row * row
         magnitudes = in_float64(files, self.magnitude, 0, columns)
-        return np.asarray(magnitudes / np.sqrt(squares))
+        with np.errstate(all="ignore"):
+            return np.asarray(magnitudes / np.sqrt(squares))
 
 
 @dataclass(frozen=True, slots=True)

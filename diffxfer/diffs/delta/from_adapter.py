@@ -332,7 +332,10 @@ class _Adaptation:
         keys = [key for key in found if key and (module == key or module.endswith(f".{key}"))]
         indices = found.get(keys[0] if keys else "", ())
         expected = (len(indices), *weight.shape[1:])
-        if spec.shape != expected or len(set(indices)) != len(indices):
+        if len(set(indices)) != len(indices):
+            problem = f"has two rows for one token of trainable_token_indices in {ADAPTER_CONFIG}"
+            raise odd(self.adapter.place, spec.name, problem)
+        if spec.shape != expected:
             problem = f"has the shape {spec.shape}, expected {expected} for the trained tokens"
             raise odd(self.adapter.place, spec.name, problem)
         if indices and max(indices) >= weight.shape[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,9 @@ class TestFactors:
     @pytest.mark.parametrize("name", [A, B])
     def test_nan(self, plain: Path, value: float, name: str) -> None:
         edit(plain, lambda t: t[name].__setitem__((1, 1), value))
-        refused(plain, "model.layers.0.self_attn.q_proj.weight", "adapter", str(value))
+        word = "NaN" if math.isnan(value) else "infinity"
+        where = f"model.layers.0.self_attn.q_proj.weight: {word} in the adapter at ["
+        refused(plain, where, str(plain / "adapter" / FILE), "--allow-nonfinite")
 
     @pytest.mark.parametrize("shape", [(0,), (4, 0)])
     def test_empty_ones_of_zero_3(self, plain: Path, shape: tuple[int, ...]) -> None:
@@ -232,12 +235,20 @@ class TestDora:
         refused(plain, "k_proj' has a magnitude without factors", AGAIN)
 
     def test_a_magnitude_of_another_size(self, plain: Path, made) -> None:
-        import shutil
-
         shutil.copytree(made("DoRA"), plain / "dora")
         name = f"{Q}.lora_magnitude_vector"
         edit(plain / "dora", lambda t: t.update({name: torch.ones(15)}))
         refused(plain / "dora", f"'{name}' has the shape (15,), expected (16,)", AGAIN)
+
+    def test_a_row_of_zeros_has_no_direction(self, plain: Path, made) -> None:
+        """PEFT's merge gives NaN there too."""
+        shutil.copytree(made("DoRA"), plain / "dora")
+        edit(plain / "dora", lambda t: t.update({A: torch.zeros(4, 16)}))
+        path = plain / "dora" / "base" / tiny.SHARD
+        base = load_file(path)
+        base["model.layers.0.self_attn.q_proj.weight"][3] = 0
+        save_file(base, path, {"format": "pt"})
+        refused(plain / "dora", "q_proj.weight: NaN in the adapter at [3, 0]")
 
 
 class TestConfig:
@@ -285,12 +296,13 @@ class TestConfig:
     )
     def test_a_value_of_the_wrong_kind(self, plain: Path, key: str, value: Any) -> None:
         set_config(plain, **{key: value})
-        refused(plain, f"{plain / 'adapter' / CONFIG}: is no LoRA config: ", AGAIN)
+        told = "a token id" if value in ([1, "2"], [-1]) else key
+        refused(plain, f"{plain / 'adapter' / CONFIG}: is no LoRA config: {told} ", AGAIN)
 
     def test_infinity(self, plain: Path) -> None:
         path = plain / "adapter" / CONFIG
         path.write_text(path.read_text().replace('"lora_alpha": 6', '"lora_alpha": 1e999'))
-        refused(plain, CONFIG, "lora_alpha")
+        refused(plain, CONFIG, "lora_alpha is Infinity, expected a number")
 
     @pytest.mark.parametrize(
         ("key", "value"), [("modules_to_save", ["lm_head"]), ("trainable_token_indices", [1])]
@@ -305,8 +317,6 @@ class TestTokenRows:
 
     @pytest.fixture
     def rows(self, made, tmp_path: Path) -> Path:
-        import shutil
-
         shutil.copytree(made("token rows"), tmp_path / "rows")
         return tmp_path / "rows"
 
@@ -320,7 +330,7 @@ class TestTokenRows:
 
     def test_one_id_twice(self, rows: Path) -> None:
         set_config(rows, trainable_token_indices=[7, 3, 7])
-        refused(rows, f"'{self.NAME}'", AGAIN)
+        refused(rows, f"'{self.NAME}' has two rows for one token", AGAIN)
 
 
 def test_an_adapter_in_another_role_is_refused(plain: Path) -> None:
