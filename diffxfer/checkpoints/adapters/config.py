@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.adapters.patterns import Patterns
 from diffxfer.checkpoints.companions import companion_path, read_object
 from diffxfer.errors import CheckpointError
 
@@ -66,8 +66,8 @@ class AdapterConfig:
     base: str
     rank: int
     alpha: float
-    ranks: Mapping[str, int]
-    alphas: Mapping[str, float]
+    ranks: Patterns[int]
+    alphas: Patterns[float]
     rank_stabilized: bool
     fan_in_fan_out: bool
     dora: bool
@@ -81,7 +81,7 @@ class AdapterConfig:
         Args:
             module: its name in the model.
         """
-        return self.ranks.get(_pattern(self.ranks, module), self.rank)
+        return self.ranks.get(module, self.rank)
 
     def scaling_of(self, module: str) -> float:
         """The scaling of a module's Δ.
@@ -89,7 +89,7 @@ class AdapterConfig:
         Args:
             module: its name in the model.
         """
-        alpha = self.alphas.get(_pattern(self.alphas, module), self.alpha)
+        alpha = self.alphas.get(module, self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
@@ -180,8 +180,8 @@ def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
         base=_text(raw.get("base_model_name_or_path") or "", "base_model_name_or_path"),
         rank=_positive(raw.get("r"), "r"),
         alpha=_number(raw.get("lora_alpha"), "lora_alpha"),
-        ranks={key: _positive(v, "rank_pattern") for key, v in _items(raw, "rank_pattern")},
-        alphas={key: _number(v, "alpha_pattern") for key, v in _items(raw, "alpha_pattern")},
+        ranks=Patterns({k: _positive(v, "rank_pattern") for k, v in _items(raw, "rank_pattern")}),
+        alphas=Patterns({k: _number(v, "alpha_pattern") for k, v in _items(raw, "alpha_pattern")}),
         rank_stabilized=bool(raw.get("use_rslora")),
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
         dora=bool(raw.get("use_dora")),
@@ -237,15 +237,3 @@ def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} is {_said(value)}, expected a number")
     return float(value)
-
-
-def _pattern(patterns: Mapping[str, object], module: str) -> str:
-    """The pattern that matches the end of a module's name, as PEFT finds it."""
-    for pattern in patterns:
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return pattern
-        except re.error:  # PEFT would refuse it; it is taken literally
-            if module.endswith(pattern):
-                return pattern
-    return module
