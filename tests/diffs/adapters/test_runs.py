@@ -151,6 +151,32 @@ class TestOptions:
         assert "unrelated" in done.err
 
 
+class TestTheRightBase:
+    @pytest.mark.parametrize(
+        ("stated", "expected"),
+        [
+            ("org/base", "base has the name that the adapter states: org/base"),
+            ("/somewhere/Base", "base has the name that the adapter states: /somewhere/Base"),
+            ("org/other", "the adapter was made for org/other, and base is "),
+            ("\x1b[31m", "the adapter was made for \\x1b[31m, and base is "),
+            (None, None),
+        ],
+    )
+    @pytest.mark.parametrize("verb", ["transfer", "extract"])
+    def test_the_name_is_compared_and_said(
+        self, plain: Path, verb: str, stated: str | None, expected: str | None
+    ) -> None:
+        tiny.edit_json(
+            plain / "adapter" / CONFIG, lambda c: c.update(base_model_name_or_path=stated)
+        )
+        given = roles(plain) if verb == "transfer" else roles(plain)[:2]
+        told = json.loads(run(verb, *given, "-o", plain / "out", "--json").out)
+        assert told["warnings"] == []
+        assert [note[: len(expected or "")] for note in told["notes"]] == (
+            [] if expected is None else [expected]
+        )
+
+
 class TestNames:
     @pytest.mark.parametrize(
         "change",
