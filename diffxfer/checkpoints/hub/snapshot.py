@@ -32,8 +32,11 @@ _README = "README.md"
 
 _INDEXES = tuple(names.index for names in SHARD_NAMES)
 
-_MARKS = ("config.json", MANIFEST_NAME)
-"""Every model and diff vector has one of these."""
+_ADAPTER, _FACTORS = "adapter_config.json", "adapter_model.safetensors"
+"""The config and the weights of an adapter."""
+
+_MARKS = ("config.json", MANIFEST_NAME, _ADAPTER)
+"""Every model, diff vector and adapter has one of these."""
 
 
 def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
@@ -47,7 +50,7 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
         if the Hub may not or cannot be asked, so that only the cached folder is available.
 
     Raises:
-        HubError: if it cannot be fetched, or is neither a model nor a diff vector.
+        HubError: if it cannot be fetched, or is no model, diff vector or adapter.
         CheckpointError: if it is a model in an unsupported format.
         CompanionError: if a file that should be small is not.
     """
@@ -131,7 +134,7 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
 
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
     """The files needed besides the shards; for a diff vector, those that its manifest names."""
-    names = [name for name in files if is_companion(name) or name in (*_INDEXES, _README)]
+    names = [name for name in files if is_companion(name) or name in (*_INDEXES, _README, _ADAPTER)]
     manifest = companion_path(folder, MANIFEST_NAME)
     described = {} if manifest is None else read_object(manifest)
     beside = described.get("files")
@@ -147,9 +150,14 @@ def _cached(model: HubId, commit: str) -> Path:
     if mark is None:
         raise not_cached(model)
     folder = Path(mark).parent
-    like = Place(folder).shard_names or SHARD_NAMES[0]
-    index = companion_path(folder, like.index)
-    for name in [like.single] if index is None else sorted(read_index(index)):
+    like = Place(folder).shard_names
+    if like is None and (folder / _ADAPTER).exists():
+        names = [_FACTORS]
+    else:
+        like = like or SHARD_NAMES[0]
+        index = companion_path(folder, like.index)
+        names = [like.single] if index is None else sorted(read_index(index))
+    for name in names:
         if not (folder / name).exists():
             raise not_cached(model, name)
     return folder
