@@ -66,6 +66,7 @@ class Adapter:
         place: its folder, or its repository on the Hub.
         config: its config.
         shard: its file.
+        tensors: every tensor in it.
         factors: its factors by module; several parameters of one module come from the outermost
             wrapper to the innermost.
         rows: trained rows of tokens by module.
@@ -76,6 +77,7 @@ class Adapter:
     place: Place
     config: AdapterConfig
     shard: ShardFile
+    tensors: Mapping[str, TensorSpec]
     factors: dict[str, list[Factors]] = field(default_factory=dict)
     rows: dict[str, TensorSpec] = field(default_factory=dict)
     whole: dict[str, TensorSpec] = field(default_factory=dict)
@@ -96,7 +98,7 @@ def read_adapter(place: Place) -> Adapter:
     """
     config = read_adapter_config(place)
     specs = _read_header(place)
-    adapter = Adapter(place, config, next(iter(specs.values())).shard)
+    adapter = Adapter(place, config, next(iter(specs.values())).shard, specs)
     nested: dict[str, dict[int, Factors]] = {}
     for name, spec in specs.items():
         if spec.dtype not in FLOATS:
