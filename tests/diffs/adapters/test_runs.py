@@ -323,6 +323,8 @@ class TestDisturbed:
         assert killed.status == -signal.SIGKILL
         tiny.edit_json(family / "adapter" / CONFIG, lambda config: config.update(lora_alpha=80))
         done = tiny.run(*argv)
-        assert done.status == 0, done.err
+        assert done.status == 1
+        assert "--restart to discard it" in done.err
+        run(*argv, "--restart")
         assert equal(weights(out), graft(family, "fresh"))
         assert not equal(weights(out), weights(large / "whole"))
