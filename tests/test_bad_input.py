@@ -564,7 +564,10 @@ KINDS = [
         ("own layout (consolidated.00.pth)", "give the same model in transformers format"),
         MODELS,
     ),
-    Fault("LoRA", lora, ("is a LoRA adapter", "merge it into its base first"), MODELS),
+    Fault(
+        *("LoRA", lora, ("is a LoRA adapter", "merge it into its base first")),
+        ("base", "target"),  # finetuned may be one
+    ),
     Fault(
         "a file",
         lambda folder: (shutil.rmtree(folder), folder.write_text("")),

@@ -11,7 +11,7 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import os
@@ -76,7 +76,10 @@ class StoredTensor(ABC):
             ``"BF16"``.
         shape: one size per dimension; ``()`` is a scalar.
         shard: the file that contains it, or its first part.
+        source: what it comes from, for messages; empty if its role says it.
     """
+
+    source: ClassVar[str] = ""
 
     name: str
     dtype: str
@@ -209,15 +212,15 @@ class Files:
         self._read: dict[int, tuple[TensorSpec, int, int]] = {}
         self._derived: tuple[StoredTensor, Any] | None = None
 
-    def derived(self, stored: StoredTensor, make: Callable[[], T]) -> T:
+    def derived(self, stored: StoredTensor, make: Callable[[Files], T]) -> T:
         """What is derived once from all of a tensor, kept until another tensor asks.
 
         Args:
             stored: the tensor.
-            make: derives it.
+            make: derives it, and may use any memory.
         """
         if self._derived is None or self._derived[0] is not stored:
-            self._derived = stored, make()
+            self._derived = stored, make(self)
         found: T = self._derived[1]
         return found
 

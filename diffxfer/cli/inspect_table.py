@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from diffxfer.diffs.artifact.manifest import SourceEntry
+    from diffxfer.diffs.inspection.adapter import AdapterFacts
     from diffxfer.diffs.inspection.describe import Inspection, TensorGroup
     from diffxfer.diffs.inspection.measures import Measure
 
 _KINDS = {
     "checkpoint": "a checkpoint",
+    "adapter": "a LoRA adapter",
     "diff": "a diff vector: finetuned − base",
     "graft": "a graft: target + α·Δ",
     "tuned": "a model that diffxfer tune trained",
@@ -61,7 +63,25 @@ def print_inspection(found: Inspection) -> None:
     print_warnings(found.warnings)
 
 
+def _adapter_facts(found: AdapterFacts) -> Iterator[tuple[str, str]]:
+    kind = "DoRA" if found.dora else "LoRA"
+    ranks = ", ".join(f"{rank:,}" for rank in found.ranks)
+    scalings = ", ".join(f"{scaling:g}" for scaling in found.scalings)
+    if found.base:
+        yield "made for", found.base
+    yield "factors", f"{kind} of {found.modules:,} modules: {', '.join(found.targets)}"
+    yield "rank", ranks
+    yield "alpha", f"{found.alpha:g}; B·A is scaled by {scalings}"
+    if found.whole:
+        yield "stored whole", listed(found.whole)
+    if found.token_rows:
+        yield "token rows", f"{found.token_rows:,}"
+    yield "Δ", "depends on its base" if found.needs_base else "is complete: apply needs no base"
+
+
 def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
+    if found.adapter is not None:
+        yield from _adapter_facts(found.adapter)
     if found.architecture:
         yield "architecture", found.architecture
     if found.quantized:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from diffxfer.checkpoints.adapters.adapter import read_adapter
+from diffxfer.checkpoints.adapters.config import ADAPTER_CONFIG, is_adapter
 from diffxfer.checkpoints.companions import list_companions, read_bytes
 from diffxfer.checkpoints.files import OpenShard
+from diffxfer.checkpoints.location import Place
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.diffs.artifact.manifest import read_manifest
@@ -15,6 +18,8 @@ from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from diffxfer.checkpoints.stored import ShardFile
 
 _STEP = 1 << 22
 
@@ -25,7 +30,7 @@ def content_hash(folder: Path) -> str:
     All weights are read, since dates and sizes do not distinguish two models of the same shape.
 
     Args:
-        folder: a checkpoint, or a diff vector.
+        folder: a checkpoint, a diff vector or an adapter.
 
     Returns:
         An xxh3-128, in hexadecimal.
@@ -44,7 +49,12 @@ def content_hash(folder: Path) -> str:
     for name in list_companions(home).names:
         whole.update(f"\0{name}\0".encode())
         whole.update(xxhash.xxh3_128_digest(read_bytes(home / name)))
-    shards = open_weights(folder).shards
+    place = Place(folder)
+    if is_adapter(place):
+        whole.update(read_bytes(folder / ADAPTER_CONFIG))
+        shards: tuple[ShardFile, ...] = (read_adapter(place).shard,)
+    else:
+        shards = open_weights(folder).shards
     buffer = memoryview(bytearray(_STEP))
     for shard in shards:
         opened = OpenShard(shard)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.adapters.adapter import read_adapter
+from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
@@ -71,7 +73,7 @@ def evaluate(
             string with commas.
         baseline: the model to compare with; the first one by default.
         finetuned: the directly fine-tuned target, whose gain a graft should recover.
-        diff: a diff vector to graft on the first model.
+        diff: a diff vector, or a LoRA adapter, to graft on the first model.
         alpha: the scales of the diff vector; each gives a graft to score; 1 by default.
         include_path: a folder of custom tasks.
         num_fewshot: examples before each question; None for the default of the task.
@@ -187,8 +189,11 @@ def _find(roles: ModelRoles, tell: Callable[[str], None]) -> tuple[ModelRoles, l
     shards = [shard for place in places.values() for shard in check_model(place).shards]
     if roles.diff is not None:
         place = places[str(roles.diff)] = find(roles.diff, "a diff vector")
-        require_diff(place.folder)
-        shards += open_weights(place).shards
+        if is_adapter(place):
+            shards.append(read_adapter(place).shard)
+        else:
+            require_diff(place.folder)
+            shards += open_weights(place).shards
     for name in (name for name, place in places.items() if place.files is not None):
         tell(f"{name} is not a folder, so it is taken from the Hub")
     return replace(roles, found={name: place.folder for name, place in places.items()}), shards

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.adapters.config import is_adapter
+from diffxfer.checkpoints.location import Place
 from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 from diffxfer.errors import OptionError
 
@@ -154,7 +156,11 @@ def supply_chat_templates(
 
     if not settings.apply_chat_template:
         return roles
-    lend = roles.diff is not None and not lacks_chat_template(roles.folder(roles.diff) / COMPANIONS)
+    lend = False
+    if roles.diff is not None:
+        home = roles.folder(roles.diff)
+        companions = home if is_adapter(Place(home)) else home / COMPANIONS
+        lend = not lacks_chat_template(companions)
     lacking = [label for label in roles.labels() if lacks_chat_template(roles.folder(label))]
     for label in lacking:
         if label != roles.target or not lend:

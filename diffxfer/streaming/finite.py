@@ -70,7 +70,8 @@ def _in_input(
     task: TensorTask, slot: int, pieces: Sequence[Piece], position: int, *, nan: bool
 ) -> NonFiniteError:
     piece, inside = _locate(pieces, position)
-    spec, role = task.inputs[slot], INPUTS[task.operation][slot]
+    spec = task.inputs[slot]
+    role = spec.source or INPUTS[task.operation][slot]
     index = _index(piece.sources[slot] + inside, spec.shape)
     value = "NaN" if nan else "infinity"
     problem = f"{value} in {role} at {list(index)} ({spec.shard.path})"

@@ -86,6 +86,30 @@ def test_subtract(mix: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("mix", some_of(2))
+def test_store(mix: tuple[str, str]) -> None:
+    """A difference in float64, as an adapter has it; finetuned is its sum with base, rounded."""
+    (theirs,), out = drawn(mix[:1]), torch.empty(COUNT, dtype=DTYPES[mix[1]])
+    delta = values("F64", (COUNT,), 5)
+    delta[7] = math.nan
+    found, _ = call_with_sums("store", delta, theirs, out)
+    assert same(out, delta.to(out.dtype))
+    assert found == 1
+    fine = theirs.isfinite() & delta.to(out.dtype).isfinite()
+    fine &= (theirs.double() + delta).to(theirs.dtype).isfinite()
+    theirs, delta, out = theirs[fine].clone(), delta[fine].clone(), out[fine].clone()
+    delta[::5] = 0
+    found, sums = call_with_sums("store", delta, theirs, out)
+    assert found == 0
+    assert same(out, delta.to(out.dtype))
+    ours = (theirs.double() + delta).to(theirs.dtype)
+    back = (theirs.double() + out.double()).to(theirs.dtype)
+    assert sums[2] == int((to_bits(ours) == to_bits(theirs)).sum()) > 0
+    assert sums[3] == int((to_bits(back) != to_bits(ours)).sum())
+    assert sums[0] == pytest.approx(float((delta * delta).sum()), rel=1e-13)
+    assert sums[1] == pytest.approx(float((theirs.double() ** 2).sum()), rel=1e-13)
+
+
+@pytest.mark.parametrize("mix", some_of(2))
 def test_contrast(mix: tuple[str, ...]) -> None:
     left, right = (values(dtype, (COUNT,), seed) for seed, dtype in enumerate(mix))
     right[::3] = left[::3].to(right.dtype)

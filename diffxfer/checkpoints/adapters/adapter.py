@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.adapters.config import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     AdapterConfig,
     merge_remedy,
@@ -32,6 +33,8 @@ _FACTOR = re.compile(
 _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 _OTHER_TUNERS = re.compile(r"\.(?:lora|ia3|hada|lokr|oft|boft|vera|randlora|adalora)_")
 _NESTED = ".base_layer"
+_ORIGINAL = ".original_module."
+_WRAPPED_ROWS = ".token_adapter."
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class Adapter:
         place: its folder, or its repository on the Hub.
         config: its config.
         shard: its file.
+        tensors: every tensor in it.
         factors: its factors by module; several parameters of one module come from the outermost
             wrapper to the innermost.
         rows: trained rows of tokens by module.
@@ -73,6 +77,7 @@ class Adapter:
     place: Place
     config: AdapterConfig
     shard: ShardFile
+    tensors: Mapping[str, TensorSpec]
     factors: dict[str, list[Factors]] = field(default_factory=dict)
     rows: dict[str, TensorSpec] = field(default_factory=dict)
     whole: dict[str, TensorSpec] = field(default_factory=dict)
@@ -93,17 +98,20 @@ def read_adapter(place: Place) -> Adapter:
     """
     config = read_adapter_config(place)
     specs = _read_header(place)
-    adapter = Adapter(place, config, next(iter(specs.values())).shard)
+    adapter = Adapter(place, config, next(iter(specs.values())).shard, specs)
     nested: dict[str, dict[int, Factors]] = {}
     for name, spec in specs.items():
         if spec.dtype not in FLOATS:
-            raise _odd(place, name, f"is {spec.dtype}, expected floats")
+            raise odd(place, name, f"is {spec.dtype}, expected floats")
+        if 0 in spec.shape:
+            raise _empty(place, spec)
         _sort(adapter, nested, _clean(name), name, spec)
     for module, by_depth in nested.items():
         adapter.factors[module] = [by_depth[depth] for depth in sorted(by_depth)]
     for found in adapter.factors.values():
         for factors in found:
             _check(adapter, factors)
+    _check_config(adapter)
     _separate_copies(adapter)
     return adapter
 
@@ -127,7 +135,14 @@ def _clean(name: str) -> str:
     return ".".join(kept).removeprefix(_PREFIX)
 
 
-def _odd(place: Place, name: str, problem: str) -> CheckpointError:
+def odd(place: Place, name: str, problem: str) -> CheckpointError:
+    """The error for a tensor that does not fit the rest of its adapter.
+
+    Args:
+        place: the adapter.
+        name: the tensor.
+        problem: what is wrong with it.
+    """
     where = f"{place.label}/{ADAPTER_WEIGHTS}"
     return CheckpointError(where, f"{short(name)} {problem}", "save the adapter again")
 
@@ -151,7 +166,10 @@ def _sort(
             raise CheckpointError(
                 place.label, f"has {short(stored)}, which is no tensor of LoRA", merge_remedy(place)
             )
+        if _ORIGINAL in name:  # a copy of base's, beside the trained one
+            return
         inner = name.replace(_NESTED, "").replace(".modules_to_save.default", "")
+        inner = inner.replace(_WRAPPED_ROWS, ".")
         adapter.whole[inner.replace(".modules_to_save", "")] = spec
         return
     module = found["module"].replace(_NESTED, "")
@@ -162,7 +180,7 @@ def _sort(
     if found["leaf"] == "bias":
         slot = "bias" if slot == "b" else "?"
     if slot == "?" or getattr(factors, slot) is not None:
-        raise _odd(place, stored, "is not expected there, or is there twice")
+        raise odd(place, stored, "is not expected there, or is there twice")
     setattr(factors, slot, spec)
     factors.of_embedding |= kind.startswith("embedding")
 
@@ -172,19 +190,39 @@ def _check(adapter: Adapter, factors: Factors) -> None:
     a, b = factors.a, factors.b
     for missing, other in (("A", b), ("B", a)):
         if other is not None and None in (a, b):
-            raise _odd(adapter.place, other.name, f"has no lora_{missing} beside it")
+            raise odd(adapter.place, other.name, f"has no lora_{missing} beside it")
     if a is None or b is None:
-        raise _odd(adapter.place, factors.module, "has a magnitude without factors")
+        raise odd(adapter.place, factors.module, "has a magnitude without factors")
     for spec in (a, b):
-        if len(spec.shape) < 2 or 0 in spec.shape:
-            raise CheckpointError(
-                f"{adapter.place.label}/{ADAPTER_WEIGHTS}",
-                f"{short(spec.name)} has the shape {spec.shape}, expected (rows, columns)",
-                "gather the parts of DeepSpeed ZeRO-3 or FSDP before you save the adapter",
-            )
+        if len(spec.shape) < 2:
+            raise _empty(adapter.place, spec)
     if a.shape[0] != b.shape[1]:
         problem = f"has the shape {b.shape}, expected (out, {a.shape[0]}) beside {a.shape}"
-        raise _odd(adapter.place, b.name, problem)
+        raise odd(adapter.place, b.name, problem)
+    if adapter.config.dora != (factors.magnitude is not None):
+        has = "has no lora_magnitude_vector" if adapter.config.dora else "has a magnitude"
+        problem = f"{has} beside it, and {ADAPTER_CONFIG} says use_dora: {adapter.config.dora}"
+        raise odd(adapter.place, a.name, problem.replace("True", "true").replace("False", "false"))
+
+
+def _check_config(adapter: Adapter) -> None:
+    """Refuse an adapter without any of the tensors that its config names."""
+    for key, stated, found in (
+        ("modules_to_save", adapter.config.modules_to_save, adapter.whole),
+        ("trainable_token_indices", adapter.config.token_indices, adapter.rows),
+    ):
+        if stated and not found:
+            where = f"{adapter.place.label}/{ADAPTER_WEIGHTS}"
+            problem = f"has no tensor of {key}, which {ADAPTER_CONFIG} names"
+            raise CheckpointError(where, problem, "save the adapter again")
+
+
+def _empty(place: Place, spec: TensorSpec) -> CheckpointError:
+    return CheckpointError(
+        f"{place.label}/{ADAPTER_WEIGHTS}",
+        f"{short(spec.name)} has the shape {spec.shape}, which is no whole tensor",
+        "gather the parts of DeepSpeed ZeRO-3 or FSDP before you save the adapter",
+    )
 
 
 def _separate_copies(adapter: Adapter) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 Values = npt.NDArray[np.float64]
 
-_DELTA, _WEIGHT, _DORA = 3, 4, 5
+_DELTA, _WEIGHT, _DORA, _ROWS = 3, 4, 5, 6
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted(StoredTensor):
-    """base + Δ, computed in float64 and rounded once to base's dtype.
+    """base + Δ, computed in float64 and rounded once: to base's dtype, or to a wider one.
 
     Attributes:
         base: the tensor of base.
@@ -51,19 +51,26 @@ class Adapted(StoredTensor):
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Compute elements."""
-        from diffxfer.kernels.native import kernel
-
         size = BITS[self.dtype] // 8
-        add = kernel("apply", ("F64", self.dtype, self.dtype))
         for done in range(0, len(buffer) // size, _AT_ONCE):
             part = buffer[done * size : (done + _AT_ONCE) * size]
             count = len(part) // size
             # Δ may need base's values too, so it is computed first.
             delta = files.memory(count * 8, _DELTA)
             self.delta.read(files, start + done, delta)
-            self.base.read(files, start + done, part)
-            at = _address(part)
-            add(_address(delta), at, at, count, 1.0)
+            if self.base.dtype == self.dtype:
+                self._add(files, delta, start + done, part)
+            else:
+                weight = in_float64(files, self.base, start + done, count)
+                np.frombuffer(part, _NUMPY[self.dtype])[:] = weight + np.frombuffer(delta, "<f8")
+
+    def _add(self, files: Files, delta: memoryview, start: int, buffer: memoryview) -> None:
+        """Read base's elements, and add Δ in place."""
+        from diffxfer.kernels.native import kernel
+
+        self.base.read(files, start, buffer)
+        at, count = _address(buffer), len(delta) // 8
+        kernel("apply", ("F64", self.dtype, self.dtype))(_address(delta), at, at, count, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,8 @@ class Scaled(StoredTensor):
         values: the tensor.
         scaling: the number.
     """
+
+    source: ClassVar[str] = "the adapter"
 
     values: TensorSpec
     scaling: float
@@ -108,6 +117,8 @@ class Dora(StoredTensor):
             layer that stores its weight as (in, out).
     """
 
+    source: ClassVar[str] = "the adapter"
+
     base: StoredTensor
     delta: LowRank
     magnitude: TensorSpec
@@ -131,12 +142,15 @@ class Dora(StoredTensor):
             part = out[done : done + _AT_ONCE]
             at = start + done
             first, last = at // columns, (at + len(part) - 1) // columns + 1
+            # Before the rows are read: it uses the same memory for others.
+            by_column = files.derived(self, self._column_factors) if self.by_column else None
             weight, delta = self._rows(files, first, last)
-            if self.by_column:
-                factor = files.derived(self, lambda: self._column_factors(files))
-            else:
+            if by_column is None:
                 factor = self._row_factors(files, weight + delta, first)[:, None]
-            made = weight * (factor - 1.0) + delta * factor
+            else:
+                factor = by_column
+            with np.errstate(all="ignore"):  # the engine reports what is not finite
+                made = weight * (factor - 1.0) + delta * factor
             part[:] = made.reshape(-1)[at - first * columns :][: len(part)]
 
     def _rows(self, files: Files, first: int, last: int) -> tuple[Values, Values]:
@@ -154,7 +168,8 @@ class Dora(StoredTensor):
         # Row by row, so that no sum depends on which rows are computed together.
         norms = np.sqrt([np.add.reduce(row * row) for row in rows])
         magnitudes = in_float64(files, self.magnitude, first, len(rows))
-        return np.asarray(magnitudes / norms)
+        with np.errstate(all="ignore"):
+            return np.asarray(magnitudes / norms)
 
     def _column_factors(self, files: Files) -> Values:
         """Magnitude / norm of all columns of W + Δ, in one pass over W."""
@@ -166,7 +181,8 @@ class Dora(StoredTensor):
             for row in weight + delta:
                 squares += row * row
         magnitudes = in_float64(files, self.magnitude, 0, columns)
-        return np.asarray(magnitudes / np.sqrt(squares))
+        with np.errstate(all="ignore"):
+            return np.asarray(magnitudes / np.sqrt(squares))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +215,8 @@ class ReplacedRows(StoredTensor):
         """Read elements."""
         dtype = "<f8" if self.dtype == "F64" else "<f4"
         out = np.frombuffer(buffer, dtype)
-        out[:] = in_float64(files, self.base, start, len(out))
+        # Base may be computed itself, and need all other memory.
+        out[:] = in_float64(files, self.base, start, len(out), _ROWS)
         width = self.shape[1]
         stop = start + len(out)
         for place in range(bisect_left(self.indices, start // width), len(self.indices)):
@@ -211,7 +228,9 @@ class ReplacedRows(StoredTensor):
             out[low - start : high - start] = in_float64(files, self.rows, at, high - low)
 
 
-def in_float64(files: Files, stored: StoredTensor, start: int, count: int) -> Values:
+def in_float64(
+    files: Files, stored: StoredTensor, start: int, count: int, slot: int = _WEIGHT
+) -> Values:
     """Some elements of a tensor, in float64.
 
     Args:
@@ -219,8 +238,9 @@ def in_float64(files: Files, stored: StoredTensor, start: int, count: int) -> Va
         stored: the tensor.
         start: the first element.
         count: the number of elements.
+        slot: the memory to use.
     """
-    memory = files.memory(count * BITS[stored.dtype] // 8, _WEIGHT)
+    memory = files.memory(count * BITS[stored.dtype] // 8, slot)
     stored.read(files, start, memory)
     values = np.frombuffer(memory, _NUMPY[stored.dtype])
     if stored.dtype == "BF16":  # the upper half of a float32

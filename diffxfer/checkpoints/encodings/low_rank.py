@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class LowRank(StoredTensor):
         left: L.
         right: R.
     """
+
+    source: ClassVar[str] = "the adapter"
 
     matrices: int
     rows: int

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 _INDEXES = tuple(names.index for names in SHARD_NAMES)
 
-_MARKS = ("config.json", MANIFEST_NAME)
-"""Every model and diff vector has one of these."""
+_ADAPTER, _FACTORS = "adapter_config.json", "adapter_model.safetensors"
+"""The config and the weights of an adapter."""
+
+_MARKS = ("config.json", MANIFEST_NAME, _ADAPTER)
+"""Every model, diff vector and adapter has one of these."""
 
 
 def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
@@ -45,7 +48,7 @@ def open_snapshot(model: HubId) -> tuple[Path, dict[str, HubFile] | None]:
         if the Hub may not or cannot be asked, so that only the cached folder is available.
 
     Raises:
-        HubError: if it cannot be fetched, or is neither a model nor a diff vector.
+        HubError: if it cannot be fetched, or is no model, diff vector or adapter.
         CheckpointError: if it is a model in an unsupported format.
         CompanionError: if a file that should be small is not.
     """
@@ -130,7 +133,8 @@ def _bring(files: dict[str, HubFile], names: Iterable[str]) -> None:
 def _companions(folder: Path, files: dict[str, HubFile]) -> list[str]:
     """The files needed besides the shards; for a diff vector, those that its manifest names."""
     # The README states the licence.
-    names = [name for name in files if is_companion(name) or name in (*_INDEXES, README)]
+    others = (*_INDEXES, README, _ADAPTER)
+    names = [name for name in files if is_companion(name) or name in others]
     described = optional_object(folder, MANIFEST_NAME)
     beside = described.get("files")
     if described.get("kind") == "diff" and isinstance(beside, dict):
@@ -145,9 +149,14 @@ def _cached(model: HubId, commit: str) -> Path:
     if mark is None:
         raise not_cached(model)
     folder = Path(mark).parent
-    like = Place(folder).shard_names or SHARD_NAMES[0]
-    index = companion_path(folder, like.index)
-    for name in [like.single] if index is None else sorted(read_index(index)):
+    like = Place(folder).shard_names
+    if like is None and (folder / _ADAPTER).exists():
+        names = [_FACTORS]
+    else:
+        like = like or SHARD_NAMES[0]
+        index = companion_path(folder, like.index)
+        names = [like.single] if index is None else sorted(read_index(index))
+    for name in names:
         if not (folder / name).exists():
             raise not_cached(model, name)
     return folder

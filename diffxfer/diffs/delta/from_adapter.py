@@ -6,37 +6,37 @@ is computed from its factors when it is read.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.adapters.config import ADAPTER_WEIGHTS
-from diffxfer.checkpoints.companions import companion_path, list_companions
+from diffxfer.checkpoints.adapters.adapter import odd
+from diffxfer.checkpoints.adapters.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_remedy
+from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.encodings import low_rank
 from diffxfer.checkpoints.encodings.adapted import Adapted, Dora, ReplacedRows, Scaled
+from diffxfer.checkpoints.files import same_values
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import Checkpoint
+from diffxfer.diffs.delta.adapted_folder import adapted_folder, has_tokenizer
+from diffxfer.diffs.delta.adapter_layouts import (
+    IN_OUT,
+    fitting,
+    is_fused,
+    layout_of_square,
+    layouts,
+)
 from diffxfer.diffs.matching.names import is_head, pair_names
-from diffxfer.diffs.matching.ties import HeadState, find_head
+from diffxfer.diffs.matching.ties import Head, HeadState, find_head
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.adapters.adapter import Adapter, Factors
-    from diffxfer.checkpoints.stored import ShardFile, StoredTensor, TensorSpec
-
-_TRANSPOSED = frozenset({"gpt_oss", "openai_privacy_filter", "aria_text", "aria"})
-"""Model types that store fused experts as (experts, in, out), as transformers marks them."""
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
 
 LORA = "LoRA adapter"
 """The format of the weights of an adapted checkpoint."""
-_MODEL_FILES = ("config.json", "generation_config.json")
-
-_overlays: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def adapted_checkpoint(adapter: Adapter, base: Checkpoint, *, is_base: bool = True) -> Checkpoint:
@@ -67,16 +67,6 @@ def is_without_tokenizer(finetuned: Checkpoint) -> bool:
     return LORA in finetuned.weights.formats and not has_tokenizer(finetuned.weights.shards[0])
 
 
-def has_tokenizer(shard: ShardFile) -> bool:
-    """Whether an adapter has companions that set the behaviour of the fine-tuned model.
-
-    Args:
-        shard: the adapter's file.
-    """
-    names = (*_TOKENIZERS, "chat_template.jinja")
-    return any(companion_path(shard.path.parent, name) is not None for name in names)
-
-
 @dataclass(slots=True)
 class _Adaptation:
     """One call of `adapted_checkpoint`."""
@@ -84,34 +74,77 @@ class _Adaptation:
     adapter: Adapter
     base: Checkpoint
     is_base: bool
-    _names: Mapping[str, str] = field(default_factory=dict)
+    _names: Mapping[str, str] = field(init=False)
+    _tensors: dict[str, StoredTensor] = field(init=False)
+    _head: Head = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._names = {}
+        self._tensors = dict(self.base.tensors)
+        self._head = find_head(self.base.tensors, self.base.config)
 
     def run(self) -> Checkpoint:
-        adapter, base = self.adapter, self.base
-        tensors: dict[str, StoredTensor] = dict(base.tensors)
+        base = self.base
         self._names = self._pair()
-        for module, found in adapter.factors.items():
-            for name, factors in self._parameters(module, found):
-                tensors[name] = self._adapt(name, factors, tensors)
-                if factors.bias is not None:
-                    bias = self._name(f"{module}.bias", factors.bias)
-                    tensors[bias] = self._add_bias(bias, factors, tensors)
-        for name, spec in adapter.whole.items():
+        self._add_copies()
+        self._add_factors()
+        for name, spec in self.adapter.whole.items():
             self._need_base(spec, "stored whole")
             known = self._names.get(name, name)
-            tensors[known] = replace(spec, name=known)
-        for module, spec in adapter.rows.items():
-            self._need_base(spec, "rows of tokens")
-            name = self._name(f"{module}.weight", spec)
-            tensors[name] = self._replace_rows(name, module, spec, tensors[name])
+            self._tensors[known] = replace(spec, name=known)
+        self._add_rows()
+        folder = adapted_folder(self.adapter.shard, base.folder, self._resized())
         weights = replace(
             base.weights,
-            folder=self._folder(),
-            tensors=tensors,
-            shards=(adapter.shard,),
+            folder=folder,
+            tensors=self._tensors,
+            shards=(self.adapter.shard,),
             formats=(LORA,),
         )
-        return Checkpoint("finetuned", weights, base.config)
+        return Checkpoint("finetuned", weights, read_config(folder))
+
+    def _add_copies(self) -> None:
+        """Use the embeddings that the adapter stores, if they were resized for more tokens."""
+        for name, spec in self.adapter.copies.items():
+            known = self._names.get(name)
+            module = name.removesuffix(".weight")
+            if known is None or (self._is_tied(known) and module not in self.adapter.factors):
+                continue
+            # A copy of base's size has base's values: PEFT does not train it.
+            if self._tensor(known).shape != spec.shape:
+                self._need_base(spec, "a resized embedding")
+                self._tensors[known] = replace(spec, name=known)
+
+    def _add_factors(self) -> None:
+        for module, found in self.adapter.factors.items():
+            for name, factors in self._parameters(module, found):
+                self._tensors[name] = self._adapt(name, factors)
+                if factors.bias is not None:
+                    bias = self._names.get(f"{module}.bias")
+                    self._tensors[bias or ""] = self._add_bias(bias, factors)
+
+    def _add_rows(self) -> None:
+        """Replace trained rows of tokens; a head that base ties has those of its embedding."""
+        named = {self._name(f"{m}.weight", s): (m, s) for m, s in self.adapter.rows.items()}
+        _, embedding = named.get(self._head.embedding or "", (None, None))
+        for name, (_, spec) in list(named.items()):
+            if embedding is not None and self._is_tied(name) and same_values(spec, embedding):
+                del named[name]
+        for name, (module, spec) in named.items():
+            self._need_base(spec, "rows of tokens")
+            self._tensors[name] = self._replace_rows(name, module, spec, self._tensor(name))
+
+    def _is_tied(self, name: str) -> bool:
+        """Whether this is a head that base does not store, because it is the embedding."""
+        return self._head.state is HeadState.TIED and self._head.name is None and is_head(name)
+
+    def _resized(self) -> tuple[int, int] | None:
+        """The numbers of rows of base's embedding and of the new one, if they differ."""
+        name = self._head.embedding
+        if name is None:
+            return None
+        before, after = (each[name].shape[0] for each in (self.base.tensors, self._tensors))
+        return (before, after) if before != after else None
 
     def _pair(self) -> dict[str, str]:
         """Base's name of each tensor that the adapter changes."""
@@ -129,33 +162,36 @@ class _Adaptation:
     def _known(self) -> dict[str, None]:
         """Base's names, with the head that a tied embedding stands for."""
         names = dict.fromkeys(self.base.tensors)
-        head = find_head(self.base.tensors, self.base.config)
-        if head.state is HeadState.TIED and head.name is None:
+        if self._head.state is HeadState.TIED and self._head.name is None:
             names["lm_head.weight"] = None
         return names
 
-    def _odd(self, spec: TensorSpec, problem: str) -> CheckpointError:
+    def _odd(self, spec: TensorSpec, problem: str, otherwise: str = "") -> CheckpointError:
+        """The error for a tensor of the adapter that does not fit base."""
         where = f"{self.adapter.place.label}/{ADAPTER_WEIGHTS}"
         stated = self.adapter.config.base
         made = f", which was made for {stated}" if stated else ""
-        return CheckpointError(
-            where, f"{short(spec.name)} {problem}", f"give the base of this adapter{made}"
-        )
+        remedy = f"give the base of this adapter{made}{otherwise}"
+        return CheckpointError(where, f"{short(spec.name)} {problem}", remedy)
+
+    def _unknown(self, spec: TensorSpec, name: str) -> CheckpointError:
+        """The error for a tensor that base has not, or not under this name."""
+        problem = f"changes {name}, and {self.base.role} has no such tensor"
+        return self._odd(spec, problem, f"; or {merge_remedy(self.adapter.place)}")
 
     def _name(self, name: str, spec: TensorSpec) -> str:
         """Base's name of a tensor."""
         found = self._names.get(name)
         if found is None:
-            raise self._odd(spec, f"changes {name}, and {self.base.role} has no such tensor")
+            raise self._unknown(spec, name)
         return found
 
-    def _tensor(self, name: str, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
-        """Base's tensor; for a head that base ties, its embedding under the head's name."""
-        found = tensors.get(name)
+    def _tensor(self, name: str) -> StoredTensor:
+        """The tensor so far; for a head that base ties, its embedding under the head's name."""
+        found = self._tensors.get(name)
         if found is None:
             assert is_head(name)
-            head = find_head(self.base.tensors, self.base.config)
-            found = replace(self.base.tensors[head.embedding or ""], name=name)
+            found = replace(self.base.tensors[self._head.embedding or ""], name=name)
         return found
 
     def _need_base(self, spec: TensorSpec, what: str) -> None:
@@ -181,102 +217,77 @@ class _Adaptation:
         first = found[0].a
         assert first is not None
         if not known:
-            raise self._odd(first, f"changes {module}, and {self.base.role} has no such tensor")
+            raise self._unknown(first, module)
         return [(self._fitting(factors, known, found), factors) for factors in found]
 
     def _fitting(self, factors: Factors, known: list[str], found: list[Factors]) -> str:
         """The one parameter of a module whose shape its factors fit."""
-        a = factors.a
-        assert a is not None
-        fits = [name for name in known if self._layouts(factors, self.base.tensors[name].shape)]
-        if len(fits) > 1:  # those that no other factors fit
-            others = [other for other in found if other is not factors]
-            fits = [
-                name
-                for name in fits
-                if not any(
-                    self._layouts(other, self.base.tensors[name].shape)
-                    and sum(bool(self._layouts(other, self.base.tensors[n].shape)) for n in known)
-                    == 1
-                    for other in others
-                )
-            ]
+        assert factors.a is not None
+        fits = fitting(factors, found, {name: self.base.tensors[name].shape for name in known})
         if len(fits) == 1:
             return fits[0]
         what = "fits none" if not fits else "fits more than one"
-        raise self._odd(a, f"{what} of {', '.join(known)}")
+        raise self._odd(factors.a, f"{what} of {', '.join(known)}")
 
-    def _layouts(self, factors: Factors, shape: tuple[int, ...]) -> list[str]:
-        """The ways in which factors make a tensor of a shape."""
-        a, b = factors.a, factors.b
-        assert a is not None
-        assert b is not None
-        if factors.of_embedding:
-            fits = shape == (a.shape[1], b.shape[0])
-            return ["in, out"] if fits else []
-        if len(shape) == 3 and len(a.shape) == 2:
-            even = shape[0] > 0 and a.shape[0] % shape[0] == 0
-            pairs = {"out, in": (b.shape[0], a.shape[1]), "in, out": (a.shape[1], b.shape[0])}
-            return [name for name, pair in pairs.items() if even and shape[1:] == pair]
-        found = []
-        if shape == (b.shape[0], *a.shape[1:]):
-            found.append("out, in")
-        if len(shape) == 2 and shape == (a.shape[1], b.shape[0]):
-            found.append("in, out")
-        return found
-
-    def _adapt(
-        self, name: str, factors: Factors, tensors: Mapping[str, StoredTensor]
-    ) -> StoredTensor:
+    def _adapt(self, name: str, factors: Factors) -> StoredTensor:
         """A tensor with its Δ."""
-        weight = self._tensor(name, tensors)
+        weight = self._tensor(name)
         a, b = factors.a, factors.b
         assert a is not None
         assert b is not None
         layout = self._layout(name, factors, weight.shape)
-        fused = len(weight.shape) == 3 and len(a.shape) == 2
+        fused = is_fused(factors, weight.shape)
         rank = a.shape[0] // (weight.shape[0] if fused else 1)
         config = self.adapter.config
         key = self._key(name, factors, fused=fused)
         if rank != config.rank_of(key):
             stated = config.rank_of(key)
-            raise self._odd(a, f"has rank {rank}, and adapter_config.json says {stated}")
+            problem = f"has rank {rank}, and {ADAPTER_CONFIG} says {stated}"
+            raise odd(self.adapter.place, a.name, problem)
         scaling = config.scaling_of(key)
-        is_transposed = layout == "in, out"
+        is_transposed = layout == IN_OUT
         if fused:
             delta = low_rank.experts(name, weight.shape, a, b, scaling, is_transposed=is_transposed)
         else:
             make = low_rank.transposed if is_transposed else low_rank.linear
             delta = make(name, weight.shape, a, b, scaling)
         if factors.magnitude is None:
-            return Adapted(name, weight.dtype, weight.shape, weight.shard, weight, delta)
+            return self._sum(weight, delta)
         return self._dora(weight, delta, factors.magnitude, by_column=is_transposed)
 
     def _key(self, name: str, factors: Factors, *, fused: bool) -> str:
         """The name that the config's patterns are matched against."""
-        return f"{factors.module}.{name.rpartition('.')[2]}" if fused else factors.module
+        full = f"{factors.module}.{name.rpartition('.')[2]}"
+        parameters = self.adapter.config.parameters
+        named = any(full == each or full.endswith(f".{each}") for each in parameters)
+        return full if fused or named else factors.module
 
     def _layout(self, name: str, factors: Factors, shape: tuple[int, ...]) -> str:
-        found = self._layouts(factors, shape)
+        found = layouts(factors, shape)
         a, b = factors.a, factors.b
         assert a is not None
         assert b is not None
         if not found:
             problem = f"and {b.shape} make no {shape}, the shape of {name} in {self.base.role}"
             raise self._odd(a, f"{a.shape} {problem}")
-        if len(found) == 1:
-            return found[0]
-        if len(shape) == 2:
-            return "in, out" if self.adapter.config.fan_in_fan_out else "out, in"
-        # A square matrix: the other parameters of the module are stored in the same way.
+        return found[0] if len(found) == 1 else self._layout_of_square(name, factors, shape)
+
+    def _layout_of_square(self, name: str, factors: Factors, shape: tuple[int, ...]) -> str:
+        fused = is_fused(factors, shape)
         prefix = name.rpartition(".")[0] + "."
-        for other in self.adapter.factors[factors.module]:
-            for known, spec in self.base.tensors.items():
-                if known.startswith(prefix) and len(spec.shape) == 3:
-                    layouts = self._layouts(other, spec.shape)
-                    if len(layouts) == 1:
-                        return layouts[0]
-        return "in, out" if self.base.config.get("model_type") in _TRANSPOSED else "out, in"
+        for other in self.adapter.factors[factors.module] if fused else ():
+            # The other parameters of the module are stored in the same way.
+            for parameter in self.adapter.config.parameters:
+                spec = self.base.tensors.get(prefix + parameter.rpartition(".")[2])
+                found = [] if spec is None else layouts(other, spec.shape)
+                if len(found) == 1:
+                    return found[0]
+        return layout_of_square(
+            factors.module,
+            self.base.config,
+            fan_in_fan_out=self.adapter.config.fan_in_fan_out,
+            fused=fused,
+        )
 
     def _dora(
         self,
@@ -289,17 +300,25 @@ class _Adaptation:
         self._need_base(magnitude, "DoRA")
         outputs = delta.columns if by_column else delta.rows
         if magnitude.elements != outputs:
-            raise self._odd(magnitude, f"has the shape {magnitude.shape}, expected ({outputs},)")
+            problem = f"has the shape {magnitude.shape}, expected ({outputs},)"
+            raise odd(self.adapter.place, magnitude.name, problem)
         made = Dora(
             weight.name, "F64", weight.shape, magnitude.shard, weight, delta, magnitude, by_column
         )
-        return Adapted(weight.name, weight.dtype, weight.shape, weight.shard, weight, made)
+        return self._sum(weight, made)
 
-    def _add_bias(
-        self, name: str, factors: Factors, tensors: Mapping[str, StoredTensor]
-    ) -> StoredTensor:
-        bias, spec = tensors[name], factors.bias
+    def _sum(self, weight: StoredTensor, delta: StoredTensor) -> StoredTensor:
+        """A tensor and its Δ, in the tensor's dtype if it is base's; else Δ would lose digits."""
+        own = weight.shard == self.adapter.shard and weight.dtype != "F64"
+        dtype = "F32" if own else weight.dtype
+        return Adapted(weight.name, dtype, weight.shape, weight.shard, weight, delta)
+
+    def _add_bias(self, name: str | None, factors: Factors) -> StoredTensor:
+        spec = factors.bias
         assert spec is not None
+        if name is None:
+            raise self._unknown(spec, f"{factors.module}.bias")
+        bias = self._tensors[name]
         if spec.shape != bias.shape:
             raise self._odd(spec, f"has the shape {spec.shape}, expected {bias.shape}")
         scaling = self.adapter.config.scaling_of(factors.module)
@@ -313,9 +332,12 @@ class _Adaptation:
         keys = [key for key in found if key and (module == key or module.endswith(f".{key}"))]
         indices = found.get(keys[0] if keys else "", ())
         expected = (len(indices), *weight.shape[1:])
-        if spec.shape != expected or len(set(indices)) != len(indices):
+        if len(set(indices)) != len(indices):
+            problem = f"has two rows for one token of trainable_token_indices in {ADAPTER_CONFIG}"
+            raise odd(self.adapter.place, spec.name, problem)
+        if spec.shape != expected:
             problem = f"has the shape {spec.shape}, expected {expected} for the trained tokens"
-            raise self._odd(spec, problem)
+            raise odd(self.adapter.place, spec.name, problem)
         if indices and max(indices) >= weight.shape[0]:
             problem = f"has a row for token {max(indices)}, and {name} has {weight.shape[0]} rows"
             raise self._odd(spec, problem)
@@ -323,23 +345,3 @@ class _Adaptation:
         dtype = "F64" if "F64" in (spec.dtype, weight.dtype) else "F32"
         ordered = tuple(indices[i] for i in order)
         return ReplacedRows(name, dtype, weight.shape, weight.shard, weight, spec, ordered, order)
-
-    def _folder(self) -> Path:
-        """A folder with base's companions, and the adapter's over them."""
-        own = self.adapter.place.folder
-        if companion_path(own, "config.json") is not None:
-            return own
-        overlay = tempfile.TemporaryDirectory(prefix="diffxfer-")
-        _overlays.append(overlay)  # it is removed at the end of the process
-        made = Path(overlay.name)
-        # An adapter's tokenizer replaces all of base's files that have to do with one.
-        theirs = list_companions(self.base.folder).names
-        if has_tokenizer(self.adapter.shard):
-            theirs = tuple(name for name in theirs if name in _MODEL_FILES)
-        for folder, names in ((self.base.folder, theirs), (own, list_companions(own).names)):
-            for name in names:
-                path = companion_path(folder, name)
-                if path is not None:
-                    (made / name).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(path, made / name)
-        return made

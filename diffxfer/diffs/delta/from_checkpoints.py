@@ -13,6 +13,7 @@ from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import ShardEntry, SourceEntry, refuse_diff
 from diffxfer.diffs.delta.from_adapter import LORA, adapted_checkpoint
+from diffxfer.diffs.delta.right_base import note_of_base
 from diffxfer.diffs.matching.added import find_added, find_added_buffers
 from diffxfer.diffs.matching.match import BaseMatch, Difference, Side
 from diffxfer.diffs.matching.names import is_embedding, is_known_vocabulary
@@ -126,7 +127,8 @@ def read_roles(named: Mapping[str, Path | str], renames: Sequence[Rename] = ()) 
     others = {role: place for role, place in places.items() if role != "finetuned"}
     roles = {role: read_role(found, renames) for role, found in _open(others).items()}
     made = adapted_checkpoint(adapter, roles["base"].checkpoint)
-    return {"finetuned": Role(made, {}, {}, 0, 0), **roles}
+    note = note_of_base(adapter.config.base, places["base"])
+    return {"finetuned": Role(made, {}, {}, 0, 0, () if note is None else (note,)), **roles}
 
 
 def from_checkpoints(

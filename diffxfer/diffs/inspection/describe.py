@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.adapters.adapter import read_adapter
+from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.companions import list_companions, optional_object
 from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest, require_diff
+from diffxfer.diffs.inspection.adapter import AdapterFacts, adapter_facts
 from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
 from diffxfer.diffs.inspection.places import places
 from diffxfer.diffs.matching.names import pattern
@@ -22,6 +25,7 @@ from diffxfer.errors import QuantizedError, listed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from diffxfer.checkpoints.location import Place
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
@@ -55,7 +59,8 @@ class Inspection:
 
     Attributes:
         path: the folder, or its id on the Hub.
-        kind: ``"checkpoint"``, or from its manifest ``"diff"``, ``"graft"`` or ``"tuned"``.
+        kind: ``"checkpoint"`` or ``"adapter"``, or from its manifest ``"diff"``, ``"graft"`` or
+            ``"tuned"``.
         architecture: the architecture in its config; for a diff vector, finetuned's.
         quantized: the quantisation method, None if it does not look quantised.
         tensors: number of tensors.
@@ -76,6 +81,7 @@ class Inspection:
         cells: for a diff vector, its size by layer and kind of module.
         warnings: one line each.
         findings: contradictions between its files.
+        adapter: for a LoRA adapter, what it says of itself.
     """
 
     path: Path
@@ -100,6 +106,7 @@ class Inspection:
     cells: tuple[Cell, ...]
     warnings: tuple[str, ...]
     findings: tuple[Finding, ...]
+    adapter: AdapterFacts | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
@@ -112,15 +119,16 @@ class Inspection:
             "norms": self.norms and self.norms.as_json(),
             "cells": [cell.as_json() for cell in self.cells],
             "findings": [asdict(finding) for finding in self.findings],
+            "adapter": self.adapter and asdict(self.adapter),
         }
 
 
 def inspect_checkpoint(path: Path | str) -> Inspection:
-    """Describe a checkpoint or a diff vector without reading its weights.
+    """Describe a checkpoint, a diff vector or an adapter without reading its weights.
 
     Args:
-        path: a model of any origin, or a diff vector: a folder, or one on the Hub, ``"org/name"``
-            or ``"org/name@revision"``.
+        path: a model of any origin, a diff vector or a LoRA adapter: a folder, or one on the Hub,
+            ``"org/name"`` or ``"org/name@revision"``.
 
     Returns:
         Its description.
@@ -132,6 +140,8 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
         >>> inspect_checkpoint("sft-diff").norms.ratio  # doctest: +SKIP
     """
     place = find(path, "a checkpoint or a diff vector")
+    if is_adapter(place):
+        return _inspect_adapter(path, place)
     folder = place.folder
     manifest = read_manifest(folder)
     is_diff = manifest is not None and manifest.kind == "diff"
@@ -169,6 +179,36 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
             specs,
             whole=not is_diff and quantized is None,
         ),
+    )
+
+
+def _inspect_adapter(path: Path | str, place: Place) -> Inspection:
+    adapter = read_adapter(place)
+    specs, beside = adapter.tensors, list_companions(place.folder)
+    return Inspection(
+        path=Path(path),
+        kind="adapter",
+        architecture=None,
+        quantized=None,
+        tensors=len(specs),
+        parameters=sum(spec.elements for spec in specs.values()),
+        dtypes=_dtypes(specs),
+        groups=_groups(specs),
+        shards={adapter.shard.path.name: adapter.shard.size},
+        companions=beside.names,
+        other_files=beside.left_out,
+        sources={},
+        options={},
+        written_by=None,
+        integers=(),
+        left_out=(),
+        added_tensors=(),
+        inexact=None,
+        norms=None,
+        cells=(),
+        warnings=(),
+        findings=(),
+        adapter=adapter_facts(adapter),
     )
 
 

@@ -29,6 +29,7 @@ class Role:
         stored: the name that a tensor gets in the output, where it differs from the compared name.
         unwrapped: number of names that had wrappers.
         renamed: number of names that `--rename` changed.
+        notes: what else a user may want to know of it, one line each.
     """
 
     checkpoint: Checkpoint
@@ -36,6 +37,7 @@ class Role:
     stored: Mapping[str, str]
     unwrapped: int
     renamed: int
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ def read_role(checkpoint: Checkpoint, renames: Sequence[Rename] = ()) -> Role:
 
 
 def notes_of_names(roles: Sequence[Role]) -> list[str]:
-    """Notes on names that were changed, one line per kind.
+    """Notes on names that were changed, one line per kind, and the roles' other notes.
 
     Args:
         roles: the roles of the command.
@@ -97,11 +99,12 @@ def notes_of_names(roles: Sequence[Role]) -> list[str]:
         "names from which training wrappers were removed": [(r.name, r.unwrapped) for r in roles],
         "names changed by --rename": [(r.name, r.renamed) for r in roles],
     }
-    return [
+    lines = [
         f"{what}: " + ", ".join(f"{count:,} of {role}" for role, count in found if count)
         for what, found in counted.items()
         if any(count for _, count in found)
     ]
+    return [*lines, *(note for role in roles for note in role.notes)]
 
 
 def shapes_of(role: Role) -> dict[str, tuple[int, ...] | None]:
