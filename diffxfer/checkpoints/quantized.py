@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.checkpoints.weights import Weights
 
-_CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
-_CONFIG_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
+"""Keys of ``config.json``, or of a part of it, that describe how weights are quantised."""
+CONFIG_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Files that describe the same."""
 
 _KEY_FORMATS = (
     (re.compile(r"\.weight_scale_inv$"), "fp8 with block scales"),
@@ -60,13 +62,13 @@ def _refuse_by_config(folder: Path, config: Mapping[str, Any]) -> None:
         raise QuantizedError(
             folder, f"is quantised ({method}, according to its config.json)", _REMEDY
         )
-    for name in _CONFIG_FILES:
+    for name in CONFIG_FILES:
         if os.path.lexists(folder / name):
             raise QuantizedError(folder, f"is quantised (it has {name})", _REMEDY)
 
 
 def _method_in(config: Mapping[str, Any]) -> str | None:
-    for key in _CONFIG_KEYS:
+    for key in CONFIG_KEYS:
         found = config.get(key)
         if isinstance(found, dict) and found:
             method = found.get("quant_method") or found.get("quant_algo")

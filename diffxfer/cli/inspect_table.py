@@ -84,6 +84,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield from _adapter_facts(found.adapter)
     if found.architecture:
         yield "architecture", found.architecture
+    if found.encodings:
+        yield "decoded from", ", ".join(found.encodings)
     if found.quantized:
         yield "quantised", found.quantized
     yield "tensors", f"{found.tensors:,}, {found.parameters:,} parameters ({_dtypes(found.dtypes)})"

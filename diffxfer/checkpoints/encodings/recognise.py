@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
-    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
+    from diffxfer.checkpoints.encodings.encoding import Encoding
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.checkpoints.weights import Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """A way to store tensors other than as plain arrays.
-
-    Attributes:
-        format: the name that users know, such as ``"fp8 with block scales"``.
-        find: finds the tensors that are stored in this way, given the checkpoint's config and its
-            tensors on disk. It raises a `CheckpointError` if a part is missing or has a wrong
-            shape or dtype.
-    """
-
-    format: str
-    find: Callable[[Mapping[str, Any], Mapping[str, TensorSpec]], Iterable[StoredTensor]]
 
 
 ENCODINGS: tuple[Encoding, ...] = ()
@@ -55,6 +41,7 @@ def decoded(weights: Weights, config: Mapping[str, Any]) -> Weights:
         for stored in found:
             first_part[stored.parts[0].name] = stored
             for part in stored.parts:
+                assert part.name in rest, f"{encoding.format} uses {part.name} twice"
                 del rest[part.name]
     if not formats:
         return weights

@@ -8,7 +8,7 @@ token id translated to the target's vocabulary. This module writes no files.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import (
     TEMPLATE_FOLDER,
@@ -20,6 +20,7 @@ from diffxfer.checkpoints.companions import (
 )
 from diffxfer.checkpoints.json_edit import Changes, KeyPath, edit_json
 from diffxfer.checkpoints.json_read import parse_json, parse_object
+from diffxfer.checkpoints.quantized import CONFIG_FILES, CONFIG_KEYS
 from diffxfer.diffs.companions.config_edit import (
     config_changes,
     generation_changes,
@@ -138,6 +139,7 @@ def inherit_companions(
     vocab_size: int | None,
     dtype: str | None,
     head: bool = False,
+    decoded: bool = False,
 ) -> Inheritance:
     """The companions of a graft.
 
@@ -151,6 +153,7 @@ def inherit_companions(
         vocab_size: the new size of the vocabulary, if the embedding grew.
         dtype: the new dtype's name, such as ``"float32"``, if it is not the target's.
         head: whether finetuned brings a task head, which the config then describes.
+        decoded: whether the target is quantised, and the output is not.
 
     Returns:
         The companions; no file outside the two folders is read.
@@ -170,23 +173,27 @@ def inherit_companions(
     if edits:
         files.update(edited_tokenizer(target, edits))
     configs = read_config(target), read_config(behaviour)
-    config = config_changes(
-        *configs,
-        translation,
-        behaviour / _CONFIG,
-        vocab_size=vocab_size,
-        dtype=dtype,
-    )
+    where = behaviour / _CONFIG
+    config = config_changes(*configs, translation, where, vocab_size=vocab_size, dtype=dtype)
     removals: list[str | KeyPath] = []
     if head:
-        described, removals = head_changes(*configs, behaviour / _CONFIG)
+        described, removals = head_changes(*configs, where)
         config |= described
+    removals += _drop_quantization(draft, configs[0]) if decoded else []
     draft.edit(_CONFIG, config, removals)
     _inherit_generation(draft, translation)
     _inherit_specials(draft, translation, edits)
     _inherit_templates(draft)
     _warn_of_absences(draft, translation)
     return draft.done()
+
+
+def _drop_quantization(draft: _Draft, config: Mapping[str, Any]) -> list[str | KeyPath]:
+    """Drop the files that describe how the target is quantised; returns the config's keys."""
+    draft.files = {name: path for name, path in draft.files.items() if name not in CONFIG_FILES}
+    found: list[str | KeyPath] = [(key,) for key in CONFIG_KEYS if key in config]
+    nested = [(name, part) for name, part in config.items() if isinstance(part, dict)]
+    return found + [(name, key) for name, part in nested for key in CONFIG_KEYS if key in part]
 
 
 def _token_edits(

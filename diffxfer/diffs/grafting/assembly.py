@@ -164,4 +164,5 @@ def _companions(
         vocab_size=vocab_size,
         dtype=options.out_dtype,
         head=bool(source.match.added),
+        decoded=bool(target.weights.formats),
     )

@@ -82,6 +82,7 @@ class Inspection:
         warnings: one line each.
         findings: contradictions between its files.
         adapter: for a LoRA adapter, what it says of itself.
+        encodings: the formats that its tensors are decoded from.
     """
 
     path: Path
@@ -107,6 +108,7 @@ class Inspection:
     warnings: tuple[str, ...]
     findings: tuple[Finding, ...]
     adapter: AdapterFacts | None = None
+    encodings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
@@ -179,6 +181,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
             specs,
             whole=not is_diff and quantized is None,
         ),
+        encodings=weights.formats,
     )
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffxfer.checkpoints.encodings.recognise import Encoding
+from diffxfer.checkpoints.encodings.encoding import Encoding
 from diffxfer.checkpoints.stored import StoredTensor
-from diffxfer.errors import HeaderError
+from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,15 +42,24 @@ class ScaledHalf(StoredTensor):
 
 
 def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterator[ScaledHalf]:
-    """Find the tensors that have a scale."""
+    """Find the tensors that have a scale.
+
+    Raises:
+        CheckpointError: if a scale belongs to no float16 tensor, or is not one float32.
+    """
     del config
     for name, scale in tensors.items():
-        if name.endswith(SUFFIX):
-            half = tensors.get(name.removesuffix(SUFFIX))
-            if half is None:
-                problem = f"has {name} without the tensor that it scales"
-                raise HeaderError(scale.shard.path, problem, "download or save it again")
-            yield ScaledHalf(half.name, "F32", half.shape, half.shard, half, scale)
+        if not name.endswith(SUFFIX):
+            continue
+        half = tensors.get(name.removesuffix(SUFFIX))
+        if half is None or half.dtype != "F16":
+            found = "none" if half is None else half.dtype
+            problem = f"{name} has {found} to scale, expected {name.removesuffix(SUFFIX)} in F16"
+            raise CheckpointError(scale.shard.path, problem, "download or save it again")
+        if (scale.dtype, scale.elements) != ("F32", 1):
+            problem = f"{name} is {scale.dtype} {scale.shape}, expected one F32"
+            raise CheckpointError(scale.shard.path, problem, "download or save it again")
+        yield ScaledHalf(half.name, "F32", half.shape, half.shard, half, scale)
 
 
 SCALED_HALVES = Encoding("float16 with one scale a tensor", find)

@@ -106,6 +106,8 @@ def test_inspect_describes_the_model_and_compares_values(save) -> None:
     assert told["tensors"] == 5
     assert told["dtypes"] == {"F32": 12 * 8 * 2 + 600 * 1003 + 40 * 30 + 8}
     assert told["quantized"] is None
+    assert told["encodings"] == ["float16 with one scale a tensor"]
+    assert "decoded from" in run("inspect", base)
     compared = json.loads(run("inspect", finetuned, base, "--json"))
     expected = json.loads(run("inspect", *save()[:2], "--json"))
     assert compared["norms"] == expected["norms"]
@@ -119,7 +121,7 @@ def test_a_missing_part_is_named(save, tmp_path: Path, encoded) -> None:
     )
     done = tiny.run("transfer", finetuned, broken, target, "-o", tmp_path / "out")
     assert done.status == 1
-    assert f"has {UP}{SUFFIX} without the tensor that it scales" in done.err
+    assert f"{UP}{SUFFIX} has none to scale, expected {UP} in F16" in done.err
 
 
 def test_a_value_that_is_not_finite_is_found_after_decoding(save, tmp_path: Path, encoded) -> None:
@@ -133,6 +135,21 @@ def test_a_value_that_is_not_finite_is_found_after_decoding(save, tmp_path: Path
     assert f"{UP}" in done.err
     assert "infinity in base at [400, 700]" in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_graft_of_an_encoded_target_is_not_said_to_be_quantised(save, tmp_path: Path) -> None:
+    models = save(*ROLES)
+    stated = {"quant_method": "halves"}
+    for folder in models:
+        tiny.edit_json(
+            folder / "config.json",
+            lambda config: config.update(quantization_config=stated, text_config={}),
+        )
+    (models[2] / "hf_quant_config.json").write_text("{}")
+    run("transfer", *models, "-o", tmp_path / "graft")
+    assert "quantization_config" not in json.loads((tmp_path / "graft/config.json").read_text())
+    assert not (tmp_path / "graft" / "hf_quant_config.json").exists()
+    run("transfer", *models[:2], tmp_path / "graft", "-o", tmp_path / "next")
 
 
 def test_work_is_counted_in_stored_bytes(save, encoded) -> None:

@@ -339,4 +339,4 @@ def test_an_adapter_in_another_role_is_refused(plain: Path) -> None:
         done = tiny.run("transfer", *roles, "-o", plain / "out")
         assert done.status == 1
         assert f"{adapter}: is a LoRA adapter" in done.err
-        assert "expected a whole checkpoint" in done.err
+        assert "expected a complete checkpoint" in done.err
