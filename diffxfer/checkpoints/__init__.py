@@ -1,1 +1,1 @@
-"""Floor 0: checkpoints on disk and on the Hub: reading and writing them."""
+"""Checkpoints on disk and on the Hub: reading and writing them."""

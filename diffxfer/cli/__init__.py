@@ -1,1 +1,1 @@
-"""Floor 5: commands. They parse, call the library and print."""
+"""Commands. They parse, call the library and print."""

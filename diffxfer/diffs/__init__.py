@@ -1,1 +1,1 @@
-"""Floor 2: diff vectors: extracting them, grafting them and verifying the results."""
+"""Diff vectors: extracting them, grafting them and verifying the results."""

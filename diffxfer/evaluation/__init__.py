@@ -1,1 +1,1 @@
-"""Floor 3: scoring models with lm-eval and comparing their scores."""
+"""Scoring models with lm-eval and comparing their scores."""

@@ -1,1 +1,1 @@
-"""Floor 1: self-contained HTML pages with tables and plots."""
+"""Self-contained HTML pages with tables and plots."""

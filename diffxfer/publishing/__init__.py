@@ -1,1 +1,1 @@
-"""Floor 4: publishing diff vectors, grafts and tuned models on the Hub, with model cards."""
+"""Publishing diff vectors, grafts and tuned models on the Hub, with model cards."""

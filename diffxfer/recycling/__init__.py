@@ -1,1 +1,1 @@
-"""Floor 4: further training of a model, and chains that recycle a diff vector over new bases."""
+"""Further training of a model, and chains that recycle a diff vector over new bases."""

@@ -1,1 +1,1 @@
-"""Floor 1: running a plan chunk by chunk in bounded memory."""
+"""Running a plan chunk by chunk in bounded memory."""

@@ -62,7 +62,7 @@ def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterat
         yield ScaledHalf(half.name, "F32", half.shape, half.shard, half, scale)
 
 
-SCALED_HALVES = Encoding("float16 with one scale a tensor", find)
+ENCODING = Encoding("float16 with one scale a tensor", find)
 
 
 def encode(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

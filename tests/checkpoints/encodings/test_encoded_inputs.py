@@ -11,13 +11,8 @@ from safetensors.torch import load_file
 
 from diffxfer.checkpoints.encodings import recognise
 from tests import tiny
-from tests.checkpoints.encodings.scaled_halves import (
-    SCALED_HALVES,
-    SUFFIX,
-    decode,
-    encode,
-    example,
-)
+from tests.checkpoints.encodings import scaled_halves
+from tests.checkpoints.encodings.scaled_halves import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,28 +23,38 @@ if TYPE_CHECKING:
 UP = "model.layers.0.mlp.up_proj.weight"
 CONFIG = {**tiny.CONFIG, "vocab_size": 12, "hidden_size": 8}
 ROLES = ("finetuned", "base", "target")
+CODINGS = (scaled_halves,)
+"""Modules with an `ENCODING`, its `encode` and `decode`: every test runs with each of them."""
+
+
+@pytest.fixture(
+    scope="module", params=CODINGS, ids=lambda coding: coding.__name__.rpartition(".")[2]
+)
+def coding(request: pytest.FixtureRequest):
+    return request.param
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "ENCODINGS", (SCALED_HALVES,))
+def known(monkeypatch: pytest.MonkeyPatch, coding) -> None:
+    monkeypatch.setattr(recognise, "ENCODINGS", (coding.ENCODING,))
 
 
 @pytest.fixture(scope="module")
-def encoded() -> dict[str, dict[str, Tensor]]:
-    base = example(1)
-    models = {"base": base, "finetuned": example(2, base), "target": example(3, base)}
-    return {role: encode(model) for role, model in models.items()}
+def encoded(coding) -> dict[str, dict[str, Tensor]]:
+    base = scaled_halves.example(1)
+    models = {"base": base, "finetuned": scaled_halves.example(2, base)}
+    models["target"] = scaled_halves.example(3, base)
+    return {role: coding.encode(model) for role, model in models.items()}
 
 
 @pytest.fixture
-def save(tmp_path: Path, encoded: Mapping[str, Mapping[str, Tensor]]):
+def save(tmp_path: Path, coding, encoded: Mapping[str, Mapping[str, Tensor]]):
     """Writes the three models; those that are named are encoded, the others plain."""
 
     def write(*named: str) -> tuple[Path, ...]:
         folders = []
         for role in ROLES:
-            weights = encoded[role] if role in named else decode(encoded[role])
+            weights = encoded[role] if role in named else coding.decode(encoded[role])
             folder = tmp_path / f"{role}-{role in named}"
             if not folder.exists():
                 tiny.save_model(folder, weights, config=CONFIG)
@@ -100,13 +105,13 @@ def test_a_diff_vector_has_the_same_bytes_and_is_verified(save, tmp_path: Path) 
     assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
 
 
-def test_inspect_describes_the_model_and_compares_values(save) -> None:
+def test_inspect_describes_the_model_and_compares_values(save, coding) -> None:
     finetuned, base, _ = save(*ROLES)
     told = json.loads(run("inspect", base, "--json"))
     assert told["tensors"] == 5
     assert told["dtypes"] == {"F32": 12 * 8 * 2 + 600 * 1003 + 40 * 30 + 8}
     assert told["quantized"] is None
-    assert told["encodings"] == ["float16 with one scale a tensor"]
+    assert told["encodings"] == [coding.ENCODING.format]
     assert "decoded from" in run("inspect", base)
     compared = json.loads(run("inspect", finetuned, base, "--json"))
     expected = json.loads(run("inspect", *save()[:2], "--json"))
