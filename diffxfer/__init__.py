@@ -4,7 +4,7 @@
 target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
 trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
 `inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
-differ; `push` publishes what was made. What they need is imported when they are.
+differ; `push` publishes what was made. Each function is imported on first use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Every command would wait for all that they need: numpy, pydantic, tokenizers and more.
+# Importing them here would slow every command: numpy, pydantic, tokenizers and more.
 _HOMES = {
     "ChainReport": "recycling.chain_report",
     "Comparison": "diffs.inspection.compare",

@@ -25,7 +25,7 @@
         ├── UnfinishedError       another, unfinished run to the same output
         └── DiskSpaceError        the disk is too small for the output
 
-A message is one line: which, what was expected and found; what to do.
+A message is one line: which input, what was expected, what was found, what to do.
 Standard library only.
 """
 

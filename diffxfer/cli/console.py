@@ -23,6 +23,7 @@ from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
 from diffxfer.errors import DiffxferError, listed, printable
+from diffxfer.kernels import notices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ def _stop(_signum: int, _frame: FrameType | None) -> None:
 class Console:
     """The console of a command; use it as a context manager.
 
-    With `logs`, only messages may be printed before one of its methods shows the result.
+    With `logs`, a command prints only through the methods of this class until the result is shown.
 
     Args:
         json: print one JSON object on stdout, even for an error.
@@ -87,6 +88,8 @@ class Console:
 
     def __enter__(self) -> Self:
         self._sigterm = signal.signal(signal.SIGTERM, _stop)
+        if self._display.watched:
+            notices.listen(lambda notice: print(notice, file=sys.stderr))
         if self._logs:
             self._display.open_log()
         if self._first_stage:
@@ -112,6 +115,7 @@ class Console:
     def _end(self, exc: BaseException | None) -> Path | None:
         """Erase the bar and let libraries print again; returns the log of a failure, if any."""
         signal.signal(signal.SIGTERM, self._sigterm)
+        notices.listen(None)
         return self._display.close_log(exc, keep=self._keeps_log)
 
     def _left(self) -> str:

@@ -47,7 +47,7 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
         elif not function.is_declaration:
             function.linkage = "internal"
             function.add_function_attribute("alwaysinline")
-    # Once more, so that the wrapper that numba makes learns that the loop cannot raise.
+    # Optimise again: only now does LLVM see that the loop cannot raise, and drops the error path.
     tuning = llvm.create_pipeline_tuning_options(speed_level=3)
     passes = llvm.create_pass_builder(this_processor(), tuning)
     passes.getModulePassManager().run(module, passes)

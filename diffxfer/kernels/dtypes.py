@@ -3,9 +3,10 @@
 In a kernel, elements have numba's types: `uint16` is a bfloat16, `int16` a float16, `float32` and
 `float64` are themselves. A new dtype is one more type, reader and writer here.
 
-float64 becomes a 16-bit type by way of float32, as in PyTorch. float16 is converted by instructions
-where there are any; else it is by integers, as bfloat16 is, and none of the steps has a subnormal
-operand or result. NaN stays NaN: float16 keeps its sign and the upper bits of its payload.
+float64 becomes a 16-bit dtype by way of float32, as in PyTorch, so that the bits are PyTorch's.
+float16 is converted by the processor's instructions if it has them, otherwise in integers, as
+bfloat16 is. The steps in integers avoid subnormal operands and results. NaN stays NaN: float16
+keeps its sign and the upper bits of its payload.
 """
 
 from __future__ import annotations

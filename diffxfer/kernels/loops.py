@@ -4,9 +4,8 @@
     R = target + D·alpha
     out = R rounded to its dtype
 
-All steps are in float64, and each is rounded: a product and a sum that are contracted into one
-operation with one rounding give other bits. LLVM contracts only what is marked for it, and numba
-marks nothing.
+All steps are in float64, and each is rounded. A fused multiply-add would give other bits. LLVM
+fuses only what is marked for it, and numba marks nothing.
 
 Sums have 256 lanes: element i is added to lane i mod 256, and the lanes are added by halves at the
 end. So the vector width of a processor does not change their bits, and lanes do not wait for each

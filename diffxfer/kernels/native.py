@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 
 from diffxfer.kernels.cache import find, keep
+from diffxfer.kernels.notices import tell
 from diffxfer.kernels.processor import description, this_processor
 from diffxfer.kernels.signatures import ENTRY, KERNELS
 
@@ -30,7 +30,6 @@ _ARGUMENTS: Mapping[str, Any] = {
 _lock = threading.Lock()
 _loaded: dict[tuple[str, tuple[str, ...]], Kernel] = {}
 _engines: list[llvm.ExecutionEngine] = []
-_told: set[str] = set()
 
 
 def kernel(name: str, dtypes: tuple[str, ...]) -> Kernel:
@@ -41,7 +40,7 @@ def kernel(name: str, dtypes: tuple[str, ...]) -> Kernel:
         dtypes: the dtypes of its first arguments, which are pointers to elements.
 
     Returns:
-        What takes addresses and numbers, and gives a number.
+        A C function that takes addresses and numbers, and returns an integer.
     """
     found = _loaded.get((name, dtypes))
     if found is None:
@@ -60,7 +59,7 @@ def _load(name: str, dtypes: tuple[str, ...]) -> Kernel:
         code = _compile(name, dtypes)
         failure = keep(file, processor, code)
         if failure is not None and os.environ.get("DIFFXFER_DEBUG") == "1":
-            _tell(f"compiled code is kept in memory only, since it cannot be written ({failure})")
+            tell(f"compiled code is kept in memory only, since it cannot be written ({failure})")
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), this_processor())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -72,14 +71,7 @@ def _load(name: str, dtypes: tuple[str, ...]) -> Kernel:
 
 
 def _compile(name: str, dtypes: tuple[str, ...]) -> bytes:
-    if sys.stderr is not None and sys.stderr.isatty():
-        _tell("compiling, once")
+    tell("compiling the arithmetic (on the first run only)")
     from diffxfer.kernels.compiling import compile_kernel
 
     return compile_kernel(name, dtypes)
-
-
-def _tell(line: str) -> None:
-    if line not in _told:
-        _told.add(line)
-        print(line, file=sys.stderr)

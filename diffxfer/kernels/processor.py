@@ -37,9 +37,9 @@ def converts_halves() -> bool:
 @cache
 def _model() -> tuple[str, str]:
     name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES", "")
-    if name is None:  # else as numba is told: such as one model for all nodes of a cluster
+    if name is None:  # NUMBA_CPU_NAME may name one model for all nodes of a mixed cluster
         name = llvm.get_host_cpu_name()
-        with suppress(RuntimeError):  # not known of every processor
+        with suppress(RuntimeError):  # LLVM does not know them for every processor
             features = llvm.get_host_cpu_features().flatten()
     return name, features
 

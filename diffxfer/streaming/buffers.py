@@ -126,7 +126,7 @@ class Reader:
             if piece.kind is RunKind.GRAFT:
                 read = self._read(1, task, piece, 0)
                 if len(task.runs) == 1:
-                    result.base_digests = block_digests(read, BITS[theirs] // 8)
+                    result.input_digests = block_digests(read, BITS[theirs] // 8)
                 count = kernel("restore", (ours, theirs, stored))
                 result.inexact += count(*self._addresses[:2], delta, piece.count)
             else:

@@ -34,9 +34,9 @@ def pack(result: ChunkResult) -> bytes:
         result: the result.
     """
     digests, squares = result.digests, result.delta_squares + result.base_squares
-    counts = len(digests), len(result.base_digests), len(result.delta_squares), len(result.samples)
+    counts = len(digests), len(result.input_digests), len(result.delta_squares), len(result.samples)
     head = _COUNTS.pack(result.inexact, result.unchanged, *counts)
-    head += digests + result.base_digests
+    head += digests + result.input_digests
     if not squares and not result.samples:
         return head
     flat = [value for sample in result.samples for value in sample]
@@ -49,14 +49,14 @@ def unpack(payload: bytes) -> ChunkResult:
     Args:
         payload: the bytes.
     """
-    inexact, unchanged, digests, base_digests, blocks, samples = _COUNTS.unpack_from(payload)
+    inexact, unchanged, digests, input_digests, blocks, samples = _COUNTS.unpack_from(payload)
     at = _COUNTS.size + digests
     layout = f"<{2 * blocks}d" + "Qd" * samples
-    found = struct.unpack_from(layout, payload, at + base_digests)
+    found = struct.unpack_from(layout, payload, at + input_digests)
     flat = found[2 * blocks :]
     return ChunkResult(
         payload[_COUNTS.size : at],
-        payload[at : at + base_digests],
+        payload[at : at + input_digests],
         inexact,
         unchanged,
         found[:blocks],

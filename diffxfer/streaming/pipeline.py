@@ -243,6 +243,8 @@ class Pipeline:
             result = ChunkResult()
             if batch.operation is Operation.SUBTRACT:
                 self._tell(result, chunk, batch, slot, place, at)
+            elif self._tasks[chunk.task].expected is not None:
+                self._digest_first(result, chunk, batch, slot, at, count)
             part = data[at * size : (at + count) * size]
             if len(chunk.pieces) > 1:  # it came alone
                 part = data = self._worker.place(part, chunk, self._tasks[chunk.task], result)
@@ -250,6 +252,15 @@ class Pipeline:
             found.append((chunk, result))
             at += count
         return found, data
+
+    def _digest_first(
+        self, result: ChunkResult, chunk: Chunk, batch: DeviceBatch, slot: Slot, at: int, count: int
+    ) -> None:
+        """Digest the first input of a chunk, if it is read in order."""
+        if len(self._tasks[chunk.task].runs) == 1:
+            size = BITS[batch.dtypes[0]] // 8
+            read = slot.host_in.numpy().data[batch.starts[0] :]
+            result.input_digests = block_digests(read[at * size : (at + count) * size], size)
 
     def _tell(
         self, result: ChunkResult, chunk: Chunk, batch: DeviceBatch, slot: Slot, place: int, at: int
@@ -265,4 +276,4 @@ class Pipeline:
         theirs = read[at * size : (at + count) * size]
         result.samples = sample(theirs, grafts, chunk, task)
         if len(task.runs) == 1:
-            result.base_digests = block_digests(theirs, size)
+            result.input_digests = block_digests(theirs, size)

@@ -116,6 +116,7 @@ class TensorTask:
         shard: the output file, None if nothing is written.
         start: the output's first byte in that file.
         sample: the elements of base to sample, as ascending indices of the output.
+        expected: the checksum that the first input must have, if it is known.
     """
 
     name: str
@@ -128,6 +129,7 @@ class TensorTask:
     shard: str | None = None
     start: int = 0
     sample: Sequence[int] = ()
+    expected: str | None = None
 
     @property
     def elements(self) -> int:
@@ -274,7 +276,7 @@ def _place(task: TensorTask, start: int) -> TensorTask:
     # `dataclasses.replace` takes ten times as long, which is noticeable for 60,000 tensors.
     return TensorTask(
         *(task.name, task.operation, task.inputs, task.dtype, task.shape, task.alpha),
-        *(task.runs, task.shard, start, task.sample),
+        *(task.runs, task.shard, start, task.sample, task.expected),
     )
 
 

@@ -22,7 +22,8 @@ class ChunkResult:
 
     Attributes:
         digests: digests of the output's blocks.
-        base_digests: digests of base's blocks, if base is read in order.
+        input_digests: digests of an input's blocks, if it is read in order: base's for a
+            difference, the diff vector's for a graft of one.
         inexact: number of elements of finetuned that base + the stored Δ does not give back.
         unchanged: number of elements that are equal in finetuned and base.
         delta_squares: sums of Δ², one per block.
@@ -32,7 +33,7 @@ class ChunkResult:
     """
 
     digests: bytes = b""
-    base_digests: bytes = b""
+    input_digests: bytes = b""
     inexact: int = 0
     unchanged: int = 0
     delta_squares: tuple[float, ...] = ()
@@ -49,7 +50,7 @@ class TensorResult:
 
     Attributes:
         digest: the checksum of the output, or of the input if nothing is written.
-        base_digest: the checksum of base, empty if it was not read in order.
+        input_digest: the checksum of that input, empty if it was not read in order.
         inexact: number of elements of finetuned that base + the stored Δ does not give back.
         delta_norm: ‖Δ‖₂ before rounding.
         base_norm: ‖base‖₂.
@@ -59,7 +60,7 @@ class TensorResult:
     """
 
     digest: bytes
-    base_digest: bytes
+    input_digest: bytes
     inexact: int
     delta_norm: float
     base_norm: float
@@ -73,9 +74,9 @@ class TensorResult:
         return self.digest.hex()
 
     @property
-    def base_checksum(self) -> str | None:
-        """Base's checksum in hexadecimal, None if it was not read in order."""
-        return self.base_digest.hex() or None
+    def input_checksum(self) -> str | None:
+        """The checksum of the input that was digested, in hexadecimal; None if none was."""
+        return self.input_digest.hex() or None
 
     @property
     def samples(self) -> tuple[tuple[int, float], ...]:
@@ -87,7 +88,7 @@ class TensorResult:
 class _Parts:
     missing: int
     digests: dict[int, bytes] = field(default_factory=dict)
-    base_digests: dict[int, bytes] = field(default_factory=dict)
+    input_digests: dict[int, bytes] = field(default_factory=dict)
     delta_squares: list[float] = field(default_factory=list)
     base_squares: list[float] = field(default_factory=list)
     samples: list[tuple[int, float]] = field(default_factory=list)
@@ -133,8 +134,8 @@ class Statistics:
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.other_squares += result.other_squares
-        if result.base_digests:
-            parts.base_digests[start] = result.base_digests
+        if result.input_digests:
+            parts.input_digests[start] = result.input_digests
         if task.operation in (Operation.SUBTRACT, Operation.STORE):
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
@@ -152,7 +153,7 @@ class Statistics:
 def _finish(parts: _Parts) -> TensorResult:
     return TensorResult(
         combine(parts.digests),
-        combine(parts.base_digests) if parts.base_digests else b"",
+        combine(parts.input_digests) if parts.input_digests else b"",
         parts.inexact,
         _norm(parts.delta_squares),
         _norm(parts.base_squares),

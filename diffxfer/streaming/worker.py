@@ -123,6 +123,8 @@ class Worker(Reader):
                 result.samples = self._sample(at, chunk.pieces, chunk, task)
         else:
             found = self._compute(first, starts[-1])
+            for at, chunk, task, result in zip(starts, batch, tasks, results, strict=False):
+                self._digest_first(at, chunk.count, task, result)
         if found and not self._allow_nonfinite:
             return None
         data = self._views[self._result][: starts[-1] * first.itemsize]
@@ -150,6 +152,7 @@ class Worker(Reader):
             result.samples = self._sample(0, pieces, chunk, task)
         else:
             found = self._compute(task, count)
+            self._digest_first(0, count, task, result)
         out = self._views[self._result][: count * task.itemsize]
         if found and not self._allow_nonfinite:
             inputs = [(slot, self._input(slot, task, 0, count)) for slot in range(len(task.inputs))]
@@ -162,6 +165,12 @@ class Worker(Reader):
         inputs = self._addresses[: len(task.inputs)]
         compute = kernel(name, (*[spec.dtype for spec in task.inputs], task.dtype))
         return compute(*inputs, self._addresses[self._result], count, task.alpha)
+
+    def _digest_first(self, at: int, count: int, task: TensorTask, result: ChunkResult) -> None:
+        """Digest the first input, if its checksum is known and it is read in order."""
+        if task.expected is not None and len(task.runs) == 1:
+            size = BITS[task.inputs[0].dtype] // 8
+            result.input_digests = block_digests(self._input(0, task, at, count), size)
 
     def _subtract(self, at: int, count: int, task: TensorTask, result: ChunkResult) -> int:
         """Compute Δ of elements at an offset in the buffers, and add to the result."""
@@ -183,7 +192,7 @@ class Worker(Reader):
             result.unchanged += int(unchanged)
             result.inexact += int(inexact)
         if len(task.runs) == 1:
-            result.base_digests = block_digests(self._input(1, task, at, count), theirs)
+            result.input_digests = block_digests(self._input(1, task, at, count), theirs)
         return found
 
     def _input(self, slot: int, task: TensorTask, at: int, count: int) -> memoryview:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffxfer.kernels import cache, native, processor
+from diffxfer.kernels import cache, native, notices, processor
 from tests.helpers import DTYPES
 
 FMA = ("fmadd", "fmsub", "fnmadd", "fmla", "fmls")
@@ -128,20 +127,21 @@ def test_a_damaged_file_is_compiled_again(
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_in_memory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setattr(cache, "folders", lambda _: iter([blocked / "folder"]))
-    monkeypatch.setattr(native, "_told", set())
+    told: list[str] = []
+    notices.listen(told.append)
     assert native._load("check", ("F16",)) is not None
-    assert capsys.readouterr().err == ""
+    assert len(told) == 1
     monkeypatch.setenv("DIFFXFER_DEBUG", "1")
     native._load("check", ("F16",))
     native._load("check", ("F32",))
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith("compiled code is kept in memory only, since it cannot be written (")
+    notices.listen(None)
+    assert len(told) == 2
+    assert told[1].startswith("compiled code is kept in memory only, since it cannot be written (")
 
 
 def test_the_user_s_cache_comes_after_the_installation(
@@ -177,16 +177,15 @@ def test_other_sources_and_other_processors_have_other_folders(
     cache._version.cache_clear()
 
 
-def test_a_terminal_is_told_once(tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    done = subprocess.run(
-        [sys.executable, "-c", ONE],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=follower,
-        check=True,
-    )
-    os.close(follower)
-    assert done.returncode == 0
-    assert os.read(leader, 1000).split() == [b"compiling,", b"once", b"True"]
-    os.close(leader)
+def test_a_listener_is_told_once_and_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    native._load("check", ("F16",))
+    told: list[str] = []
+    notices.listen(told.append)
+    native._load("check", ("F32",))
+    native._load("check", ("BF16",))
+    notices.listen(None)
+    assert told == ["compiling the arithmetic (on the first run only)"]
+    assert capfd.readouterr() == ("", "")

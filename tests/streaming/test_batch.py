@@ -89,7 +89,7 @@ def test_the_same_as_one_by_one(
         assert result.checksum == block_checksum(expected)
         if operation is Operation.SUBTRACT and task.elements:
             finetuned, base = (tensor.double() for tensor in tensors[task.name])
-            assert result.base_checksum == block_checksum(tensors[task.name][1])
+            assert result.input_checksum == block_checksum(tensors[task.name][1])
             assert result.base_norm == pytest.approx(float(base.norm()), rel=1e-8)
             assert result.delta_norm == pytest.approx(float((finetuned - base).norm()), rel=1e-8)
             flat = base.reshape(-1)

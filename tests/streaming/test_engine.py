@@ -228,7 +228,7 @@ def test_copies_every_kind_of_tensor(tmp_path: Path) -> None:
     assert copied == (tmp_path / "in.safetensors").read_bytes()
     for name, tensor in tensors.items():
         assert results[name].checksum == block_checksum(tensor)
-        assert results[name].base_checksum is None
+        assert results[name].input_checksum is None
 
 
 def test_every_pattern_of_16_bits_when_all_is_allowed(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_norms_samples_and_base_checksums(tmp_path: Path) -> None:
     delta = finetuned.double() - base.double()
     assert result.delta_norm == pytest.approx(float(delta.norm()), rel=1e-8)
     assert result.base_norm == pytest.approx(float(base.double().norm()), rel=1e-8)
-    assert result.base_checksum == block_checksum(base)
+    assert result.input_checksum == block_checksum(base)
     assert result.samples == tuple((index, float(base[index])) for index in sample)
 
 
@@ -419,7 +419,7 @@ def test_a_difference_of_rows(tmp_path: Path) -> None:
     assert result.inexact == inexact > 0
     assert result.unchanged == unchanged
     assert result.delta_norm == pytest.approx(math.sqrt(squares), rel=1e-8)
-    assert result.base_checksum is None
+    assert result.input_checksum is None
 
 
 def test_minus_zero_that_is_lost_is_counted(tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_only_a_difference_has_base_s_checksum(tmp_path: Path) -> None:
         make_case(tmp_path / "in", "apply", Operation.APPLY, tensors[:2], "BF16"),
     ]
     for result in check(tmp_path, cases).values():
-        assert result.base_checksum is None
+        assert result.input_checksum is None
         assert result.samples == ()
 
 

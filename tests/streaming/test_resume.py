@@ -56,7 +56,7 @@ def chunk_results(draw: st.DrawFn) -> ChunkResult:
 def bits(result: ChunkResult) -> tuple[Any, ...]:
     doubles = (*result.delta_squares, *result.base_squares, *(x for _, x in result.samples))
     return (
-        *(result.digests, result.base_digests, result.inexact, result.unchanged),
+        *(result.digests, result.input_digests, result.inexact, result.unchanged),
         len(result.delta_squares),
         *(struct.pack("<d", x) for x in doubles),
         *(index for index, _ in result.samples),

@@ -55,7 +55,7 @@ class FalseAnswerError(Exception):
     """An answer that is not what was requested, whatever its status.
 
     Args:
-        found: a description that continues "the Hub, or what is between here and there, …".
+        found: what was found, as the rest of a sentence about the Hub or a proxy.
     """
 
 

@@ -166,7 +166,7 @@ class RemoteFile:
         # Blocks as received: with fixed-size blocks, a cut would lose the incomplete last block.
         for block in answer.iter_bytes():
             if self.closed.is_set():
-                raise httpx2.ReadError("nobody waits for it any more")
+                raise httpx2.ReadError("the read was cancelled")
             yield block
 
 
@@ -242,7 +242,7 @@ class _Parts:
         """The part that contains an offset: its start and its bytes."""
         with self._lock:
             if file.closed.is_set():
-                raise httpx2.ReadError("nobody waits for it any more")
+                raise httpx2.ReadError("the read was cancelled")
             part = self._find(file, offset)
             before = self._find(file, offset - 1)  # None if the reader has jumped here
             if part is None:

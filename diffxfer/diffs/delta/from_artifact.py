@@ -72,6 +72,7 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
         weights.shards,
         {"diff vector": source_entry(weights, manifest.sources)},
         buffers,
+        {name: entry.checksum for name, entry in manifest.tensors.items()},
     )
 
 

@@ -65,6 +65,7 @@ class Source:
         shards: every shard that it is read from.
         entries: the inputs by role, for the manifest.
         buffers: number of elements of finetuned's and base's buffers, by name.
+        checksums: the checksums of a diff vector's tensors, by name.
     """
 
     operation: Operation
@@ -76,6 +77,7 @@ class Source:
     shards: tuple[ShardFile, ...]
     entries: Mapping[str, SourceEntry]
     buffers: Mapping[str, int] = field(default_factory=dict)
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     def left_out(self, head: HeadState) -> dict[str, int]:
         """The tensors that the user left out of finetuned; a tied head goes with its embedding.

@@ -279,7 +279,7 @@ def _entry(result: TensorResult, base_checksum: str | None) -> TensorEntry:
         checksum=result.checksum,
         delta_norm=delta_norm,
         base_norm=base_norm,
-        base_checksum=base_checksum or result.base_checksum,
+        base_checksum=base_checksum or result.input_checksum,
         inexact=result.inexact,
         samples=len(result.samples),
         unchanged=result.unchanged,

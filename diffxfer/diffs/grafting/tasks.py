@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from diffxfer.diffs.vocab.pair_target import TargetPairing
 
 
+CHECKED = "difference of "
+"""Prefix of a task that checks a tensor of the diff vector."""
+
+
 def graft_tasks(
     source: Source,
     output: Output,
@@ -62,6 +66,7 @@ def graft_tasks(
     for difference, spec in match.grafts:
         task = _graft_task(source, difference, spec, pairing, selection, out_dtype)
         tasks.append(task)
+        tasks += _check_tasks(task)
         if difference.vocabulary and task.shape != spec.shape:
             grown[spec.name] = task.shape[0]
     _refuse_moved_head(source, output, pairing, tasks)
@@ -170,8 +175,9 @@ def whole_model(
     """
     if not tasks:
         return []
+    silent = [task for task in tasks if task.shard is None]
     role, target = output.role, output.role.checkpoint
-    by_name = {task.name: task for task in tasks}
+    by_name = {task.name: task for task in tasks if task.shard is not None}
     copies = dict(output.match.shared)
     if output.head.state is HeadState.TIED and output.head.name is not None:
         copies[output.head.name] = output.head.embedding or ""
@@ -196,7 +202,7 @@ def whole_model(
         task = bring_task(spec, target.weights.shards[-1].path.name)
         dtype = out_dtype if out_dtype and spec.dtype in FLOATS else spec.dtype
         placed.append(replace(task, name=name, dtype=dtype))
-    return placed
+    return [*silent, *placed]
 
 
 def _brought_names(
@@ -290,6 +296,7 @@ def _graft_task(
     if delta is not None:
         inputs, operation = (delta, spec), Operation.APPLY
         runs = tuple(replace(run, rows=run.rows[::2]) for run in runs)
+    known = source.checksums.get(difference.sources[0].name)
     return TensorTask(
         name=spec.name,
         operation=operation,
@@ -299,4 +306,23 @@ def _graft_task(
         alpha=alpha,
         runs=runs,
         shard=spec.shard.path.name,
+        expected=known if inputs[0].elements else None,
     )
+
+
+def _check_tasks(task: TensorTask) -> list[TensorTask]:
+    """The task that checks Δ against its checksum, if `task` does not read all of it in order."""
+    delta = task.inputs[0]
+    if task.expected is None or (len(task.runs) == 1 and task.elements == delta.elements):
+        return []
+    return [
+        TensorTask(
+            name=CHECKED + task.name,
+            operation=Operation.DIGEST,
+            inputs=(delta,),
+            dtype=delta.dtype,
+            shape=delta.shape,
+            runs=whole(RunKind.GRAFT, 1),
+            expected=task.expected,
+        )
+    ]

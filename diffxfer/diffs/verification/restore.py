@@ -155,7 +155,7 @@ def how_restored(
         result: the result of its task.
         base_only: the result of the task that digests base's tensor alone, if there is one.
     """
-    checksum = result.base_checksum if base_only is None else base_only.checksum
+    checksum = result.input_checksum if base_only is None else base_only.checksum
     if None not in (entry.base_checksum, checksum) and entry.base_checksum != checksum:
         return "base has different values than at extraction"
     if entry.inexact is not None and entry.inexact != result.inexact:

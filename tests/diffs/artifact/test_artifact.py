@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from diffxfer import apply_diff, extract_diff, transfer
 from diffxfer.errors import ArtifactError
 from tests import families, oracle
+from tests.diffs.artifact.test_damage_at_apply import flip
 from tests.families import fast_tokenizer, llama, save_model, save_tokenizer
 from tests.oracle import Roles
 
@@ -331,3 +332,15 @@ def test_norms_are_of_the_difference_before_rounding(tmp_path):
     assert torch.equal(oracle.load(tmp_path / "diff")["x"], torch.ones(16, dtype=torch.bfloat16))
     assert math.isclose(entry["delta_norm"], 4 * (1 - 2.0**-12), rel_tol=1e-8)
     assert entry["inexact"] == 16
+
+
+def test_rows_that_come_in_several_runs_are_checked_too(llamas, tmp_path):
+    """Finetuned added a token, so the rows of the embedding are not read in order."""
+    extract_diff(*llamas[:2], tmp_path / "diff")
+    apply_diff(tmp_path / "diff", llamas[2], tmp_path / "sound")
+    name = "model.embed_tokens.weight"
+    index = json.loads((tmp_path / "diff/model.safetensors.index.json").read_text())
+    flip(tmp_path / "diff" / index["weight_map"][name], name)
+    with pytest.raises(ArtifactError, match=f"{name} is damaged"):
+        apply_diff(tmp_path / "diff", llamas[2], tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
