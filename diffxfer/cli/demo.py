@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -13,7 +14,7 @@ import typer
 
 from diffxfer.cli.console import Console
 from diffxfer.cli.help import OUTPUT, PATH
-from diffxfer.errors import printable
+from diffxfer.errors import OutputExistsError, printable
 from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def demo(
     from diffxfer.family import family_folder
 
     if keep is not None:
+        if os.path.lexists(keep):
+            raise OutputExistsError(keep, "exists already", "choose another folder for --keep")
         refuse_unsafe_output(keep, [family_folder()], overwrite=False)
     # The kept folder appears whole or not at all: it is moved to its place at the end.
     home = None if keep is None else keep.absolute().parent

@@ -52,9 +52,21 @@ Out = Annotated[
     ),
 ]
 
+
+def _one_number(text: str | float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a number; give one, such as 0.8 (diffxfer eval takes several)",
+            param_hint="'--alpha'",
+        ) from None
+
+
 Alpha = Annotated[
     float,
     typer.Option(
+        parser=_one_number,
         rich_help_panel=HOW,
         metavar="FLOAT",
         help="Scale of the difference: 1 adds all of it, 0.5 half, and 0 copies the target.",
