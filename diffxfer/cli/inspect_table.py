@@ -23,6 +23,7 @@ _KINDS = {
     "checkpoint": "a checkpoint",
     "diff": "a diff vector: finetuned − base",
     "graft": "a graft: target + α·Δ",
+    "adapter": "a LoRA adapter",
     "tuned": "a checkpoint that was trained further",
 }
 _HEAT = "‖Δ‖/‖base‖ in %, by layer and kind of module"

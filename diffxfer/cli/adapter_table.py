@@ -1,0 +1,63 @@
+"""Tables of adapters on stdout: what they keep of Δ, and how far base + Δ is from a fine-tune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.errors import printable
+
+if TYPE_CHECKING:
+    from diffxfer.diffs.jobs.report import Report
+
+
+def print_kept(report: Report) -> None:
+    """Print what an adapter keeps of Δ, layer by layer; nothing for another report.
+
+    Args:
+        report: the report of a command.
+    """
+    from diffxfer.diffs.lora.report import AdapterReport
+
+    if not isinstance(report, AdapterReport) or not report.layers:
+        return
+    rows = [
+        (layer.layer, layer.kept, layer.ranks, layer.bytes, layer.full_bytes)
+        for layer in report.layers
+    ]
+    ranks = [rank for _, _, pair, _, _ in rows for rank in pair if rank] or [0]
+    sizes = sum(row[3] for row in rows), sum(row[4] for row in rows)
+    rows.append(("all", report.kept, (min(ranks), max(ranks)), *sizes))
+    print_table(
+        ("layer", "‖Δ‖² kept", "rank", "adapter", "whole Δ"),
+        [
+            (name, f"{kept:.2%}", _ranks(*pair), gigabytes(size), gigabytes(full))
+            for name, kept, pair, size, full in rows
+        ],
+    )
+
+
+def _ranks(least: int, most: int) -> str:
+    if not most:
+        return "whole"
+    return f"{most}" if least == most else f"{least} to {most}"
+
+
+def print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table whose columns but the first are numbers.
+
+    Args:
+        headings: the columns' names.
+        rows: their cells.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from diffxfer.cli.inspect_table import stdout
+
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
+    stdout().print(table)
