@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.output_place import gigabytes
@@ -9,6 +10,8 @@ from diffxfer.errors import printable
 
 if TYPE_CHECKING:
     from diffxfer.diffs.jobs.report import Report
+
+_PIPE_WIDTH = 10_000
 
 
 def print_kept(report: Report) -> None:
@@ -50,14 +53,15 @@ def print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         headings: the columns' names.
         rows: their cells.
     """
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from diffxfer.cli.inspect_table import stdout
 
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="right" if place else "left")
     for row in rows:
         table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
-    stdout().print(table)
+    # Output to a pipe or file is not folded to a terminal's width.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(highlight=False, width=width).print(table)

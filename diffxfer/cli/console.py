@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from diffxfer.cli.adapter_table import print_kept
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads, gigabytes
@@ -183,6 +184,7 @@ class Console:
                 _print_plan(report)
             elif not self._quiet:
                 _print_summary(report)
+                print_kept(report)
             print_warnings(report.warnings)
         if refusal:
             print_error(refusal)

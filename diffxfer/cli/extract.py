@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from diffxfer.cli import lora_options as lora
 from diffxfer.cli import options as opt
-from diffxfer.cli.adapter_table import print_kept
 from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
 
@@ -12,12 +12,12 @@ def extract(
     finetuned: opt.Finetuned,
     base: opt.Base,
     output: opt.Out,
-    as_: opt.As = "diff",
-    rank: opt.Rank = None,
-    energy: opt.Energy = None,
-    max_rank: opt.MaxRank = None,
-    rest: opt.Rest = "modules_to_save",
-    exact: opt.Exact = False,
+    as_: lora.As = "diff",
+    rank: lora.Rank = None,
+    energy: lora.Energy = None,
+    max_rank: lora.MaxRank = None,
+    rest: lora.Rest = "modules_to_save",
+    exact: lora.Exact = False,
     diff_dtype: opt.DiffDtype = "source",
     include: opt.Include = None,
     exclude: opt.Exclude = None,
@@ -73,5 +73,3 @@ def extract(
             progress=console.progress,
         )
         console.show(report)
-    if not (json or quiet):
-        print_kept(report)

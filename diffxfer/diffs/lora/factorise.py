@@ -72,7 +72,7 @@ class Factorisation:
     @property
     def rank(self) -> int:
         """The rank; 0 if the matrix is zero."""
-        return self.left.shape[1]
+        return int(self.left.shape[1])
 
     @property
     def kept(self) -> float:
@@ -102,8 +102,8 @@ def factorise(
     tall = given.T if wide else given
     total = _energy(tall)
     if not total:
-        left, right = np.zeros((matrix.shape[0], 0)), np.zeros((0, matrix.shape[1]))
-        return Factorisation(left.astype(np.float32), right.astype(np.float32), 0.0, 0.0)
+        rows, columns = (np.zeros(size, np.float32) for size in matrix.shape)
+        return Factorisation(rows[:, None][:, :0], columns[None][:0], 0.0, 0.0)
     most = min(ranks.most, tall.shape[1])
     wanted = None if ranks.energy is None else ranks.energy * total
     basis = None
@@ -155,7 +155,8 @@ def _gram(tall: torch.Tensor, most: int) -> torch.Tensor:
     gram = torch.zeros(size, size, dtype=torch.float64, device=tall.device)
     for rows in _widened(tall):
         gram.addmm_(rows.T, rows)
-    return torch.linalg.eigh(gram)[1].flip(1)[:, :most]
+    vectors: torch.Tensor = torch.linalg.eigh(gram)[1].flip(1)[:, :most]
+    return vectors
 
 
 def _krylov(
@@ -175,7 +176,7 @@ def _krylov(
     """
     import torch
 
-    space = torch.linalg.qr(block)[0]
+    space: torch.Tensor = torch.linalg.qr(block)[0]
     block, gram = space, torch.zeros(0, 0, dtype=torch.float64, device=tall.device)
     found: list[float] = []
     for _ in range(_STEPS):
@@ -194,7 +195,7 @@ def _krylov(
         block = torch.linalg.qr(block)[0]
         space = torch.cat((space, block), 1)
     kept = min(most + _MORE, gram.shape[0])
-    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :kept]
+    vectors: torch.Tensor = torch.linalg.eigh(gram)[1].flip(1)[:, :kept]
     return space[:, : gram.shape[0]] @ vectors.to(space.dtype)
 
 

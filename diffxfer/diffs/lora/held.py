@@ -70,7 +70,9 @@ class Holder:
     def __init__(self, out: Path) -> None:
         folder = next(parent for parent in out.absolute().parents if parent.is_dir())
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".diffxfer-")
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 closed by `__exit__`
+                dir=folder, prefix=".diffxfer-"
+            )
         except OSError as exc:
             problem = f"cannot be written ({exc.strerror or exc})"
             raise OutputError(out, problem, "choose another -o") from exc
@@ -95,7 +97,7 @@ class Holder:
             values: its values.
             shard: the input that it was computed from.
         """
-        data = memoryview(np.ascontiguousarray(values)).cast("B")
+        data = np.ascontiguousarray(values).tobytes()
         self._file.seek(self._end)
         self._file.write(data)
         self._file.flush()

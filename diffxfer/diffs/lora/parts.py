@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffxfer.diffs.extraction.extract_tasks import difference_runs
 from diffxfer.diffs.matching.names import (
@@ -15,12 +15,12 @@ from diffxfer.diffs.matching.names import (
     is_in_block,
     is_known_vocabulary,
 )
-from diffxfer.diffs.matching.ties import HeadState
+from diffxfer.diffs.matching.ties import HeadState, has_head_for_words
 from diffxfer.errors import OptionError
 from diffxfer.streaming.plan import RunKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
@@ -93,7 +93,7 @@ def check_rest(rest: str) -> None:
 
 
 def sort_parts(
-    source: Source, base: Mapping[str, StoredTensor], rest: str, prefix: str
+    source: Source, base: Mapping[str, StoredTensor], rest: str, prefix: str, *, tied: bool
 ) -> list[Part]:
     """Sort the tensors of Δ.
 
@@ -102,6 +102,7 @@ def sort_parts(
         base: base's tensors.
         rest: what to do with tensors other than the weights of linear layers.
         prefix: the beginning of the model's names that the checkpoint's names lack.
+        tied: whether the embedding is the head too.
     """
     layouts = _layouts(base)
     is_conv = any(layouts.values())
@@ -114,7 +115,7 @@ def sort_parts(
         runs = difference_runs(source, difference)
         full = name if is_head(name) else prefix + name
         part = Part(difference, full, Form.FACTORS, transposed, runs)
-        parts.append(_formed(part, source, rest))
+        parts.append(_formed(part, source, rest, tied=tied))
     return parts
 
 
@@ -130,7 +131,7 @@ def _layouts(base: Mapping[str, StoredTensor]) -> dict[str, bool]:
     return found
 
 
-def _formed(part: Part, source: Source, rest: str) -> Part:
+def _formed(part: Part, source: Source, rest: str, *, tied: bool) -> Part:
     """A part with its form."""
     shape, leaf = part.difference.shape, part.name.rpartition(".")[2]
     if leaf not in ("weight", "bias"):
@@ -144,7 +145,7 @@ def _formed(part: Part, source: Source, rest: str) -> Part:
         return replace(part, form=Form.BIAS if rest == "modules_to_save" else Form.DROPPED)
     if rest == "modules_to_save":
         return replace(part, form=Form.WHOLE)
-    return _as_factors(part, source)
+    return _as_factors(part, source, tied=tied)
 
 
 def _is_linear(difference: Difference, name: str) -> bool:
@@ -167,7 +168,7 @@ def _is_beside_factors(part: Part, source: Source) -> bool:
     return found is None or _is_linear(found, wanted)
 
 
-def _as_factors(part: Part, source: Source) -> Part:
+def _as_factors(part: Part, source: Source, *, tied: bool) -> Part:
     """A part of the rest as factors, if it can have some."""
     if len(part.difference.shape) < 2:
         return replace(part, form=Form.DROPPED)
@@ -186,7 +187,7 @@ def _as_factors(part: Part, source: Source) -> Part:
         return replace(part, form=Form.FACTORS, transposed=False)
     if is_head_name(part.name):
         return replace(part, form=Form.WHOLE, why="PEFT stores task heads whole")
-    if is_embedding(part.name) and is_shared(source):
+    if tied and is_embedding(part.name):
         # PEFT 0.21 adds the Δ of tied factors twice when it merges, and that of untied ones to the
         # embedding alone when it runs.
         why = "the head is the embedding, and PEFT has no factors that fit both"
@@ -194,6 +195,17 @@ def _as_factors(part: Part, source: Source) -> Part:
     return replace(part, form=Form.EMBEDDING, transposed=True)
 
 
-def is_shared(source: Source) -> bool:
-    """Whether finetuned and base both use the embedding as their head."""
-    return set(source.heads.values()) == {HeadState.TIED}
+def is_shared(source: Source, configs: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether finetuned and base both use the embedding as their head.
+
+    Args:
+        source: finetuned and base.
+        configs: their ``config.json``.
+    """
+    states = set(source.heads.values())
+    if states == {HeadState.ABSENT}:  # GPT2LMHeadModel has the name of a bare model
+        return all(
+            has_head_for_words(config) and config.get("tie_word_embeddings", True)
+            for config in configs
+        )
+    return states == {HeadState.TIED}
