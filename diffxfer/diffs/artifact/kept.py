@@ -40,6 +40,15 @@ def layer_of(name: str) -> str:
     return found[1] if found else name.rpartition(".")[0]
 
 
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts names with their numbers in the order of the numbers.
+
+    Args:
+        name: a name such as ``model.layers.10``.
+    """
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in name.split(".")]
+
+
 def share(factors: Mapping[str, FactorEntry]) -> float:
     """The share of ‖Δ‖² that is kept of some tensors, 1 if Δ is zero."""
     total = math.fsum(entry.delta_norm**2 for entry in factors.values())
@@ -48,7 +57,7 @@ def share(factors: Mapping[str, FactorEntry]) -> float:
 
 
 def by_layer(factors: Mapping[str, FactorEntry]) -> tuple[LayerKept, ...]:
-    """What is kept of each layer, in the order of the tensors.
+    """What is kept of each layer, in the order of their names and numbers.
 
     Args:
         factors: what is kept of each tensor.
@@ -57,7 +66,7 @@ def by_layer(factors: Mapping[str, FactorEntry]) -> tuple[LayerKept, ...]:
     for name, entry in factors.items():
         layers.setdefault(layer_of(name), {})[name] = entry
     made = []
-    for layer, inside in layers.items():
+    for layer, inside in sorted(layers.items(), key=lambda item: natural(item[0])):
         ranks = [entry.rank for entry in inside.values() if entry.rank] or [0]
         sizes = [(entry.bytes, entry.full_bytes) for entry in inside.values()]
         totals = sum(size for size, _ in sizes), sum(full for _, full in sizes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,9 @@ from diffxfer.diffs.lora.peft_config import make_config, model_prefix
 from diffxfer.diffs.lora.remarks import notes_of, refuse_empty, warnings_of
 from diffxfer.diffs.lora.report import with_factors
 from diffxfer.diffs.lora.tensors import AdapterTensors
-from diffxfer.streaming.run import default_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.reader import Checkpoint
@@ -67,7 +65,7 @@ def extract_adapter(
     shards = [shard for shard in source.shards if not run.stream]
     if not run.dry_run:
         fetch_shards(shards, run.progress, out=job.out)
-    with Holder(job.out) as holder, _torch_threads(run.threads):
+    with Holder(job.out) as holder:
         made = AdapterTensors(source, options, run, holder, tied)
         made.add_all(parts, prefix)
         refuse_empty(made)
@@ -104,19 +102,6 @@ def _config(made: AdapterTensors, prefix: str, finetuned: Checkpoint, base: Chec
         revision=hub.revision if hub else None,
         config=finetuned.config,
     )
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Let torch use as many threads as the command does."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or default_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _finish(entries: Mapping[str, FactorEntry], options: LoraOptions) -> Finish:

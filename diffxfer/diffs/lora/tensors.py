@@ -10,7 +10,7 @@ from diffxfer.checkpoints.adapters.config import ADAPTER_WEIGHTS
 from diffxfer.checkpoints.files import one_at_a_time
 from diffxfer.checkpoints.stored import BITS
 from diffxfer.diffs.artifact.manifest import FactorEntry
-from diffxfer.diffs.lora.factorise import factorise
+from diffxfer.diffs.lora.compute import factorise_all
 from diffxfer.diffs.lora.held import Held, Holder
 from diffxfer.diffs.lora.parts import Form, Part
 from diffxfer.diffs.lora.peft_config import Stored
@@ -21,6 +21,8 @@ from diffxfer.errors import MatchError
 from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.jobs.job import RunOptions
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 """The beginning of every name in an adapter."""
-_TURNS = {Form.IMPOSSIBLE: 0, Form.FACTORS: 1, Form.EMBEDDING: 1}
-"""The order of the parts: what cannot be stored is found before anything long is computed, and the
-name of a bias depends on whether its layer has factors."""
 
 
 @dataclass(slots=True)
@@ -65,15 +64,6 @@ class AdapterTensors:
     fallen_back: dict[str, list[str]] = field(default_factory=dict)
     _reader: DeltaReader = field(default_factory=lambda: DeltaReader(one_at_a_time()))
 
-    @property
-    def _device(self) -> str:
-        """Where torch computes."""
-        import torch
-
-        if self.run.device != "auto":
-            return self.run.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
     def add_all(self, parts: list[Part], prefix: str) -> None:
         """Compute every part, and take the tensors that finetuned added.
 
@@ -84,13 +74,23 @@ class AdapterTensors:
         Raises:
             DiffxferError: if a tensor cannot be read, or no adapter can have it.
         """
-        total = sum(part.difference.sources[0].stored_bytes for part in parts)
-        done = 0
-        for part in sorted(parts, key=lambda part: _TURNS.get(part.form, 2)):
+        matrices = [part for part in parts if part.form in (Form.FACTORS, Form.EMBEDDING)]
+        others = [part for part in parts if part not in matrices]
+        # What cannot be stored is found before anything long is computed.
+        others.sort(key=lambda part: part.form is not Form.IMPOSSIBLE)
+        count = sum(part.form is Form.IMPOSSIBLE for part in others)
+        progress = _Progress(parts, self.run)
+        for part in others[:count]:
             self._add(part)
-            done += part.difference.sources[0].stored_bytes
-            if self.run.progress is not None and not self.run.dry_run:
-                self.run.progress(done, max(total, 1))
+        for part in matrices if self.run.dry_run else ():
+            self._plan(part)
+        for part, found, squares in self._factors(matrices):
+            self._hold(part, found, squares)
+            progress.add(part)
+        # The name of a bias depends on whether its layer has factors.
+        for part in others[count:]:
+            self._add(part)
+            progress.add(part)
         order = {part.name: place for place, part in enumerate(parts)}
         self.entries = dict(sorted(self.entries.items(), key=lambda item: order[item[0]]))
         for spec in self.source.match.added:
@@ -99,9 +99,6 @@ class AdapterTensors:
             self.fates.append(Fate("brought", spec.name, spec.elements, ADDED))
 
     def _add(self, part: Part) -> None:
-        if part.form in (Form.FACTORS, Form.EMBEDDING):
-            self._factorise(part)
-            return
         squares, changed = (1.0, True) if self.run.dry_run else self._reader.measure(part)
         if not changed:
             self._leave(part)
@@ -118,25 +115,8 @@ class AdapterTensors:
         self._take(part)
         self._enter(part, 0, squares, 1.0, part.difference.sources[0].elements)
 
-    def _factorise(self, part: Part) -> None:
-        """Compute the factors of a part, and hold them."""
-        if self.run.dry_run:
-            self._plan(part)
-            return
-        matrix, squares = self._reader.matrix(part)
-        if not squares:
-            self._leave(part)
-            return
-        found = factorise(
-            matrix,
-            self.options.ranks,
-            seed=part.difference.name,
-            exact=self.options.exact,
-            device=self._device,
-        )
-        self._hold(part, found)
-        elements = found.left.size + found.right.size
-        self._enter(part, found.rank, squares, found.kept, elements)
+    def _factors(self, parts: list[Part]) -> Iterator[tuple[Part, Factorisation, float]]:
+        return iter(()) if self.run.dry_run else factorise_all(parts, self.options, self.run)
 
     def _plan(self, part: Part) -> None:
         """The factors of a part as far as they are known without reading it."""
@@ -149,7 +129,11 @@ class AdapterTensors:
             held = Held(PREFIX + part.module + leaf, "F32", shape, shard, -1, 0, "")
             self._write(held.name, held, whole(RunKind.COPY, 1), shape, self._dtype(part))
 
-    def _hold(self, part: Part, found: Factorisation) -> None:
+    def _hold(self, part: Part, found: Factorisation, squares: float) -> None:
+        """Hold the factors of a part."""
+        if not found.rank:
+            self._leave(part)
+            return
         left, right = found.left, found.right
         a, b = (left.T, right.T) if part.transposed else (right, left)
         shard = part.difference.sources[0].shard
@@ -159,6 +143,8 @@ class AdapterTensors:
         self.stored.ranks[part.module] = found.rank
         self.stored.transposed |= part.transposed and part.form is Form.FACTORS
         self.fates.append(Fate("extracted", part.name, part.difference.sources[0].elements))
+        elements = found.left.size + found.right.size
+        self._enter(part, found.rank, squares, found.kept, elements)
 
     def _take(self, part: Part) -> None:
         """Store finetuned's own tensor, with base's padding rows if finetuned lacks them."""
@@ -230,6 +216,21 @@ class AdapterTensors:
             bytes=elements * size,
             full_bytes=part.difference.sources[0].elements * size,
         )
+
+
+class _Progress:
+    """Tells how much of Δ has been computed."""
+
+    def __init__(self, parts: list[Part], run: RunOptions) -> None:
+        self._total = sum(part.difference.sources[0].stored_bytes for part in parts)
+        self._done = 0
+        self._tell = None if run.dry_run else run.progress
+
+    def add(self, part: Part) -> None:
+        """Count a part."""
+        self._done += part.difference.sources[0].stored_bytes
+        if self._tell is not None:
+            self._tell(self._done, max(self._total, 1))
 
 
 def _shapes(part: Part, rank: int) -> dict[str, tuple[int, int]]:
