@@ -10,6 +10,7 @@ from diffxfer.errors import printable
 
 if TYPE_CHECKING:
     from diffxfer.diffs.jobs.report import Report
+    from diffxfer.diffs.verification.verify import VerifyReport
 
 _PIPE_WIDTH = 10_000
 
@@ -36,6 +37,33 @@ def print_kept(report: Report) -> None:
         [
             (name, f"{kept:.2%}", _ranks(*pair), gigabytes(size), gigabytes(full))
             for name, kept, pair, size, full in rows
+        ],
+    )
+
+
+def print_distances(report: VerifyReport) -> None:
+    """Print how far base + Δ of an adapter is from a fine-tune, layer by layer.
+
+    Args:
+        report: the report of a command; nothing is printed if it is not of an adapter.
+    """
+    if report.distances is None:
+        return
+    from dataclasses import replace
+
+    from diffxfer.diffs.lora.distance import by_layer, together
+
+    rows = [*by_layer(report.distances), replace(together(report.distances), name="all")]
+    print_table(
+        ("layer", "‖error‖/‖Δ‖", "‖error‖", "‖Δ‖"),
+        [
+            (
+                row.name,
+                "∞" if row.ratio is None else f"{row.ratio:.2%}",
+                f"{row.error_norm:.4g}",
+                f"{row.delta_norm:.4g}",
+            )
+            for row in rows
         ],
     )
 
