@@ -54,6 +54,28 @@ def check_form(as_: str) -> None:
         raise OptionError("--as", f"{as_!r} is unknown", f"use one of {', '.join(FORMS)}")
 
 
+def check_apply_as(as_: str, diff: str, *, is_adapter: bool) -> bool:
+    """Check the value of ``--as`` of `apply_diff`.
+
+    Args:
+        as_: the value.
+        diff: the diff vector or the adapter, for messages.
+        is_adapter: whether it is an adapter.
+
+    Returns:
+        Whether an adapter is to be written.
+
+    Raises:
+        OptionError: if the value is unknown, or does not fit.
+    """
+    if as_ not in ("model", "lora"):
+        raise OptionError("--as", f"{as_!r} is unknown", "use one of model, lora")
+    if as_ == "lora" and not is_adapter:
+        problem = f"lora moves an adapter, and {diff} is a diff vector"
+        raise OptionError("--as", problem, "make one: diffxfer extract FINETUNED BASE --as lora")
+    return as_ == "lora"
+
+
 def check_lora_options(
     as_: str,
     *,

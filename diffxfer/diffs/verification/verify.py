@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +118,10 @@ def verify(
     place = find(path, "a diff vector, a graft, an adapter or a tuned model")
     if base is not None and finetuned is not None and is_adapter(place):
         named = {"finetuned": finetuned, "base": base}
-        report = _verify_adapter(Path(path), place, named, rename, (threads, stream, progress))
-        return replace(report, elapsed_s=round(time.perf_counter() - began, 3))
+        return _verify_adapter(began, place, named, rename, (threads, stream, progress))
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
-    # If the folder is damaged, there is no point in restoring finetuned from it.
-    restoring = not survey.damage and base is not None
+    restoring = not survey.damage and base is not None  # not from a damaged folder
     roles = {}
     if base is not None and finetuned is not None and restoring:
         renames = _given_renames(manifest, rename)
@@ -147,7 +145,7 @@ def verify(
 
 
 def _verify_adapter(
-    path: Path,
+    began: float,
     place: Place,
     named: Mapping[str, Path | str],
     rename: Sequence[str],
@@ -172,13 +170,13 @@ def _verify_adapter(
     read += sum(spec.nbytes for r in roles.values() for spec in r.checkpoint.tensors.values())
     return VerifyReport(
         command="verify",
-        path=path,
+        path=Path(place.label),
         kind="adapter",
         files=0 if manifest is None else len(manifest.files) + 1,
         shards=1,
         tensors=0 if manifest is None else len(manifest.tensors),
         bytes_read=read,
-        elapsed_s=0.0,
+        elapsed_s=round(time.perf_counter() - began, 3),
         restored=None,
         distances=distances,
     )
