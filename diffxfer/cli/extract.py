@@ -38,7 +38,7 @@ def extract(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Write the diff vector of a fine-tuned model, finetuned − base, or a LoRA adapter of it."""
+    """Write the diff vector of a fine-tuned model, or a LoRA adapter."""
     from diffxfer import extract_diff
 
     with Console(json=json, quiet=quiet, output=output) as console:

@@ -113,19 +113,16 @@ def verify(
         >>> verify("sft-diff").tensors  # doctest: +SKIP
     """
     began = time.perf_counter()
-    _refuse_half(base, finetuned)
-    check_run_options(threads, "cpu")
+    _check(base, finetuned, threads)
     place = find(path, "a diff vector, a graft, an adapter or a tuned model")
     if base is not None and finetuned is not None and is_adapter(place):
-        named = {"finetuned": finetuned, "base": base}
-        return _verify_adapter(began, place, named, rename, (threads, stream, progress))
+        return _verify_adapter(began, place, finetuned, base, rename, (threads, stream, progress))
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
     restoring = not survey.damage and base is not None  # not from a damaged folder
     roles = {}
     if base is not None and finetuned is not None and restoring:
-        renames = _given_renames(manifest, rename)
-        roles = read_roles({"finetuned": finetuned, "base": base}, renames)
+        roles = _restored_roles(manifest, finetuned, base, rename)
     tasks, inputs = _what_to_read(manifest, survey, roles)
     if not stream:
         fetch_shards(inputs, progress)
@@ -147,14 +144,16 @@ def verify(
 def _verify_adapter(
     began: float,
     place: Place,
-    named: Mapping[str, Path | str],
+    finetuned: Path | str,
+    base: Path | str,
     rename: Sequence[str],
     how: tuple[int | None, bool, Callable[[int, int], None] | None],
 ) -> VerifyReport:
     """Verify an adapter, as far as it has a manifest, and measure its distance from a fine-tune."""
     threads, stream, progress = how
     adapter = read_adapter(place)
-    roles = read_roles(named, parse_renames(rename, ("finetuned", "base")))
+    renames = parse_renames(rename, ("finetuned", "base"))
+    roles = read_roles({"finetuned": finetuned, "base": base}, renames)
     if not stream:
         shards = [shard for r in roles.values() for shard in r.checkpoint.weights.shards]
         fetch_shards([adapter.shard, *shards], progress)
@@ -193,12 +192,20 @@ def _what_to_read(
     return tasks, [*shards, *more]
 
 
-def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
+def _check(base: Path | str | None, finetuned: Path | str | None, threads: int | None) -> None:
+    check_run_options(threads, "cpu")
     given, lacking = "--base", "--finetuned"
     if base is None:
         given, lacking = lacking, given
     if (base is None) != (finetuned is None):
         raise OptionError(given, f"proves nothing without {lacking}", f"give {lacking} too")
+
+
+def _restored_roles(
+    manifest: Manifest, finetuned: Path | str, base: Path | str, rename: Sequence[str]
+) -> dict[str, Role]:
+    named = {"finetuned": finetuned, "base": base}
+    return read_roles(named, _given_renames(manifest, rename))
 
 
 def _given_renames(manifest: Manifest, rename: Sequence[str]) -> tuple[Rename, ...]:
