@@ -190,9 +190,8 @@ def _krylov(
         if len(values) >= min(enough, most) and _has_settled(found):
             break
         block = product
-        for _ in range(2):  # once is not enough in float32
-            block = block - space @ (space.T @ block)
-        block = torch.linalg.qr(block)[0]
+        for _ in range(2):  # what is left of a block may be rounding errors, inside the space
+            block = torch.linalg.qr(block - space @ (space.T @ block))[0]
         space = torch.cat((space, block), 1)
     kept = min(most + _MORE, gram.shape[0])
     vectors: torch.Tensor = torch.linalg.eigh(gram)[1].flip(1)[:, :kept]
@@ -229,7 +228,7 @@ def _within(
     if exact:
         image = torch.cat([rows @ basis for rows in _widened(tall)])
     else:
-        basis = basis.to(tall.dtype)
+        basis = torch.linalg.qr(basis.to(tall.dtype))[0]
         image = tall @ basis
     q, triangle = torch.linalg.qr(image)
     u, values, v = torch.linalg.svd(triangle.double())

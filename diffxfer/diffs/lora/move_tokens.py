@@ -64,9 +64,9 @@ class TokenMove:
             return None
         rows, by_column = self.modules[module]
         is_a = spec.name.removesuffix(".weight").removesuffix(".default").endswith("_A")
-        if is_a != by_column or len(spec.shape) < 2:
-            return None if len(spec.shape) > 1 or by_column else self._moved(spec, rows, 0)
-        return self._moved(spec, rows, 1 if by_column else 0)
+        if by_column:
+            return self._moved(spec, rows, 1) if is_a else None
+        return None if is_a else self._moved(spec, rows, 0)  # lora_B, or its bias
 
     def _moved(self, spec: TensorSpec, rows: int, axis: int) -> Matrix:
         assert self.pairing is not None

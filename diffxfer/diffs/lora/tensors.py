@@ -244,9 +244,9 @@ def _shapes(part: Part, rank: int) -> dict[str, tuple[int, int]]:
 
 def _impossible(part: Part) -> MatchError:
     shape = part.difference.shape
-    what = "are fused experts" if len(shape) == 3 else "is no weight or bias of a module"
+    what = "holds fused experts" if "expert" in part.name else "is no weight or bias of a module"
     return MatchError(
         (),
-        f"{part.name} {shape} {what}, and differs from base: an adapter cannot have its Δ",
+        f"{part.name} {shape} {what}, and finetuned changed it: an adapter cannot have its Δ",
         f"give --exclude '{part.name}' to leave it out, or extract a diff vector (--as diff)",
     )
