@@ -33,6 +33,8 @@ _SETTLED = 1e-3
 _STEPS = 40
 _SMALL = 192
 """Up to this smaller dimension, the Gram matrix takes less time than a Krylov space."""
+_WEAK = 1e-5
+"""The share of the largest eigenvalue of the Gram matrix that float32 can tell from its errors."""
 _ROWS = 4096
 """Rows that are widened to float64 at once."""
 _NOTHING = 1e-7
@@ -193,9 +195,12 @@ def _krylov(
         for _ in range(2):  # what is left of a block may be rounding errors, inside the space
             block = torch.linalg.qr(block - space @ (space.T @ block))[0]
         space = torch.cat((space, block), 1)
-    kept = min(most + _MORE, gram.shape[0])
-    vectors: torch.Tensor = torch.linalg.eigh(gram)[1].flip(1)[:, :kept]
-    return space[:, : gram.shape[0]] @ vectors.to(space.dtype)
+    values, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram))
+    weakest = values[min(most, len(values)) - 1]
+    # Products in float32 say nothing of directions this weak: all of them are tried.
+    kept = len(values) if weakest < _WEAK * values[0] else most + _MORE
+    basis: torch.Tensor = space[:, : len(values)] @ vectors[:, :kept].to(space.dtype)
+    return basis
 
 
 def _bordered(gram: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

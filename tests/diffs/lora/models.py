@@ -1,5 +1,6 @@
 """Tiny models and fine-tunes of them, and what PEFT makes of an adapter."""
 
+import copy
 import warnings
 
 import torch
@@ -25,10 +26,10 @@ KINDS = {
 
 
 def save_pair(folder, kind, change=bool, *, rows=None):
-    """A base in float32, and a fine-tune that changed all tensors, or those that `change` selects."""
+    """A base in float32, and a fine-tune that changed all tensors, or those that are selected."""
     model_class, config = KINDS[kind]
     torch.manual_seed(0)
-    model = model_class(config)
+    model = model_class(copy.deepcopy(config))  # a model that is resized changes its config
     model.save_pretrained(folder / "base")
     if rows is not None:
         model.resize_token_embeddings(rows)
