@@ -74,6 +74,8 @@ def notes_of(made: AdapterTensors) -> list[str]:
             f"{module} has {rows:,} rows and base {before:,}: before PEFT loads this adapter,"
             f" call model.resize_token_embeddings({rows})"
         )
-    if made.stored.whole or made.stored.biases:
-        said.append("vLLM loads adapters without modules_to_save and biases only: --rest lora")
+    forms = {entry.form for entry in made.entries.values()}
+    if forms & {Form.WHOLE.value, Form.BIAS.value} or made.stored.whole:
+        other = "drop" if made.options.rest == "lora" else "lora"
+        said.append(f"vLLM loads adapters without whole tensors and biases only: --rest {other}")
     return said

@@ -5,16 +5,24 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaForCausalLM,
+    Qwen3MoeForCausalLM,
+)
 
 from diffxfer import extract_diff, transfer, verify
 from diffxfer.errors import MatchError, NonFiniteError, OptionError
 from tests import tiny
-from tests.diffs.lora.models import KINDS, merged_by_peft, save_pair, tensors
-from tests.families import fast_tokenizer, save_tokenizer
+from tests.diffs.lora.models import KINDS, merged_by_peft, save_adapter, save_pair, tensors
+from tests.families import fast_tokenizer, llama, qwen3_moe, save_tokenizer
 
 pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+"""PEFT uses what transformers is about to remove."""
 RANK = 5
 RESTS = ("modules_to_save", "lora", "drop")
 
@@ -131,6 +139,50 @@ class TestPeft:
             assert error**2 == pytest.approx(
                 (1 - entry.kept) * entry.delta_norm**2, abs=1e-6 * entry.delta_norm**2
             )
+
+    def test_a_checkpoint_of_the_bare_model_is_named_as_the_model_with_a_head(self, tmp_path):
+        finetuned, base = save_pair(tmp_path, "gpt2")
+        expected = tensors(finetuned)
+        for folder in (finetuned, base):
+            stored = load_file(folder / "model.safetensors")
+            bare = {name.removeprefix("transformer."): t for name, t in stored.items()}
+            save_file(bare, folder / "model.safetensors", {"format": "pt"})
+        extract_diff(finetuned, base, tmp_path / "a", as_="lora", rank=16)
+        assert "transformer.h.0.attn.c_attn.lora_A.weight" in names_in(tmp_path / "a")
+        merged = merged_by_peft(tmp_path / "a", base, "gpt2")
+        for name, tensor in expected.items():
+            assert torch.allclose(merged[name], tensor, rtol=0, atol=1e-6), name
+
+    @pytest.mark.parametrize("rest", ["modules_to_save", "lora"])
+    def test_a_head_of_its_own_over_a_tied_base(self, pairs, tmp_path, rest):
+        base = pairs["tied"][1]
+        model = LlamaForCausalLM(llama(tie_word_embeddings=False))
+        state = {name: tensor.float() for name, tensor in tensors(base).items()}
+        model.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"] * 2})
+        model.save_pretrained(tmp_path / "finetuned")
+        extract_diff(tmp_path / "finetuned", base, tmp_path / "a", as_="lora", rest=rest)
+        merged = merged_by_peft(tmp_path / "a", base, "tied")
+        for name, tensor in tensors(tmp_path / "finetuned").items():
+            assert torch.equal(merged[name], tensor), name
+
+    def test_experts_that_are_stored_one_by_one(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(KINDS, "moe", (Qwen3MoeForCausalLM, qwen3_moe()))
+        finetuned, base = save_pair(tmp_path, "moe")
+        extract_diff(finetuned, base, tmp_path / "a", as_="lora", rank=64)
+        merged = merged_by_peft(tmp_path / "a", base, "moe", runs=False)
+        expected = Qwen3MoeForCausalLM.from_pretrained(finetuned).state_dict()
+        assert "model.layers.0.mlp.experts.gate_up_proj" in expected, "transformers fuses them"
+        for name, tensor in expected.items():
+            assert torch.allclose(merged[name], tensor.double(), rtol=0, atol=1e-6), name
+
+    def test_a_fine_tune_may_be_an_adapter_itself(self, tmp_path):
+        adapter, _ = save_adapter(tmp_path)
+        base = tmp_path / "base"
+        report = extract_diff(adapter, base, tmp_path / "a", as_="lora", rank=8)
+        assert {entry.rank for entry in report.factors.values()} == {4}, "no more than it has"
+        for name, tensor in merged_by_peft(tmp_path / "a", base, "untied").items():
+            expected = merged_by_peft(adapter, base, "untied")[name]
+            assert torch.allclose(tensor, expected, rtol=0, atol=1e-6), name
 
 
 def state_of(folder):

@@ -10,33 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from diffxfer import apply_diff, extract_diff, verify
 from diffxfer.errors import CheckpointError, MatchError, OptionError, OutputExistsError
-from tests.diffs.lora.models import KINDS, merged_by_peft, tensors
+from tests.diffs.lora.models import merged_by_peft, save_adapter, tensors
 from tests.families import fast_tokenizer, llama, save_model, save_tokenizer
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 """PEFT uses what transformers is about to remove."""
 WORDS = [f"w{i}" for i in range(50)]
-
-
-def save_adapter(folder, kind="untied", **options):
-    """A target, and an adapter that PEFT made for another base of its kind."""
-    model_class, config = KINDS[kind]
-    torch.manual_seed(0)
-    model = model_class(config)
-    model.save_pretrained(folder / "base")
-    target = model_class(config)
-    target.save_pretrained(folder / "target")
-    chosen = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], **options}
-    model = peft.get_peft_model(model, peft.LoraConfig(**chosen))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and "original" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    with warnings.catch_warnings():  # PEFT remarks on embeddings and biases
-        warnings.simplefilter("ignore")
-        model.save_pretrained(folder / "adapter")
-    return folder / "adapter", folder / "target"
 
 
 def config_of(adapter):
