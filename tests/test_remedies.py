@@ -47,6 +47,9 @@ RAISED_BY = {
     "diffs/extraction": ("extract",),
     "diffs/grafting": GRAFTED,
     "diffs/jobs": STREAMED,
+    "diffs/lora": ("extract",),
+    "diffs/lora/move.py": ("apply",),
+    "diffs/matching/match.py": ("extract",),
     "diffs/matching": STREAMED,
     "diffs/matching/rename.py": (*STREAMED, "verify"),
     "diffs/matching/ties.py": GRAFTED,
@@ -63,6 +66,7 @@ RAISED_BY = {
 }
 """The commands that print the errors of a module, by the longest prefix of its path."""
 ONLY_IN = {
+    ("diffs/lora/options.py", "--as"): ("apply", "extract"),
     ("diffs/matching/selection.py", "--alpha"): GRAFTED,
     ("diffs/matching/selection.py", "--alpha-for"): GRAFTED,
     ("streaming/finite.py", "--alpha"): GRAFTED,

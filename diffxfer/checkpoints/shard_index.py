@@ -47,19 +47,24 @@ class ShardNames:
 SHARD_NAMES = (ShardNames("model"), ShardNames("diffusion_pytorch_model"))
 """The names that transformers uses, and those that diffusers uses."""
 
+_ADAPTER = ShardNames("adapter_model")
+"""The name that PEFT uses. It is no name of a model's shards: an adapter is no whole model."""
+
 SINGLE_SHARD = SHARD_NAMES[0].single
 INDEX_NAME = SHARD_NAMES[0].index
 
 
 def names_like(shards: Iterable[str]) -> ShardNames:
-    """The naming of shards: that of diffusers if all names follow it, else that of transformers.
+    """The naming of shards: that of diffusers or PEFT if all follow it, else transformers'.
 
     Args:
         shards: the names.
     """
-    known, others = SHARD_NAMES[0], SHARD_NAMES[1]
     shards = tuple(shards)
-    return others if shards and all(name.startswith(others.stem) for name in shards) else known
+    for others in (SHARD_NAMES[1], _ADAPTER):
+        if shards and all(name.startswith(others.stem) for name in shards):
+            return others
+    return SHARD_NAMES[0]
 
 
 def read_index(path: Path) -> dict[str, set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffxfer.cli import lora_options as lora
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
@@ -11,6 +12,7 @@ def apply(
     diff: opt.Diff,
     target: opt.Target,
     output: opt.Out,
+    as_: lora.ApplyAs = "model",
     alpha: opt.Alpha = 1.0,
     alpha_for: opt.AlphaFor = None,
     include: opt.Include = None,
@@ -43,6 +45,7 @@ def apply(
             diff,
             target,
             output,
+            as_=as_,
             alpha=alpha,
             alpha_for=scales,
             include=include or (),

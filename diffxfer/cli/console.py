@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.cli.adapter_table import print_kept
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads
@@ -191,6 +192,7 @@ class Console:
                 _print_plan(report)
             elif not self._quiet:
                 _print_summary(report)
+                print_kept(report)
             print_warnings(report.warnings)
         if refusal:
             print_error(refusal)

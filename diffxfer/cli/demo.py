@@ -65,8 +65,7 @@ def demo(
     from diffxfer.family import family_folder
 
     if keep is not None:
-        if os.path.lexists(keep):
-            raise OutputExistsError(keep, "exists already", "choose another folder for --keep")
+        _refuse_existing(keep)
         refuse_unsafe_output(keep, [family_folder()], overwrite=False)
     # The kept folder appears whole or not at all: it is moved to its place at the end.
     home = None if keep is None else keep.absolute().parent
@@ -77,6 +76,11 @@ def demo(
         if keep is not None:
             shutil.copytree(work, keep)
             typer.echo(f"Everything is in {printable(str(keep))}: diff/, grafted/ and scores/.")
+
+
+def _refuse_existing(keep: Path) -> None:
+    if os.path.lexists(keep):
+        raise OutputExistsError(keep, "exists already", "choose another folder for --keep")
 
 
 def _tell(family: Path, work: Path, console: Console) -> None:

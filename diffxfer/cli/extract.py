@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffxfer.cli import lora_options as lora
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
@@ -11,6 +12,12 @@ def extract(
     finetuned: opt.Finetuned,
     base: opt.Base,
     output: opt.Out,
+    as_: lora.As = "diff",
+    rank: lora.Rank = None,
+    energy: lora.Energy = None,
+    max_rank: lora.MaxRank = None,
+    rest: lora.Rest = "modules_to_save",
+    exact: lora.Exact = False,
     diff_dtype: opt.DiffDtype = "source",
     include: opt.Include = None,
     exclude: opt.Exclude = None,
@@ -31,7 +38,7 @@ def extract(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Write the diff vector of a fine-tuned model: finetuned − base."""
+    """Write the diff vector of a fine-tuned model, or a LoRA adapter."""
     from diffxfer import extract_diff
 
     with Console(json=json, quiet=quiet, output=output) as console:
@@ -40,6 +47,12 @@ def extract(
             finetuned,
             base,
             output,
+            as_=as_,
+            rank=rank,
+            energy=energy,
+            max_rank=max_rank,
+            rest=rest,
+            exact=exact,
             diff_dtype=diff_dtype,
             include=include or (),
             exclude=exclude or (),

@@ -9,6 +9,7 @@ import typer
 
 from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli import options as opt
+from diffxfer.cli.adapter_table import print_distances
 from diffxfer.cli.console import Console, print_json
 from diffxfer.cli.help import EITHER, WHAT
 from diffxfer.cli.hub import tell_of_hub
@@ -26,7 +27,8 @@ def verify(
         Path,
         typer.Argument(
             metavar=EITHER,
-            help="A diff vector, a graft or a tuned model: a folder, or org/name[@revision].",
+            help="A diff vector, a graft, an adapter or a tuned model: a folder, or"
+            " org/name[@revision].",
         ),
     ],
     base: Annotated[
@@ -34,7 +36,8 @@ def verify(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=EITHER,
-            help="The base of a diff vector, to prove that base + diff vector is the fine-tune.",
+            help="The base of a diff vector, to prove that base + diff vector is the fine-tune; or"
+            " of an adapter, to measure how far base + its Δ is from the fine-tune.",
         ),
     ] = None,
     finetuned: Annotated[
@@ -74,6 +77,7 @@ def verify(
         print_json(report.as_json())
     elif not quiet:
         _print_lines(_summary(report))
+        print_distances(report)
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -83,6 +87,8 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 
 def _summary(report: VerifyReport) -> list[str]:
+    if report.distances is not None and not report.files:
+        return [f"{report.path} has no manifest of ours: only its distance was measured"]
     lines = [
         f"{report.path} is as it was written: tensors {report.tensors:,}, shards"
         f" {report.shards:,}, other files {report.files:,} ({gigabytes(report.bytes_read)} in"

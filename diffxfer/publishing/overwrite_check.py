@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.hub.upload import Files, Repository
     from diffxfer.diffs.artifact.manifest import Manifest
 
-KIND_NAMES = {"diff": "a diff vector", "graft": "a graft", "tuned": "a tuned model"}
+KIND_NAMES = {
+    "diff": "a diff vector",
+    "graft": "a graft",
+    "tuned": "a tuned model",
+    "adapter": "an adapter",
+}
 """The name of each kind of folder, for messages."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")

@@ -51,6 +51,9 @@ def open_publishable_folder(folder: Path) -> PublishableFolder:
     if manifest is None:
         problem = f"has no {MANIFEST_NAME}: diffxfer did not write it"
         raise ArtifactError(folder, problem, "hf upload publishes any folder")
+    if manifest.kind == "adapter":
+        problem = "is an adapter, and push publishes diff vectors and models"
+        raise ArtifactError(folder, problem, f"hf upload ORG/NAME {folder.name} publishes it")
     names = [name for name in manifest.files if name != README]
     for name in (*names, *manifest.shards):
         if any(part.startswith(".") for part in name.split("/")) or name == MANIFEST_NAME:

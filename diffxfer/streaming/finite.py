@@ -20,6 +20,7 @@ _WIDER: Mapping[Operation, str] = {
     Operation.SUBTRACT: "a wider --diff-dtype",
     Operation.STORE: "a wider --diff-dtype",
     Operation.COPY: "a wider --out-dtype",
+    Operation.BRING: "a wider --diff-dtype",
 }
 """The remedy for an overflow, by operation."""
 

@@ -35,8 +35,9 @@ SHARED = {
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
 OPTIONS = {
     "transfer": SHARED | GRAFTING,
-    "apply": SHARED | GRAFTING,
-    "extract": SHARED | {"--diff-dtype"},
+    "apply": SHARED | GRAFTING | {"--as"},
+    "extract": SHARED
+    | {"--diff-dtype", "--as", "--rank", "--energy", "--max-rank", "--rest", "--exact"},
     "inspect": {"--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"},
     "verify": {
         *("--base", "--finetuned", "--rename", "--threads", "--stream"),

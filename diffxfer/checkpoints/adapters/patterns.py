@@ -23,10 +23,10 @@ class Patterns(Generic[T]):
     """
 
     def __init__(self, values: Mapping[str, T]) -> None:
-        self._values = dict(values)
+        self.values: Mapping[str, T] = dict(values)
         self._plain: dict[str, int] = {}
         self._regexes: list[tuple[int, str, re.Pattern[str]]] = []
-        for place, pattern in enumerate(self._values):
+        for place, pattern in enumerate(self.values):
             if _PLAIN.fullmatch(pattern):
                 self._plain[pattern] = place
             else:
@@ -39,7 +39,7 @@ class Patterns(Generic[T]):
             module: its name in the model.
             otherwise: the value if no pattern matches.
         """
-        best = len(self._values)
+        best = len(self.values)
         found: str | None = None
         for part in _endings(module):
             place = self._plain.get(part, best)
@@ -49,7 +49,7 @@ class Patterns(Generic[T]):
             if place < best and regex.match(module):
                 found = pattern
                 break
-        return otherwise if found is None else self._values[found]
+        return otherwise if found is None else self.values[found]
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

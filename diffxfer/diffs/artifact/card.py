@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.hub.repo_ids import read_hub_id
+from diffxfer.diffs.artifact.kept import by_layer, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,6 +39,12 @@ It is not a model. Graft it on a successor of the base:
     diffxfer apply {diff} TARGET -o OUT
 """
 
+_ADAPTER = """\
+# {title}
+
+A LoRA adapter for PEFT: {formula}.
+"""
+
 HUB = "https://huggingface.co"
 """The site of links in a card, whichever mirror it is uploaded to."""
 
@@ -45,6 +52,7 @@ KINDS = {
     "graft": ("transformers", "merge", ("merge",), _GRAFT),
     "tuned": ("transformers", "finetune", ("sft",), _TUNED),
     "diff": ("diffxfer", "", ("diff-vector", "task-vector"), _DIFF),
+    "adapter": ("peft", "adapter", ("lora",), _ADAPTER),
 }
 """By kind of folder: library name, relation to the base model, tags and text."""
 
@@ -52,7 +60,15 @@ _ORDER = ("target", "model", "diff vector", "finetuned", "base", "teacher")
 _NO_WEIGHTS = "teacher"
 """A source whose weights are not part of the folder."""
 
-_LICENSED_AS = {"graft": ("target",), "tuned": ("model",), "diff": ("finetuned", "base")}
+_UNNAMED = {"adapter": ("finetuned", "adapter")}
+"""Sources of a kind of folder that are no base model of it."""
+
+_LICENSED_AS = {
+    "graft": ("target",),
+    "tuned": ("model",),
+    "diff": ("finetuned", "base"),
+    "adapter": ("finetuned", "adapter", "base"),
+}
 _URL = re.compile(r"https?://[^\s<>\"]+")
 
 
@@ -90,7 +106,9 @@ def base_models(manifest: Manifest) -> list[str]:
     found = [
         source.name
         for role, source in sources_in_order(manifest)
-        if role != _NO_WEIGHTS and not source.made_from and on_hub(source)
+        if role not in (_NO_WEIGHTS, *_UNNAMED.get(manifest.kind, ()))
+        and not source.made_from
+        and on_hub(source)
     ]
     return list(dict.fromkeys(found))
 
@@ -120,11 +138,18 @@ def on_hub(source: SourceEntry) -> bool:
 
 
 def formula(manifest: Manifest) -> str:
-    """The formula of a graft, in one line.
+    """The formula of a graft, or what an adapter approximates, in one line.
 
     Args:
         manifest: its manifest.
     """
+    if manifest.kind == "adapter":
+        if manifest.factors is None:
+            return "the adapter named below, moved to another base"
+        kept = share(manifest.factors)
+        return (
+            f"finetuned − base, approximated by low rank; it keeps {kept:.2%} of its squared norm"
+        )
     delta = "finetuned − base" if "base" in manifest.sources else "diff vector"
     return f"target + {manifest.command.get('alpha', 1.0)} · ({delta})"
 
@@ -196,7 +221,20 @@ def details(manifest: Manifest) -> str:
     rows += [*options, ("written by", f"diffxfer {manifest.diffxfer_version}")]
     table = "".join(f"| {name} | {plain(value)} |\n" for name, value in rows)
     closing = "\nChecksums of every tensor, and of every other file, are in `diffxfer.json`.\n"
-    return f"\n| | |\n|---|---|\n{table}{closing}"
+    return f"\n| | |\n|---|---|\n{table}{_kept(manifest)}{closing}"
+
+
+def _kept(manifest: Manifest) -> str:
+    """What an adapter keeps of each layer."""
+    if not manifest.factors:
+        return ""
+    rows = "".join(
+        f"| {plain(layer.layer)} | {layer.kept:.2%} | {layer.ranks[0]} to {layer.ranks[1]} |"
+        f" {layer.bytes:,} | {layer.full_bytes:,} |\n"
+        for layer in by_layer(manifest.factors)
+    )
+    head = "| layer | of ‖Δ‖² kept | rank | bytes | bytes of the whole Δ |\n|---|---|---|---|---|\n"
+    return f"\nBy layer (rank 0: stored whole or left out):\n\n{head}{rows}"
 
 
 def _named(source: SourceEntry) -> str:

@@ -146,12 +146,33 @@ class TokensEntry(_Model):
     renamed: dict[int, str]
 
 
+class FactorEntry(_Model):
+    """What an adapter keeps of one tensor of Δ.
+
+    Attributes:
+        form: ``"factors"``, ``"embedding factors"``, ``"whole"``, ``"bias"`` or ``"dropped"``.
+        rank: the rank, 0 without factors.
+        kept: the share of ‖Δ‖² that the adapter keeps.
+        delta_norm: ‖Δ‖₂.
+        bytes: the size in the adapter.
+        full_bytes: the size of the whole Δ in the same dtype.
+    """
+
+    form: str
+    rank: int = Field(ge=0)
+    kept: float = Field(ge=0, le=1)
+    delta_norm: _Norm
+    bytes: int = Field(ge=0)
+    full_bytes: int = Field(ge=0)
+
+
 class Manifest(_Model):
     """The manifest of a folder that diffxfer wrote.
 
     Attributes:
         diffxfer_format: the version of the manifest format.
-        kind: ``"diff"``, ``"graft"``, or ``"tuned"`` for a model that was trained further.
+        kind: ``"diff"``, ``"graft"``, ``"tuned"`` for a model that was trained further, or
+            ``"adapter"`` for a LoRA adapter.
         diffxfer_version: the version of diffxfer that wrote it.
         command: the options that affect the result.
         checksum: the kind of the tensors' checksums.
@@ -164,6 +185,7 @@ class Manifest(_Model):
         added_tensors: finetuned's tensors that base lacks, stored whole.
         is_part: for a diff vector, whether finetuned is a part of base or the reverse; a target
             may then have more tensors.
+        factors: for an adapter made of a difference, what it keeps of each tensor of Δ.
         vocabulary: how tokens were treated.
         shards: every safetensors file.
         files: every file other than weights.
@@ -171,7 +193,7 @@ class Manifest(_Model):
     """
 
     diffxfer_format: int
-    kind: Literal["diff", "graft", "tuned"]
+    kind: Literal["diff", "graft", "tuned", "adapter"]
     diffxfer_version: str
     command: dict[str, str | int | FiniteFloat | list[str] | dict[str, FiniteFloat]]
     checksum: str
@@ -183,6 +205,7 @@ class Manifest(_Model):
     left_out: list[str] = []
     added_tensors: list[str] = []
     is_part: bool | None = None
+    factors: dict[str, FactorEntry] | None = None
     vocabulary: VocabularyEntry | None = None
     shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]
@@ -280,10 +303,12 @@ def require_diff(folder: Path) -> Manifest:
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     if manifest.kind != "diff":
-        what = "graft" if manifest.kind == "graft" else f"{manifest.kind} model"
+        what = {"graft": "a graft, a whole model", "adapter": "an adapter"}.get(
+            manifest.kind, f"a {manifest.kind} model, a whole model"
+        )
         raise ArtifactError(
             place_name(folder),
-            f"is a {what}, expected a diff vector",
+            f"is {what}, expected a diff vector",
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     return manifest

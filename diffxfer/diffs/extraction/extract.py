@@ -1,4 +1,4 @@
-"""Extracting a diff vector: Δ = finetuned − base, stored as a self-contained artifact."""
+"""Extracting Δ = finetuned − base, stored as a self-contained artifact or as an adapter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME, samples_file
 from diffxfer.diffs.companions.inherit import diff_companions
+from diffxfer.diffs.delta.from_adapter import LORA
 from diffxfer.diffs.delta.from_checkpoints import COMPANIONS, Source, from_checkpoints, read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.jobs.job import Job, RunOptions, do
 from diffxfer.diffs.jobs.shards import parse_size
+from diffxfer.diffs.lora.extract_adapter import extract_adapter
+from diffxfer.diffs.lora.options import check_lora_options
 from diffxfer.diffs.matching.added import check_added
 from diffxfer.diffs.matching.match import ADDED, BUFFER, IN_BASE, UNCHANGED, Fate
 from diffxfer.diffs.matching.rename import names_command, parse_renames
@@ -49,6 +52,12 @@ def extract_diff(
     base: Path | str,
     out: Path | str,
     *,
+    as_: str = "diff",
+    rank: int | None = None,
+    energy: float | None = None,
+    max_rank: int | None = None,
+    rest: str = "modules_to_save",
+    exact: bool = False,
     diff_dtype: str = "source",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -68,13 +77,22 @@ def extract_diff(
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write the diff vector of a fine-tuned model and its base.
+    """Write the diff vector of a fine-tuned model and its base, or a LoRA adapter.
 
     Args:
         finetuned: the fine-tuned checkpoint: a folder, or a model on the Hub, ``"org/name"`` or
             ``"org/name@revision"``.
         base: the checkpoint that finetuned was trained from, named the same way.
         out: the folder to create.
+        as_: ``"diff"`` writes Δ itself; ``"lora"`` writes the best factors of low rank of each
+            matrix, as an adapter for PEFT.
+        rank: for an adapter, the rank of every matrix; 32 by default.
+        energy: for an adapter, the share of each matrix's ‖Δ‖² to keep, by the smallest rank.
+        max_rank: with `energy`, the largest rank; 128 by default.
+        rest: for an adapter, how it stores tensors that are no weights of linear layers:
+            ``"modules_to_save"`` stores finetuned's tensors whole, ``"lora"`` stores factors of
+            embeddings and heads and drops norms and biases, ``"drop"`` drops all of them.
+        exact: for an adapter, compute the factors to the last digits, which takes longer.
         diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` restores
             nearly every element of a 16-bit checkpoint exactly; ``"float64"``, ``"bfloat16"``
             and ``"float16"`` are allowed too.
@@ -114,6 +132,17 @@ def extract_diff(
     if diff_dtype != "source" and diff_dtype not in DTYPES:
         known = ", ".join(("source", *DTYPES))
         raise OptionError("--diff-dtype", f"{diff_dtype!r} is unknown", f"use one of {known}")
+    lora = check_lora_options(
+        as_,
+        rank=rank,
+        energy=energy,
+        max_rank=max_rank,
+        rest=rest,
+        exact=exact,
+        diff_dtype=diff_dtype,
+        dtype=DTYPES.get(diff_dtype),
+        max_shard_size=max_shard_size,
+    )
     check_mode(vocab)
     check_run_options(threads, device)
     memory = parse_size(device_memory, "--device-memory")
@@ -134,7 +163,9 @@ def extract_diff(
     )
     companions = diff_companions(opened[0].folder)
     files = {**_borrowed_table(opened[0].folder, opened[1].folder), **companions.files}
-    tasks = extract_tasks(source, DTYPES.get(diff_dtype), opened[0].weights.shards[-1].path.name)
+    whole = opened[LORA in opened[0].weights.formats]
+    last_shard = whole.weights.shards[-1].path.name
+    tasks = [] if lora else extract_tasks(source, DTYPES.get(diff_dtype), last_shard)
     job = Job(
         verb="extract",
         out=out,
@@ -173,6 +204,8 @@ def extract_diff(
         progress=progress,
         stream=stream,
     )
+    if lora is not None:
+        return extract_adapter(job, source, companions.files, roles, lora, options)
     return do(job, options)
 
 

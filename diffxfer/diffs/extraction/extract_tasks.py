@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diffxfer.checkpoints.adapters.config import ADAPTER_WEIGHTS
 from diffxfer.diffs.artifact.samples import sample_indices, samples_per_tensor
 from diffxfer.diffs.matching.names import is_head
 from diffxfer.diffs.vocab.rows import extract_runs
@@ -35,7 +36,7 @@ def extract_tasks(source: Source, dtype: str | None, last_shard: str) -> list[Te
         task = _task(source, difference, dtype, last_shard, count)
         tasks.append(task)
         tasks += digest_base(task)
-    tasks += [bring_task(spec, spec.shard.path.name) for spec in source.match.added]
+    tasks += [bring_task(spec, _shard_of(spec, last_shard)) for spec in source.match.added]
     tasks += [compare(*pair) for pair in source.match.integers]
     return tasks
 
@@ -73,9 +74,15 @@ def _task(
         dtype=dtype or ours.dtype,
         shape=ours.shape,
         runs=runs,
-        shard=last_shard if from_embedding else ours.shard.path.name,
+        shard=last_shard if from_embedding else _shard_of(ours, theirs.shard.path.name),
         sample=sample_indices(difference.name, ours.elements, samples),
     )
+
+
+def _shard_of(ours: StoredTensor, otherwise: str) -> str:
+    """The output shard of a tensor: finetuned's, unless that is the file of an adapter."""
+    name = ours.shard.path.name
+    return otherwise if name == ADAPTER_WEIGHTS else name
 
 
 def stored_delta(difference: Difference, runs: Sequence[Run]) -> StoredTensor | None:

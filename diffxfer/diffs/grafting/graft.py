@@ -21,6 +21,8 @@ from diffxfer.diffs.grafting.options import check_options
 from diffxfer.diffs.grafting.pairing import (
     label_source,
 )
+from diffxfer.diffs.lora.move import move_adapter
+from diffxfer.diffs.lora.options import check_apply_as
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import Role, read_role, shapes_of
 from diffxfer.diffs.soundness.check import check_diff
@@ -39,6 +41,7 @@ def apply_diff(
     target: Path | str,
     out: Path | str,
     *,
+    as_: str = "model",
     alpha: float = 1.0,
     alpha_for: Mapping[str, float] | None = None,
     include: Sequence[str] = (),
@@ -67,6 +70,8 @@ def apply_diff(
             or ``"org/name@revision"``.
         target: the checkpoint to graft onto, named the same way.
         out: the folder to create.
+        as_: ``"model"`` writes the whole model; ``"lora"`` moves a LoRA adapter: its factors, with
+            the target's names and tokens, scaled by alpha.
         alpha: the scale of Δ; 0 copies the target.
         alpha_for: scales by pattern of the target's tensor names; the last match wins.
         include: graft only tensors whose names match one of these patterns; copy the others.
@@ -108,6 +113,9 @@ def apply_diff(
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
     refuse_diff(places[1].folder, "target")
+    if check_apply_as(as_, places[0].label, is_adapter=is_adapter(places[0])):
+        role = read_role(open_checkpoint(places[1], "target"), options.renames)
+        return move_adapter(read_adapter(places[0]), role, out, options)
     if is_adapter(places[0]):
         return _apply_adapter(read_adapter(places[0]), places[1], out, options)
     manifest = require_diff(places[0].folder)

@@ -28,14 +28,15 @@ from diffxfer.diffs.artifact.manifest import (
     VocabularyEntry,
     manifest_bytes,
 )
+from diffxfer.diffs.jobs.damaged_inputs import refuse_damaged
 from diffxfer.diffs.jobs.fingerprint import fingerprint
 from diffxfer.diffs.jobs.report import Report, count_fates, group_fates, losses, remarks
 from diffxfer.diffs.jobs.shards import cut_shards
 from diffxfer.diffs.matching.refusal import group_problems, refusal
-from diffxfer.errors import ArtifactError, InputChangedError
+from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.device import MEMORY_BYTES, Choice, choose_device
-from diffxfer.streaming.plan import Operation, Plan, TensorTask, make_plan
+from diffxfer.streaming.plan import Plan, TensorTask, make_plan
 from diffxfer.streaming.run import default_threads, run_plan
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def do(job: Job, options: RunOptions) -> Report:
             allow_nonfinite=options.allow_nonfinite,
             progress=options.progress,
         )
-        _refuse_damaged(plan, results)
+        refuse_damaged(plan, results)
         by_name = {
             task.name: result
             for task, result in zip(plan.tasks, results, strict=True)
@@ -218,20 +219,6 @@ def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
         overwrite=options.overwrite,
         restart=options.restart,
     )
-
-
-def _refuse_damaged(plan: Plan, results: Sequence[TensorResult]) -> None:
-    """Refuse a diff vector of which a tensor does not have the checksum in its manifest."""
-    for task, result in zip(plan.tasks, results, strict=True):
-        if task.expected is None:
-            continue
-        delta = task.inputs[0]
-        silent = task.operation is Operation.DIGEST
-        found = result.checksum if silent else result.input_checksum
-        if found is not None and found != task.expected:
-            problem = f"{delta.name} is damaged: it does not have the checksum in the manifest"
-            remedy = "run diffxfer verify on the diff vector, and download or make it again"
-            raise ArtifactError(delta.shard.path, problem, remedy)
 
 
 def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:

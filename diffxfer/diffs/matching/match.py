@@ -29,7 +29,9 @@ UNCHANGED = "finetuned does not change it"
 OUTSIDE = "outside the part that finetuned and base share"
 COPY = "a copy of "
 """The beginning of the reason for a tensor that one role stores several times, another once."""
-NO_LOSS = (LEFT_OUT, ADDED, BUFFER, IN_BASE, OUTSIDE, REPLACED, UNCHANGED)
+REST = "as --rest says"
+"""The reason why an adapter does not store a tensor."""
+NO_LOSS = (LEFT_OUT, ADDED, BUFFER, IN_BASE, OUTSIDE, REPLACED, UNCHANGED, REST)
 """Reasons to drop a tensor that need no warning: the user asked for it, or a note reports it."""
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.adapters.adapter import read_adapter
+from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
+from diffxfer.diffs.lora.distance import distances_as_json, measure_distances
 from diffxfer.diffs.matching.rename import parse_renames
 from diffxfer.diffs.verification.damage import Survey, digest, survey_folder
 from diffxfer.diffs.verification.restore import (
@@ -31,8 +34,10 @@ from diffxfer.streaming.run import check_run_options
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.lora.distance import Distance
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.plan import TensorTask
@@ -50,13 +55,14 @@ class VerifyReport:
     Attributes:
         command: ``"verify"``.
         path: the folder, or its id on the Hub.
-        kind: ``"diff"``, ``"graft"`` or ``"tuned"``.
+        kind: ``"diff"``, ``"graft"``, ``"tuned"`` or ``"adapter"``.
         files: number of files checked besides the shards, including the manifest.
         shards: number of shards.
         tensors: number of tensors.
         bytes_read: bytes of the tensors read.
         elapsed_s: seconds from the call to the result.
         restored: how much of finetuned is given back by base + Δ; None without `finetuned`.
+        distances: for an adapter, how far base + Δ is from finetuned, by tensor of Δ.
     """
 
     command: str
@@ -68,12 +74,16 @@ class VerifyReport:
     bytes_read: int
     elapsed_s: float
     restored: Restored | None
+    distances: tuple[Distance, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         from dataclasses import asdict
 
-        return {**asdict(self), "path": str(self.path)}
+        found = {**asdict(self), "path": str(self.path)}
+        if self.distances is not None:
+            found["distances"] = distances_as_json(self.distances)
+        return found
 
 
 def verify(
@@ -91,8 +101,8 @@ def verify(
     Args:
         path: the folder, or its id on the Hub, ``"org/name[@revision]"``.
         base: for a diff vector, its base, named the same way: check that base + Δ gives
-            `finetuned` back.
-        finetuned: the fine-tuned model that the diff vector was extracted from, named the same way.
+            `finetuned` back; for an adapter of any origin, measure how far base + Δ is from it.
+        finetuned: the fine-tuned model that it was extracted from, named the same way.
         rename: ``"ROLE:REGEX=TEXT"``, the renames that `extract` was given.
         threads: number of workers; None for one per processor.
         stream: read from the Hub without downloading into its cache.
@@ -109,17 +119,16 @@ def verify(
         >>> verify("sft-diff").tensors  # doctest: +SKIP
     """
     began = time.perf_counter()
-    _refuse_half(base, finetuned)
-    check_run_options(threads, "cpu")
-    place = find(path, "a diff vector, a graft or a tuned model")
+    _check(base, finetuned, threads)
+    place = find(path, "a diff vector, a graft, an adapter or a tuned model")
+    if base is not None and finetuned is not None and is_adapter(place):
+        return _verify_adapter(began, place, finetuned, base, rename, (threads, stream, progress))
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
-    # If the folder is damaged, there is no point in restoring finetuned from it.
-    restoring = not survey.damage and base is not None
+    restoring = not survey.damage and base is not None  # not from a damaged folder
     roles = {}
     if base is not None and finetuned is not None and restoring:
-        renames = _given_renames(manifest, rename)
-        roles = read_roles({"finetuned": finetuned, "base": base}, renames)
+        roles = _restored_roles(manifest, finetuned, base, rename)
     tasks, inputs = _what_to_read(manifest, survey, roles)
     if not stream:
         fetch_shards(inputs, progress)
@@ -138,6 +147,46 @@ def verify(
     )
 
 
+def _verify_adapter(
+    began: float,
+    place: Place,
+    finetuned: Path | str,
+    base: Path | str,
+    rename: Sequence[str],
+    how: tuple[int | None, bool, Callable[[int, int], None] | None],
+) -> VerifyReport:
+    """Verify an adapter, as far as it has a manifest, and measure its distance from a fine-tune."""
+    threads, stream, progress = how
+    adapter = read_adapter(place)
+    renames = parse_renames(rename, ("finetuned", "base"))
+    roles = read_roles({"finetuned": finetuned, "base": base}, renames)
+    if not stream:
+        shards = [shard for r in roles.values() for shard in r.checkpoint.weights.shards]
+        fetch_shards([adapter.shard, *shards], progress)
+    read, survey = 0, Survey()
+    manifest = read_manifest(place.folder)
+    if manifest is not None:
+        survey = survey_folder(place, manifest)
+        tasks = [digest(spec) for spec in survey.tensors.values()]
+        results = _run(tasks, [adapter.shard], threads, progress)
+        _refuse_damage(place.folder, manifest, survey, results, restoring=False)
+        read = make_plan(tasks, ()).bytes_to_read
+    distances = measure_distances(adapter, roles["finetuned"], roles["base"], progress)
+    read += sum(spec.nbytes for r in roles.values() for spec in r.checkpoint.tensors.values())
+    return VerifyReport(
+        command="verify",
+        path=Path(place.label),
+        kind="adapter",
+        files=0 if manifest is None else len(manifest.files) + 1,
+        shards=1,
+        tensors=0 if manifest is None else len(manifest.tensors),
+        bytes_read=read,
+        elapsed_s=round(time.perf_counter() - began, 3),
+        restored=None,
+        distances=distances,
+    )
+
+
 def _what_to_read(
     manifest: Manifest, survey: Survey, roles: Mapping[str, Role]
 ) -> tuple[list[TensorTask], list[ShardFile]]:
@@ -149,12 +198,20 @@ def _what_to_read(
     return tasks, [*shards, *more]
 
 
-def _refuse_half(base: Path | str | None, finetuned: Path | str | None) -> None:
+def _check(base: Path | str | None, finetuned: Path | str | None, threads: int | None) -> None:
+    check_run_options(threads, "cpu")
     given, lacking = "--base", "--finetuned"
     if base is None:
         given, lacking = lacking, given
     if (base is None) != (finetuned is None):
         raise OptionError(given, f"proves nothing without {lacking}", f"give {lacking} too")
+
+
+def _restored_roles(
+    manifest: Manifest, finetuned: Path | str, base: Path | str, rename: Sequence[str]
+) -> dict[str, Role]:
+    named = {"finetuned": finetuned, "base": base}
+    return read_roles(named, _given_renames(manifest, rename))
 
 
 def _given_renames(manifest: Manifest, rename: Sequence[str]) -> tuple[Rename, ...]:

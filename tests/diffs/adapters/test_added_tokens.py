@@ -93,8 +93,10 @@ def test_the_new_tokens_come_with_their_rows(tmp_path: Path, name: str, tied: bo
     vocabulary = json.loads((out / "tokenizer.json").read_text())["added_tokens"]
     assert {(entry["content"], entry["id"]) for entry in vocabulary} >= {("new1", 40), ("new2", 41)}
     again = tmp_path / "again"
-    tiny.run("extract", *roles[:2], "-o", tmp_path / "diff", "--diff-dtype", "float64")
-    tiny.run("apply", tmp_path / "diff", roles[2], "-o", again, "--out-dtype", "float64")
+    done = tiny.run("extract", *roles[:2], "-o", tmp_path / "diff", "--diff-dtype", "float64")
+    assert done.status == 0, done.err
+    done = tiny.run("apply", tmp_path / "diff", roles[2], "-o", again, "--out-dtype", "float64")
+    assert done.status == 0, done.err
     same = load_file(again / tiny.SHARD)
     assert all(same_bits(same[tensor], found) for tensor, found in made.items())
 

@@ -1,0 +1,86 @@
+"""Tables of adapters on stdout: what they keep of Δ, and how far base + Δ is from a fine-tune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.cli.table import add_columns, folded, make_table, stdout
+
+if TYPE_CHECKING:
+    from diffxfer.diffs.jobs.report import Report
+    from diffxfer.diffs.verification.verify import VerifyReport
+
+
+def print_kept(report: Report) -> None:
+    """Print what an adapter keeps of Δ, layer by layer; nothing for another report.
+
+    Args:
+        report: the report of a command.
+    """
+    from diffxfer.diffs.lora.report import AdapterReport
+
+    if not isinstance(report, AdapterReport) or not report.layers:
+        return
+    rows = [
+        (layer.layer, layer.kept, layer.ranks, layer.bytes, layer.full_bytes)
+        for layer in report.layers
+    ]
+    ranks = [rank for _, _, pair, _, _ in rows for rank in pair if rank] or [0]
+    sizes = sum(row[3] for row in rows), sum(row[4] for row in rows)
+    rows.append(("all", report.kept, (min(ranks), max(ranks)), *sizes))
+    print_table(
+        ("layer", "‖Δ‖² kept", "rank", "adapter", "whole Δ"),
+        [
+            (name, f"{kept:.2%}", _ranks(*pair), gigabytes(size), gigabytes(full))
+            for name, kept, pair, size, full in rows
+        ],
+    )
+
+
+def print_distances(report: VerifyReport) -> None:
+    """Print how far base + Δ of an adapter is from a fine-tune, layer by layer.
+
+    Args:
+        report: the report of a command; nothing is printed if it is not of an adapter.
+    """
+    if report.distances is None:
+        return
+    from dataclasses import replace
+
+    from diffxfer.diffs.lora.distance import by_layer, together
+
+    rows = [*by_layer(report.distances), replace(together(report.distances), name="all")]
+    print_table(
+        ("layer", "‖error‖/‖Δ‖", "‖error‖", "‖Δ‖"),
+        [
+            (
+                row.name,
+                "∞" if row.ratio is None else f"{row.ratio:.2%}",
+                f"{row.error_norm:.4g}",
+                f"{row.delta_norm:.4g}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _ranks(least: int, most: int) -> str:
+    if not most:
+        return "whole"
+    return f"{most}" if least == most else f"{least} to {most}"
+
+
+def print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table whose columns but the first are numbers.
+
+    Args:
+        headings: the columns' names.
+        rows: their cells.
+    """
+    table = make_table()
+    add_columns(table, headings[0])
+    add_columns(table, *headings[1:], numbers=True)
+    for row in rows:
+        table.add_row(*map(folded, row))
+    stdout().print(table)

@@ -1,0 +1,1 @@
+"""LoRA adapters that diffxfer writes: a Δ approximated by factors of low rank."""

@@ -1,0 +1,174 @@
+"""How far base + Δ of an adapter is from the fine-tune that it approximates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffxfer.checkpoints.encodings.adapted import in_float64
+from diffxfer.checkpoints.files import one_at_a_time
+from diffxfer.diffs.artifact.kept import layer_of, natural
+from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
+from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
+from diffxfer.diffs.extraction.extract_tasks import difference_runs
+from diffxfer.diffs.matching.names import is_head
+from diffxfer.diffs.matching.refusal import group_problems, refusal
+from diffxfer.diffs.matching.selection import make_selection
+from diffxfer.streaming.plan import BLOCK_ELEMENTS, RunKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from diffxfer.checkpoints.adapters.adapter import Adapter
+    from diffxfer.checkpoints.stored import Files, StoredTensor
+    from diffxfer.diffs.delta.from_checkpoints import Source
+    from diffxfer.diffs.matching.match import Difference
+    from diffxfer.diffs.matching.role import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far base + Δ of an adapter is from a fine-tune, in a tensor or in several.
+
+    Attributes:
+        name: of the tensor or the layer, ``""`` for the whole model.
+        error_norm: ‖base + Δ of the adapter − finetuned‖₂.
+        delta_norm: ‖finetuned − base‖₂.
+    """
+
+    name: str
+    error_norm: float
+    delta_norm: float
+
+    @property
+    def ratio(self) -> float | None:
+        """‖error‖/‖Δ‖: 0 is the fine-tune, 1 as far as base; None if Δ is zero and error not."""
+        if not self.delta_norm:
+            return None if self.error_norm else 0.0
+        return self.error_norm / self.delta_norm
+
+
+def measure_distances(
+    adapter: Adapter,
+    finetuned: Role,
+    base: Role,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Distance, ...]:
+    """Compare base + Δ of an adapter with a fine-tune, tensor by tensor, in float64.
+
+    Args:
+        adapter: the adapter.
+        finetuned: the fine-tuned checkpoint.
+        base: its base.
+        progress: called with the bytes done and the total bytes.
+
+    Returns:
+        The distance in each tensor of Δ; rows of tokens that base lacks are left out.
+
+    Raises:
+        DiffxferError: if the models do not fit each other, or one cannot be read.
+    """
+    merged = adapted_checkpoint(adapter, base.checkpoint).tensors
+    source = from_checkpoints(finetuned, base, make_selection(), str, "auto", "drop")
+    if source.match.problems:
+        raise refusal(group_problems(source.match.problems))
+    found = []
+    total = sum(difference.sources[0].nbytes for difference in source.match.differences)
+    done, files = 0, one_at_a_time()
+    for difference in source.match.differences:
+        name = _name(difference)
+        ours = merged.get(name, difference.sources[1])
+        found.append(_measure(name, difference, ours, source, files))
+        done += difference.sources[0].nbytes
+        if progress is not None:
+            progress(done, max(total, 1))
+    return tuple(found)
+
+
+def _name(difference: Difference) -> str:
+    """Base's name of a tensor; the head's for a head that base ties."""
+    theirs = difference.sources[1].name
+    return difference.name if is_head(difference.name) and not is_head(theirs) else theirs
+
+
+def _measure(
+    name: str, difference: Difference, merged: StoredTensor, source: Source, files: Files
+) -> Distance:
+    finetuned, base = difference.sources
+    delta = merged.minus(base)
+    squares = np.zeros(2)
+    for first, other, count in _blocks(difference, source):
+        theirs = in_float64(files, base, other, count)
+        whole = in_float64(files, finetuned, first, count) - theirs
+        ours = np.zeros(count)
+        if delta is not None:
+            delta.read(files, other, memoryview(ours.data).cast("B"))
+        elif merged is not base:
+            at = first if merged.shape == finetuned.shape else other
+            ours = in_float64(files, merged, at, count) - theirs
+        squares += np.square(ours - whole).sum(), np.square(whole).sum()
+    error, size = np.sqrt(squares).tolist()
+    return Distance(name, error, size)
+
+
+def _blocks(difference: Difference, source: Source) -> Iterator[tuple[int, int, int]]:
+    """The first elements in finetuned and base of each block of paired rows, and its size."""
+    runs = difference_runs(source, difference)
+    ours = difference.sources[0]
+    width = ours.elements // (runs[-1].start + runs[-1].count) if ours.elements else 0
+    for run in runs:
+        if run.kind is RunKind.GRAFT:
+            for done in range(0, run.count * width, BLOCK_ELEMENTS):
+                count = min(BLOCK_ELEMENTS, run.count * width - done)
+                first, other = (row * width + done for row in run.rows[:2])
+                yield first, other, count
+
+
+def by_layer(distances: Iterable[Distance]) -> tuple[Distance, ...]:
+    """The distance in each layer, in the order of their names and numbers.
+
+    Args:
+        distances: those of tensors.
+    """
+    layers: dict[str, list[Distance]] = {}
+    for distance in distances:
+        layers.setdefault(layer_of(distance.name), []).append(distance)
+    return tuple(
+        together(layers[name], name) for name in sorted(layers, key=lambda name: natural(name))
+    )
+
+
+def together(distances: Iterable[Distance], name: str = "") -> Distance:
+    """The distance in several tensors.
+
+    Args:
+        distances: those of the tensors.
+        name: what they are together.
+    """
+    known = list(distances)
+    error, size = (
+        math.sqrt(math.fsum(getattr(distance, key) ** 2 for distance in known))
+        for key in ("error_norm", "delta_norm")
+    )
+    return Distance(name, error, size)
+
+
+def distances_as_json(distances: Sequence[Distance]) -> dict[str, object]:
+    """The distance in the whole model, in each layer and in each tensor, as JSON values.
+
+    Args:
+        distances: those of tensors.
+    """
+    layers, tensors = map(_listed, (by_layer(distances), distances))
+    (whole,) = _listed([together(distances)])
+    return {**whole, "layers": layers, "tensors": tensors}
+
+
+def _listed(distances: Iterable[Distance]) -> list[dict[str, object]]:
+    return [
+        {"name": d.name, "error_norm": d.error_norm, "delta_norm": d.delta_norm, "ratio": d.ratio}
+        for d in distances
+    ]

@@ -1,0 +1,164 @@
+"""Adapters that `apply --as lora` moves: PEFT merges them as our graft does."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from diffxfer import apply_diff, extract_diff, verify
+from diffxfer.errors import CheckpointError, MatchError, OptionError, OutputExistsError
+from tests.diffs.lora.models import merged_by_peft, save_adapter, tensors
+from tests.families import fast_tokenizer, llama, save_model, save_tokenizer
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+"""PEFT uses what transformers is about to remove."""
+WORDS = [f"w{i}" for i in range(50)]
+
+
+def config_of(adapter):
+    return json.loads((adapter / "adapter_config.json").read_text())
+
+
+VARIANTS = {
+    "plain": {},
+    "rank-stabilized": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"down_proj": 8}, "alpha_pattern": {r".*\.0\..*": 3}},
+    "embeddings": {"target_modules": ["embed_tokens", "lm_head"]},
+    "bias of lora_B": {"target_modules": ["q_proj"], "lora_bias": True},
+}
+
+
+SELECTIONS = {
+    "all": {},
+    "half": {"alpha": 0.5},
+    "some otherwise": {"alpha": 2.0, "alpha_for": {r"layers\.1|embed": 0.25}},
+    "without some": {"exclude": [r"layers\.0\.self|lm_head"]},
+}
+
+
+def may_match(regex, variant):
+    """Options that match nothing are refused, so each variant gets those that match."""
+    parts = regex.split("|")
+    return parts[1] if variant == "embeddings" else parts[0]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_peft_merges_it_as_we_graft_it(tmp_path, variant, selection):
+    adapter, target = save_adapter(tmp_path, **VARIANTS[variant])
+    options = dict(SELECTIONS[selection])
+    if "alpha_for" in options:
+        scales = options["alpha_for"].items()
+        options["alpha_for"] = {may_match(regex, variant): scale for regex, scale in scales}
+    if "exclude" in options:
+        options["exclude"] = [may_match(regex, variant) for regex in options["exclude"]]
+    apply_diff(adapter, target, tmp_path / "moved", as_="lora", **options)
+    merged = merged_by_peft(tmp_path / "moved", target, "untied")
+    apply_diff(adapter, target, tmp_path / "graft", out_dtype="float64", **options)
+    for name, tensor in tensors(tmp_path / "graft").items():
+        assert torch.allclose(merged[name], tensor, rtol=0, atol=1e-14), name
+    assert verify(tmp_path / "moved").kind == "adapter"
+
+
+def test_layers_that_store_their_weight_transposed(tmp_path):
+    options = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+    adapter, target = save_adapter(tmp_path, "gpt2", **options)
+    apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.5)
+    merged = merged_by_peft(tmp_path / "moved", target, "gpt2")
+    apply_diff(adapter, target, tmp_path / "graft", out_dtype="float64", alpha=0.5)
+    for name, tensor in tensors(tmp_path / "graft").items():
+        assert torch.allclose(merged[name], tensor, rtol=0, atol=1e-14), name
+
+
+def test_the_config_names_the_target_and_the_scale(tmp_path):
+    adapter, target = save_adapter(tmp_path)
+    apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.5)
+    before, after = config_of(adapter), config_of(tmp_path / "moved")
+    assert after["base_model_name_or_path"] == str(target.resolve())
+    assert (before["lora_alpha"], after["lora_alpha"]) == (6, 3)
+    assert (after["r"], after["alpha_pattern"], after["rank_pattern"]) == (4, {}, {})
+    assert sorted(after["target_modules"]) == sorted(before["target_modules"])
+    old, new = (load_file(f / "adapter_model.safetensors") for f in (adapter, tmp_path / "moved"))
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old), "the factors are the same"
+
+
+def test_rows_of_tokens_move_with_the_tokens(tmp_path):
+    adapter, _ = save_adapter(tmp_path, target_modules=["embed_tokens", "lm_head", "q_proj"])
+    save_tokenizer(adapter, fast_tokenizer(words=WORDS))
+    moved = [*reversed(WORDS), *(f"new{i}" for i in range(6))]
+    larger = tmp_path / "larger"
+    save_model(larger, llama(vocab_size=56, attention_bias=True), 3, dtype=torch.float32)
+    save_tokenizer(larger, fast_tokenizer(words=moved))
+    report = apply_diff(adapter, larger, tmp_path / "moved", as_="lora")
+    assert report.vocabulary == "tokens"
+    old, new = (load_file(f / "adapter_model.safetensors") for f in (adapter, tmp_path / "moved"))
+    prefix = "base_model.model."
+    a = f"{prefix}model.embed_tokens.lora_embedding_A"
+    b = f"{prefix}lm_head.lora_B.weight"
+    assert new[a].shape == (4, 56)
+    assert new[b].shape == (56, 4)
+    for place, word in enumerate(moved):
+        at = WORDS.index(word) if word in WORDS else None
+        column, row = (0, 0) if at is None else (old[a][:, at], old[b][at])
+        assert torch.equal(new[a][:, place], column + torch.zeros(4))
+        assert torch.equal(new[b][place], row + torch.zeros(4))
+    untouched = f"{prefix}lm_head.lora_A.weight"
+    assert torch.equal(new[untouched], old[untouched])
+    loaded = AutoModelForCausalLM.from_pretrained(larger)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.PeftModel.from_pretrained(loaded, tmp_path / "moved")
+    tokenizer = json.loads((tmp_path / "moved" / "tokenizer.json").read_text())
+    assert tokenizer["model"]["vocab"]["new5"] == 55, "the tokenizer is the target's"
+
+
+class TestRefusal:
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"use_dora": True}, "is a magnitude of DoRA"),
+            ({"modules_to_save": ["lm_head"]}, "is stored whole"),
+            ({"trainable_token_indices": [1, 2]}, "rows of tokens"),
+        ],
+    )
+    def test_of_what_holds_values_of_its_own_base(self, tmp_path, options, said):
+        adapter, target = save_adapter(tmp_path, **options)
+        with pytest.raises(CheckpointError, match=said) as caught:
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora")
+        assert "diffxfer transfer ADAPTER BASE TARGET" in str(caught.value)
+        assert not (tmp_path / "moved").exists()
+
+    def test_of_a_target_of_another_shape(self, tmp_path):
+        adapter, _ = save_adapter(tmp_path)
+        other = save_model(tmp_path / "other", llama(hidden_size=32), 1)
+        with pytest.raises(CheckpointError, match="make no"):
+            apply_diff(adapter, other, tmp_path / "moved", as_="lora")
+
+    def test_of_a_target_without_such_modules(self, tmp_path):
+        adapter, target = save_adapter(tmp_path)
+        file = adapter / "adapter_model.safetensors"
+        renamed = {name.replace("q_proj", "qq_proj"): t for name, t in load_file(file).items()}
+        save_file(renamed, file)
+        with pytest.raises(CheckpointError, match="no such tensor"):
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora")
+
+    def test_of_a_diff_vector(self, tmp_path):
+        _, target = save_adapter(tmp_path)
+        extract_diff(target, tmp_path / "base", tmp_path / "diff", allow_unrelated=True)
+        with pytest.raises(OptionError, match="is a diff vector"):
+            apply_diff(tmp_path / "diff", target, tmp_path / "moved", as_="lora")
+
+    def test_of_nothing(self, tmp_path):
+        adapter, target = save_adapter(tmp_path)
+        with pytest.raises(MatchError, match="no tensor of the adapter is left"):
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora", exclude=["proj"])
+
+    def test_of_an_output_that_exists(self, tmp_path):
+        adapter, target = save_adapter(tmp_path)
+        with pytest.raises(OutputExistsError):
+            apply_diff(adapter, target, adapter, as_="lora")
