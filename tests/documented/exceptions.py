@@ -21,6 +21,7 @@ NOT_RUN = {
     r"python examples/benchmark\.py .* --device cuda": "it needs a GPU",
     r"python -m tests\.hash_cost .*": "it measures for minutes",
     r"python examples/train_family\.py .*": "it trains for minutes",
+    r"python examples/adapter_ranks\.py": "it scores ten models for minutes",
     r"python examples/train_adapter\.py .*": "it scores five models for a minute",
     r"python examples/chain/run_chain\.py .*": "a quarter of an hour; tests/test_chain_example.py",
     r"diffxfer --install-completion": "it changes the shell's settings; tests/cli/test_commands.py",

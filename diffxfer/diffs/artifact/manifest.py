@@ -303,8 +303,8 @@ def require_diff(folder: Path) -> Manifest:
             "make one with: diffxfer extract FINETUNED BASE -o DIFF",
         )
     if manifest.kind != "diff":
-        what = {"graft": "a graft, a whole model", "adapter": "an adapter"}.get(
-            manifest.kind, f"a {manifest.kind} model, a whole model"
+        what = {"graft": "a graft", "adapter": "an adapter"}.get(
+            manifest.kind, f"a {manifest.kind} model"
         )
         raise ArtifactError(
             place_name(folder),
