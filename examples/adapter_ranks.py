@@ -41,7 +41,7 @@ def main() -> None:
     full, base = family / "finetuned", family / "base"
     table = Table(caption="Fewer bits per character: it reads text of target's kind better.")
     table.add_column("rank", no_wrap=True)
-    for heading in ("size", "‖error‖/‖Δ‖", "base + Δ:\\nright", "graft:\\nright", "graft:\\nbits"):
+    for heading in ("size", "‖error‖/‖Δ‖", "base + Δ:\nright", "graft:\nright", "graft:\nbits"):
         table.add_column(heading, justify="right")
     typer.echo(f"right: the share of {len(held_out())} unseen words", err=True)
     with TemporaryDirectory() as folder:
