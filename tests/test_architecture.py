@@ -146,6 +146,21 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         pytest.fail(" → ".join(exc.args[1]))
 
 
+def test_no_package_of_diffs_imports_itself_by_way_of_others() -> None:
+    def room(module: str) -> str:
+        return module.split(".")[2]
+
+    inside = [module for module in MODULES if module.startswith("diffxfer.diffs.")]
+    graph: dict[str, set[str]] = {}
+    for module in inside:
+        found = {room(name) for name, _ in imports(module) if name in inside}
+        graph.setdefault(room(module), set()).update(found - {room(module)})
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as exc:
+        pytest.fail(" → ".join(exc.args[1]))
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_stay_small(module: str) -> None:
     path = PACKAGE.parent.joinpath(*module.split("."))

@@ -48,7 +48,7 @@ RAISED_BY = {
     "diffs/grafting": GRAFTED,
     "diffs/jobs": STREAMED,
     "diffs/lora": ("extract",),
-    "diffs/lora/move.py": ("apply",),
+    "diffs/grafting/move_adapter.py": ("apply",),
     "diffs/matching/match.py": ("extract",),
     "diffs/matching": STREAMED,
     "diffs/matching/rename.py": (*STREAMED, "verify"),

@@ -17,11 +17,11 @@ from diffxfer.diffs.delta.from_artifact import from_diff
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints, read_roles
 from diffxfer.diffs.extraction.extract import every_input, warn_of_one_model
 from diffxfer.diffs.grafting.assembly import make_graft
+from diffxfer.diffs.grafting.move_adapter import move_adapter
 from diffxfer.diffs.grafting.options import check_options
 from diffxfer.diffs.grafting.pairing import (
     label_source,
 )
-from diffxfer.diffs.lora.move import move_adapter
 from diffxfer.diffs.lora.options import check_apply_as
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import Role, read_role, shapes_of

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.stored import FLOATS
-from diffxfer.diffs.extraction.extract_tasks import bring_task, stored_delta
+from diffxfer.diffs.delta.difference_rows import stored_delta
+from diffxfer.diffs.extraction.extract_tasks import bring_task
 from diffxfer.diffs.matching.names import canonical, is_embedding, is_layer_embedding
 from diffxfer.diffs.matching.parts import body_of, is_under
 from diffxfer.diffs.matching.ties import HeadState

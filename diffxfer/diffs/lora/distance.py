@@ -11,9 +11,9 @@ import numpy as np
 from diffxfer.checkpoints.encodings.adapted import in_float64
 from diffxfer.checkpoints.files import one_at_a_time
 from diffxfer.diffs.artifact.kept import layer_of, natural
+from diffxfer.diffs.delta.difference_rows import difference_runs
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
-from diffxfer.diffs.extraction.extract_tasks import difference_runs
 from diffxfer.diffs.matching.names import is_head
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.matching.selection import make_selection

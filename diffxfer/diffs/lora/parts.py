@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.diffs.extraction.extract_tasks import difference_runs
+from diffxfer.diffs.delta.difference_rows import difference_runs
 from diffxfer.diffs.matching.names import (
     is_embedding,
     is_head,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffxfer.checkpoints.stored import BITS
-from diffxfer.diffs.extraction.extract_tasks import stored_delta
+from diffxfer.diffs.delta.difference_rows import stored_delta
 from diffxfer.errors import NonFiniteError
 from diffxfer.kernels.native import kernel
 from diffxfer.kernels.signatures import SCRATCH, TOTALS

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.delta.difference_rows import difference_runs
 from diffxfer.diffs.delta.from_artifact import refuse_integers
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
-from diffxfer.diffs.extraction.extract_tasks import compare, difference_runs, digest_base
+from diffxfer.diffs.extraction.extract_tasks import compare, digest_base
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.matching.selection import Selection
 from diffxfer.diffs.verification.damage import digest

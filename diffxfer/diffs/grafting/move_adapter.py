@@ -15,9 +15,9 @@ from diffxfer.diffs.artifact.manifest import TensorEntry
 from diffxfer.diffs.delta.adapted_folder import has_tokenizer
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
 from diffxfer.diffs.delta.from_checkpoints import HEAD, source_entry
+from diffxfer.diffs.grafting.move_tokens import TokenMove, move_tokens
 from diffxfer.diffs.jobs.job import Job, do
 from diffxfer.diffs.lora.held import Holder
-from diffxfer.diffs.lora.move_tokens import TokenMove, move_tokens
 from diffxfer.diffs.lora.peft_config import model_prefix, target_modules
 from diffxfer.diffs.lora.tensors import PREFIX
 from diffxfer.diffs.matching.match import LEFT_OUT, Fate
