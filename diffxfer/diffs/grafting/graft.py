@@ -26,6 +26,8 @@ from diffxfer.diffs.lora.options import check_apply_as
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import Role, read_role, shapes_of
 from diffxfer.diffs.soundness.check import check_diff
+from diffxfer.diffs.vocab.tokens import read_tokenizer
+from diffxfer.errors import listed
 from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
@@ -227,8 +229,11 @@ def _apply_adapter(adapter: Adapter, target: Place, out: Path, options: GraftOpt
     finetuned = adapted_checkpoint(adapter, role.checkpoint, is_base=False)
     opened = finetuned, role.checkpoint
     refuse_unsafe_output(out, every_input(*opened), overwrite=options.run.overwrite)
-    # The target stands for base, whose values no Δ of the adapter needs.
-    base = replace(role, checkpoint=replace(role.checkpoint, role="base"), buffers={})
+    # The target's tensors stand for base's, whose values no Δ of the adapter needs. Their tokens
+    # are the adapter's own, as those of its base are.
+    weights = replace(role.checkpoint.weights, folder=finetuned.folder)
+    stand_in = replace(role.checkpoint, role="base", weights=weights)
+    base = replace(role, checkpoint=stand_in, buffers={})
     roles = {"finetuned": Role(finetuned, {}, {}, 0, 0), "base": base, "target": role}
     labels = _labels(roles)
 
@@ -238,9 +243,16 @@ def _apply_adapter(adapter: Adapter, target: Place, out: Path, options: GraftOpt
     made = from_checkpoints(roles["finetuned"], base, options.selection, label, options.vocab)
     entry = made.entries["finetuned"]
     source = replace(made, operation=Operation.APPLY, entries={"adapter": entry})
+    warnings: list[str] = []
     if is_without_tokenizer(finetuned):
         source = replace(source, behaviour=target.folder)
-    return make_graft(source, (role,), out, options, labels, None, is_related=True)
+        rows = [difference.name for difference in source.match.differences if difference.vocabulary]
+        if rows and read_tokenizer(target.folder) is not None:
+            warnings.append(
+                "the adapter has no tokenizer: its rows of tokens keep their ids in "
+                f"{listed(rows)}; put its tokenizer beside it if the target's differs"
+            )
+    return make_graft(source, (role,), out, options, labels, None, warnings, is_related=True)
 
 
 def _labels(roles: Mapping[str, Role]) -> dict[str, str]:

@@ -18,11 +18,11 @@ from diffxfer.diffs.delta.from_checkpoints import HEAD, source_entry
 from diffxfer.diffs.grafting.move_tokens import TokenMove, move_tokens
 from diffxfer.diffs.jobs.job import Job, do
 from diffxfer.diffs.lora.held import Holder
-from diffxfer.diffs.lora.peft_config import model_prefix, target_modules
+from diffxfer.diffs.lora.peft_config import model_prefix, refuse_unknown_names, target_modules
 from diffxfer.diffs.lora.tensors import PREFIX
 from diffxfer.diffs.matching.match import LEFT_OUT, Fate
 from diffxfer.diffs.matching.names import is_head, pair_names
-from diffxfer.errors import CheckpointError, MatchError
+from diffxfer.errors import CheckpointError, MatchError, OptionError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
         DiffxferError: for every other known failure; nothing is at `out` then.
     """
     _refuse_bound(adapter)
+    _refuse_choices(adapter, options)
+    refuse_unknown_names(target.checkpoint, "graft it without --as lora")
     checkpoint = target.checkpoint
     inputs = [adapter.place.folder, checkpoint.folder, adapter.shard.path]
     inputs += [shard.path for shard in checkpoint.weights.shards]
@@ -98,6 +100,20 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
 def _entry(adapter: Adapter, target: Checkpoint) -> SourceEntry:
     weights = replace(target.weights, folder=adapter.place.folder, shards=(adapter.shard,))
     return source_entry(weights)
+
+
+def _refuse_choices(adapter: Adapter, options: GraftOptions) -> None:
+    """Refuse options by name for an adapter of parameters: PEFT has one entry for a module."""
+    selection = options.selection
+    if not adapter.config.parameters or not (
+        selection.alpha_for or selection.include or selection.exclude
+    ):
+        return
+    raise OptionError(
+        "--as",
+        "lora moves an adapter with target_parameters only as a whole",
+        "leave out --alpha-for, --include and --exclude, or graft it without --as lora",
+    )
 
 
 def _refuse_bound(adapter: Adapter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ from diffxfer.diffs.artifact.manifest import FactorEntry, TensorEntry
 from diffxfer.diffs.jobs.job import do
 from diffxfer.diffs.lora.held import Holder
 from diffxfer.diffs.lora.parts import is_shared, sort_parts
-from diffxfer.diffs.lora.peft_config import make_config, model_prefix
+from diffxfer.diffs.lora.peft_config import make_config, model_prefix, refuse_unknown_names
 from diffxfer.diffs.lora.remarks import notes_of, refuse_empty, warnings_of
 from diffxfer.diffs.lora.report import with_factors
 from diffxfer.diffs.lora.tensors import AdapterTensors
+from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
     from diffxfer.diffs.jobs.job import Finish, Job, RunOptions
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.lora.options import LoraOptions
+    from diffxfer.diffs.lora.parts import Part
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.statistics import TensorResult
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def extract_adapter(
@@ -59,9 +64,11 @@ def extract_adapter(
     if job.problems:
         return do(job, run)
     finetuned, base = (role.checkpoint for role in roles)
+    refuse_unknown_names(finetuned, "extract a diff vector, without --as lora")
     prefix = model_prefix(base.config, base.tensors.keys())
     tied = is_shared(source, (finetuned.config, base.config))
     parts = sort_parts(source, base.tensors, options.rest, prefix, tied=tied)
+    _refuse_uneven_experts(parts, options)
     shards = [shard for shard in source.shards if not run.stream]
     if not run.dry_run:
         fetch_shards(shards, run.progress, out=job.out)
@@ -86,6 +93,19 @@ def extract_adapter(
             replace(run, device="cpu"),
         )
     return with_factors(report, {} if run.dry_run else made.entries)
+
+
+def _refuse_uneven_experts(parts: Sequence[Part], options: LoraOptions) -> None:
+    """Refuse ranks that differ between experts, which transformers stacks."""
+    experts = [part for part in parts if _EXPERT.search(part.difference.name)]
+    sides = [min(part.difference.shape) for part in experts if len(part.difference.shape) == 2]
+    if not sides or (options.ranks.energy is None and options.ranks.most <= min(sides)):
+        return
+    raise OptionError(
+        "--energy" if options.ranks.energy is not None else "--rank",
+        "gives the experts of a layer different ranks, and PEFT needs equal ones",
+        f"give --rank with at most {min(sides)}",
+    )
 
 
 def _config(made: AdapterTensors, prefix: str, finetuned: Checkpoint, base: Checkpoint) -> bytes:

@@ -7,8 +7,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.text_config import TEXT_CONFIGS
+from diffxfer.errors import CheckpointError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+    from diffxfer.checkpoints.reader import Checkpoint
 
 _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -155,3 +160,26 @@ def model_prefix(config: Mapping[str, Any], names: Collection[str]) -> str:
     is_bare = name.endswith("Model") and "LMHead" not in name
     inside = any(known.startswith(f"{bare}.") for known in names)
     return "" if not bare or inside or is_bare else f"{bare}."
+
+
+def refuse_unknown_names(checkpoint: Checkpoint, remedy: str) -> None:
+    """Refuse a model whose modules in PEFT are not named as its tensors on disk are.
+
+    Args:
+        checkpoint: the model.
+        remedy: what to do instead.
+
+    Raises:
+        CheckpointError: if it is an encoder-decoder or a multimodal model, or a Mixtral.
+    """
+    config = checkpoint.config
+    nested = next((key for key in TEXT_CONFIGS if isinstance(config.get(key), dict)), None)
+    routers = any("block_sparse_moe" in name for name in checkpoint.tensors)
+    if nested is None and not routers and not config.get("is_encoder_decoder"):
+        return
+    kind = str(config.get("model_type") or "multimodal")[:40]
+    raise CheckpointError(
+        checkpoint.folder,
+        f"is a {kind} model, whose names in PEFT differ from those on disk",
+        remedy,
+    )

@@ -120,3 +120,39 @@ def test_a_row_that_the_adapter_lacks_is_named(tmp_path: Path) -> None:
     done = tiny.run("transfer", *roles, "-o", tmp_path / "out")
     assert done.status == 1
     assert "lm_head.weight: has no row for 'new2'" in done.err
+
+
+@pytest.mark.parametrize("targeted", [["q_proj"], ["embed_tokens", "lm_head", "q_proj"]])
+@pytest.mark.parametrize("words", ["moved", "other"])
+def test_apply_pairs_rows_by_the_adapter_s_own_tokens(
+    tmp_path: Path, targeted: list[str], words: str
+) -> None:
+    """The target's tokens stand elsewhere, or differ; base is not needed to know."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = llama().bfloat16()
+    save(base, tmp_path / "base")
+    save(near(base), tmp_path / "target")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(base.float(), LoraConfig(r=4, target_modules=targeted))
+        randomised(adapted).save_pretrained(tmp_path / "adapter")
+    for role in ("base", "adapter"):
+        save_tokenizer(tmp_path / role)
+    save_tokenizer(tmp_path / "target")
+    path = tmp_path / "target" / "tokenizer.json"
+    changed = json.loads(path.read_text())
+    vocabulary = changed["model"]["vocab"]
+    if words == "moved":
+        vocabulary["t38"], vocabulary["t39"] = vocabulary["t39"], vocabulary["t38"]
+    else:
+        vocabulary["u39"] = vocabulary.pop("t39")
+    path.write_text(json.dumps(changed))
+    roles = [tmp_path / role for role in ("adapter", "base", "target")]
+    done = tiny.run("transfer", *roles, "-o", tmp_path / "with_base")
+    assert done.status == 0, done.err
+    done = tiny.run("apply", roles[0], roles[2], "-o", tmp_path / "without")
+    assert done.status == 0, done.err
+    made, expected = (load_file(tmp_path / f / tiny.SHARD) for f in ("without", "with_base"))
+    assert all(same_bits(made[name], tensor) for name, tensor in expected.items())

@@ -162,3 +162,11 @@ class TestRefusal:
         adapter, target = save_adapter(tmp_path)
         with pytest.raises(OutputExistsError):
             apply_diff(adapter, target, adapter, as_="lora")
+
+    def test_of_a_choice_by_name_if_parameters_are_adapted(self, tmp_path):
+        adapter, target = save_adapter(tmp_path)
+        config = config_of(adapter) | {"target_parameters": ["mlp.experts.down_proj"]}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(OptionError, match="target_parameters only as a whole"):
+            apply_diff(adapter, target, tmp_path / "out", as_="lora", alpha_for={"q_proj": 0.5})
+        assert not (tmp_path / "out").exists()
