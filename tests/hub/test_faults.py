@@ -204,7 +204,7 @@ def test_what_does_not_end_is_named(
     says(user, f"{BASE}: ", "too many requests", "wait 3600 s", options=options)
     hub.faults.off()
     hub.faults.on(faults.failing(f"^/cdn/{BASE}/"))
-    says(user, f"{BASE}: ", "fails (status 500)", options=options)
+    says(user, f"{BASE}: ", "(status 500)", options=options)
     hub.faults.off()
     assert user.run(*transfer("out", *options)).returncode == 0
     assert contents(user.home / "out") == contents(grafted)

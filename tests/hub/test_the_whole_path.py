@@ -111,14 +111,14 @@ TO_READ: dict[int, str] = {
     403: "refuses the request (status 403: no luck today)",
     404: "refuses the request (status 404: no luck today)",
     429: "too many requests from this address; wait 3600 s, and run the same command again",
-    500: "fails (status 500); wait a while, and run the same command again",
+    500: "(status 500); wait a while, and run the same command again",
 }
 TO_WRITE: dict[int, str] = {
     401: "rejects your token (no luck today); run hf auth login",
     403: "with your token (no luck today); push to a namespace of your own (see hf auth whoami)",
     404: "with your token (no luck today); push to a namespace of your own (see hf auth whoami)",
     429: "too many requests from this address; wait a few minutes, and run the same command again",
-    500: "fails (status 500); wait a while, and run the same command again",
+    500: "(status 500); wait a while, and run the same command again",
 }
 
 
