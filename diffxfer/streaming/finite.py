@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffxfer.checkpoints.values import elements, in_float64
 from diffxfer.errors import NonFiniteError
 from diffxfer.streaming.plan import INPUTS, Chunk, Operation, Piece, TensorTask
-from diffxfer.streaming.values import elements, in_float64
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

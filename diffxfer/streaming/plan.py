@@ -154,6 +154,19 @@ def whole(kind: RunKind, inputs: int) -> tuple[Run, ...]:
     return (Run(kind, 0, 1, (0,) * inputs),)
 
 
+def digest_task(name: str, stored: StoredTensor, expected: str | None = None) -> TensorTask:
+    """The task that computes a tensor's checksum, and writes nothing.
+
+    Args:
+        name: the task's name.
+        stored: the tensor.
+        expected: the checksum that it must have, if that is known.
+    """
+    runs = whole(RunKind.GRAFT, 1)
+    shape, dtype = stored.shape, stored.dtype
+    return TensorTask(name, Operation.DIGEST, (stored,), dtype, shape, runs=runs, expected=expected)
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The part of a chunk in one run.

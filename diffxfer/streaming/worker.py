@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.stored import BITS, FLOATS
+from diffxfer.checkpoints.values import elements, in_float64
 from diffxfer.kernels.native import kernel
 from diffxfer.streaming.batch import read_grafted
 from diffxfer.streaming.buffers import Reader
@@ -18,7 +19,6 @@ from diffxfer.streaming.checksum import block_digests
 from diffxfer.streaming.finite import not_finite
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, RunKind, TensorTask
 from diffxfer.streaming.statistics import ChunkResult
-from diffxfer.streaming.values import elements, in_float64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

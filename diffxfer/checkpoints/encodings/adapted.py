@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from diffxfer.checkpoints import values
 from diffxfer.checkpoints.stored import BITS, StoredTensor
 
 if TYPE_CHECKING:
@@ -242,10 +243,7 @@ def in_float64(
     """
     memory = files.memory(count * BITS[stored.dtype] // 8, slot)
     stored.read(files, start, memory)
-    values = np.frombuffer(memory, _NUMPY[stored.dtype])
-    if stored.dtype == "BF16":  # the upper half of a float32
-        values = (values.astype("<u4") << 16).view("<f4")
-    return values.astype(np.float64)
+    return values.in_float64(values.elements(memory, stored.dtype), stored.dtype)
 
 
 def _address(view: memoryview) -> int:

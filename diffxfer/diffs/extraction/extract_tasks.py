@@ -8,7 +8,7 @@ from diffxfer.checkpoints.adapters.config import ADAPTER_WEIGHTS
 from diffxfer.diffs.artifact.samples import sample_indices, samples_per_tensor
 from diffxfer.diffs.delta.difference_rows import difference_runs, stored_delta
 from diffxfer.diffs.matching.names import is_head
-from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask, digest_task, whole
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import StoredTensor
@@ -92,16 +92,7 @@ def digest_base(task: TensorTask) -> list[TensorTask]:
     base = task.inputs[1]
     if _in_base_order(task):
         return []
-    return [
-        TensorTask(
-            name=BASE_ONLY + task.name,
-            operation=Operation.DIGEST,
-            inputs=(base,),
-            dtype=base.dtype,
-            shape=base.shape,
-            runs=whole(RunKind.GRAFT, 1),
-        )
-    ]
+    return [digest_task(BASE_ONLY + task.name, base)]
 
 
 def _in_base_order(task: TensorTask) -> bool:

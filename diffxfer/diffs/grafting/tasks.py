@@ -17,7 +17,7 @@ from diffxfer.diffs.matching.wrappers import without_modules
 from diffxfer.diffs.vocab.rows import graft_runs
 from diffxfer.diffs.vocab.tensors import refuse_ambiguous, sort_tensors
 from diffxfer.errors import MatchError, VocabularyError
-from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, whole
+from diffxfer.streaming.plan import Operation, Run, RunKind, TensorTask, digest_task, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -316,14 +316,4 @@ def _check_tasks(task: TensorTask) -> list[TensorTask]:
     delta = task.inputs[0]
     if task.expected is None or (len(task.runs) == 1 and task.elements == delta.elements):
         return []
-    return [
-        TensorTask(
-            name=CHECKED + task.name,
-            operation=Operation.DIGEST,
-            inputs=(delta,),
-            dtype=delta.dtype,
-            shape=delta.shape,
-            runs=whole(RunKind.GRAFT, 1),
-            expected=task.expected,
-        )
-    ]
+    return [digest_task(CHECKED + task.name, delta, task.expected)]

@@ -76,5 +76,7 @@ def notes_of(made: AdapterTensors) -> list[str]:
     forms = {entry.form for entry in made.entries.values()}
     if forms & {Form.WHOLE.value, Form.BIAS.value} or made.stored.whole:
         other = "drop" if made.options.rest == "lora" else "lora"
-        said.append(f"vLLM loads adapters without whole tensors and biases only: --rest {other}")
+        said.append(
+            f"vLLM loads only adapters without whole tensors and biases: give --rest {other}"
+        )
     return said

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffxfer.diffs.relations.relatedness import refuse_unrelated, relate, warn_of_relations
 from diffxfer.diffs.relations.sampling import sample_graft, sample_models
 from diffxfer.errors import listed
-from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
+from diffxfer.streaming.plan import TensorTask, digest_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +80,11 @@ def kinship_of_graft(
         )
         return Kinship(relations, warnings, (), {})
     entries = diff[1].tensors
-    read = [(difference, _digest(spec)) for difference, spec in pairs if spec.elements]
+    read = [
+        (difference, digest_task(_TARGET_ONLY + spec.name, spec))
+        for difference, spec in pairs
+        if spec.elements
+    ]
     tasks = [task for _, task in read]
     # The diff vector stores a tied head under its embedding's name.
     known = {task.name: entries[d.sources[0].name].base_checksum for d, task in read}
@@ -108,17 +112,6 @@ def kinship_of_diff(differences: Iterable[Difference], *, allow_unrelated: bool)
     if not allow_unrelated:
         refuse_unrelated(relations, "extract")
     return Kinship(relations, warn_of_relations(samples, relations), (), {})
-
-
-def _digest(spec: StoredTensor) -> TensorTask:
-    return TensorTask(
-        name=_TARGET_ONLY + spec.name,
-        operation=Operation.DIGEST,
-        inputs=(spec,),
-        dtype=spec.dtype,
-        shape=spec.shape,
-        runs=whole(RunKind.GRAFT, 1),
-    )
 
 
 def warning_of_digests(kinship: Kinship, digests: Mapping[str, str]) -> str:

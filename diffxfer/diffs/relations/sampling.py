@@ -20,6 +20,7 @@ import xxhash
 
 from diffxfer.checkpoints.files import OpenShard, one_at_a_time
 from diffxfer.checkpoints.stored import BITS, Files
+from diffxfer.checkpoints.values import elements, in_float64
 from diffxfer.diffs.artifact.samples import read_samples, sample_indices, samples_per_tensor
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _FEW_TENSORS, _FEW_SAMPLES = 64, 1500
 """Enough for a verdict if every tensor takes a separate request to the Hub."""
 _AT_A_TIME = 8
 _LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,4 @@ def _elements(files: Files, stored: StoredTensor, indices: npt.NDArray[np.int64]
         if len(part):
             stored.read(files, int(part[0]), raw[done : done + len(part) * size])
             done += len(part) * size
-    values = np.frombuffer(raw, _NUMPY[stored.dtype])
-    if stored.dtype == "BF16":  # the upper half of a float32
-        values = (values.astype("<u4") << 16).view("<f4")
-    return values.astype(np.float64)
+    return in_float64(elements(raw, stored.dtype), stored.dtype)

@@ -16,13 +16,12 @@ from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.diffs.artifact.manifest import is_sealed
 from diffxfer.errors import CheckpointError, Damage, listed
-from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.resolve import Place
-    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
+    from diffxfer.checkpoints.stored import TensorSpec
     from diffxfer.diffs.artifact.manifest import Manifest
 
 _NOT_OURS = frozenset({".gitattributes", ".gitignore"})
@@ -178,19 +177,3 @@ def _find_surplus(folder: Path, manifest: Manifest) -> list[Damage]:
             if path not in named:
                 damage.append(Damage(path, "", "is not in the manifest"))
     return damage
-
-
-def digest(spec: StoredTensor) -> TensorTask:
-    """The task that computes a tensor's checksum.
-
-    Args:
-        spec: the tensor.
-    """
-    return TensorTask(
-        name=spec.name,
-        operation=Operation.DIGEST,
-        inputs=(spec,),
-        dtype=spec.dtype,
-        shape=spec.shape,
-        runs=whole(RunKind.GRAFT, 1),
-    )

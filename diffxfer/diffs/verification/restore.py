@@ -11,9 +11,8 @@ from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
 from diffxfer.diffs.extraction.extract_tasks import compare, digest_base
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.diffs.matching.selection import Selection
-from diffxfer.diffs.verification.damage import digest
 from diffxfer.errors import MatchError, VocabularyError
-from diffxfer.streaming.plan import Operation, RunKind, TensorTask
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask, digest_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +85,7 @@ def restore_tasks(
     _refuse_others(source, manifest, tensors)
     tasks = [compare(*pair) for pair in source.match.integers]
     for spec in source.match.added:
-        tasks += [compare(tensors[spec.name], spec), digest(tensors[spec.name])]
+        tasks += [compare(tensors[spec.name], spec), digest_task(spec.name, tensors[spec.name])]
     for difference in source.match.differences:
         spec = tensors[difference.name]
         task = TensorTask(

@@ -17,7 +17,7 @@ from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
 from diffxfer.diffs.lora.distance import distances_as_json, measure_distances
 from diffxfer.diffs.matching.rename import parse_renames
-from diffxfer.diffs.verification.damage import Survey, digest, survey_folder
+from diffxfer.diffs.verification.damage import Survey, survey_folder
 from diffxfer.diffs.verification.restore import (
     ITS_MODELS,
     Restored,
@@ -28,7 +28,7 @@ from diffxfer.diffs.verification.restore import (
 from diffxfer.errors import ArtifactError, Damage, DamageError, MatchError, OptionError
 from diffxfer.streaming import checksum
 from diffxfer.streaming.measure import measure_inputs
-from diffxfer.streaming.plan import Operation, make_plan
+from diffxfer.streaming.plan import Operation, digest_task, make_plan
 from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _verify_adapter(
     manifest = read_manifest(place.folder)
     if manifest is not None:
         survey = survey_folder(place, manifest)
-        tasks = [digest(spec) for spec in survey.tensors.values()]
+        tasks = [digest_task(spec.name, spec) for spec in survey.tensors.values()]
         results = _run(tasks, [adapter.shard], threads, progress)
         _refuse_damage(place.folder, manifest, survey, results, restoring=False)
         read = make_plan(tasks, ()).bytes_to_read
@@ -193,7 +193,7 @@ def _what_to_read(
     """The tasks that read the folder's tensors and those of the models, and the shards read."""
     shards = [spec.shard for spec in survey.tensors.values()]
     if not roles:
-        return [digest(spec) for spec in survey.tensors.values()], shards
+        return [digest_task(spec.name, spec) for spec in survey.tensors.values()], shards
     tasks, more = restore_tasks(manifest, survey.tensors, **roles)
     return tasks, [*shards, *more]
 
