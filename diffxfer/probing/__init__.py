@@ -1,0 +1,1 @@
+"""Probing: whether a graft will work, and why."""
