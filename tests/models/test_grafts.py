@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -19,7 +20,8 @@ from transformers import (
 )
 
 from diffxfer import apply_diff, extract_diff, transfer
-from diffxfer.errors import ArtifactError, DiffxferError, MatchError
+from diffxfer.errors import ArtifactError, DiffxferError, MatchError, RelatednessError
+from diffxfer.family import family_folder
 from diffxfer.models.graft import graft_source, transfer_source
 from diffxfer.models.loading import load, refill
 from tests import families
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+FAMILY = family_folder()
 SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 BERT = {**SMALL, "num_attention_heads": 2, "max_position_embeddings": 64}
 
@@ -134,9 +137,7 @@ def test_a_graft_has_the_bits_of_the_written_folder(
             assert same_bits(source.tensor(name), tensor), name
             assert source.shape(name) == tuple(tensor.shape)
         model, tokenizer = load(source)
-    assert_equal_models(
-        model, family.auto.from_pretrained(tmp_path / "graft", dtype="auto").eval()
-    )
+    assert_equal_models(model, family.auto.from_pretrained(tmp_path / "graft", dtype="auto").eval())
     folder = families.load_tokenizer(tmp_path / "graft")
     assert tokenizer is not None
     assert tokenizer.get_vocab() == folder.get_vocab()
@@ -200,12 +201,7 @@ def test_what_apply_refuses_is_refused_in_the_same_words(
     plain: Family, tmp_path: Path, home: Path
 ) -> None:
     other = families.save_model(tmp_path / "other", families.llama(hidden_size=8), 5)
-    unrelated = families.save_model(tmp_path / "unrelated", families.llama(), 5)
-    with torch.no_grad():
-        families.edit_tensors(
-            unrelated, **{n: torch.randn(t.shape).to(t.dtype) for n, t in on_disk(unrelated).items()}
-        )
-    for target in (other, unrelated, plain.diff, tmp_path / "none"):
+    for target in (other, plain.diff, tmp_path / "none"):
         expected = refusal_of(lambda target=target: apply_diff(plain.diff, target, tmp_path / "x"))
         found = refusal_of(lambda target=target: graft_source(plain.diff, target, home=home))
         assert found == expected
@@ -213,23 +209,46 @@ def test_what_apply_refuses_is_refused_in_the_same_words(
 
 def test_a_damaged_diff_vector_is_refused(plain: Family, tmp_path: Path, home: Path) -> None:
     damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    for name, data in families.contents(plain.diff).items():
-        (damaged / name).parent.mkdir(exist_ok=True)
-        (damaged / name).write_bytes(
-            data[:-1] + bytes([data[-1] ^ 1]) if name.endswith(".safetensors") else data
-        )
+    shutil.copytree(plain.diff, damaged)
+    shard = damaged / "model.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     expected = refusal_of(lambda: apply_diff(damaged, plain.target, tmp_path / "x"))
     with graft_source(damaged, plain.target, home=home) as source:
-        assert refusal_of(lambda: load(source)) == expected
-    assert expected[0] is ArtifactError
+        kind, text = refusal_of(lambda: load(source))
+    assert kind is expected[0] is ArtifactError
+    assert expected[1].startswith(f"{text}; ")  # a run says too what it keeps
 
 
-def test_a_target_that_is_the_base_is_said(plain: Family, tmp_path: Path) -> None:
-    report = apply_diff(plain.diff, plain.base, tmp_path / "graft")
-    with graft_source(plain.diff, plain.base) as source:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The diff vector of the family of trained models."""
+    folder = tmp_path_factory.mktemp("trained") / "diff"
+    extract_diff(FAMILY / "finetuned", FAMILY / "base", folder)
+    return folder
+
+
+def test_a_target_that_is_the_base_is_said(trained: Path, tmp_path: Path, home: Path) -> None:
+    report = apply_diff(trained, FAMILY / "base", tmp_path / "graft")
+    with graft_source(trained, FAMILY / "base", home=home) as source:
         assert source.warnings == report.warnings
     assert any("the base itself" in warning for warning in report.warnings)
+
+
+def test_an_unrelated_target_is_refused(trained: Path, tmp_path: Path, home: Path) -> None:
+    target = tmp_path / "unrelated"
+    shutil.copytree(FAMILY / "base", target)
+    weights = on_disk(target)
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in weights.items():
+        if tensor.dim() > 1:
+            noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std()
+            weights[name] = noise.to(tensor.dtype)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    expected = refusal_of(lambda: apply_diff(trained, target, tmp_path / "x"))
+    assert refusal_of(lambda: graft_source(trained, target, home=home)) == expected
+    assert expected[0] is RelatednessError
+    graft_source(trained, target, home=home, allow_unrelated=True).close()
 
 
 def test_transformers_must_use_exactly_the_tensors(plain: Family, tmp_path: Path) -> None:
@@ -258,5 +277,5 @@ def test_code_in_a_target_is_not_executed(plain: Family, tmp_path: Path) -> None
 
 
 def test_tensors_that_differ_are_named(plain: Family) -> None:
-    with pytest.raises(MatchError, match="--allow-missing"):
+    with pytest.raises(MatchError, match="do not fit"):
         graft_source(plain.diff, plain.target, rename=["target:norm=other"])
