@@ -35,7 +35,7 @@ def make_backend(
     """
     from lm_eval.models.huggingface import HFLM
 
-    class InMemory(HFLM):
+    class InMemory(HFLM):  # type: ignore[misc]
         """The backend, which loads the model from the source."""
 
         def _create_model(

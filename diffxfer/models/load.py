@@ -143,14 +143,14 @@ def load_path(
     check_t(t)
     with ExitStack() as stack:
         # A source that the caller made stays open.
-        ends = [
-            end
-            if isinstance(end, ModelSource)
-            else stack.enter_context(checkpoint_source(end, progress=progress))
-            for end in (a, b)
-        ]
+        start, end = (
+            one
+            if isinstance(one, ModelSource)
+            else stack.enter_context(checkpoint_source(one, progress=progress))
+            for one in (a, b)
+        )
         return load(
-            path_source(*ends, t),
+            path_source(start, end, t),
             dtype=dtype,
             device=device,
             attn_implementation=attn_implementation,

@@ -160,7 +160,8 @@ def _model_class(auto: Any, config: Any) -> tuple[Any, Any]:
 
     if type(config) not in auto._model_mapping:
         raise ValueError(f"{auto.__name__} has no class for {type(config).__name__}")
-    found: Any = _get_model_class(config, auto._model_mapping)
+    choose: Any = _get_model_class
+    found: Any = choose(config, auto._model_mapping)
     text = config.sub_configs.get("text_config")
     if text is not None and found.config_class == text:
         config = config.get_text_config()
@@ -189,10 +190,11 @@ def refill(loaded: LoadedModel, source: ModelSource) -> None:
     model: Any = loaded.model
     with _translate_errors(source):
         weights = _Weights(source, None)
+        conversions: Any = get_model_conversion_mapping(model)
         config = LoadStateDictConfig(
             device_map={"": model.device},
             dtype=model.dtype,
-            weight_mapping=get_model_conversion_mapping(model),
+            weight_mapping=conversions,
         )
         _free_parameters(model)
         info, _ = convert_and_load_state_dict_in_model(model, weights.tensors, config)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
-_STEP = 1 << 20
-"""Elements that are mixed at once: their float64 copies take 8 MiB each."""
+_STEP = 1 << 18
+"""Elements that are mixed at once: their float64 copies take 2 MiB each."""
 
 
 def path_source(a: ModelSource, b: ModelSource, t: float) -> ModelSource:

@@ -40,7 +40,7 @@ class FileInMemory:
 
     name: str
     size: int
-    parts: Callable[[], Iterator[bytes | NDArray[np.uint8]]]
+    parts: Callable[[], Iterator[bytes | memoryview]]
 
 
 class GraftInMemory:
@@ -88,10 +88,10 @@ class GraftInMemory:
             for name, layout in self._layouts.items()
         )
 
-    def _parts(self, layout: ShardLayout) -> Iterator[bytes | NDArray[np.uint8]]:
+    def _parts(self, layout: ShardLayout) -> Iterator[bytes | memoryview]:
         yield layout.header
         for name in layout.starts:
-            yield self.make(name)
+            yield self.make(name).data
 
     def task(self, name: str) -> TensorTask:
         """The task that makes a tensor."""
