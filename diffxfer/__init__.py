@@ -4,7 +4,8 @@
 target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
 trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
 `inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
-differ; `push` publishes what was made. Each function is imported on first use.
+differ; `probe` measures beforehand whether a graft will work; `push` publishes what was made. Each
+function is imported on first use.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from diffxfer.diffs.verification.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
     from diffxfer.evaluation.scores import Evaluation, Row
+    from diffxfer.probing.distances import Distances
+    from diffxfer.probing.probe import probe
+    from diffxfer.probing.report import ProbeReport
     from diffxfer.publishing.push import push
     from diffxfer.publishing.push_report import PushedFile, PushReport
     from diffxfer.recycling.chain_report import ChainReport, Round
@@ -36,8 +40,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "ChainReport": "recycling.chain_report",
     "Comparison": "diffs.inspection.compare",
+    "Distances": "probing.distances",
     "Evaluation": "evaluation.scores",
     "Inspection": "diffs.inspection.describe",
+    "ProbeReport": "probing.report",
     "PushReport": "publishing.push_report",
     "PushedFile": "publishing.push_report",
     "Report": "diffs.jobs.report",
@@ -51,6 +57,7 @@ _HOMES = {
     "extract_diff": "diffs.extraction.extract",
     "inspect_checkpoint": "diffs.inspection.describe",
     "iterate": "recycling.iterate",
+    "probe": "probing.probe",
     "push": "publishing.push",
     "transfer": "diffs.grafting.graft",
     "tune": "recycling.tune",
@@ -61,8 +68,10 @@ __all__ = [
     "ChainReport",
     "Comparison",
     "DiffxferError",
+    "Distances",
     "Evaluation",
     "Inspection",
+    "ProbeReport",
     "PushReport",
     "PushedFile",
     "Report",
@@ -77,6 +86,7 @@ __all__ = [
     "extract_diff",
     "inspect_checkpoint",
     "iterate",
+    "probe",
     "push",
     "transfer",
     "tune",
