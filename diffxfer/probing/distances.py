@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.diffs.inspection.places import places
-from diffxfer.diffs.matching.added import check_added
-from diffxfer.diffs.matching.rename import parse_renames
-from diffxfer.diffs.matching.selection import make_selection
-from diffxfer.diffs.vocab.pair_base import check_mode
 from diffxfer.errors import listed
 from diffxfer.probing.figures import Cell, Figures, Sums, by_kind, by_layer, by_place, figures
 from diffxfer.probing.pair_direct import add_direct
-from diffxfer.probing.pairing import Pairing, PairOptions, compared_elements, pair_models
+from diffxfer.probing.pair_options import PairOptions, pair_options
+from diffxfer.probing.pairing import Pairing, compared_elements, pair_models
 from diffxfer.probing.standouts import Standout, find_standouts
 from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import make_plan
@@ -99,12 +96,7 @@ def measure_distances(
     target: Path | str,
     direct: Path | str | None = None,
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    allow_missing: Sequence[str] = (),
-    added: str = "refuse",
-    rename: Sequence[str] = (),
-    vocab: str = "auto",
+    options: PairOptions | None = None,
     threads: int | None = None,
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -119,14 +111,7 @@ def measure_distances(
         base: the model that finetuned was trained from, named the same way.
         target: the successor of base, named the same way.
         direct: the target's own fine-tune, or an adapter of the target; None if there is none.
-        include: measure only tensors whose target name matches one of these patterns.
-        exclude: leave out tensors whose target name matches one of these patterns.
-        allow_missing: tensors that a model may lack.
-        added: what to do with a head that fine-tuning added: ``"bring"`` and ``"drop"`` leave it
-            out, ``"refuse"`` makes it an error.
-        rename: ``"ROLE:REGEX=TEXT"``, new names under which a model's tensors are paired; the roles
-            are finetuned, base, target and direct.
-        vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
+        options: how they pair; None for the defaults of `transfer`.
         threads: number of workers; None for one per processor.
         stream: read models from the Hub without downloading them into its cache.
         progress: called with the bytes done and the total bytes.
@@ -143,11 +128,7 @@ def measure_distances(
     """
     began = time.perf_counter()
     check_run_options(threads, "cpu")
-    check_mode(vocab)
-    check_added(added)
-    models = ("finetuned", "base", "target", *(() if direct is None else ("direct",)))
-    chosen = make_selection(include=include, exclude=exclude, allow_missing=allow_missing)
-    options = PairOptions(chosen, added, parse_renames(rename, models), vocab)
+    options = options or pair_options()
     pairing = pair_models({"finetuned": finetuned, "base": base, "target": target}, options)
     tasks, shards, warnings = pairing.tasks, pairing.shards, pairing.warnings
     if direct is not None:

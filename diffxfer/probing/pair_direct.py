@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.matching.rename import Rename
-    from diffxfer.probing.pairing import Pairing, PairOptions
+    from diffxfer.probing.pair_options import PairOptions
+    from diffxfer.probing.pairing import Pairing
 
     Rows = NDArray[np.int64]
 

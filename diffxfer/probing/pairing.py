@@ -39,27 +39,10 @@ if TYPE_CHECKING:
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.grafting.pairing import Output
     from diffxfer.diffs.matching.match import Difference
-    from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.matching.selection import Selection
     from diffxfer.diffs.vocab.pair_target import TargetPairing
-
-
-@dataclass(frozen=True, slots=True)
-class PairOptions:
-    """How models pair: the options of `transfer`.
-
-    Attributes:
-        selection: the tensors that take part, and those that a model may lack.
-        added: what to do with a head that fine-tuning added.
-        renames: new names under which a model's tensors are paired.
-        vocab: how rows of tokens pair.
-    """
-
-    selection: Selection
-    added: str
-    renames: tuple[Rename, ...]
-    vocab: str
+    from diffxfer.probing.pair_options import PairOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from diffxfer.probing.distances import measure_distances
+from diffxfer.probing.pair_options import pair_options
 from diffxfer.probing.report import ProbeReport
 
 if TYPE_CHECKING:
@@ -63,17 +64,18 @@ def probe(
     """
     began = time.perf_counter()
     named = {"finetuned": finetuned, "base": base, "target": target, "direct": direct}
-    distances = measure_distances(
-        finetuned,
-        base,
-        target,
-        direct,
+    options = pair_options(
         include=include,
         exclude=exclude,
         allow_missing=allow_missing,
         added=added,
         rename=rename,
         vocab=vocab,
+        direct=direct is not None,
+    )
+    distances = measure_distances(
+        *(finetuned, base, target, direct),
+        options=options,
         threads=threads,
         stream=stream,
         progress=progress,

@@ -248,8 +248,7 @@ def inputs_used(kind: RunKind, inputs: int) -> range:
 def bytes_read(task: TensorTask) -> int:
     """The bytes that a task reads from its inputs."""
     if len(task.runs) == 1:
-        kind, elements = task.runs[0].kind, task.elements
-        slots = inputs_used(kind, len(task.inputs))
+        elements, slots = task.elements, inputs_used(task.runs[0].kind, len(task.inputs))
         return sum([task.inputs[slot].bytes_to_read(elements) for slot in slots])
     width = task.row_elements
     return sum(
