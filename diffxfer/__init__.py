@@ -4,8 +4,9 @@
 target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
 trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
 `inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
-differ; `push` publishes what was made. `load_graft` and `load_path` give models in memory, of which
-nothing is written. Each function is imported on first use.
+differ; `probe` measures beforehand whether a graft will work; `push` publishes what was made.
+`load_graft` and `load_path` give models in memory, of which nothing is written. Each function is
+imported on first use.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.scores import Evaluation, Row
     from diffxfer.models.load import load_graft, load_path
     from diffxfer.models.loading import LoadedModel
+    from diffxfer.probing.distances import Distances
+    from diffxfer.probing.probe import probe
+    from diffxfer.probing.report import ProbeReport
     from diffxfer.publishing.push import push
     from diffxfer.publishing.push_report import PushedFile, PushReport
     from diffxfer.recycling.chain_report import ChainReport, Round
@@ -39,9 +43,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "ChainReport": "recycling.chain_report",
     "Comparison": "diffs.inspection.compare",
+    "Distances": "probing.distances",
     "Evaluation": "evaluation.scores",
     "Inspection": "diffs.inspection.describe",
     "LoadedModel": "models.loading",
+    "ProbeReport": "probing.report",
     "PushReport": "publishing.push_report",
     "PushedFile": "publishing.push_report",
     "Report": "diffs.jobs.report",
@@ -57,6 +63,7 @@ _HOMES = {
     "iterate": "recycling.iterate",
     "load_graft": "models.load",
     "load_path": "models.load",
+    "probe": "probing.probe",
     "push": "publishing.push",
     "transfer": "diffs.grafting.graft",
     "tune": "recycling.tune",
@@ -67,9 +74,11 @@ __all__ = [
     "ChainReport",
     "Comparison",
     "DiffxferError",
+    "Distances",
     "Evaluation",
     "Inspection",
     "LoadedModel",
+    "ProbeReport",
     "PushReport",
     "PushedFile",
     "Report",
@@ -86,6 +95,7 @@ __all__ = [
     "iterate",
     "load_graft",
     "load_path",
+    "probe",
     "push",
     "transfer",
     "tune",

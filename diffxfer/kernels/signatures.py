@@ -15,15 +15,18 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "subtract": ("count", "array", "array"),
     "store": ("count", "array", "array"),
     "contrast": ("count", "array", "array"),
+    "distances": ("count", "array", "array"),
+    "gains": ("count", "array", "array"),
     "restore": ("count",),
     "give_back": ("count",),
     "equal": ("count",),
     "low_rank": (*("count",) * 9, "alpha", "array"),
 }
-"""The functions of `loops`, and the arguments of each after its pointers to elements."""
+"""The functions of `loops` and `distance_loops`, and the arguments of each after its pointers to
+elements."""
 
 ENTRY = "diffxfer_kernel"
-SCRATCH = 3 * 256
+SCRATCH = 8 * 256
 """The number of float64 in the first array of a kernel that sums."""
-TOTALS = 4
-"""The number of float64 in the second array."""
+TOTALS = 10
+"""The number of float64 in the second array; a kernel may use fewer."""
