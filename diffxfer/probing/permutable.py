@@ -120,7 +120,7 @@ def find_groups(source: ModelSource, heads: Heads | None) -> list[Group]:
     """Find the attention heads and MLP units of a model that can be permuted.
 
     Args:
-        source: the model; tensors are read to learn their shapes.
+        source: the model, of which only names and shapes are read.
         heads: the attention heads by its config; None leaves heads as they are.
 
     Returns:
@@ -128,11 +128,8 @@ def find_groups(source: ModelSource, heads: Heads | None) -> list[Group]:
     """
     names = tuple(source.names())
 
-    def shape(name: str) -> Shape:
-        return tuple(source.tensor(name).shape)
-
-    groups = [] if heads is None else list(_attention_groups(names, heads, shape))
-    return [*groups, *_mlp_groups(names, shape)]
+    groups = [] if heads is None else list(_attention_groups(names, heads, source.shape))
+    return [*groups, *_mlp_groups(names, source.shape)]
 
 
 def _attention_groups(

@@ -44,7 +44,7 @@ def permuted_source(source: ModelSource, seed: int = 0) -> Permuted:
     shapes and the numbers of heads in the config; what is not recognised stays as it is.
 
     Args:
-        source: the model, each tensor of which is read once to learn its shape.
+        source: the model. It stays open, and belongs to the caller.
         seed: of the permutations; each layer has its own.
 
     Returns:
@@ -93,9 +93,19 @@ class _PermutedSource(ModelSource):
         self._seed = seed
 
     def names(self) -> Iterator[str]:
+        """The names of all tensors, in the order of the model."""
         return self._source.names()
 
+    def dtype(self, name: str) -> str:
+        """The dtype of a tensor, as safetensors names it."""
+        return self._source.dtype(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._source.shape(name)
+
     def tensor(self, name: str) -> torch.Tensor:
+        """A new tensor, with the numbers of the model in another order."""
         import torch
 
         tensor = self._source.tensor(name)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.text_config import config_parts
-from diffxfer.errors import CompanionError, DataError, first_line
+from diffxfer.errors import DataError, first_line
 from diffxfer.probing.rows import causal_rows, labelled_rows, masked_rows
 from diffxfer.recycling.teacher import context_length
 from diffxfer.recycling.training_data import number_rows, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from diffxfer.probing.rows import TokenRow
 
@@ -73,7 +72,7 @@ class ProbeRows:
         """Tokenize the rows for a model.
 
         Args:
-            tokenizer: of transformers, from `load_tokenizer`.
+            tokenizer: of transformers, with a chat template if rows have messages.
 
         Returns:
             At most `limit` rows; where windows of long texts are more, a seeded sample.
@@ -215,27 +214,6 @@ def _label_number(data: str, place: str, label: object, known: Mapping[str, int]
     names = ", ".join(short(name) for name in list(known)[:8])
     problem = f"{place} has the label {short(label)}, but the model has {names}"
     raise DataError(data, problem, "give the name or the number of a label of the model")
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model with transformers.
-
-    Args:
-        folder: the folder of the model. Code in it is not executed.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        CompanionError: if there is none, or it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as exc:
-        problem = f"has no tokenizer that transformers can load ({first_line(exc)})"
-        raise CompanionError(folder, problem, "add the files of its tokenizer") from exc
 
 
 def borrow_template(rows: ProbeRows, tokenizers: Sequence[Any]) -> None:

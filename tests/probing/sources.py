@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from diffxfer.models.source import ModelSource
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    import torch
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 
 
 class Weights(ModelSource):
@@ -27,8 +29,14 @@ class Weights(ModelSource):
     def names(self) -> Iterator[str]:
         return iter(self._tensors)
 
+    def dtype(self, name: str) -> str:
+        return DTYPES[self._tensors[name].dtype]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
     def tensor(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
+        return self._tensors[name].clone()
 
 
 def stored(folder: Path) -> Weights:

@@ -39,7 +39,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma2": ("Gemma2Config", {**GROUPED, "head_dim": 16}, "mlp.down_proj"),
     "mistral": ("MistralConfig", GROUPED, "mlp.gate_proj"),
     "olmo2, norms over all heads": ("Olmo2Config", GROUPED, "self_attn.q_norm"),
-    "cohere, a norm by head": ("CohereConfig", {**GROUPED, "use_qk_norm": True}, "self_attn.k_norm"),
+    "cohere, a norm by head": (
+        "CohereConfig",
+        {**GROUPED, "use_qk_norm": True},
+        "self_attn.k_norm",
+    ),
     "phi3, fused": ("Phi3Config", {**GROUPED, "pad_token_id": 0}, "self_attn.qkv_proj"),
     "gpt2": (
         "GPT2Config",
@@ -110,7 +114,10 @@ def test_layers_have_permutations_of_their_own_and_seeds_differ(tmp_path: Path) 
     [
         ("model.layers.1.self_attn.head_scale", "the heads of 1 layers and the units of 2 MLPs"),
         ("model.layers.1.mlp.unit_norm.weight", "the heads of 2 layers and the units of 1 MLPs"),
-        ("model.layers.0.mlp.up_proj.weight_scale", "the heads of 2 layers and the units of 1 MLPs"),
+        (
+            "model.layers.0.mlp.up_proj.weight_scale",
+            "the heads of 2 layers and the units of 1 MLPs",
+        ),
     ],
 )
 def test_a_layer_with_an_unknown_tensor_stays(added: str, what: str, tmp_path: Path) -> None:
