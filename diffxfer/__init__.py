@@ -4,7 +4,8 @@
 target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
 trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
 `inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
-differ; `push` publishes what was made. Each function is imported on first use.
+differ; `push` publishes what was made. `load_graft` and `load_path` give models in memory, of which
+nothing is written. Each function is imported on first use.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from diffxfer.diffs.verification.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
     from diffxfer.evaluation.scores import Evaluation, Row
+    from diffxfer.models.load import load_graft, load_path
+    from diffxfer.models.loading import LoadedModel
     from diffxfer.publishing.push import push
     from diffxfer.publishing.push_report import PushedFile, PushReport
     from diffxfer.recycling.chain_report import ChainReport, Round
@@ -38,6 +41,7 @@ _HOMES = {
     "Comparison": "diffs.inspection.compare",
     "Evaluation": "evaluation.scores",
     "Inspection": "diffs.inspection.describe",
+    "LoadedModel": "models.loading",
     "PushReport": "publishing.push_report",
     "PushedFile": "publishing.push_report",
     "Report": "diffs.jobs.report",
@@ -51,6 +55,8 @@ _HOMES = {
     "extract_diff": "diffs.extraction.extract",
     "inspect_checkpoint": "diffs.inspection.describe",
     "iterate": "recycling.iterate",
+    "load_graft": "models.load",
+    "load_path": "models.load",
     "push": "publishing.push",
     "transfer": "diffs.grafting.graft",
     "tune": "recycling.tune",
@@ -63,6 +69,7 @@ __all__ = [
     "DiffxferError",
     "Evaluation",
     "Inspection",
+    "LoadedModel",
     "PushReport",
     "PushedFile",
     "Report",
@@ -77,6 +84,8 @@ __all__ = [
     "extract_diff",
     "inspect_checkpoint",
     "iterate",
+    "load_graft",
+    "load_path",
     "push",
     "transfer",
     "tune",

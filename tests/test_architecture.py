@@ -43,6 +43,7 @@ LONG_FUNCTIONS = {
     "diffxfer.diffs.grafting.graft.apply_diff",
     "diffxfer.diffs.grafting.graft.transfer",
     "diffxfer.evaluation.evaluate.evaluate",
+    "diffxfer.models.load.load_graft",
     "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",
     "diffxfer.cli.extract.extract",
