@@ -31,6 +31,7 @@ POINTS = 11
 _IGNORED_SETTINGS = {
     *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "id2label", "label2id"),
+    "max_position_embeddings",
 }
 """Settings of a config that do not change what a model computes for a row."""
 

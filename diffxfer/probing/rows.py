@@ -83,16 +83,21 @@ def causal_rows(
 def _prompt_and_whole(prompt: Any, completion: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
     if isinstance(prompt, str):
         whole = prompt + _ended(completion, tokenizer)
-        return tokenizer(text=prompt)["input_ids"], tokenizer(text=whole)["input_ids"]
+        return _ids(tokenizer, prompt), _ids(tokenizer, whole)
     asked = _format(tokenizer, prompt, add_generation_prompt=True)
     return asked, _format(tokenizer, [*prompt, *completion])
 
 
 def _whole(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
     if "text" in row:
-        ids: list[int] = tokenizer(text=_ended(row["text"], tokenizer))["input_ids"]
-        return ids
+        return _ids(tokenizer, _ended(row["text"], tokenizer))
     return _format(tokenizer, row["messages"])
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    # It would warn of a text longer than the context, which is cut later.
+    ids: list[int] = tokenizer(text=text, verbose=False)["input_ids"]
+    return ids
 
 
 def _ended(text: str, tokenizer: Any) -> str:
@@ -144,7 +149,7 @@ def _windows(text: str, tokenizer: Any, length: int) -> Iterator[tuple[tuple[int
     """Windows of a text with the special tokens around them, and where the text is in each."""
     around = {tokenizer.cls_token_id, tokenizer.sep_token_id}
     around |= {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    plain: list[int] = tokenizer(text=text)["input_ids"]
+    plain = _ids(tokenizer, text)
     head = list(takewhile(around.__contains__, plain))
     plain = plain[len(head) :]
     tail = list(takewhile(around.__contains__, reversed(plain)))[::-1]
