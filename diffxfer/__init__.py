@@ -17,8 +17,10 @@ from diffxfer.errors import DiffxferError
 if TYPE_CHECKING:
     from diffxfer.diffs.extraction.extract import extract_diff
     from diffxfer.diffs.grafting.graft import apply_diff, transfer
-    from diffxfer.diffs.inspection.compare import Comparison, compare_checkpoints
-    from diffxfer.diffs.inspection.describe import Inspection, inspect_checkpoint
+    from diffxfer.diffs.inspection.compare import compare_checkpoints
+    from diffxfer.diffs.inspection.comparison import Comparison
+    from diffxfer.diffs.inspection.describe import inspect_checkpoint
+    from diffxfer.diffs.inspection.description import Inspection
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.verification.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
 # Importing them here would slow every command: numpy, pydantic, tokenizers and more.
 _HOMES = {
     "ChainReport": "recycling.chain_report",
-    "Comparison": "diffs.inspection.compare",
+    "Comparison": "diffs.inspection.comparison",
     "Evaluation": "evaluation.scores",
-    "Inspection": "diffs.inspection.describe",
+    "Inspection": "diffs.inspection.description",
     "PushReport": "publishing.push_report",
     "PushedFile": "publishing.push_report",
     "Report": "diffs.jobs.report",

@@ -22,6 +22,19 @@ PALETTE = ("#2B85C7", "#D98E00", "#009E73", "#CC79A7", "#8A8A8A", "#C8553D")
 # Viridis without its darkest end, which a dark page hides.
 _SCALE = ("#414487", "#355F8D", "#2A788E", "#21918C", "#22A884", "#44BF70", "#7AD151", "#FDE725")
 
+# Above the figure, where a narrow screen has room for it.
+_SCALE_BAR = {
+    "orientation": "h",
+    "x": 0.5,
+    "xanchor": "center",
+    "y": 1.0,
+    "yanchor": "bottom",
+    "thickness": 10,
+    "len": 1.0,
+    "outlinewidth": 0,
+    "nticks": 6,
+}
+
 _DASHES = {"line": "solid", "dashed": "dash", "dotted": "dot", "points": "solid"}
 _LONGEST_NAME = 26
 _MOST_LABELS = 24
@@ -148,7 +161,7 @@ def heat_map(
             largest number.
         rows: the name of each row.
         columns: the name of each column.
-        meaning: what a colour means, with the unit; it stands above the colour scale.
+        meaning: what a colour means, with the unit; the page writes it above the colour scale.
         labels: the text of each cell, which hovering shows after its row and column; the number
             in four digits if None.
         x: what the columns are.
@@ -179,15 +192,16 @@ def heat_map(
             zmin=least,
             zmax=most if most > least else least + 1,
             colorscale=[[at / (len(_SCALE) - 1), colour] for at, colour in enumerate(_SCALE)],
-            colorbar=_scale_bar(meaning),
+            colorbar=_SCALE_BAR,
             showlegend=False,
         )
     )
     plain = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(title=x, **plain, **_ticks(columns))
+    figure.update_xaxes(title=x, autotickangles=[0, 90], **plain, **_ticks(columns))
     figure.update_yaxes(title=y, autorange="reversed", **plain, **_ticks(rows))
     size = min(26.0, max(11.0, 900 / max(1, len(rows))))
-    figure.update_layout(height=round(190 + size * max(3, len(rows))), margin={"t": 84})
+    height = round(140 + size * max(3, len(rows)))
+    figure.update_layout(height=height, margin={"t": 48}, meta={"meaning": meaning})
     return figure
 
 
@@ -256,22 +270,6 @@ def _errors(values: Values, low: Values, high: Values) -> dict[str, Any] | None:
         "color": "#8A8A8A",
         "thickness": 1.5,
         "width": 4,
-    }
-
-
-def _scale_bar(meaning: str) -> dict[str, Any]:
-    """A colour scale above the figure, where a narrow screen has room for it."""
-    return {
-        "orientation": "h",
-        "title": {"text": meaning, "side": "top"},
-        "thickness": 10,
-        "len": 0.9,
-        "x": 0.5,
-        "xanchor": "center",
-        "y": 1.0,
-        "yanchor": "bottom",
-        "outlinewidth": 0,
-        "nticks": 6,
     }
 
 

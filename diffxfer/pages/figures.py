@@ -53,6 +53,15 @@ def legend_entries(figure: Figure) -> list[LegendEntry]:
     ]
 
 
+def scale_meaning(figure: Figure) -> str:
+    """What the colours of a heat map mean; empty for another figure.
+
+    Args:
+        figure: any figure.
+    """
+    return str((figure.layout.meta or {}).get("meaning", ""))
+
+
 def figure_html(figure: Figure, *, first: bool) -> str:
     """Render a figure as HTML, in the style of a page.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from diffxfer.checkpoints.atomic_write import write_atomically
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import printable
-from diffxfer.pages.figures import figure_html, legend_entries
+from diffxfer.pages.figures import figure_html, legend_entries, scale_meaning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,6 +51,7 @@ pre { background: var(--panel); padding: 1rem; white-space: pre-wrap }
 .legend i.dot { border-top-style: dotted }
 .legend i.dash { border-top-style: dashed }
 .legend i.point { width: .6rem; border-top-width: .6rem; border-radius: .3rem }
+.scale { text-align: center; font-size: .9rem; color: var(--soft); margin: 0 }
 .meaning { color: var(--soft); margin: .3rem 0 2rem; max-width: 46rem }
 .meaning b { color: var(--ink); font-weight: 600 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem }
@@ -201,6 +202,9 @@ class Page:
         )
         if entries:
             self._parts.append(f'<ul class="legend">{entries}</ul>')
+        meaning = scale_meaning(figure)
+        if meaning:
+            self._parts.append(f'<p class="scale">colour: {escape(meaning)}</p>')
         # The first figure brings plotly's code for all of them.
         self._parts.append(figure_html(figure, first=not self._has_figure))
         self._has_figure = True
