@@ -49,7 +49,8 @@ class Curve:
         name: its name in the legend.
         x: where its points are.
         y: their values; None leaves a gap.
-        style: ``"line"``; ``"dashed"`` for a control; ``"dotted"``; ``"points"`` for points alone.
+        style: ``"line"``, with its points; ``"dashed"`` for a control, or ``"dotted"``, without
+            them; ``"points"`` for points alone.
         colour: ``"#RRGGBB"``; empty for the next colour of the palette.
         low: the lower end of an interval at each point, which is shaded; None for no interval. With
             the style ``"points"``, intervals are drawn as bars.
@@ -219,7 +220,7 @@ def _line(curve: Curve, colour: str) -> Scatter:
         name=curve.name,
         x=list(curve.x),
         y=[_known(value) for value in curve.y],
-        mode="markers" if alone else "lines+markers",
+        mode={"points": "markers", "line": "lines+markers"}.get(curve.style, "lines"),
         line={"color": colour, "dash": _DASHES[curve.style], "width": 2},
         marker={"color": colour, "size": 9 if alone else 6},
         error_y=_errors(curve.y, *ends) if alone else None,

@@ -83,7 +83,7 @@ def figure_html(figure: Figure, *, first: bool) -> str:
         showlegend=False,
     )
     figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
+    figure.update_yaxes(automargin=True, ticklabelstandoff=5)
     return str(
         figure.to_html(
             full_html=False,

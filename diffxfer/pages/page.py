@@ -79,6 +79,7 @@ dt { color: var(--soft) } dd { margin: 0 }
 .js-plotly-plot .ytitle, .js-plotly-plot .colorbar text { fill: var(--soft) !important }
 .js-plotly-plot .gridlayer path, .js-plotly-plot .zerolinelayer path {
   stroke: var(--line) !important }
+.js-plotly-plot .bars .errorbar path { stroke: var(--ink) !important }
 .js-plotly-plot .hoverlayer .legend .bg { fill: var(--panel) !important;
                                           stroke: var(--line) !important }
 .js-plotly-plot .hoverlayer .legend text { fill: var(--ink) !important }

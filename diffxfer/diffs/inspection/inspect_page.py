@@ -101,7 +101,7 @@ def _name(path: Path) -> str:
 
 
 def _share(ratio: float) -> str:
-    return f"{percent(ratio)}\N{NO-BREAK SPACE}%"
+    return f"{percent(ratio)} %"
 
 
 def _shared(text: str, folder: Path) -> str:
