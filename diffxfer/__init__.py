@@ -19,8 +19,10 @@ from diffxfer.errors import DiffxferError
 if TYPE_CHECKING:
     from diffxfer.diffs.extraction.extract import extract_diff
     from diffxfer.diffs.grafting.graft import apply_diff, transfer
-    from diffxfer.diffs.inspection.compare import Comparison, compare_checkpoints
-    from diffxfer.diffs.inspection.describe import Inspection, inspect_checkpoint
+    from diffxfer.diffs.inspection.compare import compare_checkpoints
+    from diffxfer.diffs.inspection.comparison import Comparison
+    from diffxfer.diffs.inspection.describe import inspect_checkpoint
+    from diffxfer.diffs.inspection.description import Inspection
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.verification.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
@@ -42,10 +44,10 @@ if TYPE_CHECKING:
 # Importing them here would slow every command: numpy, pydantic, tokenizers and more.
 _HOMES = {
     "ChainReport": "recycling.chain_report",
-    "Comparison": "diffs.inspection.compare",
+    "Comparison": "diffs.inspection.comparison",
     "Distances": "probing.distances",
     "Evaluation": "evaluation.scores",
-    "Inspection": "diffs.inspection.describe",
+    "Inspection": "diffs.inspection.description",
     "LoadedModel": "models.loading",
     "ProbeReport": "probing.report",
     "PushReport": "publishing.push_report",
