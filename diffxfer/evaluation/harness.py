@@ -20,7 +20,7 @@ from diffxfer.evaluation.in_memory import make_backend
 from diffxfer.models.memory import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lm_eval.api.model import LM
@@ -143,39 +143,17 @@ def score(
     Raises:
         EvaluationError: if lm-eval fails.
     """
-    from lm_eval import simple_evaluate
-
     model_args: dict[str, Any] = {"pretrained": model, **settings.model_args}
     if settings.dtype != "auto":
         model_args["dtype"] = settings.dtype
     if settings.trust_remote_code:
         model_args["trust_remote_code"] = True
-    seeds = settings.seeds
     with _translate_errors(label, settings):
         backend: str | LM = settings.backend
         if source is not None:
             device = settings.resolved_device
             backend = make_backend(source, model_args, settings.batch_size, device, moved)
-        results = simple_evaluate(
-            model=backend,
-            model_args=model_args,
-            tasks=list(names),
-            num_fewshot=settings.num_fewshot,
-            batch_size=settings.batch_size,
-            device=settings.resolved_device,
-            limit=settings.limit,
-            log_samples=True,
-            evaluation_tracker=tracker,
-            system_instruction=settings.system_instruction,
-            apply_chat_template=settings.apply_chat_template,
-            fewshot_as_multiturn=settings.fewshot_as_multiturn,
-            gen_kwargs=dict(settings.gen_kwargs) or None,
-            task_manager=tasks.manager,
-            random_seed=seeds[0],
-            numpy_random_seed=seeds[1],
-            torch_random_seed=seeds[2],
-            fewshot_random_seed=seeds[3],
-        )
+        results = _ask(backend, model_args, tasks, names, settings, tracker)
         backend = settings.backend  # drops the model
     free_memory()
     if results is None:
@@ -188,6 +166,73 @@ def score(
     if tracker is not None:
         tracker.general_config_tracker.model_source = settings.backend
     return dict(results)
+
+
+def score_loaded(
+    model: Any, tokenizer: Any, label: str, tasks: TaskSet, settings: EvalSettings
+) -> dict[str, Any]:
+    """Score a transformers model that is loaded already.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        label: its name for the user.
+        tasks: the task set.
+        settings: how to score.
+
+    Returns:
+        The results of lm-eval, including samples.
+
+    Raises:
+        EvaluationError: if lm-eval fails.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    with _translate_errors(label, settings):
+        backend = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=settings.batch_size,
+            device=str(model.device),
+        )
+        found = _ask(backend, {}, tasks, tasks.names, settings, None)
+    assert found is not None, "one process"
+    return dict(found)
+
+
+def _ask(
+    backend: str | LM,
+    model_args: Mapping[str, Any],
+    tasks: TaskSet,
+    names: Sequence[str],
+    settings: EvalSettings,
+    tracker: EvaluationTracker | None,
+) -> dict[str, Any] | None:
+    """Let lm-eval ask a model; None in all processes but the first."""
+    from lm_eval import simple_evaluate
+
+    seeds = settings.seeds
+    found: dict[str, Any] | None = simple_evaluate(
+        model=backend,
+        model_args=dict(model_args),
+        tasks=list(names),
+        num_fewshot=settings.num_fewshot,
+        batch_size=settings.batch_size,
+        device=settings.resolved_device,
+        limit=settings.limit,
+        log_samples=True,
+        evaluation_tracker=tracker,
+        system_instruction=settings.system_instruction,
+        apply_chat_template=settings.apply_chat_template,
+        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+        gen_kwargs=dict(settings.gen_kwargs) or None,
+        task_manager=tasks.manager,
+        random_seed=seeds[0],
+        numpy_random_seed=seeds[1],
+        torch_random_seed=seeds[2],
+        fewshot_random_seed=seeds[3],
+    )
+    return found
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from diffxfer.probing.distances import Distances
 
@@ -23,9 +24,11 @@ class ProbeReport:
         attention: how similar the attention of corresponding heads is.
         hidden: how similar hidden states are.
         agreement: how often the graft and finetuned predict the same.
-        alphas: the graft's scores at several scales.
+        alphas: the target, its own fine-tune and the graft at each alpha, on rows and tasks.
+        activations: how much the target's layers change what base's compute.
         warnings: one line each.
         elapsed_s: seconds from the call to the result.
+        output: the folder of the page; None if there is none.
     """
 
     models: Mapping[str, str]
@@ -36,13 +39,17 @@ class ProbeReport:
     hidden: Any | None = None
     agreement: Any | None = None
     alphas: Any | None = None
+    activations: Any | None = None
     warnings: tuple[str, ...] = ()
     elapsed_s: float = 0.0
+    output: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has; a part that was not measured is null."""
         found = {name: _as_json(getattr(self, name)) for name in self.__dataclass_fields__}
-        return {**found, "models": dict(self.models), "warnings": list(self.warnings)}
+        output = None if self.output is None else str(self.output)
+        more = {"models": dict(self.models), "warnings": list(self.warnings), "output": output}
+        return {**found, **more}
 
 
 def _as_json(part: Any) -> Any:
