@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, print_json, print_warnings
 from diffxfer.cli.distance_table import print_distances
+from diffxfer.cli.probe_table import print_measured
+from diffxfer.probing.probe_page import DATA, PAGE
 
 if TYPE_CHECKING:
     from diffxfer.probing.report import ProbeReport
@@ -23,6 +25,8 @@ class ProbeConsole(Console):
     def show_probe(self, report: ProbeReport) -> None:
         """Print what was measured."""
         self._display.stop()
+        if report.output is not None:
+            self.say(f"wrote {report.output / PAGE} and {DATA} beside it")
         if self._json:
             print_json(report.as_json())
             return
@@ -31,4 +35,5 @@ class ProbeConsole(Console):
         for note in distances.notes:
             self.say(note)
         print_distances(report.models, distances)
+        print_measured(report)
         print_warnings(report.warnings)

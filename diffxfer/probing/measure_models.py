@@ -8,7 +8,7 @@ from diffxfer.probing.compare_functions import Runtime, compare_pair, measure_ac
 from diffxfer.probing.model_memory import plan_memory
 from diffxfer.probing.paths import measure_control, measure_path
 from diffxfer.probing.probe_models import PAIRS, PATHS
-from diffxfer.probing.row_data import read_probe_rows
+from diffxfer.probing.row_data import read_probe_rows, shipped_rows
 from diffxfer.probing.scoring import best_alpha, make_score, score_point
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def measure_models(
     parts["attention"] = [found.attention for found in compared]
     parts["hidden"] = [found.hidden for found in compared]
     parts["agreement"] = [found.agreement for found in compared if found.agreement] or None
+    read = rows or shipped_rows(models.configs(loaded), seed=options.seed)
     parts["paths"] = None
-    if rows is not None:
-        parts["paths"] = _measure_paths(models, options, rows, score, runtime, best, tell)
+    if read is not None:
+        parts["paths"] = _measure_paths(models, options, read, score, runtime, best, tell)
     return parts
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.text_config import config_parts
 from diffxfer.errors import DataError, first_line
+from diffxfer.probing.activations import shipped_text
 from diffxfer.probing.rows import causal_rows, labelled_rows, masked_rows
 from diffxfer.recycling.teacher import context_length
 from diffxfer.recycling.training_data import number_rows, read_rows
@@ -155,6 +156,25 @@ def read_probe_rows(
     drawn = {key: [values[place] for place in kept] for key, values in columns.items()}
     labels = [labels[place] for place in kept] if labels else []
     return ProbeRows(name, kind, drawn, labels, total, length, limit, seed)
+
+
+def shipped_rows(configs: Sequence[Mapping[str, Any]], *, seed: int = 0) -> ProbeRows | None:
+    """The paragraphs of the text that ships, as rows.
+
+    Args:
+        configs: the contents of the config.json of all models, which predict the same.
+        seed: of the choice of masked tokens.
+
+    Returns:
+        The rows; None for classifiers, since a text has no label.
+    """
+    kind = model_kind(configs[0])
+    if kind == "classifier":
+        return None
+    texts = [" ".join(part.split()) for part in shipped_text().split("\n\n") if part.strip()]
+    length = min(_usable_length(config, kind, 1024) for config in configs)
+    count = len(texts)
+    return ProbeRows("a text that ships", kind, {"text": texts}, [], count, length, ROWS, seed)
 
 
 def _sample(total: int, limit: int, seed: int) -> Sequence[int]:
