@@ -99,7 +99,7 @@ class TestMissing:
         extra = {f"{letter}.weight": values((2,)) for letter in "abcde"}
         roles = three(tmp_path, target=extra)
         with pytest.raises(
-            MatchError, match=r"and 2 more groups \(--dry-run and --json list them\)"
+            MatchError, match=r"and 2 more groups \(--json lists them\)"
         ):
             transfer(*roles, tmp_path / "out")
         report = transfer(*roles, tmp_path / "out", dry_run=True)
