@@ -34,7 +34,8 @@ def print_distances(models: Mapping[str, str], found: Distances) -> None:
     out = stdout()
     for role, name in models.items():
         print_head(f"{role}: {name}", out)
-    out.print(Text("\nΔ = finetuned − base, the shift = target − base", "dim"))
+    gain = "" if found.total.direct is None else ", gain = direct − target"
+    out.print(Text(f"\nΔ = finetuned − base, shift = target − base{gain}", "dim"))
     print_facts([*_counts(found), *_facts(found.total)], out)
     if found.kinds:
         out.print(Text("\nby kind of module", "bold"))
@@ -79,27 +80,27 @@ def _facts(total: Figures) -> Iterator[tuple[str, str]]:
 
 def _gain_facts(gain: GainFigures) -> Iterator[tuple[str, str]]:
     unchanged = f"{_percent(gain.unchanged)} of target's elements unchanged"
-    yield "‖direct−target‖", f"{gain.gain_norm:.4g}, {unchanged}: how far fine-tuning moved target"
+    yield "‖gain‖", f"{gain.gain_norm:.4g}, {unchanged}: how far fine-tuning moved target"
     cosine, signs = _cosine(gain.cosine_delta_gain), _percent(gain.sign_agreement)
     meaning = "equal signs: how alike fine-tuning was on base and on target"
-    yield _GAIN, f"cosine {cosine}, {signs} {meaning}"
+    yield "Δ, gain", f"cosine {cosine}, {signs} {meaning}"
 
 
-_GAIN = "Δ, direct−target"
+_GAIN = "cos Δ,g"
 _MEANINGS = (
     ("ratio", "‖shift‖ / ‖Δ‖"),
     ("Δ %, shift %", "‖Δ‖ and ‖shift‖ in % of ‖base‖"),
-    ("base, target", "cosine of the two models"),
-    ("Δ, shift", "cosine of the two steps"),
-    ("signs", "% of elements that both steps moved the same way"),
-    (_GAIN, "cosine of Δ and the target's own fine-tuning"),
+    ("cos b,t", "cosine of base and target"),
+    ("cos Δ,s", "cosine of Δ and the shift"),
+    ("signs", "of the elements that Δ and the shift both move, % moved the same way"),
+    (_GAIN, "cosine of Δ and the gain"),
 )
 
 
 def _kinds(cells: Sequence[Cell]) -> Table:
     table = make_table()
     add_columns(table, "kind")
-    heads = ["parameters", "ratio", "Δ %", "shift %", "base, target", "Δ, shift", "signs"]
+    heads = ["ratio", "Δ %", "shift %", "cos b,t", "cos Δ,s", "signs"]
     direct = any(cell.figures.direct is not None for cell in cells)
     add_columns(table, *heads, *([_GAIN] if direct else []), numbers=True, no_wrap=True)
     largest = sorted(cells, key=lambda cell: -cell.figures.parameters)[:_KINDS]
@@ -108,7 +109,6 @@ def _kinds(cells: Sequence[Cell]) -> Table:
             continue
         found = cell.figures
         row = [
-            f"{found.parameters:,}",
             "–" if found.ratio is None else f"{found.ratio:.3g}",
             _bare(found.relative_delta),
             _bare(found.relative_shift),

@@ -21,8 +21,8 @@ Direct = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar=EITHER,
-        help="The target's own fine-tune, or an adapter of the target: how similar is what"
-        " fine-tuning did to base and to the target?",
+        help="The target's own fine-tune, or an adapter of the target, to compare what fine-tuning"
+        " did to base with what it did to the target.",
     ),
 ]
 Include = Annotated[

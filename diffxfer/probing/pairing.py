@@ -104,6 +104,9 @@ def pair_models(named: Mapping[str, Path | str], options: PairOptions) -> Pairin
         options.vocab,
         same_rows=all(ours.shape == theirs.shape for ours, theirs in match.grafts),
     )
+    if pairing is not None:
+        # A graft needs room for the tokens that finetuned added; their rows have no difference.
+        pairing = replace(pairing, additions={}, kept={}, names={})
     if problems := [*source.match.problems, *match.problems]:
         raise refusal(group_problems(problems))
     tasks, rows = _tasks(source, output, pairing, selection)

@@ -33,8 +33,8 @@ def test_three_models() -> None:
     total = probe(*THREE).distances.total
     (cosine,) = [line for line in lines if line.startswith("Δ, shift cosine ")]
     assert cosine.startswith(f"Δ, shift cosine {total.cosine_delta_shift:.4f}, 52.7 % equal signs")
-    assert any(line.startswith("q 65,536 0.248 51.9 12.9 0.9918") for line in lines)
-    assert any(line.startswith("norms outside layers 128 ") for line in lines)
+    assert any(line.startswith("q 0.248 51.9 12.9 0.9918") for line in lines)
+    assert any(line.startswith("norms outside layers 0.138 ") for line in lines)
     assert lines[-1].startswith("none: ")
     assert "direct" not in outcome.out
 
@@ -45,6 +45,8 @@ def test_with_direct() -> None:
     gain = probe(*THREE, direct=DIRECT[1]).distances.total.direct
     assert gain is not None
     assert f"cosine {gain.cosine_delta_gain:.4f}, 61.2 % equal signs" in out
+    assert "gain = direct − target" in out
+    assert out.count("cos Δ,g") == 2, "a column, and what it means"
 
 
 def test_json_is_the_contract() -> None:

@@ -389,6 +389,13 @@ class TestRowsOfTokens:
             }
             compare(tensor.figures.as_json()["direct"], oracle([four])["direct"])
 
+    def test_added_tokens_need_no_room(self, tmp_path: Path) -> None:
+        """A graft that leaves out the embedding has no row for a token that finetuned added."""
+        vocabularies(tmp_path)
+        folders = [tmp_path / role for role in ROLES[:3]]
+        found = measure(*folders, vocab="tokens", exclude=["embed_tokens"])
+        assert {tensor.name for tensor in found.tensors} == {HEAD, UP.format(0)}
+
     def test_a_tied_target_has_one_tensor_for_both(self, tmp_path: Path) -> None:
         models = vocabularies(tmp_path, tied=ROLES)
         found = measure(*(tmp_path / role for role in ROLES), vocab="tokens")
