@@ -172,7 +172,8 @@ def _prepare(
     store = None if output is None else ScoreStore(Path(output), folders)
     if store is not None and callbacks.opened is not None:
         callbacks.opened(store.folder)
-    warnings = list(check_grafts(roles, None if store is None else store.folder))
+    home = None if store is None else store.folder
+    warnings = list(check_grafts(roles, home, in_memory=settings.grafts_in_memory))
     for warning in warnings:
         tell(f"warning: {warning}")
     fetch_shards(shards, callbacks.moved)

@@ -16,18 +16,21 @@ from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError, first_line
-from diffxfer.evaluation.memory import free_memory, is_out_of_memory
+from diffxfer.evaluation.in_memory import make_backend
+from diffxfer.models.memory import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from lm_eval.api.model import LM
     from lm_eval.loggers import EvaluationTracker
 
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.evaluation.eval_settings import EvalSettings
     from diffxfer.evaluation.lm_eval_tasks import TaskSet
+    from diffxfer.models.source import ModelSource
 
 _IMPORTABLE_BACKENDS = ("vllm", "sglang")
 
@@ -119,6 +122,8 @@ def score(
     names: Sequence[str],
     settings: EvalSettings,
     tracker: EvaluationTracker | None,
+    source: ModelSource | None = None,
+    moved: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model on tasks.
 
@@ -129,6 +134,8 @@ def score(
         names: the tasks to score.
         settings: how to score.
         tracker: lm-eval's writer of result files; None to write none.
+        source: the weights of a model in memory, whose folder has none; else None.
+        moved: called with the bytes of it that are loaded, and the total.
 
     Returns:
         The results of lm-eval, including samples.
@@ -145,8 +152,12 @@ def score(
         model_args["trust_remote_code"] = True
     seeds = settings.seeds
     with _translate_errors(label, settings):
+        backend: str | LM = settings.backend
+        if source is not None:
+            device = settings.resolved_device
+            backend = make_backend(source, model_args, settings.batch_size, device, moved)
         results = simple_evaluate(
-            model=settings.backend,
+            model=backend,
             model_args=model_args,
             tasks=list(names),
             num_fewshot=settings.num_fewshot,
@@ -165,12 +176,17 @@ def score(
             torch_random_seed=seeds[2],
             fewshot_random_seed=seeds[3],
         )
+        backend = settings.backend  # drops the model
     free_memory()
     if results is None:
         problem = "is being scored by several processes, and this is not the first one"
         raise EvaluationError(
             label, problem, "run a single process; --model-args parallelize=True uses several GPUs"
         )
+    # lm-eval does not know the name of a backend that was made before.
+    results["config"]["model"] = settings.backend
+    if tracker is not None:
+        tracker.general_config_tracker.model_source = settings.backend
     return dict(results)
 
 
