@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffxfer.errors import MatchError, OptionError
-from diffxfer.evaluation.memory import free_memory
 from diffxfer.models.loading import load, load_tokenizer, refill
+from diffxfer.models.memory import free_memory
 from diffxfer.models.path import path_source
 from diffxfer.probing.barrier import find_barrier, mean_loss
 from diffxfer.probing.losses import BATCH_SIZE, row_losses
