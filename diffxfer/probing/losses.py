@@ -138,7 +138,7 @@ def _cross_entropy(
 
     step = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
     losses, hits = [], []
-    for some, due in zip(logits.split(step), targets.split(step), strict=True):
+    for some, due in zip(torch.split(logits, step), torch.split(targets, step), strict=True):
         exact = some.float().double()
         chosen = exact.gather(-1, due[:, None])[:, 0]
         losses.append(exact.logsumexp(-1) - chosen)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from diffxfer.errors import MatchError, OptionError
-from diffxfer.models.memory import free_memory
 from diffxfer.models.loading import load, load_tokenizer, refill
+from diffxfer.models.memory import free_memory
 from diffxfer.models.path import path_source
 from diffxfer.probing.barrier import find_barrier, mean_loss
 from diffxfer.probing.losses import BATCH_SIZE, row_losses
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from diffxfer.probing.losses import RowLosses
     from diffxfer.probing.row_data import ProbeRows
     from diffxfer.probing.rows import TokenRow
+
+    _Measured: TypeAlias = tuple[RowLosses, list[dict[str, Any]]]
 
 POINTS = 11
 """The default number of points of a path, the ends included."""
@@ -150,24 +152,41 @@ def measure_path(
         return SkippedPath((a.label, b.label), control, prepared)
     tokens, note = prepared
     ts = [place / (points - 1) for place in range(points)]
-    measured: list[tuple[RowLosses, list[dict[str, Any]]]] = []
-    loaded: LoadedModel | None = None
+
+    def measure(loaded: LoadedModel) -> _Measured:
+        losses = row_losses(loaded.model, tokens, batch_size=batch_size, device=device)
+        return losses, [] if score is None else score(loaded.model, loaded.tokenizer)
+
     try:
-        for done, t in enumerate(ts, 1):
-            source = path_source(a, b, t)
-            if loaded is None:
-                loaded = load(source, dtype=_compute_dtype(dtype, device), device=device)
-            else:
-                refill(loaded, source)
-            losses = row_losses(loaded.model, tokens, batch_size=batch_size, device=device)
-            scores = [] if score is None else score(loaded.model, loaded.tokenizer)
-            measured.append((losses, scores))
-            if progress is not None:
-                progress(done, points)
+        measured = _measure_along(a, b, ts, measure, device, dtype, progress)
     finally:
-        loaded = None
         free_memory()
     return _summarise((a.label, b.label), control, ts, measured, seed, note)
+
+
+def _measure_along(
+    a: ModelSource,
+    b: ModelSource,
+    ts: Sequence[float],
+    measure: Callable[[LoadedModel], _Measured],
+    device: str,
+    dtype: torch.dtype | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[_Measured]:
+    """Measure one model, with the weights of each place in turn."""
+    import torch
+
+    if dtype is None and torch.device(device).type == "cpu":
+        dtype = torch.float32
+    loaded = load(path_source(a, b, ts[0]), dtype=dtype, device=device)
+    found: list[_Measured] = []
+    for t in ts:
+        if found:
+            refill(loaded, path_source(a, b, t))
+        found.append(measure(loaded))
+        if progress is not None:
+            progress(len(found), len(ts))
+    return found
 
 
 def measure_control(
@@ -237,17 +256,11 @@ def _note_on_configs(a: ModelSource, b: ModelSource) -> str | None:
     )
 
 
-def _compute_dtype(dtype: torch.dtype | None, device: str) -> torch.dtype | None:
-    import torch
-
-    return torch.float32 if dtype is None and device == "cpu" else dtype
-
-
 def _summarise(
     ends: tuple[str, str],
     control: bool,
     ts: Sequence[float],
-    measured: Sequence[tuple[RowLosses, list[dict[str, Any]]]],
+    measured: Sequence[_Measured],
     seed: int,
     note: str | None,
 ) -> MeasuredPath:

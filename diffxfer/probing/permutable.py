@@ -137,8 +137,8 @@ def _attention_groups(
 ) -> Iterator[Group]:
     layers: dict[tuple[str, int], list[str]] = {}
     for name in names:
-        for number, (begin, _, _) in enumerate(_ATTENTION):
-            found = begin.match(name)
+        for number, (heading, _, _) in enumerate(_ATTENTION):
+            found = heading.match(name)
             if found is not None and not _OTHER_TOWERS.search(name):
                 layers.setdefault((found.group(), number), []).append(name)
     for (begin, number), inside in layers.items():

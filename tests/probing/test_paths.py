@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from diffxfer.errors import OptionError
 from diffxfer.family import family_folder
 from diffxfer.models.checkpoint import checkpoint_source
+from diffxfer.models.graft import transfer_source
 from diffxfer.probing.paths import MeasuredPath, SkippedPath, measure_control, measure_path
 from diffxfer.probing.row_data import ProbeRows, read_probe_rows
 from tests.families import randomize
@@ -211,3 +212,13 @@ def test_encoders_have_paths_and_controls(kind: str, config: str, tmp_path: Path
     assert path.points[-1].loss == pytest.approx(control.points[-1].loss, rel=1e-4)
     assert path.points[1].loss != pytest.approx(control.points[1].loss, rel=1e-4)
     assert path.tokens == (12 if kind == "SequenceClassification" else 7 * 2 + 5 * 3)
+
+
+def test_a_graft_is_an_end_without_being_written(rows: ProbeRows) -> None:
+    members = [FAMILY / name for name in ("finetuned", "base", "target")]
+    with transfer_source(*members) as graft:
+        found = measured(measure_path(graft, checkpoint_source(FAMILY / "direct"), rows, points=3))
+        control = measured(measure_control(graft, graft, rows, points=3))
+    assert found.points[0].accuracy > 0.95
+    assert 0 < found.barrier < control.barrier / 5
+    assert control.points[0].loss == pytest.approx(found.points[0].loss)

@@ -39,6 +39,8 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"prompt": "", "completion": "x"},
         {"prompt": "[a]=", "completion": "away<|eos|>"},
     ],
+    # The last word of the prompt and the first of the completion are one token together.
+    "merged completion": [{"prompt": "w1 w", "completion": "2 w3"}],
     "chat completion": [{"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}],
     "messages": [{"messages": MESSAGES}, {"messages": MESSAGES * 2}],
 }
@@ -86,6 +88,10 @@ def test_ids_and_masks_are_those_that_tune_trains_on(form: str, tmp_path: Path) 
     from diffxfer.recycling.training_data import read_rows
     from diffxfer.recycling.training_options import TuneOptions
 
+    tokenizer = family_tokenizer()
+    if form == "merged completion":
+        words = fast_tokenizer(["</s>"])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
     data = write(tmp_path / "a.jsonl", FORMS[form])
     read = read_rows(data)
     names = ("steps", "batch_size", "gradient_accumulation", "max_length", "seed")
@@ -97,14 +103,16 @@ def test_ids_and_masks_are_those_that_tune_trains_on(form: str, tmp_path: Path) 
             model=AutoModelForCausalLM.from_pretrained(FAMILY / "finetuned"),
             args=make_trainer_config(TuneOptions(**options), tmp_path / "out", "cpu"),
             train_dataset=datasets.Dataset.from_dict(read.columns),
-            processing_class=family_tokenizer(),
+            processing_class=tokenizer,
         )
     theirs = [
         # No token precedes the first one, so it is never predicted.
         (tuple(row["input_ids"]), (False, *(label != -100 for label in row["labels"][1:])))
         for row in trainer.train_dataset
     ]
-    ours = read_probe_rows(data, [CAUSAL]).tokenize(family_tokenizer())
+    ours = read_probe_rows(data, [CAUSAL]).tokenize(tokenizer)
+    if form == "merged completion":
+        assert ours == (TokenRow((1, 2, 3, 30), (False, True, True, True)),)
     assert [(row.ids, row.scored) for row in ours] == theirs
     assert all(any(row.scored) for row in ours)
 
