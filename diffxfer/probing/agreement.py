@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffxfer.probing.forward_pass import (
@@ -14,6 +14,7 @@ from diffxfer.probing.forward_pass import (
     vocabulary,
     why_not,
 )
+from diffxfer.probing.shares import Share, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,38 +41,6 @@ _PREDICTS = {"causal": "next token", "masked": "masked token", "classifier": "la
 
 _LOGITS = 2**28
 """Bytes of logits for which a batch is made smaller."""
-_Z = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A share with its 95 % interval.
-
-    Attributes:
-        share: equal / counted.
-        equal: on how many the models agree.
-        counted: of how many.
-        interval: Wilson's. Positions of the same row depend on each other, so they count as the
-            number of independent ones that would vary as much from row to row.
-        what: what is counted, in words.
-    """
-
-    share: float
-    equal: int
-    counted: int
-    interval: tuple[float, float]
-    what: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {
-            "share": self.share,
-            "equal": self.equal,
-            "counted": self.counted,
-            "interval": list(self.interval),
-            "what": self.what,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,28 +115,22 @@ def compare_predictions(
     found: Kind = (kind_of(a) or "causal") if kind is None else kind
     models = (a, b)
     limit = min([n for n in map(longest_row, models) if n is not None], default=None)
-    counted = [
-        _counted(found, row, None if scored is None else scored[number], mask_id)
-        for number, row in enumerate(rows)
+    marks = [None] * len(rows) if scored is None else scored
+    counted = [_counted(found, row, mark, mask_id) for row, mark in zip(rows, marks, strict=True)]
+    fits = [
+        bool(some) and (limit is None or len(row) <= limit)
+        for row, some in zip(rows, counted, strict=True)
     ]
-    usable = [
-        number
-        for number, row in enumerate(rows)
-        if counted[number] and (limit is None or len(row) <= limit)
-    ]
-    chosen = [rows[number] for number in usable]
-    reason = _why_not(found, models, names, rows, chosen, limit)
-    if reason is not None:
-        return Agreement(names, found, left_out=len(rows) - len(chosen), reason=reason)
-    positions = [counted[number] for number in usable]
+    chosen, positions = list(compress(rows, fits)), list(compress(counted, fits))
+    summary = Agreement(names, found, left_out=len(rows) - len(chosen))
+    if (reason := _why_not(found, models, names, rows, chosen, limit)) is not None:
+        return replace(summary, reason=reason)
     with undisturbed(models):
         equal = _equal(found, models, chosen, positions, batch_size)
-    left_out = len(rows) - len(chosen)
     if equal is None:
-        reason = "the outputs of a model are not finite on these rows"
-        return Agreement(names, found, left_out=left_out, reason=reason)
+        return replace(summary, reason="the outputs of a model are not finite on these rows")
     shares = _shares(found, equal, first=0 if scored is not None else -1)
-    return Agreement(names, found, **shares, rows=len(chosen), left_out=left_out)
+    return replace(summary, **shares, rows=len(chosen))
 
 
 def kind_of(model: PreTrainedModel) -> Kind | None:
@@ -257,8 +220,12 @@ def _size(
 ) -> int:
     """The rows of a batch: the logits of a vocabulary take much memory."""
     if kind == "classifier":
-        # A causal classifier finds the end of a row by the padding.
-        return 1 if model.config.get_text_config().pad_token_id is None else batch_size
+        # Without an id for padding, a causal classifier takes one row at a time.
+        return (
+            1
+            if getattr(model.config.get_text_config(), "pad_token_id", None) is None
+            else batch_size
+        )
     item = next(model.parameters()).element_size()
     row_bytes = max(map(len, rows)) * vocabulary(model) * item
     return max(1, min(batch_size, _LOGITS // row_bytes))
@@ -282,50 +249,11 @@ def _same_labels(models: tuple[PreTrainedModel, PreTrainedModel]) -> torch.Tenso
 
 def _shares(kind: Kind, equal: Sequence[Sequence[bool]], *, first: int) -> dict[str, Any]:
     if kind == "classifier":
-        return {"label": _share("label", equal)}
+        return {"label": share_of(COUNTED["label"], equal)}
     if kind == "masked":
-        return {"masked_token": _share("masked_token", equal)}
+        return {"masked_token": share_of(COUNTED["masked_token"], equal)}
     answers = [[row[first]] for row in equal]
     return {
-        "next_token": _share("next_token", equal),
-        "first_token": _share("first_token", answers),
+        "next_token": share_of(COUNTED["next_token"], equal),
+        "first_token": share_of(COUNTED["first_token"], answers),
     }
-
-
-def _share(name: str, equal: Sequence[Sequence[bool]]) -> Share:
-    """The share over all positions of all rows."""
-    total = sum(map(len, equal))
-    right = sum(map(sum, equal))
-    share = right / total
-    interval = wilson(share, _independent(equal, share))
-    return Share(share, right, total, interval, COUNTED[name])
-
-
-def _independent(equal: Sequence[Sequence[bool]], share: float) -> float:
-    """How many independent positions would vary as much: from the number of rows to all positions.
-
-    The variance of a ratio of sums over rows (Cochran, Sampling Techniques, 1977, 6.3).
-    """
-    rows, total = len(equal), sum(map(len, equal))
-    if rows == total or rows < 2:
-        return rows
-    squares = sum((sum(row) - share * len(row)) ** 2 for row in equal)
-    variance = squares / total**2 * rows / (rows - 1)
-    if share in (0, 1) or variance == 0:
-        return rows
-    return min(max(share * (1 - share) / variance, rows), total)
-
-
-def wilson(share: float, number: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share.
-
-    Args:
-        share: of independent trials.
-        number: how many there were.
-    """
-    shift = _Z**2 / number
-    centre = (share + shift / 2) / (1 + shift)
-    half = _Z / (1 + shift) * math.sqrt(share * (1 - share) / number + shift / number / 4)
-    # Exact at the ends, where the sums round.
-    low = 0.0 if share <= 0 else centre - half
-    return low, 1.0 if share >= 1 else centre + half

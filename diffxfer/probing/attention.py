@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.probing.attention_capture import AttentionLayers, eager_attention, find_attention
+from diffxfer.probing.attention_capture import eager_attention, find_attention
 from diffxfer.probing.forward_pass import (
     ROW_TOKENS,
     TOKENS,
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from diffxfer.probing.attention_capture import Attention
+    from diffxfer.probing.attention_capture import Attention, AttentionLayers
 
 _HELD = 2**29
 """Bytes of attention that are held at once, unless one layer of one row has more."""
+_COMPARED = 2**20
+"""Weights that are compared at once in float64, unless one row has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,7 @@ def compare_attention(
 
     Both models run with eager attention, and get back their own kind afterwards. The attention of
     a batch is held for as many layers as fit into `held_bytes`, and the batch runs again for the
-    other layers. Models in 16 bits round differently in batches of another size, which moves
-    figures in the fourth decimal place.
+    other layers.
 
     Args:
         a: a loaded model; a causal LM, an encoder, or either with any head.
@@ -141,11 +142,10 @@ def compare_attention(
         for model in models:
             stack.enter_context(eager_attention(model))
         stack.enter_context(undisturbed(models))
-        ours, theirs = (find_attention(model, max(chosen, key=len)) for model in models)
-        if (reason := _why_unlike(ours, theirs, names)) is not None:
-            return AttentionComparison(names, reason=reason)
-        assert isinstance(ours, AttentionLayers)
-        assert isinstance(theirs, AttentionLayers)
+        found = _find_both(models, max(chosen, key=len), names)
+        if isinstance(found, str):
+            return AttentionComparison(names, reason=found)
+        ours, theirs = found
         wanted = choose_layers(layers, ours.numbers)
         sums = {layer: LayerSums(ours.heads[layer]) for layer in wanted}
         for batch, group in _portions(ours, chosen, wanted, batch_size, held_bytes):
@@ -173,20 +173,20 @@ def _with_figures(summary: AttentionComparison, sums: Sequence[LayerSums]) -> At
     return replace(summary, cosine=cosine, jensen_shannon=divergences)
 
 
-def _why_unlike(
-    ours: AttentionLayers | str, theirs: AttentionLayers | str, names: tuple[str, str]
-) -> str | None:
-    """Why no head corresponds to another, in words."""
-    for found, name in ((ours, names[0]), (theirs, names[1])):
-        if isinstance(found, str):
-            return f"{name} {found}"
-    assert isinstance(ours, AttentionLayers)
-    assert isinstance(theirs, AttentionLayers)
+def _find_both(
+    models: tuple[PreTrainedModel, PreTrainedModel], row: Sequence[int], names: tuple[str, str]
+) -> tuple[AttentionLayers, AttentionLayers] | str:
+    """The layers of both models, or why no head corresponds to another, in words."""
+    ours, theirs = (find_attention(model, row) for model in models)
+    if isinstance(ours, str):
+        return f"{names[0]} {ours}"
+    if isinstance(theirs, str):
+        return f"{names[1]} {theirs}"
     if ours.heads == theirs.heads and ours.numbers == theirs.numbers:
-        return None
+        return ours, theirs
     shapes = [
         f"{name} has {len(found.heads)} layers of {_count(found.heads)} heads"
-        for found, name in ((ours, names[0]), (theirs, names[1]))
+        for found, name in zip((ours, theirs), names, strict=True)
     ]
     if shapes[0].removeprefix(names[0]) == shapes[1].removeprefix(names[1]):
         return f"{names[0]} and {names[1]} have attention in different layers"
@@ -226,9 +226,11 @@ def _compare(
 
     def compare(layer: int, attention: Attention) -> None:
         first = held.pop(layer)
-        for place, row in enumerate(batch.rows):
-            a, may_a = first.of_row(place, len(row))
-            b, may_b = attention.of_row(place, len(row))
+        _, heads, queries, keys = first.weights.shape
+        step = max(1, _COMPARED // (heads * queries * keys))
+        for begin in range(0, len(batch.rows), step):
+            a, may_a = first.of_rows(slice(begin, begin + step))
+            b, may_b = attention.of_rows(slice(begin, begin + step))
             sums[layer].add(a, b, (may_a, may_b))
 
     ours.watch(batch, layers, held.__setitem__)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     Watcher = Callable[[int, "Attention"], None]
 
@@ -34,39 +34,36 @@ class Attention:
     weights: torch.Tensor
     mask: torch.Tensor | None
 
-    def of_row(self, place: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The attention of a row in float64, and which keys each query may attend to.
+    def of_rows(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The attention of some rows in float64, and which keys each query may attend to.
 
         Args:
-            place: the row's place in the batch.
-            length: the row's number of tokens, without padding.
+            rows: their places in the batch.
 
         Returns:
-            Distributions of shape `(heads, length, length)`, and True where a key is allowed, of
-            shape `(length, length)`.
+            Distributions of shape `(heads, queries of all rows, keys)`, and True where a key is
+            allowed, of shape `(queries of all rows, keys)`.
         """
         from diffxfer.probing.forward_pass import exact
 
-        weights = exact(self.weights[place, :, :length, :length])
+        weights = exact(self.weights[rows])
         # Some models have a sink outside the text, which takes a part of the attention.
         sums = weights.sum(-1, keepdim=True)
-        return weights / sums.where(sums > 0, sums.new_ones(())), self._allowed(
-            weights, place, length
-        )
+        shares = weights / sums.where(sums > 0, sums.new_ones(()))
+        return shares.transpose(0, 1).flatten(1, 2), self._allowed(weights, rows).flatten(0, 1)
 
-    def _allowed(self, weights: torch.Tensor, place: int, length: int) -> torch.Tensor:
+    def _allowed(self, weights: torch.Tensor, rows: slice) -> torch.Tensor:
         import torch
 
-        used = (weights > 0).any(0)
+        used = (weights > 0).any(1)
         if self.mask is not None:
-            mask = self.mask[place if len(self.mask) > 1 else 0, 0, :length, :length]
-            mask = mask.to(weights.device)
+            mask = self.mask[rows if len(self.mask) > 1 else slice(None), 0].to(weights.device)
             if mask.is_floating_point():
                 # A number that is added before the softmax; hardly finite where nothing passes.
                 mask = mask > torch.finfo(mask.dtype).min / 2
             # A mask of another meaning, such as 0 and 1, contradicts the attention.
             if not bool((used & ~mask.bool()).any()):
-                return mask.bool()
+                return mask.bool().expand_as(used)
         everything = torch.ones_like(used)
         return everything if bool(used.triu(1).any()) else everything.tril()
 
@@ -104,20 +101,29 @@ class AttentionLayers:
             layers: places in `numbers`.
             tell: gets the place of a layer and its attention, in the order of the layers.
         """
+        # Layers that share their weights, as ALBERT's, are calls of the same module.
+        calls: dict[torch.nn.Module, list[tuple[int, bool]]] = {}
+        for layer, place in enumerate(self.places):
+            calls.setdefault(place.module, []).append((layer, layer in layers))
         with ExitStack() as stack:
-            for layer in layers:
-                place = self.places[layer]
-                hook = _hook(place.index, layer, tell)
-                handle = place.module.register_forward_hook(hook, with_kwargs=True)
+            for module, made in calls.items():
+                index = self.places[made[0][0]].index
+                hook = _hook(index, made, tell)
+                handle = module.register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             # Older models return the weights only when asked, and then hold those of all layers.
             run(self.model, batch, **({"output_attentions": True} if self.asked else {}))
 
 
-def _hook(index: int, layer: int, tell: Watcher) -> Any:
+def _hook(index: int, made: Sequence[tuple[int, bool]], tell: Watcher) -> Any:
+    """Tell the wanted ones of the calls that a module gets during one batch."""
+    calls = iter(made)
+
     def read(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        weights = output[index]
-        tell(layer, Attention(weights, _mask_in([*args, *kwargs.values()], weights)))
+        layer, wanted = next(calls)
+        if wanted:
+            weights = output[index]
+            tell(layer, Attention(weights, _mask_in([*args, *kwargs.values()], weights)))
 
     return read
 
@@ -146,16 +152,21 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     Args:
         model: a loaded model.
     """
-    config = model.config
-    before: Any = {"": config._attn_implementation}
-    for part in config.sub_configs:
-        if (found := getattr(config, part, None)) is not None:
-            before[part] = found._attn_implementation
+    before = [(config, config._attn_implementation) for config in _configs(model.config)]
     model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(before if len(before) > 1 else before[""])
+        # The whole before its parts, because a config passes the value on to its parts.
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+def _configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    yield config
+    for part in config.sub_configs:
+        if (found := getattr(config, part, None)) is not None:
+            yield from _configs(found)
 
 
 def find_attention(model: PreTrainedModel, row: Sequence[int]) -> AttentionLayers | str:
@@ -175,7 +186,7 @@ def find_attention(model: PreTrainedModel, row: Sequence[int]) -> AttentionLayer
     if not weights:
         return "has no attention weights"
     length = len(batch.rows[0])
-    if any(tuple(found.shape[-2:]) != (length, length) for found in weights):
+    if any(found.ndim != 4 or found.shape[-2:] != (length, length) for found in weights):
         return "has attention weights of another form than one for each pair of tokens"
     places = []
     for found in weights:

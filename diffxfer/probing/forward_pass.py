@@ -1,7 +1,8 @@
 """Rows of tokens through loaded models: which rows, in which batches, and what prevents it.
 
-`compare_attention`, `compare_hidden` and `compare_predictions` share this. A row is padded on the
-right, and what the padding gives is never read.
+`compare_attention`, `compare_hidden` and `compare_predictions` share this. Only rows of the same
+length share a batch, so nothing is padded: some models, such as those with convolutions, let the
+padding change the tokens beside it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +27,7 @@ ROW_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that go through a model together.
+    """Rows of the same length that go through a model together.
 
     Attributes:
         numbers: the place of each row in the caller's order.
@@ -36,31 +38,15 @@ class Batch:
     rows: tuple[tuple[int, ...], ...]
 
     def tensors(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """Token ids and attention mask, both of shape `(rows, longest row)`, for a model.
+        """Token ids and attention mask, both of shape `(rows, tokens)`, for a model.
 
         Args:
-            model: decides the device and the id of the padding.
+            model: decides the device.
         """
         import torch
 
-        pad = padding_id(model)
-        longest = max(map(len, self.rows))
-        ids = [[*row, *[pad] * (longest - len(row))] for row in self.rows]
-        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in self.rows]
-        return {
-            "input_ids": torch.tensor(ids, device=model.device),
-            "attention_mask": torch.tensor(mask, device=model.device),
-        }
-
-
-def padding_id(model: PreTrainedModel) -> int:
-    """The id that fills short rows: the config's, or 0 if it has none that is a token.
-
-    Args:
-        model: a loaded model.
-    """
-    found = model.config.get_text_config().pad_token_id
-    return found if isinstance(found, int) and 0 <= found < vocabulary(model) else 0
+        ids = torch.tensor(self.rows, device=model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def vocabulary(model: PreTrainedModel) -> int:
@@ -145,16 +131,18 @@ def why_not(
 
 
 def batches(rows: Sequence[Sequence[int]], size: int) -> Iterator[Batch]:
-    """Batches of rows of similar length, longest first.
+    """Batches of rows of the same length, longest first.
 
     Args:
         rows: token ids.
         size: the most rows of a batch.
     """
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    for begin in range(0, len(order), size):
-        numbers = tuple(order[begin : begin + size])
-        yield Batch(numbers, tuple(tuple(rows[number]) for number in numbers))
+    for _, group in groupby(order, key=lambda number: len(rows[number])):
+        alike = list(group)
+        for begin in range(0, len(alike), size):
+            numbers = tuple(alike[begin : begin + size])
+            yield Batch(numbers, tuple(tuple(rows[number]) for number in numbers))
 
 
 def run(model: PreTrainedModel, batch: Batch, **options: bool) -> Any:
@@ -176,8 +164,7 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
     Args:
         model: a loaded model.
     """
-    part: Any = model.base_model
-    return part  # type: ignore[no-any-return]
+    return cast("PreTrainedModel", model.base_model)
 
 
 @contextmanager

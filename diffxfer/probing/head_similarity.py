@@ -73,7 +73,7 @@ class LayerSums:
     def add(
         self, a: torch.Tensor, b: torch.Tensor, allowed: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
-        """Add a row.
+        """Add rows.
 
         Args:
             a: a model's attention, shape `(heads, queries, keys)`, float64.
@@ -161,7 +161,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _unit(values: torch.Tensor) -> torch.Tensor:
     """Divide each distribution by its norm; one without any weight stays zero."""
-    norms: torch.Tensor = values.norm(dim=-1, keepdim=True)  # type: ignore[no-untyped-call]
+    norms: torch.Tensor = values.norm(dim=-1, keepdim=True)
     return values / norms.where(norms > 0, norms.new_ones(()))
 
 

@@ -7,6 +7,7 @@ the other turned, mirrored or scaled as a whole, so it does not depend on the mo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,27 +129,36 @@ def compare_hidden(
         if (reason := _why_unlike(sizes, names)) is not None:
             return HiddenComparison(names, reason=reason)
         wanted = choose_layers(layers, range(len(sizes[0])))
-        found: list[tuple[float | None, float | None]] = []
+        by_layer: tuple[float | None, ...] = ()
+        others: tuple[float | None, ...] = ()
         for group in _groups(wanted, max(map(max, sizes)), held_bytes):
             sums = [_CrossProducts() for _ in group]
             for batch in batches(chosen, batch_size):
                 _add(backbones, batch, group, sums)
-            found += [(one.cka("products"), one.cka("others")) for one in sums]
-            positions = sums[0].positions
-    if any(value is not None and value != value for pair in found for value in pair):
+            by_layer += tuple(one.cka("products") for one in sums)
+            others += tuple(one.cka("others") for one in sums)
+    if any(value is not None and math.isnan(value) for value in by_layer):
         return HiddenComparison(names, reason="hidden states of a model are not finite")
-    by_layer = tuple(value for value, _ in found)
-    others = tuple(value for _, value in found)
+    return _result(names, chosen, wanted, by_layer, others)
+
+
+def _result(
+    names: tuple[str, str],
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    by_layer: tuple[float | None, ...],
+    others: tuple[float | None, ...],
+) -> HiddenComparison:
     return HiddenComparison(
         names,
         layers=by_layer,
         mean=_mean(by_layer),
         other_tokens=_mean(others),
         other_tokens_by_layer=others,
-        sampled_layers=tuple(wanted),
-        rows=len(chosen),
-        tokens=sum(map(len, chosen)),
-        positions=positions,
+        sampled_layers=tuple(layers),
+        rows=len(rows),
+        tokens=sum(map(len, rows)),
+        positions=sum(len(row) - 1 for row in rows),
     )
 
 
@@ -200,15 +210,11 @@ def _add(
 
     ours, theirs = (_states(model, batch, layers) for model in models)
     for x_all, y_all, one in zip(ours, theirs, sums, strict=True):
-        x, y, others = [], [], []
-        for place, row in enumerate(batch.rows):
-            x.append(x_all[place, 1 : len(row)])
-            y.append(y_all[place, 1 : len(row)].to(x_all.device))
-            half = len(y[-1]) // 2
-            # The halves change places, so that the figure is the same with the models swapped.
-            parts = (y[-1][half : 2 * half], y[-1][:half], y[-1][2 * half :])
-            others.append(torch.cat(parts))
-        one.add(*(exact(torch.cat(parts)) for parts in (x, y, others)))
+        x, y = x_all[:, 1:], y_all[:, 1:].to(x_all.device)
+        half = y.shape[1] // 2
+        # The halves change places, so that the figure is the same with the models swapped.
+        others = torch.cat((y[:, half : 2 * half], y[:, :half], y[:, 2 * half :]), 1)
+        one.add(*(exact(states.flatten(0, 1)) for states in (x, y, others)))
 
 
 def _states(model: PreTrainedModel, batch: Batch, layers: Sequence[int]) -> list[torch.Tensor]:
