@@ -181,7 +181,8 @@ def heat_map(
             y=list(range(len(rows))),
             text=[
                 [
-                    f"{row}, {column}: {labels[i][j] if labels else _number(value)}"
+                    f"{_titled(y, row)}, {_titled(x, column)}: "
+                    f"{labels[i][j] if labels else _number(value)}"
                     for j, (column, value) in enumerate(zip(columns, line, strict=True))
                 ]
                 for i, (row, line) in enumerate(zip(rows, values, strict=True))
@@ -272,6 +273,11 @@ def _errors(values: Values, low: Values, high: Values) -> dict[str, Any] | None:
         "thickness": 1.5,
         "width": 4,
     }
+
+
+def _titled(title: str, name: str) -> str:
+    """A row's or a column's name: a number needs the axis' title."""
+    return f"{title} {name}" if title and name[:1].isdigit() else name
 
 
 def _ticks(names: Sequence[str]) -> dict[str, Any]:
