@@ -173,6 +173,8 @@ def heat_map(
     import plotly.graph_objects as go
 
     finite = [v for line in values for v in line if v is not None and math.isfinite(v)] or [0.0]
+    named = [_titled(y, row) for row in rows], [_titled(x, column) for column in columns]
+    texts = labels or [[_number(value) for value in line] for line in values]
     least, most = min(finite) if low is None else low, max(finite) if high is None else high
     figure = go.Figure(
         go.Heatmap(
@@ -180,12 +182,8 @@ def heat_map(
             x=list(range(len(columns))),
             y=list(range(len(rows))),
             text=[
-                [
-                    f"{_titled(y, row)}, {_titled(x, column)}: "
-                    f"{labels[i][j] if labels else _number(value)}"
-                    for j, (column, value) in enumerate(zip(columns, line, strict=True))
-                ]
-                for i, (row, line) in enumerate(zip(rows, values, strict=True))
+                [f"{row}, {column}: {said}" for column, said in zip(named[1], line, strict=True)]
+                for row, line in zip(named[0], texts, strict=True)
             ],
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,

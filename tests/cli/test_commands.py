@@ -38,7 +38,9 @@ OPTIONS = {
     "apply": SHARED | GRAFTING | {"--as"},
     "extract": SHARED
     | {"--diff-dtype", "--as", "--rank", "--energy", "--max-rank", "--rest", "--exact"},
-    "inspect": {"--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"},
+    "inspect": {
+        *("--threads", "--stream", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
+    },
     "verify": {
         *("--base", "--finetuned", "--rename", "--threads", "--stream"),
         *("--json", "--quiet", "-q", "--help", "-h"),
