@@ -132,7 +132,7 @@ def test_models_without_a_curve_are_bars(tmp_path: Path) -> None:
 def test_one_model_has_a_table_and_no_figure(tmp_path: Path) -> None:
     page = written(evaluation(row("target", 0.25), finetuned=None), tmp_path)
     assert not page.scripts
-    assert "task: acc: target scores 0.2500." in page.text
+    assert "task (acc): target scores 0.2500." in page.text
 
 
 def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_same_scores_give_the_same_page(tmp_path: Path) -> None:
     assert len(pages) == 1
 
 
-BEST = "task: acc: the best graft, target + 1.0·Δ, scores 0.6250"
+BEST = "task (acc): the best graft, target + 1.0·Δ, scores 0.6250"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ BEST = "task: acc: the best graft, target + 1.0·Δ, scores 0.6250"
         ({"delta": None}, f"{BEST}."),
         (
             {"higher_is_better": None},
-            "task: acc: target scores 0.2500, target + 0.5·Δ scores 0.5000, target + 1.0·Δ scores"
+            "task (acc): target scores 0.2500, target + 0.5·Δ scores 0.5000, target + 1.0·Δ scores"
             " 0.6250, direct scores 0.7500. It is not known whether higher is better.",
         ),
     ],
@@ -196,4 +196,4 @@ def test_lower_scores_win_where_lower_is_better() -> None:
     found = evaluation(*(replace(each, higher_is_better=False) for each in rows))
     names = short_names([each.model for each in found.rows])
     said = "the best of them, b, scores 0.1250, which is 0.1250 better than target (p<0.001)."
-    assert summarize(found, names) == [f"task: acc: {said}"]
+    assert summarize(found, names) == [f"task (acc): {said}"]
