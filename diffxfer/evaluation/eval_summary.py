@@ -57,7 +57,8 @@ def summarize(evaluation: Evaluation, names: Mapping[str, str]) -> list[str]:
 
 def _line(evaluation: Evaluation, column: MetricKey, names: Mapping[str, str]) -> str:
     rows = [row for row in evaluation.rows if row.column == column]
-    said = f"{measure_name(column)}: "
+    task, metric, chosen = column
+    said = f"{task} ({metric}" + ("): " if chosen == "none" else f", {chosen}): ")
     candidates = [row for row in rows if _is_candidate(row, evaluation)]
     sound = [row for row in candidates if math.isfinite(row.value)]
     better = sound[0].higher_is_better if sound else None

@@ -173,6 +173,8 @@ def heat_map(
     import plotly.graph_objects as go
 
     finite = [v for line in values for v in line if v is not None and math.isfinite(v)] or [0.0]
+    named = [_titled(y, row) for row in rows], [_titled(x, column) for column in columns]
+    texts = labels or [[_number(value) for value in line] for line in values]
     least, most = min(finite) if low is None else low, max(finite) if high is None else high
     figure = go.Figure(
         go.Heatmap(
@@ -180,11 +182,8 @@ def heat_map(
             x=list(range(len(columns))),
             y=list(range(len(rows))),
             text=[
-                [
-                    f"{row}, {column}: {labels[i][j] if labels else _number(value)}"
-                    for j, (column, value) in enumerate(zip(columns, line, strict=True))
-                ]
-                for i, (row, line) in enumerate(zip(rows, values, strict=True))
+                [f"{row}, {column}: {said}" for column, said in zip(named[1], line, strict=True)]
+                for row, line in zip(named[0], texts, strict=True)
             ],
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,
@@ -272,6 +271,11 @@ def _errors(values: Values, low: Values, high: Values) -> dict[str, Any] | None:
         "thickness": 1.5,
         "width": 4,
     }
+
+
+def _titled(title: str, name: str) -> str:
+    """A row's or a column's name: a number needs the axis' title."""
+    return f"{title} {name}" if title and name[:1].isdigit() else name
 
 
 def _ticks(names: Sequence[str]) -> dict[str, Any]:

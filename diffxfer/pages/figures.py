@@ -62,12 +62,12 @@ def scale_meaning(figure: Figure) -> str:
     return str((figure.layout.meta or {}).get("meaning", ""))
 
 
-def figure_html(figure: Figure, *, first: bool) -> str:
+def figure_html(figure: Figure, *, number: int) -> str:
     """Render a figure as HTML, in the style of a page.
 
     Args:
         figure: of `charts`, or of lines that have names and colours.
-        first: whether to include plotly's code, which the first figure of a page needs.
+        number: its number on the page, from 1; the first figure includes plotly's code.
     """
     from plotly.graph_objects import Figure
 
@@ -87,7 +87,8 @@ def figure_html(figure: Figure, *, first: bool) -> str:
     return str(
         figure.to_html(
             full_html=False,
-            include_plotlyjs="inline" if first else False,
+            include_plotlyjs="inline" if number == 1 else False,
+            div_id=f"figure-{number}",  # plotly's own would be another each time
             config=_CONFIG,
         )
     )

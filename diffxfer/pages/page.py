@@ -130,7 +130,7 @@ class Page:
     def __init__(self, title: str) -> None:
         self._title = title
         self._parts: list[str] = []
-        self._has_figure = False
+        self._figures = 0
 
     def verdict(self, lines: Sequence[str]) -> None:
         """Add a box with the most important statement, and others below it.
@@ -206,9 +206,8 @@ class Page:
         meaning = scale_meaning(figure)
         if meaning:
             self._parts.append(f'<p class="scale">colour: {escape(meaning)}</p>')
-        # The first figure brings plotly's code for all of them.
-        self._parts.append(figure_html(figure, first=not self._has_figure))
-        self._has_figure = True
+        self._figures += 1
+        self._parts.append(figure_html(figure, number=self._figures))
 
     def explain(self, text: str) -> None:
         """Say below a figure or a table what it means, to a reader who knows no papers.

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 _SCORES = (
-    "each round moves the fine-tuning onto a newer base, and may train it further. A graft above its"
-    " base alone has carried it over; a tuned graft above the base that was tuned plainly was the"
-    " better start. Vertical bars are standard errors."
+    "each round moves the fine-tuning onto a newer base, and may train it further. A graft above"
+    " its base alone has carried it over; a tuned graft above the base that was tuned plainly was"
+    " the better start. Vertical bars are standard errors."
 )
 _LOSSES = (
     "the loss is how far the model is from the training data while it is trained; lower is closer."

@@ -38,9 +38,13 @@ OPTIONS = {
     "apply": SHARED | GRAFTING | {"--as"},
     "extract": SHARED
     | {"--diff-dtype", "--as", "--rank", "--energy", "--max-rank", "--rest", "--exact"},
-    "inspect": {"--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"},
+    "inspect": {
+        *("--threads", "--stream", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
+    },
     "probe": {
         *("--direct", "--include", "--exclude", "--allow-missing", "--added", "--rename"),
+        *("--data", "--tasks", "--include-path", "--limit", "--alpha", "--points", "--forward"),
+        *("--rows", "--batch-size", "--device", "--seed", "--output", "-o"),
         *("--vocab", "--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"),
     },
     "verify": {
