@@ -69,6 +69,7 @@ class LoadedNames:
         parameters: every parameter of the model, in the order of its modules.
         kinds: what each module with parameters is: `LINEAR`, `EMBEDDING`, or its class.
         shared: the parameters that are others too, as a tied head is.
+        expert_leaves: the last parts of the names of experts' modules on disk.
     """
 
     names: Mapping[str, str]
@@ -76,11 +77,13 @@ class LoadedNames:
     parameters: Sequence[str]
     kinds: Mapping[str, str]
     shared: frozenset[str]
-    _parents: dict[str, Stacked] = field(default_factory=dict)
+    expert_leaves: set[str] = field(default_factory=set, init=False)
+    _parents: dict[str, Stacked] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for stacked in self.stacked.values():
             self._parents.update((piece.name, stacked) for piece in stacked.pieces)
+            self.expert_leaves.update(piece.name.split(".")[-2] for piece in stacked.pieces)
 
     def parent(self, name: str) -> Stacked | None:
         """The stacked parameter that a tensor on disk is a part of.
