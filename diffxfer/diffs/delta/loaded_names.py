@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _MERGED = [("MergeModulelist", 0)]
 _CONCATENATED = [*_MERGED, ("Concatenate", 1)]
+_LEFT_OUT = {
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "auto_map",
+    "quantization_config",
+    "use_pretrained_backbone",
+}
+"""Keys of a config that name code or weights of others, or say how weights are packed."""
+_NOT_UNDERSTOOD = (
+    *(AttributeError, ImportError, IndexError, KeyError, OSError),
+    *(RuntimeError, TypeError, ValueError, ZeroDivisionError),
+)
 LINEAR, EMBEDDING = "linear", "embedding"
 
 
@@ -143,25 +159,37 @@ def loaded_names(checkpoint: Checkpoint) -> LoadedNames | None:
 
 def _empty_model(config: Mapping[str, Any]) -> Any:
     """The model of a config, without memory for its weights; None if transformers lacks it."""
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named else None
     try:
         import torch
         import transformers
+        from huggingface_hub.errors import StrictDataclassError
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     except ImportError:
         return None
-    kind = config.get("model_type")
-    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    if model_class is None or not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    named, kind = config.get("architectures"), config.get("model_type")
+    name = named[0] if isinstance(named, list) and named else None
+    if not isinstance(name, str) or not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return None
-    # The sizes of quantised weights on disk say nothing of the model.
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
+        model_class = getattr(transformers, name, None)
+        if not isinstance(model_class, type):
+            return None
+        if not issubclass(model_class, transformers.PreTrainedModel):
+            return None
+        made = CONFIG_MAPPING[kind].from_dict(_harmless(config))
         with torch.device("meta"):
-            return model_class(CONFIG_MAPPING[kind].from_dict(plain))
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ImportError):
+            return model_class(made)
+    except (StrictDataclassError, *_NOT_UNDERSTOOD):
         return None  # a config that this release of transformers does not understand
+
+
+def _harmless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what makes transformers download something, or expect packed weights."""
+    return {
+        key: _harmless(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _LEFT_OUT
+    }
 
 
 def _sort(

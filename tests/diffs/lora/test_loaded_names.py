@@ -26,6 +26,8 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from diffxfer import extract_diff, transfer
+from diffxfer.checkpoints.reader import open_checkpoint
+from diffxfer.diffs.delta.loaded_names import loaded_names
 from tests import tiny
 from tests.families import llama
 
@@ -237,3 +239,25 @@ def test_a_model_that_transformers_does_not_know_keeps_its_names_and_is_warned_o
     assert "does not know this model" in said
     names = load_file(tmp_path / "a" / "adapter_model.safetensors")
     assert "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight" in names
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"architectures": ["pipeline"]},
+        {"architectures": ["AutoModel"]},
+        {"architectures": None},
+        {"num_local_experts": "four"},
+    ],
+)
+def test_a_config_that_names_no_model_gives_no_names(pairs, tmp_path, changed):
+    base = edited(pairs("Mixtral")[1], tmp_path / "base", lambda _, config: config.update(changed))
+    assert loaded_names(open_checkpoint(base, "base")) is None
+
+
+def test_names_are_found_without_code_of_others(pairs, tmp_path):
+    """A kernel would be downloaded and run; a config of a checkpoint must not ask for that."""
+    changed = {"_attn_implementation": "org/kernel", "auto_map": {"AutoModel": "org/code--m.M"}}
+    base = edited(pairs("Mixtral")[1], tmp_path / "base", lambda _, config: config.update(changed))
+    found = loaded_names(open_checkpoint(base, "base"))
+    assert found.stacked["model.layers.0.mlp.experts.gate_up_proj"].shape == (4, 48, 16)
