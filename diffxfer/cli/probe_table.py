@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
-from diffxfer.probing.probe_text import MEANINGS, summarize
+from diffxfer.probing.probe_text import MEANINGS, path_name, summarize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +69,7 @@ def _paths(report: ProbeReport) -> Table | None:
     add_columns(table, "path")
     add_columns(table, "barrier", "95 % interval", "loss of the ends", numbers=True)
     for path in report.paths:
-        name = f"{path.ends[0]} to {path.ends[1]}" + (", control" if path.control else "")
+        name = path_name(path)
         if not hasattr(path, "points"):
             table.add_row(folded(f"{name}: left out, since {path.reason}"), "", "", "")
             continue
@@ -104,10 +104,15 @@ def _agreement(report: ProbeReport) -> Table | None:
     add_columns(table, "what")
     add_columns(table, "agree", "95 % interval", numbers=True)
     for pair in report.agreement:
-        for share in (pair.first_token, pair.next_token, pair.masked_token, pair.label):
+        for what, share in (
+            ("first token of the answer", pair.first_token),
+            ("next token, all positions", pair.next_token),
+            ("masked token", pair.masked_token),
+            ("label", pair.label),
+        ):
             if share is not None:
                 low, high = share.interval
                 between = f"{low:.1%} to {high:.1%}"
                 name = folded(" and ".join(pair.pair))
-                table.add_row(name, folded(share.what), f"{share.share:.1%}", between)
+                table.add_row(name, what, f"{share.share:.1%}", between)
     return table

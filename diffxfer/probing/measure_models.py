@@ -37,6 +37,7 @@ def measure_models(
     Raises:
         DiffxferError: if models do not fit in memory, or for any other known failure.
     """
+    silence_loading()
     loaded = [role for role in models.roles if role != "graft"]
     memory = plan_memory(map(models.source, loaded), options.device)
     tell(memory.sentence(options.device))
@@ -68,6 +69,14 @@ def measure_models(
     if read is not None:
         parts["paths"] = _measure_paths(models, options, read, score, runtime, best, tell)
     return parts
+
+
+def silence_loading() -> None:
+    """Leave the progress of transformers' loading to the caller's."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _score_alphas(

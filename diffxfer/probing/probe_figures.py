@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.pages.charts import PALETTE, Curve, curves, heat_map
+from diffxfer.probing.probe_text import path_name, plain_ends
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,14 +112,14 @@ def path_figure(paths: Sequence[MeasuredPath]) -> Figure:
     Args:
         paths: the measured paths.
     """
-    pairs = list(dict.fromkeys(path.ends for path in paths))
+    pairs = list(dict.fromkeys(plain_ends(path) for path in paths))
     drawn = [
         Curve(
-            f"{path.ends[0]} to {path.ends[1]}" + (" (control)" if path.control else ""),
+            path_name(path),
             [point.t for point in path.points],
             [point.loss for point in path.points],
             "dashed" if path.control else "line",
-            PALETTE[pairs.index(path.ends) % len(PALETTE)],
+            PALETTE[pairs.index(plain_ends(path)) % len(PALETTE)],
         )
         for path in paths
     ]

@@ -22,7 +22,7 @@ from diffxfer.probing.probe_figures import (
     hidden_figure,
     path_figure,
 )
-from diffxfer.probing.probe_text import MEANINGS, record_line, summarize
+from diffxfer.probing.probe_text import MEANINGS, path_name, record_line, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,7 +140,7 @@ def _add_paths(page: Page, report: ProbeReport) -> None:
         page.figure(path_figure(measured))
     rows = []
     for path in measured:
-        name = f"{path.ends[0]} to {path.ends[1]}" + (", control" if path.control else "")
+        name = path_name(path)
         between = path.interval
         interval = "" if between is None else f"{between[0]:.3f} to {between[1]:.3f}"
         ends = f"{path.points[0].loss:.3f}, {path.points[-1].loss:.3f}"

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diffxfer.probing.forecast import Forecast
+    from diffxfer.probing.paths import MeasuredPath, SkippedPath
     from diffxfer.probing.report import ProbeReport
     from diffxfer.probing.scoring import ScoredPoint
 
@@ -74,6 +75,25 @@ def record_line(found: Forecast) -> str:
     )
 
 
+def plain_ends(path: MeasuredPath | SkippedPath) -> tuple[str, str]:
+    """The ends of a path, or of the path that it is the control of.
+
+    Args:
+        path: the path.
+    """
+    return path.ends[0], path.ends[1].removesuffix(" permuted")
+
+
+def path_name(path: MeasuredPath | SkippedPath) -> str:
+    """A path in words.
+
+    Args:
+        path: the path.
+    """
+    ends = " to ".join(plain_ends(path))
+    return f"{ends}, control" if path.control else ends
+
+
 def _measured(points: Sequence[ScoredPoint]) -> list[str]:
     """What the graft recovers of direct's gain, measured: by the first score, or the loss."""
     named = {point.model: point for point in points if point.alpha is None}
@@ -104,12 +124,12 @@ def _value(point: ScoredPoint) -> float | None:
 def _barriers(paths: Sequence[Any]) -> list[str]:
     """The barrier of each path, beside that of its control."""
     measured = [path for path in paths if hasattr(path, "barrier")]
-    controls = {path.ends[0]: path for path in measured if path.control}
+    controls = {plain_ends(path): path for path in measured if path.control}
     lines = []
     for path in measured:
         if path.control:
             continue
-        beside = controls.get(path.ends[0])
+        beside = controls.get(plain_ends(path))
         than = "" if beside is None else f"; its control has {beside.barrier:.2f}"
         lines.append(
             f"Between {path.ends[0]} and {path.ends[1]} the loss rises by {path.barrier:.2f} nats"
