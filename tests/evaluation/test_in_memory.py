@@ -40,6 +40,8 @@ def results_of(output: Path) -> dict[str, Any]:
     """lm-eval's results of the graft, without times and our keys."""
     (path,) = output.glob("*+0.75/results_*.json")
     found = json.loads(path.read_text())
+    for config in found["configs"].values():
+        config["metadata"].pop("revision", None)  # lm-eval records the backend's arguments here
     return {key: value for key, value in found.items() if key not in VOLATILE}
 
 
