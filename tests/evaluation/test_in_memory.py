@@ -76,7 +76,7 @@ def test_arguments_of_the_backend_are_passed_on(diff: Path) -> None:
     def score_of(found: Evaluation) -> list[float]:
         return [row.value for row in found.rows if row.alpha is not None]
 
-    args = "max_length=16,attn_implementation=eager"
+    args = "prefix_token_id=5,attn_implementation=eager"
     short = score_of(evaluate(TARGET, **settings, model_args=args))
     folder = score_of(evaluate(TARGET, **settings, model_args=f"{args},revision=main"))
     assert short == folder
