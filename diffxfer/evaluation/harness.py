@@ -175,15 +175,15 @@ def score(
         raise EvaluationError(
             label, problem, "run a single process; --model-args parallelize=True uses several GPUs"
         )
-    _name_backend(results, settings.backend, tracker)
-    return dict(results)
+    return _with_backend(results, settings.backend, tracker)
 
 
-def _name_backend(results: Any, backend: str, tracker: EvaluationTracker | None) -> None:
+def _with_backend(results: Any, backend: str, tracker: EvaluationTracker | None) -> dict[str, Any]:
     """Record the backend's name, which lm-eval does not know if the backend was made before."""
     results["config"]["model"] = backend
     if tracker is not None:
         tracker.general_config_tracker.model_source = backend
+    return dict(results)
 
 
 def _model_args(model: str, settings: EvalSettings) -> dict[str, Any]:
