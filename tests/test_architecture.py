@@ -47,6 +47,7 @@ LONG_FUNCTIONS = {
     "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",
     "diffxfer.cli.extract.extract",
+    "diffxfer.cli.probe.probe",
     "diffxfer.probing.probe.probe",
     "diffxfer.recycling.tune.tune",
 }

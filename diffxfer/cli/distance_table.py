@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from diffxfer.cli.heat import percent
 from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
+from diffxfer.diffs.inspection.measures import percent
 from diffxfer.errors import listed
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def probe(
             tasks=tasks,
             include_path=include_path,
             limit=limit,
-            alpha=parse_alphas(alpha),
+            alpha=parse_alphas(alpha) or (),
             points=points,
             forward=forward,
             rows=rows,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.lm_eval_tasks import TaskSet
     from diffxfer.models.source import ModelSource
 
+_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 _IMPORTABLE_BACKENDS = ("vllm", "sglang")
 
 
@@ -143,16 +144,11 @@ def score(
     Raises:
         EvaluationError: if lm-eval fails.
     """
-    model_args: dict[str, Any] = {"pretrained": model, **settings.model_args}
-    if settings.dtype != "auto":
-        model_args["dtype"] = settings.dtype
-    if settings.trust_remote_code:
-        model_args["trust_remote_code"] = True
+    model_args = _model_args(model, settings)
     with _translate_errors(label, settings):
         backend: str | LM = settings.backend
         if source is not None:
-            device = settings.resolved_device
-            backend = make_backend(source, model_args, settings.batch_size, device, moved)
+            backend = make_backend(source, model_args, settings, moved)
         results = _ask(backend, model_args, tasks, names, settings, tracker)
         backend = settings.backend  # drops the model
     free_memory()
@@ -161,10 +157,14 @@ def score(
         raise EvaluationError(
             label, problem, "run a single process; --model-args parallelize=True uses several GPUs"
         )
-    # lm-eval does not know the name of a backend that was made before.
-    results["config"]["model"] = settings.backend
+    return _with_backend(results, settings.backend, tracker)
+
+
+def _with_backend(results: Any, backend: str, tracker: EvaluationTracker | None) -> dict[str, Any]:
+    """Record the backend's name, which lm-eval does not know if the backend was made before."""
+    results["config"]["model"] = backend
     if tracker is not None:
-        tracker.general_config_tracker.model_source = settings.backend
+        tracker.general_config_tracker.model_source = backend
     return dict(results)
 
 
@@ -211,7 +211,6 @@ def _ask(
     """Let lm-eval ask a model; None in all processes but the first."""
     from lm_eval import simple_evaluate
 
-    seeds = settings.seeds
     found: dict[str, Any] | None = simple_evaluate(
         model=backend,
         model_args=dict(model_args),
@@ -227,12 +226,18 @@ def _ask(
         fewshot_as_multiturn=settings.fewshot_as_multiturn,
         gen_kwargs=dict(settings.gen_kwargs) or None,
         task_manager=tasks.manager,
-        random_seed=seeds[0],
-        numpy_random_seed=seeds[1],
-        torch_random_seed=seeds[2],
-        fewshot_random_seed=seeds[3],
+        **dict(zip(_SEEDS, settings.seeds, strict=True)),
     )
     return found
+
+
+def _model_args(model: str, settings: EvalSettings) -> dict[str, Any]:
+    args: dict[str, Any] = {"pretrained": model, **settings.model_args}
+    if settings.dtype != "auto":
+        args["dtype"] = settings.dtype
+    if settings.trust_remote_code:
+        args["trust_remote_code"] = True
+    return args
 
 
 @contextmanager

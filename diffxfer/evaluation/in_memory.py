@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     from lm_eval.api.model import LM
 
+    from diffxfer.evaluation.eval_settings import EvalSettings
     from diffxfer.models.source import ModelSource
 
 
 def make_backend(
     source: ModelSource,
     model_args: Mapping[str, Any],
-    batch_size: int | str,
-    device: str | None,
+    settings: EvalSettings,
     progress: Callable[[int, int], None] | None,
 ) -> LM:
     """Make lm-eval's transformers backend; all but the weights is done by its own code.
@@ -26,8 +26,7 @@ def make_backend(
     Args:
         source: the weights.
         model_args: its arguments; `pretrained` is the folder of the source.
-        batch_size: questions per batch, or ``"auto"``.
-        device: where the model is placed.
+        settings: how to score.
         progress: called with the bytes of weights that are loaded, and the total.
 
     Raises:
@@ -52,5 +51,6 @@ def make_backend(
             )
 
     return InMemory.create_from_arg_obj(
-        dict(model_args), {"batch_size": batch_size, "device": device}
+        dict(model_args),
+        {"batch_size": settings.batch_size, "device": settings.resolved_device},
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from diffxfer.checkpoints.companions import companion_path
 from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.errors import CheckpointError, DiffxferError, first_line, listed
-from diffxfer.models.memory import is_out_of_memory
+from diffxfer.models.memory import is_out_of_memory, return_memory
 from diffxfer.models.tensors import torch_dtype
 
 if TYPE_CHECKING:
@@ -215,6 +215,8 @@ def _free_parameters(model: Any) -> None:
             empty = torch.empty_like(found, device="meta")
             made = torch.nn.Parameter(empty, requires_grad=found.requires_grad)
             setattr(module, name, made)
+    del found
+    return_memory()
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 
     import torch
 
-_STEP = 1 << 18
-"""Elements that are mixed at once: their float64 copies take 2 MiB each."""
+_STEP = 1 << 15
+"""Elements that are mixed at once.
+
+Their float64 copies take 256 KiB each: of larger ones, each thread that loads a model kept up to
+64 MB after it had freed them.
+"""
 
 
 def path_source(a: ModelSource, b: ModelSource, t: float) -> ModelSource:

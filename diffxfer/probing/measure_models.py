@@ -75,8 +75,9 @@ def silence_loading() -> None:
     """Leave the progress of transformers' loading to the caller's."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    untyped: Any = logging
+    untyped.disable_progress_bar()
+    untyped.set_verbosity_error()
 
 
 def _score_alphas(

@@ -177,9 +177,9 @@ def distance_figure(cells: Sequence[Cell]) -> Figure | None:
         return None
     several = len({cell.stack for cell in inside}) > 1
     rows = list(dict.fromkeys((cell.stack, cell.layer) for cell in inside))
-    kinds = list(dict.fromkeys(cell.kind for cell in inside))
-    table: dict[tuple[Any, str], float | None] = {
-        ((cell.stack, cell.layer), cell.kind): cell.figures.ratio for cell in inside
+    kinds = list(dict.fromkeys(cell.kind or "" for cell in inside))
+    table: dict[Any, float | None] = {
+        ((cell.stack, cell.layer), cell.kind or ""): cell.figures.ratio for cell in inside
     }
     return heat_map(
         [[table.get((row, kind)) for kind in kinds] for row in rows],

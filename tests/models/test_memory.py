@@ -73,4 +73,4 @@ def test_a_model_takes_its_size_and_a_few_tensors(tmp_path: Path, config: Any, w
     grown, size, largest = json.loads(done.stdout.splitlines()[-1])
     assert size > 250e6
     print(f"{what}: {grown / 1e6:.0f} MB for {size / 1e6:.0f} MB")
-    assert grown < size + 3 * largest + 40e6
+    assert grown < size + 5 * largest + 40e6
