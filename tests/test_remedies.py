@@ -60,6 +60,7 @@ RAISED_BY = {
     "publishing": ("push",),
     "recycling": ("tune",),
     "recycling/chain_state.py": ("iterate",),
+    "recycling/chain_inputs.py": ("iterate",),
     "recycling/iterate.py": ("iterate",),
     "streaming": STREAMED,
     "streaming/run.py": (*STREAMED, "inspect", "verify"),
