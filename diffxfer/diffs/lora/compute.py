@@ -54,7 +54,9 @@ def factorise_all(
             local.reader = DeltaReader(one_at_a_time())
         matrix, squares = local.reader.matrix(part)
         ranks, seed = options.ranks, part.difference.name
-        return factorise(matrix, ranks, seed=seed, exact=options.exact, device=device), squares
+        dtype = options.dtype or part.difference.sources[0].dtype
+        made = factorise(matrix, ranks, seed=seed, exact=options.exact, device=device, dtype=dtype)
+        return made, squares
 
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
         running: deque[tuple[Part, Future[tuple[Factorisation, float]]]] = deque()
