@@ -49,6 +49,7 @@ RAISED_BY = {
     "diffs/jobs": STREAMED,
     "diffs/lora": ("extract",),
     "diffs/grafting/move_adapter.py": ("apply",),
+    "diffs/grafting/move_checks.py": ("apply",),
     "diffs/matching/match.py": ("extract",),
     "diffs/matching": STREAMED,
     "diffs/matching/rename.py": (*STREAMED, "verify"),

@@ -109,8 +109,10 @@ class _Adaptation:
             if known is None or (self._is_tied(known) and module not in self.adapter.factors):
                 continue
             # A copy of base's size has base's values: PEFT does not train it.
+            rows = self._tensor(known).shape[0]
             if self._tensor(known).shape != spec.shape:
-                self._need_base(spec, "a resized embedding")
+                what = f"an embedding of {spec.shape[0]:,} rows, and the target has {rows:,}"
+                self._need_base(spec, what)
                 self._tensors[known] = replace(spec, name=known)
 
     def _add_factors(self) -> None:

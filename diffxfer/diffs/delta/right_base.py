@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.hub.repo_ids import cached_id, read_hub_id
 from diffxfer.checkpoints.reader import Checkpoint, open_checkpoint
+from diffxfer.diffs.matching.names import pair_names
 from diffxfer.errors import DiffxferError, printable
 
 if TYPE_CHECKING:
+    from diffxfer.checkpoints.adapters.adapter import Adapter
     from diffxfer.checkpoints.location import Place
 
 
@@ -29,6 +31,19 @@ def stated_base(stated: str) -> Checkpoint | None:
         return open_checkpoint(folder, "base")
     except DiffxferError:  # a name proves little: what is there may be anything
         return None
+
+
+def is_resized(adapter: Adapter, base: Checkpoint) -> bool:
+    """Whether an embedding that an adapter stores beside its factors has other rows than base's.
+
+    Args:
+        adapter: the adapter.
+        base: its base.
+    """
+    pairs = pair_names(adapter.copies, base.tensors, ("the adapter", "base"))
+    return any(
+        adapter.copies[name].shape != base.tensors[known].shape for name, known in pairs.items()
+    )
 
 
 def _stated_folder(stated: str) -> Path | None:

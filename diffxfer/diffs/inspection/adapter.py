@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffxfer.diffs.delta.right_base import stated_base
-from diffxfer.diffs.matching.names import pair_names
+from diffxfer.diffs.delta.right_base import is_resized, stated_base
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.adapters.adapter import Adapter
@@ -79,7 +78,4 @@ def _is_resized(adapter: Adapter) -> bool | None:
     base = stated_base(adapter.config.base)
     if base is None:
         return None
-    pairs = pair_names(adapter.copies, base.tensors, ("the adapter", "base"))
-    return any(
-        adapter.copies[name].shape != base.tensors[known].shape for name, known in pairs.items()
-    )
+    return is_resized(adapter, base)
