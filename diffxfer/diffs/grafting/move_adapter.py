@@ -153,9 +153,10 @@ class _Move:
             assert first is not None
             self._ranks[new] = first.shape[0]
             self._alphas[new] = self._alpha(module) * alpha
-            self.fates.append(Fate("grafted", known, elements))
+            self.fates.append(Fate("moved", known, elements))
         if not self.tasks:
-            raise MatchError((), "no tensor of the adapter is left", "check --include and --alpha")
+            remedy = "check --include, --exclude and --alpha-for"
+            raise MatchError((), "no tensor of the adapter is left", remedy)
 
     def _names(self) -> dict[str, str]:
         """The target's name of the tensor that the factors of each module change."""

@@ -27,16 +27,21 @@ _REMEDY = (
 
 
 def refuse_choices(adapter: Adapter, options: GraftOptions) -> None:
-    """Refuse options by name for an adapter of parameters: PEFT has one entry for a module.
+    """Refuse options that no moved adapter can follow.
 
     Args:
         adapter: the adapter.
         options: the options of `apply_diff`.
 
     Raises:
-        OptionError: if one is given.
+        OptionError: for alpha 0, and for a choice by name if the adapter changes parameters: PEFT
+            has one entry for a module.
     """
     selection = options.selection
+    if not selection.alpha and not selection.alpha_for:
+        raise OptionError(
+            "--alpha", "0 leaves no factors, so that the adapter would be empty", "give another"
+        )
     if not adapter.config.parameters or not (
         selection.alpha_for or selection.include or selection.exclude
     ):

@@ -84,10 +84,11 @@ def test_layers_that_store_their_weight_transposed(tmp_path):
 
 def test_the_config_names_the_target_and_the_scale(tmp_path):
     adapter, target = save_adapter(tmp_path)
-    apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.5)
+    report = apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.5)
     before, after = config_of(adapter), config_of(tmp_path / "moved")
     assert after["base_model_name_or_path"] == str(target.resolve())
     assert (before["lora_alpha"], after["lora_alpha"]) == (6, 3)
+    assert report.tensors == {"moved": 4}
     assert (after["r"], after["alpha_pattern"], after["rank_pattern"]) == (4, {}, {})
     assert sorted(after["target_modules"]) == sorted(before["target_modules"])
     old, new = (load_file(f / "adapter_model.safetensors") for f in (adapter, tmp_path / "moved"))
@@ -290,6 +291,11 @@ class TestRefusal:
         adapter, target = save_adapter(tmp_path)
         with pytest.raises(MatchError, match="no tensor of the adapter is left"):
             apply_diff(adapter, target, tmp_path / "moved", as_="lora", exclude=["proj"])
+
+    def test_of_alpha_0(self, tmp_path):
+        adapter, target = save_adapter(tmp_path)
+        with pytest.raises(OptionError, match="--alpha: 0 leaves no factors"):
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.0)
 
     def test_of_an_output_that_exists(self, tmp_path):
         adapter, target = save_adapter(tmp_path)
