@@ -212,7 +212,7 @@ def _matrix(layer: Any) -> torch.Tensor:
     """The weight of a layer, shape `(out, in)`; Conv1D stores the transpose."""
     import torch
 
-    weight = layer.weight.detach()
+    weight: torch.Tensor = layer.weight.detach()
     return weight if isinstance(layer, torch.nn.Linear) else weight.T
 
 
