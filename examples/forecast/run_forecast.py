@@ -210,7 +210,9 @@ def main(
     folder: Path,
     only: Annotated[
         str,
-        typer.Option(help="Families, or families and tasks as in 'gpt2-64/plural', by commas."),
+        typer.Option(
+            "--only", help="Families, or families and tasks as in 'gpt2-64/plural', by commas."
+        ),
     ] = "",
 ) -> None:
     """Make in FOLDER what it lacks, then fit the rule and write the tables.
