@@ -190,7 +190,9 @@ def text_rows(
         text: the text; the shipped one by default.
         row_tokens: how long a row may be.
     """
-    ids = list(map(int, tokenizer(shipped_text() if text is None else text)["input_ids"]))
+    text = shipped_text() if text is None else text
+    # Else it warns that the text is too long for the model, before it is cut.
+    ids = list(map(int, tokenizer(text, verbose=False)["input_ids"]))
     return [ids[start : start + row_tokens] for start in range(0, len(ids), row_tokens)]
 
 
