@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.errors import OptionError
+from diffxfer.probing.losses import BATCH_SIZE
+from diffxfer.probing.paths import POINTS
+from diffxfer.probing.row_data import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +71,7 @@ def check_probe_options(
     device: str | None,
     seed: int,
     output: Path | str | None,
+    stream: bool,
 ) -> ProbeOptions:
     """Check the arguments of `probe` that concern loaded models.
 
@@ -83,13 +88,18 @@ def check_probe_options(
         device: see `ProbeOptions`; None for a GPU if there is one.
         seed: see `ProbeOptions`.
         output: see `ProbeOptions`.
+        stream: whether models on the Hub are not downloaded.
 
     Raises:
-        OptionError: if a value is invalid.
+        OptionError: if a value is invalid, or an option would do nothing.
+        EvaluationError: if PyTorch does not find the device.
     """
     alphas = (float(alpha),) if isinstance(alpha, int | float) else tuple(map(float, alpha))
     if not alphas:
         raise OptionError("--alpha", "names no scale", "give one or more, such as 0.6,0.8,1.0")
+    for scale in alphas:
+        if not math.isfinite(scale):
+            raise OptionError("--alpha", f"{scale} is not a finite number", "give one such as 0.8")
     for name, value, least in (
         ("--points", points, 2),
         ("--rows", rows, 1),
@@ -97,10 +107,23 @@ def check_probe_options(
     ):
         if value < least:
             raise OptionError(name, f"{value} is below {least}", f"give {least} or more")
-    settings = _settings(tasks, include_path, limit, batch_size, device, seed)
-    if settings is None and (include_path is not None or limit is not None):
-        option = "--limit" if include_path is None else "--include-path"
-        raise OptionError(option, "applies to tasks only", "give --tasks too, or leave it out")
+    settings = _settings(tasks, include_path, limit, batch_size, device)
+    measures, loads = bool(data is not None or settings), bool(forward or data or settings)
+    for name, given, applies, needed in (
+        ("--include-path", include_path is not None, bool(settings), "--tasks"),
+        ("--limit", limit is not None, bool(settings), "--tasks"),
+        ("--alpha", alphas != (1.0,), measures, "--data or --tasks"),
+        ("--points", points != POINTS, measures, "--data or --tasks"),
+        ("--rows", rows != ROWS, measures, "--data or --tasks"),
+        ("--batch-size", batch_size != BATCH_SIZE, measures, "--data or --tasks"),
+        ("--device", device is not None, loads, "--data, --tasks or --forward"),
+    ):
+        if given and not applies:
+            problem = f"applies only where {needed} is given"
+            raise OptionError(name, problem, f"leave it out, or give {needed} too")
+    if loads and stream:
+        problem = "the models are loaded for --data, --tasks and --forward, so they are downloaded"
+        raise OptionError("--stream", problem, "leave it out")
     return ProbeOptions(
         data=None if data is None else str(data),
         settings=settings,
@@ -109,7 +132,7 @@ def check_probe_options(
         forward=forward,
         rows=rows,
         batch_size=batch_size,
-        device=_device(device, bool(forward or data or settings)),
+        device=_device(device, loads),
         seed=seed,
         output=None if output is None else Path(output),
     )
@@ -121,9 +144,8 @@ def _settings(
     limit: float | None,
     batch_size: int,
     device: str | None,
-    seed: int,
 ) -> EvalSettings | None:
-    if not tasks:
+    if tasks is None:
         return None
     from diffxfer.evaluation.eval_settings import make_settings
 
@@ -141,14 +163,19 @@ def _settings(
         gen_kwargs=None,
         backend="hf",
         model_args=None,
-        seed=seed,
+        seed=None,  # as `eval` asks by default
         trust_remote_code=False,
     )
 
 
 def _device(device: str | None, loads: bool) -> str:
-    if device is not None or not loads:
-        return device or "cpu"
+    if not loads:
+        return "cpu"
+    if device is not None:
+        from diffxfer.evaluation.harness import check_device_name
+
+        check_device_name(device)
+        return device
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
