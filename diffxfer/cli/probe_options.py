@@ -124,7 +124,7 @@ ModelDevice = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(rich_help_panel=TASKS, help="Of the choice of rows, of copies and intervals."),
+    typer.Option(rich_help_panel=TASKS, help="Of the choice of rows, of permuted copies and of intervals."),
 ]
 Output = Annotated[
     Path | None,

@@ -189,6 +189,6 @@ def _notes(
             yield f"{point.model} has no loss, since it predicts something else than the rows ask."
     if inputs.score is not None and inputs.memory.dtype is not None:
         yield (
-            "Tasks are scored in float32: `eval` gives the same scores with --dtype float32, and by"
-            " default computes in the checkpoint's dtype."
+            "Tasks are scored in float32, as by `eval` with --dtype float32 and a diff vector in"
+            " float32; by default `eval` computes in the checkpoint's dtype."
         )
