@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
+from diffxfer.probing.paths import SkippedPath
 from diffxfer.probing.probe_text import MEANINGS, graft_line, measures, path_name, summarize
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _paths(report: ProbeReport) -> Table | None:
     add_columns(table, "barrier", "95 % interval", "loss of the ends", numbers=True)
     for path in report.paths:
         name = path_name(path)
-        if not hasattr(path, "points"):
+        if isinstance(path, SkippedPath):
             table.add_row(folded(f"{name}: left out, since {path.reason}"), "", "", "")
             continue
         interval = path.interval

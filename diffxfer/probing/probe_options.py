@@ -13,7 +13,7 @@ from diffxfer.probing.paths import POINTS
 from diffxfer.probing.row_data import ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from diffxfer.evaluation.eval_settings import EvalSettings
 
@@ -94,12 +94,7 @@ def check_probe_options(
         OptionError: if a value is invalid, or an option would do nothing.
         EvaluationError: if PyTorch does not find the device.
     """
-    alphas = (float(alpha),) if isinstance(alpha, int | float) else tuple(map(float, alpha))
-    if not alphas:
-        raise OptionError("--alpha", "names no scale", "give one or more, such as 0.6,0.8,1.0")
-    for scale in alphas:
-        if not math.isfinite(scale):
-            raise OptionError("--alpha", f"{scale} is not a finite number", "give one such as 0.8")
+    alphas = _alphas(alpha)
     for name, value, least in (
         ("--points", points, 2),
         ("--rows", rows, 1),
@@ -108,26 +103,24 @@ def check_probe_options(
         if value < least:
             raise OptionError(name, f"{value} is below {least}", f"give {least} or more")
     settings = _settings(tasks, include_path, limit, batch_size, device)
-    measures, loads = bool(data is not None or settings), bool(forward or data or settings)
-    for name, given, applies, needed in (
-        ("--include-path", include_path is not None, bool(settings), "--tasks"),
-        ("--limit", limit is not None, bool(settings), "--tasks"),
-        ("--alpha", alphas != (1.0,), measures, "--data or --tasks"),
-        ("--points", points != POINTS, measures, "--data or --tasks"),
-        ("--rows", rows != ROWS, measures, "--data or --tasks"),
-        ("--batch-size", batch_size != BATCH_SIZE, measures, "--data or --tasks"),
-        ("--device", device is not None, loads, "--data, --tasks or --forward"),
-    ):
-        if given and not applies:
-            problem = f"applies only where {needed} is given"
-            raise OptionError(name, problem, f"leave it out, or give {needed} too")
+    asks, measures = settings is not None, data is not None or settings is not None
+    loads = forward or measures
+    _refuse_idle("--tasks", asks, {"--include-path": include_path, "--limit": limit})
+    changed = {
+        "--alpha": alphas != (1.0,),
+        "--points": points != POINTS,
+        "--rows": rows != ROWS,
+        "--batch-size": batch_size != BATCH_SIZE,
+    }
+    _refuse_idle("--data or --tasks", measures, changed)
+    _refuse_idle("--data, --tasks or --forward", loads, {"--device": device})
     if loads and stream:
         problem = "the models are loaded for --data, --tasks and --forward, so they are downloaded"
         raise OptionError("--stream", problem, "leave it out")
     return ProbeOptions(
         data=None if data is None else str(data),
         settings=settings,
-        alphas=tuple(dict.fromkeys(alphas)),
+        alphas=alphas,
         points=points,
         forward=forward,
         rows=rows,
@@ -136,6 +129,32 @@ def check_probe_options(
         seed=seed,
         output=None if output is None else Path(output),
     )
+
+
+def _alphas(alpha: Sequence[float] | float) -> tuple[float, ...]:
+    alphas = (alpha,) if isinstance(alpha, int | float) else alpha
+    if not alphas:
+        raise OptionError("--alpha", "names no scale", "give one or more, such as 0.6,0.8,1.0")
+    for scale in alphas:
+        if not math.isfinite(scale):
+            raise OptionError("--alpha", f"{scale} is not a finite number", "give one such as 0.8")
+    return tuple(dict.fromkeys(map(float, alphas)))
+
+
+def _refuse_idle(needed: str, is_given: bool, options: Mapping[str, object]) -> None:
+    """Refuse options that would do nothing without the options that they need.
+
+    Args:
+        needed: the options that they need.
+        is_given: whether one of these is given.
+        options: the options; those that are None or False are not given.
+    """
+    if is_given:
+        return
+    for name, value in options.items():
+        if value is not None and value is not False:
+            problem = f"applies only where {needed} is given"
+            raise OptionError(name, problem, f"leave it out, or give {needed} too")
 
 
 def _settings(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.pages.local_paths import without_folders
 from diffxfer.pages.page import Cell, Page
+from diffxfer.probing.paths import MeasuredPath, SkippedPath
 from diffxfer.probing.probe_figures import (
     alpha_figure,
     distance_figure,
@@ -108,7 +109,7 @@ def _cell(value: float | None, stderr: float | None) -> Cell:
 
 def _add_paths(page: Page, report: ProbeReport) -> None:
     paths = report.paths or ()
-    measured = [path for path in paths if hasattr(path, "points")]
+    measured = [path for path in paths if isinstance(path, MeasuredPath)]
     if not paths:
         return
     page.heading("Connectivity: the loss between two models")
@@ -129,7 +130,7 @@ def _add_paths(page: Page, report: ProbeReport) -> None:
         heads = ("path", "barrier, nats", "95 % interval over rows", "loss of the ends")
         page.table(heads, rows, f"{measured[0].rows:,} rows, {measured[0].tokens:,} tokens")
     page.explain(MEANINGS["paths"])
-    skipped = [path for path in paths if not hasattr(path, "points")]
+    skipped = [path for path in paths if isinstance(path, SkippedPath)]
     notes = [f"{path_name(p)}: left out, since {p.reason}" for p in skipped]
     page_notes = [*notes, *(path.note for path in measured if path.note)]
     if page_notes:

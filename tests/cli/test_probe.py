@@ -144,11 +144,12 @@ def test_everything_on_the_terminal(tmp_path: Path) -> None:
     for pair in value["attention"]:
         start = f"{' and '.join(pair['pair'])} {pair['mean']:.3f} {pair['other_heads']:.3f}"
         assert any(line.startswith(start) for line in lines)
+    graft = f"graft = target + {value['graft_alpha']:g} · Δ"
     titles = [
         "the graft, measured",
-        "loss between two models, graft = target + 1 · Δ",
-        "attention of corresponding heads, cosine, graft = target + 1 · Δ",
-        "agreement of predictions, graft = target + 1 · Δ",
+        f"loss between two models, {graft}",
+        f"attention of corresponding heads, cosine, {graft}",
+        f"agreement of predictions, {graft}",
         "forecast",
     ]
     assert [line for line in lines if line in titles] == titles
@@ -161,9 +162,14 @@ def test_everything_on_the_terminal(tmp_path: Path) -> None:
 
 def test_tasks_print_one_json_object_and_nothing_of_libraries() -> None:
     tasks = ("--tasks", "pig_latin", "--include-path", FAMILY / "tasks", "--limit", "2")
-    code = f"from diffxfer.cli.main import main; main({[*map(str, ('probe', *THREE, *tasks, *MEASURE, '--json'))]!r})"
+    command = [*map(str, ("probe", *THREE, *tasks, *MEASURE, "--json"))]
+    code = "from diffxfer.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code, *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     value = json.loads(done.stdout)
     assert value["alphas"][0]["scores"][0]["task"] == "pig_latin"
@@ -184,8 +190,6 @@ def test_quiet_prints_the_result_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--alpha", "0.5"), "--alpha: applies only where --data or --tasks is given"),
-        (("--limit", "5"), "--limit: applies only where --tasks is given"),
         (("--data", "nothing.jsonl"), "nothing.jsonl"),
         (("-o", THREE[0]), "is the input"),
     ],
@@ -194,4 +198,19 @@ def test_errors_are_one_line(options: tuple[str, ...], said: str) -> None:
     outcome = tiny.run("probe", *THREE, *options)
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.count("\n") == 1
+    assert said in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--alpha", "0.5"), "--alpha: applies only where --data or --tasks is given"),
+        (("--limit", "5"), "--limit: applies only where --tasks is given"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_a_wrong_use(
+    options: tuple[str, ...], said: str
+) -> None:
+    outcome = tiny.run("probe", *THREE, *options)
+    assert (outcome.status, outcome.out) == (2, "")
     assert said in outcome.err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from tests.probing.test_rows import encoder_tokenizer, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from diffxfer.probing.attention import AttentionComparison
     from diffxfer.probing.hidden import HiddenComparison
@@ -482,7 +482,7 @@ def test_the_folder_of_the_page_is_checked_first(tmp_path: Path) -> None:
 
 def test_a_missing_file_of_rows_is_found_before_the_work(tmp_path: Path) -> None:
     said: list[str] = []
-    with pytest.raises(DiffxferError, match="nothing.jsonl"):
+    with pytest.raises(DiffxferError, match=r"nothing\.jsonl"):
         probe(*THREE, data=tmp_path / "nothing.jsonl", stage=said.append)
     assert not said
 

@@ -42,7 +42,7 @@ class Parsed(HTMLParser):
         self._code = tag in ("script", "style")
         self.asked += [str(value) for name, value in attrs if name in ("src", "href", "data")]
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, _tag: str) -> None:
         self._code = False
 
     def handle_data(self, data: str) -> None:
@@ -56,7 +56,7 @@ def report() -> ProbeReport:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(f"{json.dumps({'text': text})}\n" for text in paragraphs(2)))
-        found = probe(
+        return probe(
             *(FAMILY / role for role in ("finetuned", "base", "target")),
             direct=FAMILY / "direct",
             data=path,
@@ -67,7 +67,6 @@ def report() -> ProbeReport:
             points=2,
             device="cpu",
         )
-    return found
 
 
 def page(found: ProbeReport, folder: Path) -> tuple[str, Parsed]:

@@ -28,12 +28,10 @@ TASKS: dict[str, Any] = {
 
 
 def options(**changes: Any) -> Any:
-    given: dict[str, Any] = {
-        **{"data": None, "tasks": None, "include_path": None, "limit": None, "alpha": 1.0},
-        **{"points": 11, "forward": False, "rows": 200, "batch_size": 16, "device": None},
-        **{"seed": 0, "output": None, "stream": False},
-    }
-    return check_probe_options(**{**given, **changes})
+    none = dict.fromkeys(("data", "tasks", "include_path", "limit", "device", "output"))
+    given: dict[str, Any] = {"alpha": 1.0, "points": 11, "forward": False, "rows": 200}
+    given |= {"batch_size": 16, "seed": 0, "stream": False}
+    return check_probe_options(**{**none, **given, **changes})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, None])
