@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,41 +94,48 @@ def check_probe_options(
         OptionError: if a value is invalid, or an option would do nothing.
         EvaluationError: if PyTorch does not find the device.
     """
-    alphas = _alphas(alpha)
-    for name, value, least in (
-        ("--points", points, 2),
-        ("--rows", rows, 1),
-        ("--batch-size", batch_size, 1),
-    ):
-        if value < least:
-            raise OptionError(name, f"{value} is below {least}", f"give {least} or more")
-    settings = _settings(tasks, include_path, limit, batch_size, device)
-    asks, measures = settings is not None, data is not None or settings is not None
-    loads = forward or measures
-    _refuse_idle("--tasks", asks, {"--include-path": include_path, "--limit": limit})
-    changed = {
-        "--alpha": alphas != (1.0,),
-        "--points": points != POINTS,
-        "--rows": rows != ROWS,
-        "--batch-size": batch_size != BATCH_SIZE,
-    }
-    _refuse_idle("--data or --tasks", measures, changed)
-    _refuse_idle("--data, --tasks or --forward", loads, {"--device": device})
-    if loads and stream:
-        problem = "the models are loaded for --data, --tasks and --forward, so they are downloaded"
-        raise OptionError("--stream", problem, "leave it out")
-    return ProbeOptions(
+    options = ProbeOptions(
         data=None if data is None else str(data),
-        settings=settings,
-        alphas=alphas,
+        settings=_settings(tasks, include_path, limit, batch_size, device),
+        alphas=_alphas(alpha),
         points=points,
         forward=forward,
         rows=rows,
         batch_size=batch_size,
-        device=_device(device, loads),
+        device=device or "cpu",
         seed=seed,
         output=None if output is None else Path(output),
     )
+    _refuse_small(options)
+    asks = options.settings is not None
+    _refuse_idle("--tasks", asks, {"--include-path": include_path, "--limit": limit})
+    _refuse_idle("--data or --tasks", options.measures, _changed(options))
+    loads = options.loads_models
+    _refuse_idle("--data, --tasks or --forward", loads, {"--device": device})
+    if loads and stream:
+        problem = "the models are loaded for --data, --tasks and --forward, so they are downloaded"
+        raise OptionError("--stream", problem, "leave it out")
+    return replace(options, device=_device(device, loads))
+
+
+def _refuse_small(options: ProbeOptions) -> None:
+    for name, value, least in (
+        ("--points", options.points, 2),
+        ("--rows", options.rows, 1),
+        ("--batch-size", options.batch_size, 1),
+    ):
+        if value < least:
+            raise OptionError(name, f"{value} is below {least}", f"give {least} or more")
+
+
+def _changed(options: ProbeOptions) -> dict[str, bool]:
+    """The options that concern measured models, and whether each differs from its default."""
+    return {
+        "--alpha": options.alphas != (1.0,),
+        "--points": options.points != POINTS,
+        "--rows": options.rows != ROWS,
+        "--batch-size": options.batch_size != BATCH_SIZE,
+    }
 
 
 def _alphas(alpha: Sequence[float] | float) -> tuple[float, ...]:

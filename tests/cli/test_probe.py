@@ -160,6 +160,7 @@ def test_everything_on_the_terminal(tmp_path: Path) -> None:
     assert "warning" not in outcome.err
 
 
+@pytest.mark.slow
 def test_tasks_print_one_json_object_and_nothing_of_libraries() -> None:
     tasks = ("--tasks", "pig_latin", "--include-path", FAMILY / "tasks", "--limit", "2")
     command = [*map(str, ("probe", *THREE, *tasks, *MEASURE, "--json"))]

@@ -276,6 +276,7 @@ def test_alpha_0_is_the_target(data: Path) -> None:
     assert find_pair(found.agreement, ("graft", "finetuned")).next_token.share < 1
 
 
+@pytest.mark.slow
 def test_adapters_stand_for_models(data: Path, tmp_path: Path) -> None:
     found = probe(
         *(FAMILY / "adapter", *THREE[1:]),
@@ -386,6 +387,7 @@ def test_tokenizers_that_differ_are_said(data: Path, tmp_path: Path) -> None:
     assert find_pair(found.hidden, ("finetuned", "base")).reason is None
 
 
+@pytest.mark.slow
 def test_a_target_with_more_rows_of_vocabulary(data: Path, tmp_path: Path) -> None:
     tensors = load_file(FAMILY / "target" / "model.safetensors")
     more = tensors["model.embed_tokens.weight"].shape[0] + 8
@@ -400,6 +402,7 @@ def test_a_target_with_more_rows_of_vocabulary(data: Path, tmp_path: Path) -> No
     assert find_pair(found.attention, ("base", "target")).cosine.mean > 0.5
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be_permuted_have_no_control(tmp_path: Path) -> None:
     *three, direct = encoders("mamba", tmp_path)
     path = tmp_path / "rows.jsonl"
@@ -414,6 +417,7 @@ def test_models_that_cannot_be_permuted_have_no_control(tmp_path: Path) -> None:
     assert all(each.reason for each in found.attention or ())
 
 
+@pytest.mark.slow
 def test_rows_of_messages_where_only_finetuned_has_a_template(tmp_path: Path) -> None:
     template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
     finetuned = changed(
