@@ -156,7 +156,9 @@ def probe(
     parts: dict[str, Any] = {"warnings": ()}
     if inputs is not None:
         parts = _measure_models(named, options, inputs, weights, progress, tell)
-    warnings = dict.fromkeys([*distances.warnings, *parts.pop("warnings")])
+    # Distances say by themselves how the models relate.
+    more = [each for each in parts.pop("warnings") if not each.startswith("base and target are ")]
+    warnings = dict.fromkeys([*distances.warnings, *more])
     activations = parts.get("activations")
     report = ProbeReport(
         models=named,
