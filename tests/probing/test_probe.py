@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from diffxfer.probing.attention import AttentionComparison
-    from diffxfer.probing.hidden import HiddenComparison
     from diffxfer.probing.report import ProbeReport
 
 FAMILY = family_folder()
@@ -162,9 +160,7 @@ def outputs(role: str) -> list[Any]:
 PAIRS = [("base", "target"), ("finetuned", "direct"), ("finetuned", "base")]
 
 
-def find_pair(
-    found: Sequence[Any] | None, pair: tuple[str, str]
-) -> AttentionComparison | HiddenComparison | Any:
+def find_pair(found: Sequence[Any] | None, pair: tuple[str, str]) -> Any:
     (one,) = [each for each in found or () if each.pair == pair]
     return one
 
