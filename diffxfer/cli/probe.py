@@ -40,7 +40,8 @@ def probe(
     """Measure whether a graft will work, and why, before it is made."""
     from diffxfer import probe as probe_models
 
-    with ProbeConsole(json=json, quiet=quiet) as console:
+    loads = forward or data is not None or tasks is not None
+    with ProbeConsole(json=json, quiet=quiet, loads=loads) as console:
         tell_of_hub(console.say, finetuned, base, target, direct)
         report = probe_models(
             finetuned,
@@ -68,6 +69,6 @@ def probe(
             threads=threads,
             stream=stream,
             progress=console.progress,
-            stage=console.say,
+            stage=console.begin,
         )
         console.show_probe(report)

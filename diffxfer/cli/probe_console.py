@@ -8,7 +8,7 @@ from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.console import Console, print_json, print_warnings
 from diffxfer.cli.distance_table import print_distances
 from diffxfer.cli.probe_table import print_measured
-from diffxfer.probing.probe_page import DATA, PAGE
+from diffxfer.probing.probe import NAMES
 
 if TYPE_CHECKING:
     from diffxfer.probing.report import ProbeReport
@@ -20,13 +20,25 @@ class ProbeConsole(Console):
     Args:
         json: print one JSON object on stdout, even for an error.
         quiet: print only the result, warnings and errors.
+        loads: whether models are loaded, so that what libraries print goes to a log.
     """
+
+    _keeps_log = False
+
+    def __init__(self, *, json: bool, quiet: bool, loads: bool) -> None:
+        super().__init__(json=json, quiet=quiet, logs=loads)
+
+    def begin(self, line: str) -> None:
+        """Say which work begins."""
+        self._display.stop()
+        self.say(line)
 
     def show_probe(self, report: ProbeReport) -> None:
         """Print what was measured."""
-        self._display.stop()
+        self._display.close_log(None, keep=False)
         if report.output is not None:
-            self.say(f"wrote {report.output / PAGE} and {DATA} beside it")
+            page, data = NAMES
+            self.say(f"wrote {report.output / page} and {data} beside it")
         if self._json:
             print_json(report.as_json())
             return

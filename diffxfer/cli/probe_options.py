@@ -85,12 +85,16 @@ IncludePath = Annotated[
 Limit = Annotated[
     float | None,
     typer.Option(
-        rich_help_panel=TASKS, help="Questions per task; below 1, the share of the questions."
+        rich_help_panel=TASKS,
+        metavar="N",
+        help="Questions per task; below 1, the share of the questions.",
     ),
 ]
 Rows = Annotated[
     int,
-    typer.Option(rich_help_panel=TASKS, help="The most rows of the data, drawn by the seed."),
+    typer.Option(
+        rich_help_panel=TASKS, metavar="N", help="The most rows of the data, drawn by the seed."
+    ),
 ]
 Alphas = Annotated[
     str,
@@ -101,7 +105,8 @@ Alphas = Annotated[
     ),
 ]
 Points = Annotated[
-    int, typer.Option(rich_help_panel=HOW, help="Points of each path, its ends included.")
+    int,
+    typer.Option(rich_help_panel=HOW, metavar="N", help="Points of each path, its ends included."),
 ]
 Forward = Annotated[
     bool,
@@ -113,18 +118,28 @@ Forward = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(rich_help_panel=WHERE, help="The most rows that go through a model together.")
+    int,
+    typer.Option(
+        rich_help_panel=WHERE,
+        metavar="N",
+        help="The most rows that go through a model together.",
+    ),
 ]
 ModelDevice = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=WHERE,
+        metavar="DEVICE",
         help="Where models run, such as cuda:0; by default a GPU if there is one.",
     ),
 ]
 Seed = Annotated[
     int,
-    typer.Option(rich_help_panel=TASKS, help="Of the choice of rows, of copies and intervals."),
+    typer.Option(
+        rich_help_panel=TASKS,
+        metavar="N",
+        help="Of the choice of rows, of permuted copies and of intervals.",
+    ),
 ]
 Output = Annotated[
     Path | None,

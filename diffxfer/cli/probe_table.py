@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
-from diffxfer.probing.probe_text import MEANINGS, path_name, summarize
+from diffxfer.probing.paths import SkippedPath
+from diffxfer.probing.probe_text import MEANINGS, graft_line, measures, path_name, summarize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,8 @@ def print_measured(report: ProbeReport) -> None:
         ("agreement of predictions", "agreement", _agreement(report)),
     ):
         if table is not None:
-            _print(out, title, table, MEANINGS[part])
+            about = "" if part == "alphas" else f", {graft_line(report)}"
+            _print(out, f"{title}{about}", table, MEANINGS[part])
     out.print(Text("\nforecast", "bold"))
     for line in summarize(report):
         out.print(folded(line))
@@ -49,13 +51,14 @@ def _alphas(report: ProbeReport) -> Table | None:
         return None
     table = make_table()
     add_columns(table, "model")
-    first = report.alphas[0]
-    heads = [] if first.loss is None else ["loss", "tokens right"]
-    heads += [f"{score['task']} {score['metric']}" for score in first.scores]
+    heads = measures(report.alphas)
     add_columns(table, *heads, numbers=True)
     for point in report.alphas:
         name = point.model if point.alpha is None else f"graft, alpha {point.alpha:g}"
-        cells = [] if point.loss is None else [f"{point.loss:.4f}", f"{point.accuracy:.1%}"]
+        cells = []
+        if "loss" in heads:
+            right = "–" if point.accuracy is None else f"{point.accuracy:.1%}"
+            cells = ["–" if point.loss is None else f"{point.loss:.4f}", right]
         values = [score["value"] for score in point.scores]
         cells += ["–" if value is None else f"{value:.4f}" for value in values]
         table.add_row(folded(name), *cells)
@@ -70,7 +73,7 @@ def _paths(report: ProbeReport) -> Table | None:
     add_columns(table, "barrier", "95 % interval", "loss of the ends", numbers=True)
     for path in report.paths:
         name = path_name(path)
-        if not hasattr(path, "points"):
+        if isinstance(path, SkippedPath):
             table.add_row(folded(f"{name}: left out, since {path.reason}"), "", "", "")
             continue
         interval = path.interval
@@ -89,7 +92,8 @@ def _attention(report: ProbeReport) -> Table | None:
     for pair in report.attention:
         name, found = " and ".join(pair.pair), pair.cosine
         if found is None:
-            table.add_row(folded(f"{name}: {pair.reason}"), "", "", "", "")
+            why = f"{name}: not compared, since {pair.reason}"
+            table.add_row(folded(why), "", "", "", "")
             continue
         values = found.mean, found.other_heads, found.uniform, found.permuted
         table.add_row(folded(name), *("–" if v is None else f"{v:.3f}" for v in values))
@@ -106,7 +110,7 @@ def _agreement(report: ProbeReport) -> Table | None:
     for pair in report.agreement:
         for what, share in (
             ("first token of the answer", pair.first_token),
-            ("next token, all positions", pair.next_token),
+            ("next token", pair.next_token),
             ("masked token", pair.masked_token),
             ("label", pair.label),
         ):

@@ -97,9 +97,20 @@ def check_device(settings: EvalSettings) -> None:
         OptionError: if torch does not know the name.
         EvaluationError: if torch does not find the device.
     """
-    device = settings.device
-    if device is None or not settings.is_hf:
-        return
+    if settings.device is not None and settings.is_hf:
+        check_device_name(settings.device)
+
+
+def check_device_name(device: str) -> None:
+    """Check that a device exists.
+
+    Args:
+        device: as PyTorch names it.
+
+    Raises:
+        OptionError: if torch does not know the name.
+        EvaluationError: if torch does not find the device.
+    """
     import torch
 
     try:

@@ -37,6 +37,22 @@ def checkpoint_source(
         QuantizedError: if its weights are quantised.
         HubError: if it cannot be fetched from the Hub.
     """
+    checkpoint = open_plain(model)
+    fetch_shards(checkpoint.weights.shards, progress)
+    return _CheckpointSource(str(model), checkpoint)
+
+
+def open_plain(model: Path | str) -> Checkpoint:
+    """Open a checkpoint whose weights can be loaded as they are; reads only its headers.
+
+    Args:
+        model: a folder, or a model on the Hub, ``"org/name"`` or ``"org/name@revision"``.
+
+    Raises:
+        CheckpointError: if it is not a sound checkpoint.
+        QuantizedError: if its weights are quantised.
+        HubError: if it cannot be fetched from the Hub.
+    """
     place = find(model, "a model")
     refuse_diff(place.folder, "model")
     checkpoint = open_checkpoint(place, "model")
@@ -47,8 +63,7 @@ def checkpoint_source(
             f"is quantised ({formats}), and only plain weights can be loaded in memory",
             "decode it first: diffxfer apply DIFF MODEL --alpha 0 -o DECODED",
         )
-    fetch_shards(checkpoint.weights.shards, progress)
-    return _CheckpointSource(str(model), checkpoint)
+    return checkpoint
 
 
 class _CheckpointSource(ModelSource):

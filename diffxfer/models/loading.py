@@ -18,6 +18,7 @@ from diffxfer.models.tensors import torch_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -230,7 +231,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
     """
     from transformers import AutoTokenizer
 
-    if not any(companion_path(source.folder, name) for name in _TOKENIZER_FILES):
+    if not has_tokenizer(source.folder):
         return None
     try:
         found: Any = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
@@ -240,6 +241,15 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
     found.name_or_path = source.label
     tokenizer: PreTrainedTokenizerBase = found
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there are files of a tokenizer.
+
+    Args:
+        folder: of a model.
+    """
+    return any(companion_path(folder, name) for name in _TOKENIZER_FILES)
 
 
 class _Weights:

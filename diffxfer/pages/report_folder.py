@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.atomic_write import write_atomically
 from diffxfer.checkpoints.writer import write_error
-from diffxfer.errors import OutputExistsError
+from diffxfer.errors import OutputError, OutputExistsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 PAGE, DATA = "report.html", "report.json"
 
 
-def report_folder(folder: Path | str, inputs: Iterable[Path]) -> Path:
+def report_folder(
+    folder: Path | str, inputs: Iterable[Path], names: tuple[str, str] = (PAGE, DATA)
+) -> Path:
     """Check that a folder can take a report: it is new, empty, or has an earlier report only.
 
     Args:
         folder: the folder.
         inputs: the folders that are read, which must not contain it.
+        names: the names of the page and of its data.
 
     Returns:
         The folder.
 
     Raises:
         OutputExistsError: if it is or is inside an input, is a file, or has other files.
+        OutputError: if nothing can be written there.
     """
     folder = Path(folder)
     real = Path(os.path.realpath(folder))
@@ -42,20 +46,25 @@ def report_folder(folder: Path | str, inputs: Iterable[Path]) -> Path:
     if not nearest.is_dir():
         raise OutputExistsError(nearest, "is not a folder", "choose another -o")
     others = sorted(path.name for path in real.iterdir()) if nearest == real else []
-    others = [name for name in others if name not in (PAGE, DATA)]
+    others = [name for name in others if name not in names]
     if others:
         problem = f"has other files, such as {others[0]}"
         raise OutputExistsError(folder, problem, "choose a new folder as -o")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(folder, f"{nearest} cannot be written to", "choose another -o")
     return folder
 
 
-def write_report(folder: Path, page: Page, data: Mapping[str, Any]) -> None:
+def write_report(
+    folder: Path, page: Page, data: Mapping[str, Any], names: tuple[str, str] = (PAGE, DATA)
+) -> None:
     """Write the page and its data.
 
     Args:
         folder: the result of `report_folder`; it is created if necessary.
         page: the page.
         data: the data as JSON values.
+        names: the names of the page and of its data.
 
     Raises:
         OutputError: if they cannot be written.
@@ -63,7 +72,7 @@ def write_report(folder: Path, page: Page, data: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        write_atomically(folder / DATA, text.encode())
+        write_atomically(folder / names[1], text.encode())
     except OSError as exc:
-        raise write_error(folder, DATA, exc) from exc
-    page.write(folder / PAGE)
+        raise write_error(folder, names[1], exc) from exc
+    page.write(folder / names[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,11 @@ from diffxfer.checkpoints.stored import BITS
 from diffxfer.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping, Sequence
 
     import torch
 
-    from diffxfer.models.source import ModelSource
+    from diffxfer.checkpoints.stored import StoredTensor
 
 MODELS = 2.5
 """Two models are in memory at once, and half of one for what is computed from them."""
@@ -30,11 +31,13 @@ class MemoryPlan:
         needed: the bytes of two models and a half.
         free: the bytes that are free on the device.
         dtype: the dtype in which models compute; None for that of their weights.
+        parameters: the number of parameters of the largest model.
     """
 
     needed: int
     free: int
     dtype: torch.dtype | None
+    parameters: int
 
     def sentence(self, device: str) -> str:
         """What is needed and what is free, in words.
@@ -49,11 +52,11 @@ class MemoryPlan:
         )
 
 
-def plan_memory(sources: Iterable[ModelSource], device: str) -> MemoryPlan:
+def plan_memory(models: Sequence[Mapping[str, StoredTensor]], device: str) -> MemoryPlan:
     """Find out whether two models and a half fit, in float32 on a CPU if that fits too.
 
     Args:
-        sources: the models.
+        models: the tensors of each, as they are stored.
         device: where they will be.
 
     Raises:
@@ -62,34 +65,30 @@ def plan_memory(sources: Iterable[ModelSource], device: str) -> MemoryPlan:
     import torch
 
     free = free_memory_on(device)
-    sizes = [_sizes(source) for source in sources]
-    stored, single = (int(MODELS * max(size[at] for size in sizes)) for at in (0, 1))
+    parameters = max(sum(map(_elements, model.values())) for model in models)
+    stored, single = int(MODELS * max(map(_stored_bytes, models))), int(MODELS * 4 * parameters)
     if torch.device(device).type == "cpu" and single <= free:
-        return MemoryPlan(single, free, torch.float32)
+        return MemoryPlan(single, free, torch.float32, parameters)
     if stored > free:
         problem = (
             f"two models and a half need {gigabytes(stored)} of memory on {device}, and"
             f" {gigabytes(free)} are free"
         )
-        remedy = "leave out --data, --tasks and --forward: distances need no model in memory"
+        remedy = "leave out --data, --tasks and --forward, since distances load no model"
         raise EvaluationError("probe", problem, remedy)
-    return MemoryPlan(stored, free, None)
+    return MemoryPlan(stored, free, None, parameters)
 
 
-def _sizes(source: ModelSource) -> tuple[int, int]:
-    """The bytes of a model as it is stored, and in float32."""
-    stored = single = 0
-    for name in source.names():
-        elements = 1
-        for length in source.shape(name):
-            elements *= length
-        stored += elements * BITS[source.dtype(name)] // 8
-        single += elements * 4
-    return stored, single
+def _elements(tensor: StoredTensor) -> int:
+    return math.prod(tensor.shape)
+
+
+def _stored_bytes(model: Mapping[str, StoredTensor]) -> int:
+    return sum(_elements(tensor) * BITS[tensor.dtype] // 8 for tensor in model.values())
 
 
 def free_memory_on(device: str) -> int:
-    """The free memory of a device in bytes; for a CPU, less what a container may use.
+    """The free memory of a device in bytes; for a CPU, at most what a container may still use.
 
     Args:
         device: as PyTorch names it.

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from diffxfer.checkpoints.companions import read_config
 from diffxfer.errors import MatchError, OptionError
 from diffxfer.models.loading import load, load_tokenizer, refill
 from diffxfer.models.memory import free_memory
@@ -13,7 +14,7 @@ from diffxfer.models.path import path_source
 from diffxfer.probing.barrier import find_barrier, mean_loss
 from diffxfer.probing.losses import BATCH_SIZE, row_losses
 from diffxfer.probing.permute import permuted_source
-from diffxfer.probing.row_data import borrow_template
+from diffxfer.probing.row_data import PREDICTS, borrow_template, model_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,8 +103,9 @@ class SkippedPath:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """The ends and the reason as JSON values."""
-        return {**asdict(self), "ends": list(self.ends)}
+        """The ends and the reason as JSON values; there are no points, and no barrier."""
+        nothing: dict[str, Any] = {"points": [], "barrier": None, "interval": None}
+        return {"ends": list(self.ends), "control": self.control, **nothing, "reason": self.reason}
 
 
 def measure_path(
@@ -115,7 +117,7 @@ def measure_path(
     control: bool = False,
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     seed: int = 0,
     score: Callable[[Any, Any], list[dict[str, Any]]] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -133,7 +135,8 @@ def measure_path(
         control: whether one end is a permuted copy.
         batch_size: the maximum number of rows that the model is given at once.
         device: where the model is.
-        dtype: the dtype to compute in; None for float32 on a CPU, and on a GPU that of the weights.
+        dtype: the dtype to compute in, ``"auto"`` for that of the weights; None for float32 on a
+            CPU, and on a GPU that of the weights.
         seed: of the resamples for the interval.
         score: called with the model and the tokenizer at each point, for its `scores`.
         progress: called with the number of points done and the total.
@@ -170,7 +173,7 @@ def _measure_along(
     ts: Sequence[float],
     measure: Callable[[LoadedModel], _Measured],
     device: str,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[_Measured]:
     """Measure one model, with the weights of each place in turn."""
@@ -218,9 +221,12 @@ def _prepare(
 ) -> tuple[Sequence[TokenRow], str | None] | str:
     """The tokens of the rows and a note, or the reason why the path cannot be measured."""
     tokenizers = load_tokenizer(a), load_tokenizer(b)
+    needed = PREDICTS[rows.kind]
     for source, tokenizer in zip((a, b), tokenizers, strict=True):
         if tokenizer is None:
             return f"{source.label} has no tokenizer"
+        if (kind := model_kind(read_config(source.folder))) != rows.kind:
+            return f"{source.label} {PREDICTS[kind]}, and the rows are for a model that {needed}"
     try:
         path_source(a, b, 0)
     except MatchError as exc:

@@ -6,11 +6,16 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.resolve import find
 from diffxfer.errors import EvaluationError
+from diffxfer.pages.report_folder import report_folder, write_report
 from diffxfer.probing.distances import measure_distances
 from diffxfer.probing.pair_options import pair_options
 from diffxfer.probing.probe_options import check_probe_options
 from diffxfer.probing.report import ProbeReport
+
+NAMES = ("probe.html", "probe.json")
+"""The page and its data."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.grafting.options import WeightOptions
     from diffxfer.probing.distances import Distances
     from diffxfer.probing.forecast import Forecast
+    from diffxfer.probing.probe_inputs import ProbeInputs
     from diffxfer.probing.probe_options import ProbeOptions
 
 
@@ -67,7 +73,7 @@ def probe(
         include_path: a folder of custom tasks.
         limit: questions per task, or the share of them if below 1.
         alpha: the scale of Δ, or several to compare; paths use the best of them.
-        points: points of a path, its ends included.
+        points: points of a path, its ends included; at least 2.
         forward: base reads the data, or a text that ships, for a better forecast.
         rows: the most rows of the data, drawn by the seed.
         batch_size: the most rows that go through a model together.
@@ -83,9 +89,10 @@ def probe(
             are finetuned, base, target and direct.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
         threads: number of workers; None for one per processor.
-        stream: read models from the Hub without downloading them into its cache.
+        stream: read models from the Hub without downloading them into its cache; models that are
+            loaded are downloaded.
         progress: called with the bytes done and the total bytes.
-        stage: called with a line about the next work.
+        stage: called with a line about the next work, if models are loaded.
 
     Returns:
         What was measured.
@@ -113,7 +120,21 @@ def probe(
         device=device,
         seed=seed,
         output=output,
+        stream=stream,
     )
+    pairing = pair_options(
+        include=include,
+        exclude=exclude,
+        allow_missing=allow_missing,
+        added=added,
+        rename=rename,
+        vocab=vocab,
+        direct=direct is not None,
+    )
+    if options.output is not None:
+        _check_folder(options.output, named)
+    tell = (stage if options.loads_models else None) or (lambda _: None)
+    inputs = _inputs(named, options) if options.loads_models else None
     weights: WeightOptions = {
         "include": include,
         "exclude": exclude,
@@ -122,41 +143,36 @@ def probe(
         "rename": [text for text in rename if not text.startswith("direct:")],
         "vocab": vocab,
         "allow_unrelated": True,
+        "threads": threads,
     }
-    tell = stage or (lambda _: None)
     tell("reading weights")
     distances = measure_distances(
         *(finetuned, base, target, direct),
-        options=pair_options(
-            include=include,
-            exclude=exclude,
-            allow_missing=allow_missing,
-            added=added,
-            rename=rename,
-            vocab=vocab,
-            direct=direct is not None,
-        ),
+        options=pairing,
         threads=threads,
         stream=stream,
         progress=progress,
     )
-    parts: dict[str, Any] = {}
-    if options.loads_models:
-        parts = _measure_models(named, options, weights, progress, tell)
+    parts: dict[str, Any] = {"warnings": ()}
+    if inputs is not None:
+        parts = _measure_models(named, options, inputs, weights, progress, tell)
+    # Distances say by themselves how the models relate.
+    more = [each for each in parts.pop("warnings") if not each.startswith("base and target are ")]
+    warnings = dict.fromkeys([*distances.warnings, *more])
     activations = parts.get("activations")
     report = ProbeReport(
         models=named,
         distances=distances,
         forecast=_forecast(distances, None if activations is None else activations.mean),
         **parts,
-        warnings=distances.warnings,
+        warnings=tuple(warnings),
         elapsed_s=round(time.perf_counter() - began, 3),
         output=options.output,
     )
     if options.output is not None:
-        from diffxfer.probing.probe_page import write_probe
+        from diffxfer.probing.probe_page import make_page
 
-        write_probe(report, options.output)
+        write_report(options.output, make_page(report), report.as_json(), NAMES)
     return report
 
 
@@ -173,9 +189,30 @@ def _forecast(distances: Distances, activations: float | None) -> Forecast | Non
         return None  # a norm is infinite: the warnings say where
 
 
+def _check_folder(folder: Path, named: Mapping[str, str]) -> None:
+    """Check that a folder can take the page, before anything is measured.
+
+    Args:
+        folder: the folder of the page.
+        named: the models by role.
+
+    Raises:
+        OutputError: if it cannot.
+        DiffxferError: if a model is not found.
+    """
+    report_folder(folder, [find(model, "a model").folder for model in named.values()], NAMES)
+
+
+def _inputs(named: Mapping[str, str], options: ProbeOptions) -> ProbeInputs:
+    from diffxfer.probing.probe_inputs import read_inputs
+
+    return read_inputs(named, options)
+
+
 def _measure_models(
     named: Mapping[str, str],
     options: ProbeOptions,
+    inputs: ProbeInputs,
     weights: WeightOptions,
     progress: Callable[[int, int], None] | None,
     tell: Callable[[str], None],
@@ -186,4 +223,4 @@ def _measure_models(
 
     with ExitStack() as stack:
         models = ProbeModels(named, stack, weights, progress)
-        return measure_models(models, options, tell)
+        return {**measure_models(models, options, inputs, tell), "warnings": models.warnings}

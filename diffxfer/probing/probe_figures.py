@@ -126,6 +126,28 @@ def path_figure(paths: Sequence[MeasuredPath]) -> Figure:
     return curves(drawn, x="share of the second model", y="loss per token, nats")
 
 
+def score_figure(paths: Sequence[MeasuredPath]) -> Figure | None:
+    """Plot the first score along paths; None without scores.
+
+    Args:
+        paths: the measured paths.
+    """
+    scored = [path for path in paths if path.points[0].scores]
+    if not scored:
+        return None
+    first = scored[0].points[0].scores[0]
+    drawn = [
+        Curve(
+            path_name(path),
+            [point.t for point in path.points],
+            [point.scores[0]["value"] for point in path.points],
+        )
+        for path in scored
+    ]
+    name = f"{first['task']}: {first['metric']}"
+    return curves(drawn, x="share of the second model", y=name)
+
+
 def head_figure(pair: AttentionComparison) -> Figure:
     """Draw the cosine of corresponding heads, by layer and head.
 

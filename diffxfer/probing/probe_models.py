@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.adapters.config import is_adapter
-from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.resolve import find
 from diffxfer.models.checkpoint import checkpoint_source
 from diffxfer.models.graft import transfer_source
@@ -32,6 +31,9 @@ PATHS = PAIRS[:3]
 class ProbeModels:
     """Opens the models of a probe by role; the graft is made of three of them, in memory.
 
+    Attributes:
+        warnings: what a user should know of grafts that were opened, in order.
+
     Args:
         named: the models as the user named them, by role.
         stack: closes them.
@@ -49,6 +51,7 @@ class ProbeModels:
         self._named, self._stack, self._options = named, stack, options
         self._progress = progress
         self._open: dict[tuple[str, float], ModelSource] = {}
+        self.warnings: dict[str, None] = {}
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -84,17 +87,11 @@ class ProbeModels:
         named = self._named
         if role == "graft":
             models = named["finetuned"], named["base"], named["target"]
-            return transfer_source(*models, alpha, **self._options)
+            graft = transfer_source(*models, alpha, **self._options)
+            self.warnings |= dict.fromkeys(graft.warnings)
+            return graft
         if is_adapter(find(named[role], "a model")):
             # An adapter becomes a model by being grafted on its own base.
             base = named["target" if role == "direct" else "base"]
             return transfer_source(named[role], base, base)
         return checkpoint_source(named[role], progress=self._progress)
-
-    def configs(self, roles: Sequence[str]) -> list[Mapping[str, Any]]:
-        """The configs of some models.
-
-        Args:
-            roles: some of `roles`.
-        """
-        return [read_config(self.source(role).folder) for role in roles]

@@ -5,15 +5,14 @@ The page is meant to be shared, so it names models by their role and has no loca
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.atomic_write import write_atomically
-from diffxfer.checkpoints.writer import write_error
 from diffxfer.pages.local_paths import without_folders
 from diffxfer.pages.page import Cell, Page
+from diffxfer.probing.paths import MeasuredPath, SkippedPath
 from diffxfer.probing.probe_figures import (
     alpha_figure,
     distance_figure,
@@ -21,35 +20,22 @@ from diffxfer.probing.probe_figures import (
     head_figure,
     hidden_figure,
     path_figure,
+    score_figure,
 )
-from diffxfer.probing.probe_text import MEANINGS, path_name, record_line, summarize
+from diffxfer.probing.probe_text import (
+    MEANINGS,
+    graft_line,
+    measures,
+    path_name,
+    record_line,
+    summarize,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from diffxfer.probing.report import ProbeReport
     from diffxfer.probing.standouts import Standout
-
-PAGE, DATA = "probe.html", "probe.json"
-
-
-def write_probe(report: ProbeReport, folder: Path) -> None:
-    """Write the page and the data of a probe.
-
-    Args:
-        report: what was measured.
-        folder: the folder, which is made if it is not there.
-
-    Raises:
-        OutputError: if they cannot be written.
-    """
-    data = json.dumps(report.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / DATA, f"{data}\n".encode())
-    except OSError as exc:
-        raise write_error(folder, DATA, exc) from exc
-    make_page(report).write(folder / PAGE)
 
 
 def make_page(report: ProbeReport) -> Page:
@@ -76,7 +62,7 @@ def make_page(report: ProbeReport) -> Page:
 
 def _name(name: str) -> str:
     """A model's name without its folders; an id of the Hub whole."""
-    return Path(name).name if Path(name).exists() else name
+    return Path(os.path.realpath(name)).name if Path(name).exists() else name
 
 
 def _add_forecast(page: Page, report: ProbeReport) -> None:
@@ -100,44 +86,39 @@ def _add_alphas(page: Page, report: ProbeReport) -> None:
     if not points:
         return
     page.heading("The graft, measured")
-    heads = ["model", *_measures(points)]
+    heads = measures(points)
     rows = []
     for point in points:
         name = point.model if point.alpha is None else f"graft, alpha {point.alpha:g}"
-        loss = [] if point.loss is None else [_cell(point.loss, point.loss_stderr)]
-        accuracy = [] if point.accuracy is None else [Cell(f"{point.accuracy:.1%}")]
+        right = "" if point.accuracy is None else f"{point.accuracy:.1%}"
+        loss = [_cell(point.loss, point.loss_stderr), Cell(right)] if "loss" in heads else []
         scores = [_cell(score["value"], score["stderr"]) for score in point.scores]
-        rows.append([Cell(name), *loss, *accuracy, *scores])
-    page.table(heads, rows, "± standard error")
+        rows.append([Cell(name), *loss, *scores])
+    page.table(["model", *heads], rows, "± standard error")
     figure = alpha_figure(points)
     if figure is not None:
         page.figure(figure)
     page.explain(MEANINGS["alphas"])
 
 
-def _measures(points: Sequence[object]) -> Iterator[str]:
-    first = points[0]
-    if getattr(first, "loss", None) is not None:
-        yield "loss per token, nats"
-        yield "tokens predicted right"
-    for score in getattr(first, "scores", ()):
-        yield f"{score['task']}: {score['metric']}"
-
-
 def _cell(value: float | None, stderr: float | None) -> Cell:
-    if value is None:
-        return Cell("")
+    if value is None or not math.isfinite(value):
+        return Cell("–")
     return Cell(f"{value:.4f}", "" if stderr is None else f" ± {stderr:.4f}")
 
 
 def _add_paths(page: Page, report: ProbeReport) -> None:
     paths = report.paths or ()
-    measured = [path for path in paths if hasattr(path, "points")]
+    measured = [path for path in paths if isinstance(path, MeasuredPath)]
     if not paths:
         return
     page.heading("Connectivity: the loss between two models")
+    page.paragraph(graft_line(report))
     if measured:
         page.figure(path_figure(measured))
+        figure = score_figure(measured)
+        if figure is not None:
+            page.figure(figure)
     rows = []
     for path in measured:
         name = path_name(path)
@@ -149,8 +130,8 @@ def _add_paths(page: Page, report: ProbeReport) -> None:
         heads = ("path", "barrier, nats", "95 % interval over rows", "loss of the ends")
         page.table(heads, rows, f"{measured[0].rows:,} rows, {measured[0].tokens:,} tokens")
     page.explain(MEANINGS["paths"])
-    skipped = [path for path in paths if not hasattr(path, "points")]
-    notes = [f"{p.ends[0]} to {p.ends[1]} is left out: {p.reason}" for p in skipped]
+    skipped = [path for path in paths if isinstance(path, SkippedPath)]
+    notes = [f"{path_name(p)}: left out, since {p.reason}" for p in skipped]
     page_notes = [*notes, *(path.note for path in measured if path.note)]
     if page_notes:
         page.bullets(dict.fromkeys(page_notes))
@@ -164,10 +145,12 @@ def _add_attention(page: Page, report: ProbeReport) -> None:
     page.heading("Attention of corresponding heads")
     rows = []
     for pair in shown:
-        said = pair.cosine.as_json()
-        cells = [said["mean"], said["other_heads"], said.get("uniform"), said.get("permuted")]
-        rows.append([Cell(" and ".join(pair.pair)), *(_plain(value) for value in cells)])
-    heads = ("cosine", "corresponding heads", "other heads", "equal attention", "permuted copy")
+        for what, said in (("cosine", pair.cosine), ("Jensen–Shannon", pair.jensen_shannon)):
+            if said is not None:
+                values = said.mean, said.other_heads, said.uniform, said.permuted
+                name = Cell(" and ".join(pair.pair), f" {what}")
+                rows.append([name, *map(_plain, values)])
+    heads = ("models", "same heads", "other heads", "equal attention", "permuted copy")
     if rows:
         page.table(heads, rows, f"{shown[0].tokens:,} tokens in {shown[0].rows:,} rows")
     for pair in shown:
@@ -231,13 +214,23 @@ def _add_distances(page: Page, report: ProbeReport) -> None:
     found = report.distances
     total = found.total
     page.heading("Distances of weights")
+    gain = total.direct
     facts = [
         ("‖target − base‖ / ‖Δ‖", _ratio(total.shift_norm, total.delta_norm)),
         ("‖target − base‖ / ‖base‖", _ratio(total.shift_norm, total.base_norm)),
         ("‖Δ‖ / ‖base‖", _ratio(total.delta_norm, total.base_norm)),
         ("cosine of base and target", _number(total.cosine_base_target)),
         ("cosine of Δ and target − base", _number(total.cosine_delta_shift)),
+        ("equal signs of Δ and target − base", _share(total.sign_agreement)),
+        ("unchanged in finetuned", _share(total.unchanged_finetuned)),
+        ("unchanged in target", _share(total.unchanged_target)),
     ]
+    if gain is not None:
+        facts += [
+            ("cosine of Δ and direct − target", _number(gain.cosine_delta_gain)),
+            ("equal signs of Δ and direct − target", _share(gain.sign_agreement)),
+            ("unchanged in direct", _share(gain.unchanged)),
+        ]
     page.facts(facts)
     figure = distance_figure(found.cells)
     if figure is not None:
@@ -256,6 +249,10 @@ def _standout(found: Standout) -> str:
 
 def _ratio(one: float, other: float) -> str:
     return f"{one / other:.4g}" if other else "not defined"
+
+
+def _share(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2%}"
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ MEANINGS = {
     " is no better than the target. The record says how often such forecasts were right.",
     "distances": "The shift is what the successor changed, Δ what fine-tuning changed. A shift that"
     " is small next to Δ leaves the fine-tuning valid. A cosine of 0 between Δ and the shift means"
-    " that they are independent, which is usual.",
+    " that they have no direction in common, which is usual.",
     "paths": "Models between two models are made by mixing their weights. If the loss stays low all"
     " the way, the two are variants of one solution, and what one learned fits the other. The"
     " control is the same model with its units in another order: it computes the same, but its"
     " weights match nothing, so its barrier shows what unrelated weights look like.",
-    "alphas": "alpha is how much of the fine-tuning is added: 0 is the target as it is.",
+    "alphas": "alpha is how much of the fine-tuning is added: 0 is the target as it is. The loss is"
+    " −log of the probability of each right token, or label, in nats: the lower, the better.",
     "attention": "Each head of a model looks at some tokens. 1 means that corresponding heads look"
     " at the same ones. Compare it with the baselines: other heads of the layer, equal attention to"
     " all tokens, and a permuted copy of the second model.",
@@ -46,7 +48,9 @@ def summarize(report: ProbeReport) -> list[str]:
     lines = []
     found: Forecast | None = report.forecast
     if found is None:
-        lines.append("There is no forecast: the diff vector is 0, or a weight is not finite.")
+        total = report.distances.total
+        why = "a norm is not finite" if total.delta_norm else _nothing(total.parameters)
+        lines.append(f"There is no forecast: {why}.")
     else:
         lines.append(
             f"A graft may recover {found.low:.0f} to {found.high:.0f} % of what fine-tuning the"
@@ -55,9 +59,16 @@ def summarize(report: ProbeReport) -> list[str]:
         lines += [found.reason, record_line(found)]
     lines += _measured(report.alphas or ())
     lines += _barriers(report.paths or ())
-    if found is not None and found.basis == "weights":
+    lines += report.notes
+    if found is not None and report.activations is None and report.alphas is None:
         lines.append(BETTER)
     return lines
+
+
+def _nothing(parameters: int) -> str:
+    if not parameters:
+        return "no weight was measured"
+    return "finetuned equals base, so there is nothing to graft"
 
 
 def record_line(found: Forecast) -> str:
@@ -103,11 +114,13 @@ def _measured(points: Sequence[ScoredPoint]) -> list[str]:
     values = {id(point): _value(point) for point in points}
     low, high = values[id(named["target"])], values[id(named["direct"])]
     known = [(point, value) for point in grafts if (value := values[id(point)]) is not None]
-    if low is None or high is None or low == high or not known:
+    if low is None or high is None or not known:
         return []
-    best, value = max(known, key=lambda each: (each[1] - low) / (high - low))
+    what = points[0].scores[0]["task"] if points[0].scores else "the loss on the rows"
+    if high <= low:
+        return [f"Measured on {what}: direct is not better than the target, so it has no gain."]
+    best, value = max(known, key=lambda each: each[1])
     share = (value - low) / (high - low)
-    what = best.scores[0]["task"] if best.scores else "the loss on the rows"
     return [
         f"Measured on {what}: the graft at alpha {best.alpha:g} recovers {share:.0%} of direct's"
         " gain."
@@ -115,10 +128,36 @@ def _measured(points: Sequence[ScoredPoint]) -> list[str]:
 
 
 def _value(point: ScoredPoint) -> float | None:
+    """The first score, or else the loss; the higher, the better."""
+    value, sign = point.loss, -1
     if point.scores:
-        value: float | None = point.scores[0]["value"]
-        return value
-    return point.loss
+        value = point.scores[0]["value"]
+        sign = -1 if point.scores[0]["higher_is_better"] is False else 1
+    return None if value is None or not math.isfinite(value) else sign * value
+
+
+def graft_line(report: ProbeReport) -> str:
+    """Which graft the comparisons are of.
+
+    Args:
+        report: what was measured, with models loaded.
+    """
+    return f"graft = target + {report.graft_alpha:g} · Δ"
+
+
+def measures(points: Sequence[ScoredPoint]) -> list[str]:
+    """The names of what was measured of models: of the loss, and of each score.
+
+    Args:
+        points: the scored models.
+    """
+    names = []
+    if any(point.loss is not None for point in points):
+        names += ["loss", "predicted right"]
+    for score in points[0].scores:
+        kept = "" if score["filter"] in ("none", None) else f" ({score['filter']})"
+        names.append(f"{score['task']}: {score['metric']}{kept}")
+    return names
 
 
 def _barriers(paths: Sequence[Any]) -> list[str]:
@@ -130,9 +169,9 @@ def _barriers(paths: Sequence[Any]) -> list[str]:
         if path.control:
             continue
         beside = controls.get(plain_ends(path))
-        than = "" if beside is None else f"; its control has {beside.barrier:.2f}"
+        than = "" if beside is None else f"; in the control {beside.barrier:.2f}"
         lines.append(
-            f"Between {path.ends[0]} and {path.ends[1]} the loss rises by {path.barrier:.2f} nats"
-            f" above the straight line{than}."
+            f"Between {path.ends[0]} and {path.ends[1]} the loss rises at most {path.barrier:.2f}"
+            f" nats above the straight line between their losses{than}."
         )
     return lines

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from diffxfer.probing.activations import ActivationRatio
+    from diffxfer.probing.agreement import Agreement
+    from diffxfer.probing.attention import AttentionComparison
     from diffxfer.probing.distances import Distances
+    from diffxfer.probing.forecast import Forecast
+    from diffxfer.probing.hidden import HiddenComparison
+    from diffxfer.probing.paths import MeasuredPath, SkippedPath
+    from diffxfer.probing.scoring import ScoredPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +27,14 @@ class ProbeReport:
         models: the models as the user named them, by role.
         distances: how far the models are from each other.
         forecast: how much of the gain of direct fine-tuning a graft may recover.
+        graft_alpha: the best alpha, which the graft has in all parts but `alphas`.
         paths: score and loss along straight lines between models.
         attention: how similar the attention of corresponding heads is.
         hidden: how similar hidden states are.
         agreement: how often the graft and finetuned predict the same.
         alphas: the target, its own fine-tune and the graft at each alpha, on rows and tasks.
         activations: how much the target's layers change what base's compute.
+        notes: what was left out, and what to know of the measurements; one sentence each.
         warnings: one line each.
         elapsed_s: seconds from the call to the result.
         output: the folder of the page; None if there is none.
@@ -33,13 +42,15 @@ class ProbeReport:
 
     models: Mapping[str, str]
     distances: Distances
-    forecast: Any | None = None
-    paths: Any | None = None
-    attention: Any | None = None
-    hidden: Any | None = None
-    agreement: Any | None = None
-    alphas: Any | None = None
-    activations: Any | None = None
+    forecast: Forecast | None = None
+    graft_alpha: float | None = None
+    paths: Sequence[MeasuredPath | SkippedPath] | None = None
+    attention: Sequence[AttentionComparison] | None = None
+    hidden: Sequence[HiddenComparison] | None = None
+    agreement: Sequence[Agreement] | None = None
+    alphas: Sequence[ScoredPoint] | None = None
+    activations: ActivationRatio | None = None
+    notes: Sequence[str] = ()
     warnings: tuple[str, ...] = ()
     elapsed_s: float = 0.0
     output: Path | None = None

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
     Kind: TypeAlias = Literal["causal", "classifier", "masked"]
 
+PREDICTS = {
+    "causal": "predicts the next token",
+    "masked": "predicts masked tokens",
+    "classifier": "predicts labels",
+}
+"""What a model of each kind does, in words."""
 ROWS = 200
 """The default number of rows, drawn from all rows by a seed: eleven points of a path stay quick."""
 
@@ -53,6 +59,7 @@ class ProbeRows:
         max_length: the maximum number of tokens of a row.
         limit: the maximum number of tokenized rows; long texts are several.
         seed: of the draw, and of the choice of masked tokens.
+        template: the chat template for models without one, if rows consist of messages.
     """
 
     name: str
@@ -63,6 +70,7 @@ class ProbeRows:
     max_length: int
     limit: int
     seed: int
+    template: str | None = None
 
     @property
     def chat(self) -> bool:
@@ -158,12 +166,15 @@ def read_probe_rows(
     return ProbeRows(name, kind, drawn, labels, total, length, limit, seed)
 
 
-def shipped_rows(configs: Sequence[Mapping[str, Any]], *, seed: int = 0) -> ProbeRows | None:
+def shipped_rows(
+    configs: Sequence[Mapping[str, Any]], *, limit: int = ROWS, seed: int = 0
+) -> ProbeRows | None:
     """The paragraphs of the text that ships, as rows.
 
     Args:
         configs: the contents of the config.json of all models, which predict the same.
-        seed: of the choice of masked tokens.
+        limit: the maximum number of rows.
+        seed: of the draw, and of the choice of masked tokens.
 
     Returns:
         The rows; None for classifiers, since a text has no label.
@@ -174,7 +185,7 @@ def shipped_rows(configs: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Prob
     texts = [" ".join(part.split()) for part in shipped_text().split("\n\n") if part.strip()]
     length = min(_usable_length(config, kind, 1024) for config in configs)
     count = len(texts)
-    return ProbeRows("a text that ships", kind, {"text": texts}, [], count, length, ROWS, seed)
+    return ProbeRows("a text that ships", kind, {"text": texts}, [], count, length, limit, seed)
 
 
 def _sample(total: int, limit: int, seed: int) -> Sequence[int]:
@@ -250,7 +261,7 @@ def borrow_template(rows: ProbeRows, tokenizers: Sequence[Any]) -> None:
     """
     if not rows.chat:
         return
-    template = next((found for each in tokenizers if (found := each.chat_template)), None)
+    template = next((found for each in tokenizers if (found := each.chat_template)), rows.template)
     if template is None:
         problem = f"has {' and '.join(rows.columns)} of messages, but no model has a chat template"
         raise DataError(rows.name, problem, "give rows of text: prompt and completion, or text")

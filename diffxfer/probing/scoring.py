@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.models.memory import free_memory
+from diffxfer.probing.agreement import kind_of
 from diffxfer.probing.barrier import mean_loss
 from diffxfer.probing.losses import row_losses
+from diffxfer.probing.row_data import borrow_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +31,7 @@ class ScoredPoint:
         model: ``"graft"``, ``"target"`` or ``"direct"``.
         alpha: the scale of Δ; None for a model that is no graft.
         loss: the mean loss per scored token, or per row of a classifier, in nats; None without
-            rows.
+            rows, or if the model predicts something else than the rows ask.
         loss_stderr: its standard error over rows.
         accuracy: the share of scored tokens, or of a classifier's rows, that are predicted right.
         scores: by task and metric.
@@ -43,8 +45,8 @@ class ScoredPoint:
     scores: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
+        """The fields as JSON values; numbers that are not finite are None."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
 
 
 def make_score(settings: EvalSettings) -> Score:
@@ -70,8 +72,8 @@ def make_score(settings: EvalSettings) -> Score:
                 "task": found.task,
                 "metric": found.metric,
                 "filter": found.filter,
-                "value": found.value if math.isfinite(found.value) else None,
-                "stderr": found.stderr,
+                "value": _finite(found.value),
+                "stderr": _finite(found.stderr),
                 "n": found.n,
                 "higher_is_better": found.higher_is_better,
             }
@@ -104,7 +106,8 @@ def score_point(
     loss: tuple[float | None, float | None] = (None, None)
     accuracy = None
     try:
-        if rows is not None:
+        if rows is not None and kind_of(loaded.model) == rows.kind:
+            borrow_template(rows, [loaded.tokenizer])
             found = row_losses(
                 loaded.model,
                 rows.tokenize(loaded.tokenizer),
@@ -118,6 +121,11 @@ def score_point(
     finally:
         del loaded
         free_memory()
+
+
+def _finite(value: Any) -> Any:
+    """The value, or None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def best_alpha(points: Sequence[ScoredPoint]) -> float | None:
@@ -139,7 +147,7 @@ def best_alpha(points: Sequence[ScoredPoint]) -> float | None:
             value = float(first["value"])
             badness = value if first["higher_is_better"] is False else -value
         else:
-            badness = math.inf if point.loss is None else point.loss
+            badness = math.inf if _finite(point.loss) is None else float(point.loss or 0.0)
         return badness, abs((point.alpha or 0.0) - 1)
 
     return min(grafts, key=rank).alpha

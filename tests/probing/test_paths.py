@@ -140,6 +140,9 @@ class TestWhatIsLeftOut:
         assert found.as_json() == {
             "ends": list(found.ends),
             "control": False,
+            "points": [],
+            "barrier": None,
+            "interval": None,
             "reason": found.reason,
         }
 
