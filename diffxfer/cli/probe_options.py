@@ -21,8 +21,8 @@ Direct = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar=EITHER,
-        help="The target's own fine-tune, or an adapter of the target, to compare what fine-tuning"
-        " did to base with what it did to the target.",
+        help="The target's own fine-tune, or an adapter of the target, if there is one: the graft"
+        " is compared with it.",
     ),
 ]
 Include = Annotated[
@@ -90,7 +90,7 @@ Limit = Annotated[
 ]
 Rows = Annotated[
     int,
-    typer.Option(rich_help_panel=TASKS, help="The most rows of the data, drawn by the seed."),
+    typer.Option(rich_help_panel=TASKS, help="The most rows of --data that are used."),
 ]
 Alphas = Annotated[
     str,
@@ -101,15 +101,18 @@ Alphas = Annotated[
     ),
 ]
 Points = Annotated[
-    int, typer.Option(rich_help_panel=HOW, help="Points of each path, its ends included.")
+    int,
+    typer.Option(
+        rich_help_panel=HOW, help="Models on each path, its two ends included; --tasks scores each."
+    ),
 ]
 Forward = Annotated[
     bool,
     typer.Option(
         "--forward",
         rich_help_panel=WHAT,
-        help="Load base and target, and let base read the data or a text that ships: a better"
-        " forecast.",
+        help="Load base and target, and let base read a text: a better forecast. --data and --tasks"
+        " include it.",
     ),
 ]
 BatchSize = Annotated[
@@ -124,7 +127,9 @@ ModelDevice = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(rich_help_panel=TASKS, help="Of the choice of rows, of copies and intervals."),
+    typer.Option(
+        rich_help_panel=TASKS, help="Decides which rows, permuted copies and resamples are drawn."
+    ),
 ]
 Output = Annotated[
     Path | None,
