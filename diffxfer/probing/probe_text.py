@@ -112,7 +112,7 @@ def _measured(points: Sequence[ScoredPoint]) -> list[str]:
     share = (value - low) / (high - low)
     what = best.scores[0]["task"] if best.scores else "the loss on the rows"
     return [
-        f"Measured by {what}: the graft at alpha {best.alpha:g} recovers {share:.0%} of direct's"
+        f"Measured on {what}: the graft at alpha {best.alpha:g} recovers {share:.0%} of direct's"
         " gain."
     ]
 
