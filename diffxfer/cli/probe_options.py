@@ -127,9 +127,7 @@ ModelDevice = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(
-        rich_help_panel=TASKS, help="Decides which rows, permuted copies and resamples are drawn."
-    ),
+    typer.Option(rich_help_panel=TASKS, help="Of the choice of rows, of copies and intervals."),
 ]
 Output = Annotated[
     Path | None,
