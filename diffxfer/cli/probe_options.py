@@ -90,7 +90,7 @@ Limit = Annotated[
 ]
 Rows = Annotated[
     int,
-    typer.Option(rich_help_panel=TASKS, help="The most rows of --data that are used."),
+    typer.Option(rich_help_panel=TASKS, help="The most rows of the data, drawn by the seed."),
 ]
 Alphas = Annotated[
     str,
@@ -101,10 +101,7 @@ Alphas = Annotated[
     ),
 ]
 Points = Annotated[
-    int,
-    typer.Option(
-        rich_help_panel=HOW, help="Models on each path, its two ends included; --tasks scores each."
-    ),
+    int, typer.Option(rich_help_panel=HOW, help="Points of each path, its ends included.")
 ]
 Forward = Annotated[
     bool,
