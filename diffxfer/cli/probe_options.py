@@ -21,8 +21,8 @@ Direct = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar=EITHER,
-        help="The target's own fine-tune, or an adapter of the target, to compare what fine-tuning"
-        " did to base with what it did to the target.",
+        help="The target's own fine-tune, or an adapter of the target, if there is one: the graft"
+        " is compared with it.",
     ),
 ]
 Include = Annotated[
@@ -113,8 +113,8 @@ Forward = Annotated[
     typer.Option(
         "--forward",
         rich_help_panel=WHAT,
-        help="Load base and target, and let base read the data or a text that ships: a better"
-        " forecast.",
+        help="Load base and target, and let base read a text: a better forecast. --data and --tasks"
+        " include it.",
     ),
 ]
 BatchSize = Annotated[

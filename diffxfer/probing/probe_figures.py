@@ -33,7 +33,7 @@ def forecast_figure(found: Forecast) -> Figure:
     ratios = [knot.ratio for knot in knots]
     drawn = [
         Curve(
-            "grafts in the record",
+            "the rule: single figure and range",
             ratios,
             [knot.expected for knot in knots],
             colour=PALETTE[0],
@@ -57,7 +57,7 @@ def forecast_figure(found: Forecast) -> Figure:
         if found.basis == "activations"
         else ("‖target − base‖ / ‖Δ‖")
     )
-    return curves(drawn, x=f"distance: {of}", y="recovered, % of direct's gain")
+    return curves(drawn, x=f"distance of target from base: {of}", y="recovered, % of direct's gain")
 
 
 def alpha_figure(points: Sequence[ScoredPoint]) -> Figure | None:

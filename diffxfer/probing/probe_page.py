@@ -76,8 +76,8 @@ def _add_forecast(page: Page, report: ProbeReport) -> None:
     if report.activations is not None:
         covered = report.activations.covered
         page.paragraph(
-            f"Base read {report.activations.tokens:,} tokens; the layers measured hold"
-            f" {covered:.0%} of the weights that are no embedding."
+            f"Base read {report.activations.tokens:,} tokens for this; the layers measured hold"
+            f" {covered:.0%} of its weight matrices, embeddings aside."
         )
 
 

@@ -19,7 +19,8 @@ BETTER = (
 )
 MEANINGS = {
     "forecast": "100 % means that a graft is as good as fine-tuning the target itself, 0 % that it"
-    " is no better than the target. The record says how often such forecasts were right.",
+    " is no better than the target. The record says how often such forecasts were right. A"
+    " measurement of the graft itself is worth more than this range.",
     "distances": "The shift is what the successor changed, Δ what fine-tuning changed. A shift that"
     " is small next to Δ leaves the fine-tuning valid. A cosine of 0 between Δ and the shift means"
     " that they have no direction in common, which is usual.",
@@ -33,8 +34,10 @@ MEANINGS = {
     " at the same ones. Compare it with the baselines: other heads of the layer, equal attention to"
     " all tokens, and a permuted copy of the second model.",
     "hidden": "CKA says how similar the internal states of two models are, layer by layer: 1 is the"
-    " same up to rotation and scale. The baseline compares different tokens.",
-    "agreement": "How often two models predict the same on the same rows. No label is used.",
+    " same up to rotation and scale. The baseline pairs the states of different tokens, which have"
+    " nothing to do with each other.",
+    "agreement": "How often two models predict the same on the same rows, right or not. A"
+    " graft that agrees with direct does what fine-tuning the target itself would do.",
 }
 """What each part means."""
 

@@ -46,6 +46,11 @@ WORDS = {
 
 _SMALL_TUNE = ("--steps", "1", "--batch-size", "2", "--max-length", "32")
 _SMALL_EVAL = ("--limit", "2", "--device", "cpu")
+_SMALL_PROBE = (
+    ("--data", ("--rows", "4", "--points", "3")),
+    ("--tasks", ("--limit", "2", "--points", "2")),
+)
+"""What is appended where an option is given."""
 SMALLER = {
     "tune": _SMALL_TUNE,
     "eval": _SMALL_EVAL,
@@ -82,7 +87,11 @@ def argv_to_run(words: list[str]) -> list[str]:
     words = [WORDS.get(word, word) for word in words]
     if words[0] == "diffxfer" and "--help" not in words:
         words += SMALLER.get(words[1], ())
-        if words[1] == "eval" and "--include-path" not in words:
+        if words[1] == "probe":
+            words += [
+                word for option, smaller in _SMALL_PROBE if option in words for word in smaller
+            ]
+        if (words[1] == "eval" or "--tasks" in words) and "--include-path" not in words:
             words += ("--include-path", "tasks")
     if words[1:] and words[1].endswith("benchmark.py"):
         shapes = {second for first, second in pairwise(words) if first == "--shape"}
