@@ -50,7 +50,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHAT,
             metavar=EITHER,
-            help="A diff vector: also score its grafts on the first model.",
+            help="A diff vector or a LoRA adapter: also score its grafts on the first model.",
         ),
     ] = None,
     alpha: Annotated[

@@ -21,7 +21,7 @@ Finetuned = Annotated[
     Path,
     typer.Argument(
         metavar="FINETUNED",
-        help="The fine-tuned model: a folder, or org/name[@revision] on the Hub.",
+        help="The fine-tuned model or a LoRA adapter: a folder, or org/name[@revision] on the Hub.",
     ),
 ]
 Base = Annotated[
@@ -38,7 +38,8 @@ Target = Annotated[
 Diff = Annotated[
     Path,
     typer.Argument(
-        metavar="DIFF", help="A diff vector, made by extract: a folder, or org/name[@revision]."
+        metavar="DIFF",
+        help="A diff vector, made by extract, or a LoRA adapter: a folder, or org/name[@revision].",
     ),
 ]
 Out = Annotated[

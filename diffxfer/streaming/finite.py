@@ -21,6 +21,7 @@ _WIDER: Mapping[Operation, str] = {
     Operation.STORE: "a wider --diff-dtype",
     Operation.COPY: "a wider --out-dtype",
     Operation.BRING: "a wider --diff-dtype",
+    Operation.MOVE: "a wider --out-dtype",
 }
 """The remedy for an overflow, by operation."""
 

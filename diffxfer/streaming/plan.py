@@ -75,6 +75,8 @@ class Operation(Enum):
     """The target's bytes, unchecked: a buffer may hold infinity."""
     BRING = "bring"
     """Finetuned's bytes: a tensor that no other role has."""
+    MOVE = "move"
+    """The adapter's bytes, or its values in another dtype."""
     COMPARE = "compare"
     """Writes nothing: both inputs must hold the same bytes."""
     DIGEST = "digest"
@@ -95,6 +97,7 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.COPY: ("target",),
     Operation.KEEP: ("target",),
     Operation.BRING: ("finetuned",),
+    Operation.MOVE: ("the adapter",),
     Operation.COMPARE: ("finetuned", "base"),
     Operation.DIGEST: ("base",),
     Operation.CONTRAST: ("A", "B"),

@@ -146,7 +146,7 @@ class _Move:
                 self.fates.append(Fate("left out", known, elements, LEFT_OUT))
                 continue
             new = known.rpartition(".")[0]
-            new = new if is_head(known) else prefix + new
+            new = prefix + new if known in tensors and not is_head(known) else new
             for factors in several:
                 self._add(module, new, factors)
             first = several[0].a
@@ -159,7 +159,10 @@ class _Move:
             raise MatchError((), "no tensor of the adapter is left", remedy)
 
     def _names(self) -> dict[str, str]:
-        """The target's name of the tensor that the factors of each module change."""
+        """The target's name of the tensor that the factors of each module change.
+
+        Experts that the target stores one by one keep the adapter's name of their parameter.
+        """
         known = dict.fromkeys(self.target.checkpoint.tensors)
         if not any(map(is_head, known)):
             known[HEAD] = None
@@ -169,7 +172,8 @@ class _Move:
         pairs = pair_names(dict.fromkeys(wanted), known, ("the adapter", "the target"))
         return {
             module: next(
-                pairs[f"{module}.{leaf}"] for leaf in leaves if f"{module}.{leaf}" in pairs
+                (pairs[f"{module}.{leaf}"] for leaf in leaves if f"{module}.{leaf}" in pairs),
+                f"{module}.{leaves[-1]}",
             )
             for module in self.adapter.factors
         }
@@ -198,7 +202,7 @@ class _Move:
         rest = name.removeprefix(beginning) if beginning else _after(name, module)
         task = TensorTask(
             name=f"{PREFIX}{new}.{rest}",
-            operation=Operation.BRING,
+            operation=Operation.MOVE,
             inputs=(stored,),
             dtype=self.options.dtype or spec.dtype,
             shape=stored.shape,

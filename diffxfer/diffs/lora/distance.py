@@ -11,7 +11,7 @@ import numpy as np
 from diffxfer.checkpoints.encodings.adapted import in_float64
 from diffxfer.checkpoints.files import one_at_a_time
 from diffxfer.diffs.artifact.kept import layer_of, natural
-from diffxfer.diffs.delta.difference_rows import difference_runs
+from diffxfer.diffs.delta.difference_rows import difference_runs, stored_delta
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
 from diffxfer.diffs.matching.names import is_head
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from diffxfer.checkpoints.adapters.adapter import Adapter
+    from diffxfer.checkpoints.encodings.adapted import Values
     from diffxfer.checkpoints.stored import Files, StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.matching.role import Role
+    from diffxfer.streaming.plan import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,19 @@ def _measure(
     name: str, difference: Difference, merged: StoredTensor, source: Source, files: Files
 ) -> Distance:
     finetuned, base = difference.sources
-    delta = merged.minus(base)
+    runs = difference_runs(source, difference)
+    # Δ of an adapter is exact; the sum with base is rounded to base's dtype.
+    delta, exact = merged.minus(base), stored_delta(difference, runs)
     squares = np.zeros(2)
-    for first, other, count in _blocks(difference, source):
+    for first, other, count in _blocks(difference, runs):
         theirs = in_float64(files, base, other, count)
-        whole = in_float64(files, finetuned, first, count) - theirs
+        if exact is None:
+            whole = in_float64(files, finetuned, first, count) - theirs
+        else:
+            whole = _read(files, exact, first, count)
         ours = np.zeros(count)
         if delta is not None:
-            delta.read(files, other, memoryview(ours.data).cast("B"))
+            ours = _read(files, delta, other, count)
         elif merged is not base:
             at = first if merged.shape == finetuned.shape else other
             ours = in_float64(files, merged, at, count) - theirs
@@ -114,9 +121,15 @@ def _measure(
     return Distance(name, error, size)
 
 
-def _blocks(difference: Difference, source: Source) -> Iterator[tuple[int, int, int]]:
+def _read(files: Files, delta: StoredTensor, start: int, count: int) -> Values:
+    """Elements of a Δ that is stored itself."""
+    found = np.zeros(count)
+    delta.read(files, start, memoryview(found.data).cast("B"))
+    return found
+
+
+def _blocks(difference: Difference, runs: Sequence[Run]) -> Iterator[tuple[int, int, int]]:
     """The first elements in finetuned and base of each block of paired rows, and its size."""
-    runs = difference_runs(source, difference)
     ours = difference.sources[0]
     width = ours.elements // (runs[-1].start + runs[-1].count) if ours.elements else 0
     for run in runs:

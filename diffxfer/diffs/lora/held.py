@@ -76,7 +76,7 @@ class Holder:
         except OSError as exc:
             problem = f"cannot be written ({exc.strerror or exc})"
             raise OutputError(out, problem, "choose another -o") from exc
-        self._end = 0
+        self._out, self._end = out, 0
 
     def __enter__(self) -> Holder:
         return self
@@ -96,11 +96,19 @@ class Holder:
             name: its name in the output.
             values: its values.
             shard: the input that it was computed from.
+
+        Raises:
+            OutputError: if it cannot be written, as on a full disk.
         """
         data = np.ascontiguousarray(values).tobytes()
-        self._file.seek(self._end)
-        self._file.write(data)
-        self._file.flush()
+        at, rest = self._end, memoryview(data)
+        try:
+            while rest:
+                done = os.pwrite(self._file.fileno(), rest, at)
+                at, rest = at + done, rest[done:]
+        except OSError as exc:
+            problem = f"cannot be written ({exc.strerror or exc})"
+            raise OutputError(self._out, problem, "free disk space, or choose another -o") from exc
         start, self._end = self._end, self._end + len(data)
         digest = xxhash.xxh3_128_hexdigest(data)
         return Held(name, "F32", values.shape, shard, self._file.fileno(), start, digest)

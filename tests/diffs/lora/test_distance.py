@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffxfer import extract_diff, verify
 from diffxfer.errors import DamageError
 from tests import tiny
-from tests.diffs.lora.models import KINDS, merged_by_peft, save_pair, tensors
+from tests.diffs.lora.models import KINDS, merged_by_peft, save_adapter, save_pair, tensors
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -47,6 +48,26 @@ def test_an_adapter_of_any_origin_will_do(tmp_path):
     assert done.out.splitlines()[-1].startswith("all ")
     found = json.loads(tiny.run("verify", tmp_path / "a", *options, "--json").out)["distances"]
     assert 0 < found["ratio"] < 1
+
+
+def test_delta_of_a_fine_tune_that_is_an_adapter_is_not_rounded(tmp_path):
+    """Where Δ is below the last digit of base, base + Δ in base's dtype would be base."""
+    adapter, _ = save_adapter(tmp_path)
+    base = tmp_path / "base"
+    state = load_file(base / tiny.SHARD)
+    coarse = {name: (tensor + 64).bfloat16() for name, tensor in state.items()}
+    save_file(coarse, base / tiny.SHARD, {"format": "pt"})
+    extract_diff(adapter, base, tmp_path / "a", as_="lora", rank=4, diff_dtype="float32")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    for found in verify(tmp_path / "a", finetuned=adapter, base=base).distances:
+        a, b = (
+            factors.get(f"base_model.model.{found.name.removesuffix('weight')}lora_{half}.weight")
+            for half in "AB"
+        )
+        if a is not None:
+            size = float((1.5 * b.double() @ a.double()).norm())
+            assert found.delta_norm == pytest.approx(size, rel=1e-6)
+            assert found.ratio < 1e-5
 
 
 def test_a_damaged_adapter_is_not_measured(tmp_path):

@@ -1,6 +1,7 @@
 """Adapters of `extract --as lora`: PEFT loads them, and they are the best of their rank."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import (
 )
 
 from diffxfer import extract_diff, transfer, verify
-from diffxfer.errors import MatchError, NonFiniteError, OptionError
+from diffxfer.errors import MatchError, NonFiniteError, OptionError, OutputError
 from tests import tiny
 from tests.diffs.lora.models import KINDS, merged_by_peft, save_adapter, save_pair, tensors
 from tests.families import fast_tokenizer, llama, save_tokenizer
@@ -286,6 +287,16 @@ class TestRefusal:
         with pytest.raises(MatchError, match="equal in every tensor"):
             extract_diff(copy, base, tmp_path / "a", as_="lora")
         assert not (tmp_path / "a").exists()
+
+    def test_of_a_full_disk(self, pairs, tmp_path):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            with pytest.raises(OutputError, match=r"cannot be written .*; free disk space, or"):
+                extract_diff(*pairs["untied"], tmp_path / "a", as_="lora", rank=RANK)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not [*tmp_path.iterdir()]
 
     def test_of_an_adapter_that_would_drop_all(self, tmp_path):
         finetuned, base = save_pair(tmp_path, "untied", lambda name: "norm" in name)

@@ -13,11 +13,15 @@ from diffxfer import apply_diff, extract_diff, verify
 from diffxfer.errors import (
     CheckpointError,
     MatchError,
+    NonFiniteError,
     OptionError,
     OutputExistsError,
     RelatednessError,
 )
 from diffxfer.family import family_folder
+from tests.diffs.adapters.variants import VARIANTS as ADAPTERS
+from tests.diffs.adapters.variants import make_adapter
+from tests.diffs.adapters.variants import merged as merged_model
 from tests.diffs.lora.models import merged_by_peft, save_adapter, tensors
 from tests.families import fast_tokenizer, llama, save_model, save_tokenizer
 
@@ -80,6 +84,41 @@ def test_layers_that_store_their_weight_transposed(tmp_path):
     apply_diff(adapter, target, tmp_path / "graft", out_dtype="float64", alpha=0.5)
     for name, tensor in tensors(tmp_path / "graft").items():
         assert torch.allclose(merged[name], tensor, rtol=0, atol=1e-14), name
+
+
+def test_experts_that_the_target_stores_one_by_one(tmp_path):
+    """The adapter has one parameter for all experts of a layer, as the loaded model has."""
+    family = tmp_path / "family"
+    make_adapter(ADAPTERS["Qwen3-MoE experts"], family)
+    adapter, target = family / "adapter", family / "target"
+    apply_diff(adapter, target, tmp_path / "moved" / "adapter", as_="lora", alpha=0.5)
+    apply_diff(adapter, target, tmp_path / "graft", alpha=0.5, out_dtype="float64")
+    shutil.copytree(target, tmp_path / "moved" / "base")
+    merged, graft, before = (
+        merged_model(tmp_path / "moved"),
+        *map(tensors, (tmp_path / "graft", target)),
+    )
+    assert merged.keys() == graft.keys()
+    for name, tensor in graft.items():
+        assert torch.allclose(merged[name], tensor, rtol=0, atol=1e-15), name
+    assert any(not torch.equal(graft[n], before[n]) for n in graft if ".experts." in n)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (float("nan"), None, r"NaN in the adapter at \[1, 1\]"),
+        (1e30, "float16", r"overflows F16 in the output at \[1, 1\]; give a wider --out-dtype,"),
+    ],
+)
+def test_a_factor_that_is_not_finite(tmp_path, value, dtype, said):
+    adapter, target = save_adapter(tmp_path)
+    state = load_file(adapter / "adapter_model.safetensors")
+    state["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"][1, 1] = value
+    save_file(state, adapter / "adapter_model.safetensors")
+    with pytest.raises(NonFiniteError, match=said):
+        apply_diff(adapter, target, tmp_path / "moved", as_="lora", out_dtype=dtype)
+    assert not (tmp_path / "moved").exists()
 
 
 def test_the_config_names_the_target_and_the_scale(tmp_path):
