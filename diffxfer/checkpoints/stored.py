@@ -108,6 +108,11 @@ class StoredTensor(ABC):
         """
 
     @property
+    def written_dtype(self) -> str:
+        """The dtype in which a graft or a diff vector stores it, unless the user names another."""
+        return self.dtype
+
+    @property
     def elements(self) -> int:
         """Its number of elements."""
         return math.prod(self.shape)

@@ -19,8 +19,12 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "give_back": ("count",),
     "equal": ("count",),
     "low_rank": (*("count",) * 9, "alpha", "array"),
+    "decode_e4m3": ("count",) * 9,
+    "decode_int8": ("count",) * 9,
+    "decode_nibbles": ("count",) * 12,
+    "decode_transposed": ("count",) * 4,
 }
-"""The functions of `loops`, and the arguments of each after its pointers to elements."""
+"""The functions of `loops` and `decoding`: the arguments of each after its pointers to elements."""
 
 ENTRY = "diffxfer_kernel"
 SCRATCH = 3 * 256

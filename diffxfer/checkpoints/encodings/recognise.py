@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.encodings import compressed_tensors, fp8, gpt_oss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,8 +16,14 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.weights import Weights
 
 
-ENCODINGS: tuple[Encoding, ...] = ()
+ENCODINGS: tuple[Encoding, ...] = (compressed_tensors.ENCODING, fp8.ENCODING, gpt_oss.ENCODING)
 """Every encoding that can be read, in the order in which they are tried."""
+
+_OF_ACTIVATIONS = re.compile(
+    r"\.(input|output|k|v|q|prob|activation|input_activation|output_activation|input_global)_scale$"
+    r"|_activation_scale$|\.(input|output)_zero_point$"
+)
+"""Scales by which activations are quantised at run time: no weight depends on them."""
 
 
 def decoded(weights: Weights, config: Mapping[str, Any]) -> Weights:
@@ -45,6 +54,7 @@ def decoded(weights: Weights, config: Mapping[str, Any]) -> Weights:
                 del rest[part.name]
     if not formats:
         return weights
+    rest = {name: spec for name, spec in rest.items() if not _OF_ACTIVATIONS.search(name)}
     tensors: dict[str, StoredTensor] = {}
     for name in weights.on_disk:
         stored_here = first_part.get(name, rest.get(name))

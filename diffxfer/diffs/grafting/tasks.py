@@ -154,7 +154,7 @@ def copy_task(spec: StoredTensor, out_dtype: str | None) -> TensorTask:
         name=spec.name,
         operation=Operation.COPY,
         inputs=(spec,),
-        dtype=out_dtype if out_dtype and spec.dtype in FLOATS else spec.dtype,
+        dtype=out_dtype if out_dtype and spec.dtype in FLOATS else spec.written_dtype,
         shape=spec.shape,
         runs=whole(RunKind.COPY, 1),
         shard=spec.shard.path.name,
@@ -201,7 +201,7 @@ def whole_model(
             raise MatchError((), problem, f"leave it out with --exclude '{re.escape(spec.name)}'")
         taken.add(name)
         task = bring_task(spec, target.weights.shards[-1].path.name)
-        dtype = out_dtype if out_dtype and spec.dtype in FLOATS else spec.dtype
+        dtype = out_dtype if out_dtype and spec.dtype in FLOATS else spec.written_dtype
         placed.append(replace(task, name=name, dtype=dtype))
     return [*silent, *placed]
 
@@ -302,7 +302,7 @@ def _graft_task(
         name=spec.name,
         operation=operation,
         inputs=inputs,
-        dtype=out_dtype or spec.dtype,
+        dtype=out_dtype or spec.written_dtype,
         shape=shape,
         alpha=alpha,
         runs=runs,

@@ -1,0 +1,57 @@
+"""What a config says of how weights are quantised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffxfer.checkpoints.quantized import CONFIG_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationConfig:
+    """The part of a config that describes quantised weights.
+
+    Attributes:
+        method: ``quant_method``, such as ``"fp8"``; empty if it states none.
+        values: the whole part.
+    """
+
+    method: str
+    values: Mapping[str, Any]
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """``weight_block_size``: rows and columns of a block; None if it states none."""
+        return pair_of(self.values.get("weight_block_size"))
+
+
+def pair_of(value: object) -> tuple[int, int] | None:
+    """Two positive integers of a JSON list; None for anything else.
+
+    Args:
+        value: a value of a config.
+    """
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    if not all(isinstance(each, int) and each > 0 for each in value):
+        return None
+    return value[0], value[1]
+
+
+def read_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
+    """Find the description in a config, or in a part of it such as ``text_config``.
+
+    Args:
+        config: ``config.json``.
+    """
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        for key in CONFIG_KEYS:
+            found = part.get(key)
+            if isinstance(found, dict) and found:
+                return QuantizationConfig(str(found.get("quant_method") or ""), found)
+    return QuantizationConfig("", {})

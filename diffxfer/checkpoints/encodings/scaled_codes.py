@@ -1,0 +1,157 @@
+"""Quantised weights: a code for each value, and a scale for each block of values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffxfer.checkpoints.stored import BITS, StoredTensor
+
+if TYPE_CHECKING:
+    from diffxfer.checkpoints.encodings.scales import Floats, Grid
+    from diffxfer.checkpoints.stored import Files, TensorSpec
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The values of a float of 4 bits (OCP Microscaling Formats, 2023)."""
+INT4 = tuple(float(code - 8) for code in range(16))
+"""The values of an integer of 4 bits, stored with 8 added."""
+_CODES = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledCodes(StoredTensor):
+    """Values in float32: (code − zero)·scale, of codes that take a byte each.
+
+    Attributes:
+        codes: float8 E4M3, or int8.
+        grid: the scales and zero points.
+    """
+
+    codes: TensorSpec
+    grid: Grid
+
+    @property
+    def written_dtype(self) -> str:
+        """bfloat16: its range is that of the decoded float32."""
+        return "BF16"
+
+    @property
+    def parts(self) -> tuple[TensorSpec, ...]:
+        """The codes and their scales."""
+        return self.codes, *self.grid.parts
+
+    @property
+    def parameters(self) -> tuple[object, ...]:
+        """The size of a block."""
+        return (self.grid.block,)
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Decode elements."""
+        from diffxfer.kernels.native import kernel
+
+        count, columns = len(buffer) // 4, self.grid.matrix[1]
+        first, scales, zeros = rows_of_scales(files, self.grid, start, count)
+        codes = files.read(self.codes, start, count, _CODES)
+        place = start, count, columns, *_layout(self.grid), first
+        if self.codes.dtype == "I8":
+            decode = kernel("decode_int8", ("U8", "F32", "F32", "F32"))
+            decode(*map(address, (codes, scales, zeros, buffer)), *place)
+        else:
+            decode = kernel("decode_e4m3", ("U8", "F32", "F32"))
+            decode(*map(address, (codes, scales, buffer)), *place)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCodes(StoredTensor):
+    """Values in float32: (table[code] − zero)·scale, of codes that take 4 bits each.
+
+    Attributes:
+        codes: the codes, two to a byte or eight to an int32, row by row.
+        grid: the scales and zero points.
+        table: the value of each of the 16 codes.
+        stride: the codes that a row takes on disk, with those that fill its last word.
+        high_first: whether the upper half of a byte comes first.
+        other: tensors on disk that the values do not depend on.
+    """
+
+    codes: TensorSpec
+    grid: Grid
+    table: tuple[float, ...]
+    stride: int
+    high_first: bool = False
+    other: tuple[TensorSpec, ...] = ()
+
+    @property
+    def written_dtype(self) -> str:
+        """bfloat16: its range is that of the decoded float32."""
+        return "BF16"
+
+    @property
+    def parts(self) -> tuple[TensorSpec, ...]:
+        """The codes, their scales, and what belongs to them."""
+        return self.codes, *self.grid.parts, *self.other
+
+    @property
+    def parameters(self) -> tuple[object, ...]:
+        """The size of a block, and the table."""
+        return self.grid.block, self.table, self.stride, self.high_first
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Decode elements."""
+        from diffxfer.kernels.native import kernel
+
+        count, columns = len(buffer) // 4, self.grid.matrix[1]
+        first, scales, zeros = rows_of_scales(files, self.grid, start, count)
+        # Whole elements of the part: a byte has two codes, an int32 eight.
+        each = BITS[self.codes.dtype] // 4
+        begin, end = (self._place(at) // each for at in (start, start + count - 1))
+        codes = files.read(self.codes, begin, end + 1 - begin, _CODES)
+        decode = kernel("decode_nibbles", ("U8", "F32", "F32", "F32", "F32"))
+        arrays = codes, np.array(self.table, np.float32), scales, zeros, buffer
+        decode(
+            *map(address, arrays),
+            *(start, count, columns, self.stride, begin * each, int(self.high_first)),
+            *(*_layout(self.grid), first),
+        )
+
+    def _place(self, element: int) -> int:
+        """The position of an element's code on disk, counted in codes."""
+        row, column = divmod(element, self.grid.matrix[1])
+        return row * self.stride + column
+
+
+def rows_of_scales(files: Files, grid: Grid, start: int, count: int) -> tuple[int, Floats, Floats]:
+    """Read the scales for some elements.
+
+    Args:
+        files: opens the files.
+        grid: the scales.
+        start: the first element.
+        count: number of elements, at least one.
+
+    Returns:
+        The row of scales that is the first, the scales and the zero points.
+
+    Raises:
+        CheckpointError: if a scale is NaN, infinite, negative or zero.
+    """
+    columns = grid.matrix[1]
+    first, last = grid.row(start // columns), grid.row((start + count - 1) // columns)
+    return first, *grid.read(files, first, last)
+
+
+def _layout(grid: Grid) -> tuple[int, ...]:
+    return grid.matrix[0], *grid.block, grid.rows, grid.columns
+
+
+def address(data: memoryview | Floats) -> int:
+    """The address of the first byte.
+
+    Args:
+        data: contiguous memory, which the caller keeps.
+    """
+    if isinstance(data, np.ndarray):
+        return data.ctypes.data
+    return np.frombuffer(data, np.uint8).ctypes.data
