@@ -14,7 +14,7 @@ import numpy as np
 
 from diffxfer.checkpoints.encodings.encoding import Encoding
 from diffxfer.checkpoints.encodings.scaled_codes import E2M1, address
-from diffxfer.checkpoints.encodings.scales import positive_scales
+from diffxfer.checkpoints.encodings.scales import checked_scales
 from diffxfer.checkpoints.stored import StoredTensor
 from diffxfer.errors import CheckpointError
 
@@ -70,7 +70,7 @@ class TransposedCodes(StoredTensor):
         codes = files.read(self.blocks, expert * rows * groups * 16, rows * groups * 16, _CODES)
         begin = expert * rows * groups
         exponents = files.read(self.scales, begin, rows * groups, _EXPONENTS)
-        scales = positive_scales(exponents, self.scales, begin)
+        scales = checked_scales(exponents, self.scales, begin)
         table = np.array(E2M1, np.float32)
         decode = kernel("decode_transposed", ("U8", "F32", "F32", "F32"))
         decode(*map(address, (codes, table, scales, buffer)), start, len(buffer) // 4, rows, groups)

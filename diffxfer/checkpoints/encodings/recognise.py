@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.encodings import compressed_tensors, fp8, gpt_oss
+from diffxfer.checkpoints.encodings import bitsandbytes, compressed_tensors, fp8, gpt_oss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.weights import Weights
 
 
-ENCODINGS: tuple[Encoding, ...] = (compressed_tensors.ENCODING, fp8.ENCODING, gpt_oss.ENCODING)
+ENCODINGS: tuple[Encoding, ...] = (
+    compressed_tensors.ENCODING,
+    fp8.ENCODING,
+    gpt_oss.ENCODING,
+    bitsandbytes.ENCODING,
+)
 """Every encoding that can be read, in the order in which they are tried."""
 
 _OF_ACTIVATIONS = re.compile(
     r"\.(input|output|k|v|q|prob|activation|input_activation|output_activation|input_global)_scale$"
-    r"|_activation_scale$|\.(input|output)_zero_point$"
+    r"|_activation_scale$|\.(input|output)_zero_point$|\.weight_format$"
 )
 """Scales by which activations are quantised at run time: no weight depends on them."""
 

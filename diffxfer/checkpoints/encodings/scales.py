@@ -120,19 +120,20 @@ def scales_in_float32(data: memoryview, dtype: str) -> Floats:
     return (_E4M3 if dtype == "F8_E4M3" else _E8M0)[codes]
 
 
-def positive_scales(data: memoryview, part: TensorSpec, begin: int) -> Floats:
+def checked_scales(data: memoryview, part: TensorSpec, begin: int, *, zero: bool = False) -> Floats:
     """Convert stored scales to float32, and check them.
 
     Args:
         data: their bytes.
         part: the tensor that they are from.
         begin: the first one.
+        zero: whether zero is valid, for a block of zeros.
 
     Raises:
-        CheckpointError: if a scale is NaN, infinite, negative or zero.
+        CheckpointError: if a scale is NaN, infinite or negative, or is zero where that is invalid.
     """
     scales = scales_in_float32(data, part.dtype)
-    _refuse_bad(scales, part, begin)
+    _refuse_bad(scales, part, begin, zero=zero)
     return scales
 
 
@@ -154,9 +155,9 @@ def _e8m0_values() -> Floats:
 _E4M3, _E8M0 = _e4m3_values(), _e8m0_values()
 
 
-def _refuse_bad(scales: Floats, part: TensorSpec, begin: int) -> None:
+def _refuse_bad(scales: Floats, part: TensorSpec, begin: int, *, zero: bool = False) -> None:
     """Refuse scales that are not positive and finite."""
-    good = np.isfinite(scales) & (scales > 0)
+    good = np.isfinite(scales) & (scales >= 0 if zero else scales > 0)
     if not good.all():
         at = int(np.argmin(good))
         index = list(map(int, np.unravel_index(begin + at, part.shape or (1,))))
