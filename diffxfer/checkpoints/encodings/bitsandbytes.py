@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffxfer.checkpoints.encodings.encoding import Encoding
-from diffxfer.checkpoints.encodings.scaled_codes import ScaledCodes, address
+from diffxfer.checkpoints.encodings.scaled_codes import ScaledCodes, addresses
 from diffxfer.checkpoints.encodings.scales import checked_scales, grid_of
 from diffxfer.checkpoints.files import one_at_a_time
 from diffxfer.checkpoints.stored import StoredTensor
@@ -105,7 +105,7 @@ class FourBits(StoredTensor):
         zeros = np.zeros_like(scales)
         decode = kernel("decode_nibbles", ("U8", "F32", "F32", "F32", "F32"))
         decode(
-            *map(address, (codes, table, scales, zeros, buffer)),
+            *addresses(codes, table, scales, zeros, buffer),
             # One row for each block.
             *(start, count, block, block, begin * 2, 1),
             *(self.elements // block + 1, 1, block, self.elements // block + 1, 1, first),

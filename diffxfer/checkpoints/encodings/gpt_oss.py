@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffxfer.checkpoints.encodings.encoding import Encoding
-from diffxfer.checkpoints.encodings.scaled_codes import E2M1, address
+from diffxfer.checkpoints.encodings.scaled_codes import E2M1, addresses
 from diffxfer.checkpoints.encodings.scales import checked_scales
 from diffxfer.checkpoints.stored import StoredTensor
 from diffxfer.errors import CheckpointError
@@ -73,7 +73,7 @@ class TransposedCodes(StoredTensor):
         scales = checked_scales(exponents, self.scales, begin)
         table = np.array(E2M1, np.float32)
         decode = kernel("decode_transposed", ("U8", "F32", "F32", "F32"))
-        decode(*map(address, (codes, table, scales, buffer)), start, len(buffer) // 4, rows, groups)
+        decode(*addresses(codes, table, scales, buffer), start, len(buffer) // 4, rows, groups)
 
 
 def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterator[TransposedCodes]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from diffxfer.checkpoints.stored import BITS, StoredTensor
 
@@ -57,10 +58,10 @@ class ScaledCodes(StoredTensor):
         place = start, count, columns, *_layout(self.grid), first
         if self.codes.dtype == "I8":
             decode = kernel("decode_int8", ("U8", "F32", "F32", "F32"))
-            decode(*map(address, (codes, scales, zeros, buffer)), *place)
+            decode(*addresses(codes, scales, zeros, buffer), *place)
         else:
             decode = kernel("decode_e4m3", ("U8", "F32", "F32"))
-            decode(*map(address, (codes, scales, buffer)), *place)
+            decode(*addresses(codes, scales, buffer), *place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class PackedCodes(StoredTensor):
         decode = kernel("decode_nibbles", ("U8", "F32", "F32", "F32", "F32"))
         arrays = codes, np.array(self.table, np.float32), scales, zeros, buffer
         decode(
-            *map(address, arrays),
+            *addresses(*arrays),
             *(start, count, columns, self.stride, begin * each, int(self.high_first)),
             *(*_layout(self.grid), first),
         )
@@ -146,12 +147,10 @@ def _layout(grid: Grid) -> tuple[int, ...]:
     return grid.matrix[0], *grid.block, grid.rows, grid.columns
 
 
-def address(data: memoryview | Floats) -> int:
-    """The address of the first byte.
+def addresses(*arrays: memoryview | npt.NDArray[np.float32]) -> list[int]:
+    """The addresses of the first bytes of some arrays.
 
     Args:
-        data: contiguous memory, which the caller keeps.
+        arrays: contiguous memory, which the caller keeps.
     """
-    if isinstance(data, np.ndarray):
-        return data.ctypes.data
-    return np.frombuffer(data, np.uint8).ctypes.data
+    return [np.frombuffer(array, np.uint8).ctypes.data for array in arrays]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from diffxfer.checkpoints.stored import BITS
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -100,7 +99,8 @@ class Grid:
         shifts = np.arange(8, dtype=np.uint32)[None, :, None] * np.uint32(4)
         nibbles = (words.reshape(-1, 1, self.columns) >> shifts) & np.uint32(15)
         rows = nibbles.reshape(-1, self.columns)[first - begin * 8 : last + 1 - begin * 8]
-        return rows.astype(np.float32).reshape(-1) - np.float32(8)
+        zeros: Floats = rows.astype(np.float32).reshape(-1) - np.float32(8)
+        return zeros
 
 
 def scales_in_float32(data: memoryview, dtype: str) -> Floats:
@@ -117,7 +117,8 @@ def scales_in_float32(data: memoryview, dtype: str) -> Floats:
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     codes = np.frombuffer(data, np.uint8)
-    return (_E4M3 if dtype == "F8_E4M3" else _E8M0)[codes]
+    found: Floats = (_E4M3 if dtype == "F8_E4M3" else _E8M0)[codes]
+    return found
 
 
 def checked_scales(data: memoryview, part: TensorSpec, begin: int, *, zero: bool = False) -> Floats:
@@ -185,15 +186,15 @@ def grid_of(
     if scale.dtype not in SCALE_DTYPES:
         problem = f"{scale.name} is {scale.dtype}, expected {' or '.join(sorted(SCALE_DTYPES))}"
         raise CheckpointError(scale.shard.path, problem, _AGAIN)
-    rows, columns = matrix = (shape[-2], shape[-1]) if len(shape) > 1 else (1, *shape, 1)[:2]
-    matrices = math.prod(shape[:-2])
+    matrix = (shape[-2], shape[-1]) if len(shape) > 1 else (1, math.prod(shape))
+    outer: tuple[int, ...] = shape[:-2]
+    matrices = math.prod(outer)
     each = scale.elements // matrices if matrices and scale.elements % matrices == 0 else 0
     found = Grid(scale, matrix, _block(each, scale.shape, matrix, block))
     if found.rows * found.columns != each or (each == 0 and math.prod(shape)):
         expected = f"{found.rows} × {found.columns}, one for each block of {_of(found.block)}"
         problem = f"{scale.name} is {scale.shape} for {codes.name} of {shape}, expected {expected}"
         raise CheckpointError(scale.shard.path, problem, _AGAIN)
-    del rows, columns
     return found
 
 
@@ -216,15 +217,3 @@ def _block(
 
 def _of(block: tuple[int, int]) -> str:
     return f"{block[0]} × {block[1]}"
-
-
-def bits_per_weight(codes: TensorSpec, parts: tuple[TensorSpec, ...], elements: int) -> float:
-    """The size on disk of a weight, with its share of scales.
-
-    Args:
-        codes: the codes.
-        parts: scales and zero points.
-        elements: number of weights.
-    """
-    size = sum(part.elements * BITS[part.dtype] for part in (codes, *parts))
-    return size / max(elements, 1)
