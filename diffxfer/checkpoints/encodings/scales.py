@@ -186,12 +186,12 @@ def grid_of(
     if scale.dtype not in SCALE_DTYPES:
         problem = f"{scale.name} is {scale.dtype}, expected {' or '.join(sorted(SCALE_DTYPES))}"
         raise CheckpointError(scale.shard.path, problem, _AGAIN)
-    matrix = (shape[-2], shape[-1]) if len(shape) > 1 else (1, math.prod(shape))
-    outer: tuple[int, ...] = shape[:-2]
-    matrices = math.prod(outer)
+    elements: int = math.prod(shape)
+    matrix = (shape[-2], shape[-1]) if len(shape) > 1 else (1, elements)
+    matrices = math.prod(size for size in shape[:-2])
     each = scale.elements // matrices if matrices and scale.elements % matrices == 0 else 0
     found = Grid(scale, matrix, _block(each, scale.shape, matrix, block))
-    if found.rows * found.columns != each or (each == 0 and math.prod(shape)):
+    if found.rows * found.columns != each or (each == 0 and elements):
         expected = f"{found.rows} × {found.columns}, one for each block of {_of(found.block)}"
         problem = f"{scale.name} is {scale.shape} for {codes.name} of {shape}, expected {expected}"
         raise CheckpointError(scale.shard.path, problem, _AGAIN)
