@@ -216,6 +216,7 @@ class Files:
         self._memory: dict[int, memoryview] = {}
         self._read: dict[int, tuple[TensorSpec, int, int]] = {}
         self._derived: tuple[StoredTensor, Any] | None = None
+        self._kept: tuple[StoredTensor, dict[Any, Any]] | None = None
 
     def derived(self, stored: StoredTensor, make: Callable[[Files], T]) -> T:
         """What is derived once from all of a tensor, kept until another tensor asks.
@@ -228,6 +229,19 @@ class Files:
             self._derived = stored, make(self)
         found: T = self._derived[1]
         return found
+
+    def kept(self, stored: StoredTensor) -> dict[Any, Any]:
+        """What a reader has found out about a tensor, kept until another tensor asks.
+
+        Args:
+            stored: the tensor.
+
+        Returns:
+            A dictionary to read and to add to.
+        """
+        if self._kept is None or self._kept[0] is not stored:
+            self._kept = stored, {}
+        return self._kept[1]
 
     def memory(self, size: int, slot: int) -> memoryview:
         """Memory that is reused.

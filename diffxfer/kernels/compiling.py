@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite.binding as llvm
 from numba import cfunc, types
 
-from diffxfer.kernels import decoding, loops
+from diffxfer.kernels import decoding, encoding, loops
 from diffxfer.kernels.dtypes import TYPES
 from diffxfer.kernels.processor import this_processor
 from diffxfer.kernels.signatures import ENTRY, KERNELS
@@ -57,5 +57,5 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(loops, name, None) or getattr(decoding, name)
-    return found
+    modules = (loops, decoding, encoding)
+    return next(vars(module)[name] for module in modules if name in vars(module))

@@ -35,7 +35,8 @@ def _e4m3(code: Any) -> Any:
 
 
 @njit(error_model="numpy")
-def _scale_row(row: int, matrix_rows: int, scale_rows: int, block_rows: int) -> int:
+def scale_row(row: int, matrix_rows: int, scale_rows: int, block_rows: int) -> int:
+    """The row of scales for a row of values."""
     matrix = row // matrix_rows
     return matrix * scale_rows + (row - matrix * matrix_rows) // block_rows
 
@@ -57,10 +58,10 @@ def decode_e4m3(
     """Decode elements of float8 E4M3; `codes` begins with the first one."""
     given, made = carray(codes, count), carray(out, count)
     first, last = start // columns, (start + count - 1) // columns
-    rows = _scale_row(last, matrix_rows, scale_rows, block_rows) + 1 - first_scale
+    rows = scale_row(last, matrix_rows, scale_rows, block_rows) + 1 - first_scale
     factors = carray(scales, rows * scale_columns)
     for row in range(first, last + 1):
-        at = (_scale_row(row, matrix_rows, scale_rows, block_rows) - first_scale) * scale_columns
+        at = (scale_row(row, matrix_rows, scale_rows, block_rows) - first_scale) * scale_columns
         low = max(start - row * columns, 0)
         high = min(start + count - row * columns, columns)
         block = low // block_columns
@@ -94,10 +95,10 @@ def decode_int8(
     """Decode elements of int8; `codes` begins with the first one."""
     given, made = carray(codes, count), carray(out, count)
     first, last = start // columns, (start + count - 1) // columns
-    rows = _scale_row(last, matrix_rows, scale_rows, block_rows) + 1 - first_scale
+    rows = scale_row(last, matrix_rows, scale_rows, block_rows) + 1 - first_scale
     factors, offsets = carray(scales, rows * scale_columns), carray(zeros, rows * scale_columns)
     for row in range(first, last + 1):
-        at = (_scale_row(row, matrix_rows, scale_rows, block_rows) - first_scale) * scale_columns
+        at = (scale_row(row, matrix_rows, scale_rows, block_rows) - first_scale) * scale_columns
         low = max(start - row * columns, 0)
         high = min(start + count - row * columns, columns)
         block = low // block_columns
@@ -141,10 +142,10 @@ def decode_nibbles(
     first, last = start // columns, (start + count - 1) // columns
     final = last * stride + start + count - 1 - last * columns - skipped
     given = carray(codes, final // 2 + 1)
-    rows = _scale_row(last, matrix_rows, scale_rows, block_rows) + 1 - first_scale
+    rows = scale_row(last, matrix_rows, scale_rows, block_rows) + 1 - first_scale
     factors, offsets = carray(scales, rows * scale_columns), carray(zeros, rows * scale_columns)
     for row in range(first, last + 1):
-        at = (_scale_row(row, matrix_rows, scale_rows, block_rows) - first_scale) * scale_columns
+        at = (scale_row(row, matrix_rows, scale_rows, block_rows) - first_scale) * scale_columns
         low = max(start - row * columns, 0)
         high = min(start + count - row * columns, columns)
         place = row * stride - skipped

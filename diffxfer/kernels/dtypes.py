@@ -80,14 +80,14 @@ def _as_float(context: Any, value: Any) -> Any:
     return types.float32(types.uint32), lambda _, b, __, a: b.bitcast(a[0], ir.FloatType())
 
 
-float_of_bits = _as_float
-"""The float32 of some bits, a uint32."""
-
-
 @intrinsic
 def _as_integer(context: Any, value: Any) -> Any:
     made = _INTEGERS[value]
     return made(value), lambda _, b, __, a: b.bitcast(a[0], ir.IntType(made.bitwidth))
+
+
+float_of_bits, bits_of_float = _as_float, _as_integer
+"""The float32 of some bits, a uint32, and the bits of a float32."""
 
 
 @intrinsic

@@ -23,8 +23,9 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "decode_int8": ("count",) * 9,
     "decode_nibbles": ("count",) * 12,
     "decode_transposed": ("count",) * 4,
+    "encode": ("count",) * 12,
 }
-"""The functions of `loops` and `decoding`: the arguments of each after its pointers to elements."""
+"""The kernels, and the arguments of each after its pointers to elements."""
 
 ENTRY = "diffxfer_kernel"
 SCRATCH = 3 * 256

@@ -46,7 +46,8 @@ def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterat
             problem = f"{spec.name} is F8_E4M3 and has no scales, expected {spec.name}{SUFFIXES[0]}"
             raise CheckpointError(spec.shard.path, problem, _AGAIN)
         grid = grid_of(spec, spec.shape, scale, stated.block)
-        yield ScaledCodes(spec.name, "F32", spec.shape, spec.shard, spec, grid)
+        made = spec.name, "F32", spec.shape, spec.shard
+        yield ScaledCodes(*made, spec, grid, stated.values.get("scale_fmt") == "ue8m0")
 
 
 def _is_weight(spec: TensorSpec) -> bool:

@@ -28,10 +28,12 @@ class ScaledCodes(StoredTensor):
     Attributes:
         codes: float8 E4M3, or int8.
         grid: the scales and zero points.
+        powers_of_two: whether the config says that every scale is a power of 2.
     """
 
     codes: TensorSpec
     grid: Grid
+    powers_of_two: bool = False
 
     @property
     def written_dtype(self) -> str:
@@ -147,7 +149,7 @@ def _layout(grid: Grid) -> tuple[int, ...]:
     return grid.matrix[0], *grid.block, grid.rows, grid.columns
 
 
-def addresses(*arrays: memoryview | npt.NDArray[np.float32]) -> list[int]:
+def addresses(*arrays: memoryview | npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> list[int]:
     """The addresses of the first bytes of some arrays.
 
     Args:
