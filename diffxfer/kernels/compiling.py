@@ -58,4 +58,5 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
 
 def _function(name: str) -> Callable[..., Any]:
     modules = (loops, decoding, encoding)
-    return next(vars(module)[name] for module in modules if name in vars(module))
+    found: Callable[..., Any] = next(vars(m)[name] for m in modules if name in vars(m))
+    return found

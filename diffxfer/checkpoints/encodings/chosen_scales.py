@@ -71,7 +71,9 @@ def reciprocal(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
     del shared
     most = np.maximum(np.abs(mins), np.abs(maxs))
     one = np.float32(1)
-    factors = np.where(most > 0, _F8_MAX / np.where(most > 0, most, one), one).astype(np.float32)
+    # torch computes 448 / x as (1 / x)·448, and rounds twice.
+    factors = (one / np.where(most > 0, most, one)).astype(np.float32) * _F8_MAX
+    factors = np.where(most > 0, factors, one).astype(np.float32)
     inverse = (one / factors).astype(np.float32)
     return Chosen(inverse, inverse, factors, np.zeros_like(inverse))
 
@@ -85,8 +87,8 @@ def powers_of_two(dtype: str) -> Choose:
 
     def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
         inverse = reciprocal(mins, maxs, shared).scales
-        exponent = np.ceil(np.log2(np.maximum(inverse, np.finfo(np.float32).tiny)))
-        scales = np.exp2(exponent).astype(np.float32)
+        exponent: Floats = np.ceil(np.log2(np.maximum(inverse, np.finfo(np.float32).tiny)))
+        scales: Floats = np.exp2(exponent).astype(np.float32)
         factors = (np.float32(1) / scales).astype(np.float32)
         stored: npt.NDArray[np.generic] = scales
         if dtype != "F32":
@@ -106,8 +108,8 @@ def symmetric(dtype: str, half_range: float) -> Choose:
 
     def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
         del shared
-        scales = np.maximum(np.abs(mins), np.abs(maxs)) / np.float32(half_range)
-        stored, scales = _rounded(scales.astype(np.float32), dtype)
+        most = np.maximum(np.abs(mins), np.abs(maxs))
+        stored, scales = _rounded((most / np.float32(half_range)).astype(np.float32), dtype)
         return Chosen(stored, scales, scales, np.zeros_like(scales))
 
     return choose
@@ -155,6 +157,24 @@ def exponents(offset: int) -> Choose:
     return choose
 
 
+def rounded_up(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
+    """Scales of gpt-oss: the largest / 6, rounded up to a power of 2.
+
+    It is the default of `triton_kernels.numerics_details.mxfp.downcast_to_mxfp`, which transformers
+    calls.
+
+    Args:
+        mins: the least value of each block.
+        maxs: the largest value of each block.
+        shared: not used.
+    """
+    del shared
+    scales = (np.maximum(np.abs(mins), np.abs(maxs)) / _F4_MAX).astype(np.float32)
+    stored = ((scales.view(np.uint32) + np.uint32(0x7FFFFF)) >> np.uint32(23)).astype(np.uint8)
+    powers = scales_in_float32(memoryview(stored.tobytes()), "U8").reshape(stored.shape)
+    return Chosen(stored, powers, powers, np.zeros_like(powers))
+
+
 def of_shared(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
     """Scales of NVFP4: in float8 E4M3, after multiplication by the tensor's own scale.
 
@@ -166,7 +186,7 @@ def of_shared(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
     most = np.maximum(np.abs(mins), np.abs(maxs))
     scales = (shared * (most / _F4_MAX).astype(np.float32)).astype(np.float32)
     stored = to_e4m3(scales)
-    stored = np.where(stored == 0, to_e4m3(np.float32([0.125])), stored)
+    stored = np.where(stored == 0, to_e4m3(np.full(1, 0.125, np.float32)), stored)
     local = scales_in_float32(memoryview(stored.tobytes()), "F8_E4M3").reshape(stored.shape)
     factors = (local / shared).astype(np.float32)
     return Chosen(stored, factors, factors, np.zeros_like(factors))

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.encodings import chosen_scales as scales
 from diffxfer.checkpoints.encodings.chosen_scales import Recipe
+from diffxfer.checkpoints.encodings.gpt_oss import TransposedCodes
 from diffxfer.checkpoints.encodings.requantized import (
     NewCodes,
     NewPackedCodes,
     NewScales,
     NewShared,
+    NewTransposedBlocks,
     NewValues,
     NewZeros,
     Quantizer,
+    Transposed,
 )
 from diffxfer.checkpoints.encodings.scaled_codes import E2M1, INT4, PackedCodes, ScaledCodes
+from diffxfer.checkpoints.encodings.scales import Grid
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import ShardFile, StoredTensor, TensorSpec
@@ -51,7 +55,18 @@ def requantize(values: StoredTensor, like: StoredTensor) -> Requantized | None:
         return _bytes(values, like)
     if type(like) is PackedCodes:
         return _nibbles(values, like)
-    return None
+    return _transposed(values, like) if type(like) is TransposedCodes else None
+
+
+def _transposed(values: StoredTensor, like: TransposedCodes) -> Requantized:
+    experts, rows, groups, _ = like.blocks.shape
+    turned = Transposed(values.name, "F32", (experts, rows, groups * 32), values.shard, values)
+    grid = Grid(like.scales, (rows, groups * 32), (1, 32))
+    quantizer = Quantizer(turned, grid, Recipe(3, 0, 0, scales.rounded_up))
+    blocks = NewTransposedBlocks(*_as(like.blocks), quantizer)
+    written = blocks, NewScales(*_as(like.scales), quantizer)
+    made = NewValues(values.name, "F32", turned.shape, values.shard, quantizer, E2M1)
+    return Requantized(written, Transposed(values.name, "F32", values.shape, values.shard, made))
 
 
 def _bytes(values: StoredTensor, like: ScaledCodes) -> Requantized | None:

@@ -325,3 +325,64 @@ class NewValues(_Part):
         places = np.arange(start, start + len(values))
         rows, inside = places // columns, places % columns
         np.multiply(values, scales[rows - rows[0], inside // width], out=values)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTransposedBlocks(_Part):
+    """The codes of gpt-oss: those of the transposed matrices, in groups of 32.
+
+    The quantizer's values are the transposed ones, so a group is consecutive.
+    """
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Quantise values, and pack their codes."""
+        codes, _ = self.quantizer.codes(files, start * 2, len(buffer) * 2)
+        np.frombuffer(buffer, np.uint8)[:] = codes[0::2] | (codes[1::2] << np.uint8(4))
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed(StoredTensor):
+    """Matrices whose rows and columns are exchanged, in float32.
+
+    Attributes:
+        values: the matrices, of the shape (matrices, rows, columns), in float32.
+    """
+
+    values: StoredTensor
+
+    @property
+    def parts(self) -> tuple[TensorSpec, ...]:
+        """The parts of the values."""
+        return self.values.parts
+
+    @property
+    def parameters(self) -> tuple[object, ...]:
+        """What the values depend on."""
+        return self.values.parameters
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Read the columns that the elements are in, as strips of all rows."""
+        _, rows, columns = self.values.shape
+        count, done = len(buffer) // 4, 0
+        made = np.frombuffer(buffer, np.float32)
+        while done < count:
+            matrix, inside = divmod(start + done, rows * columns)
+            some = min(rows * columns - inside, count - done)
+            first, last = inside // rows, (inside + some - 1) // rows
+            strip = self._strip(files, matrix, first, last + 1)
+            at = inside - first * rows
+            made[done : done + some] = strip.reshape(-1)[at : at + some]
+            done += some
+
+    def _strip(self, files: Files, matrix: int, first: int, stop: int) -> Floats:
+        """Columns of a matrix, one after the other: (columns, rows)."""
+        _, rows, columns = self.values.shape
+        known = files.kept(self)
+        if known.get("matrix") != matrix:
+            whole = known.setdefault("data", np.empty((rows, columns), np.float32))
+            step = max(_AT_ONCE // columns, 1)
+            for row in range(0, rows, step):
+                data = memoryview(whole[row : row + step]).cast("B")
+                self.values.read(files, (matrix * rows + row) * columns, data)
+            known["matrix"] = matrix
+        return np.ascontiguousarray(known["data"][:, first:stop].T)
