@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.cli.console import Console
 from diffxfer.cli.help import OUTPUT, PATH
 from diffxfer.errors import OutputExistsError, printable
-from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from diffxfer import Evaluation, Report

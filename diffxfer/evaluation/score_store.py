@@ -17,10 +17,10 @@ import xxhash
 
 from diffxfer.checkpoints.companions import companion_path, read_object
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
+from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import CheckpointError, CompanionError, OutputError, OutputExistsError
 from diffxfer.evaluation.lm_eval_results import read_scores
-from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.diffs.grafting.graft import apply_diff
 from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError, VocabularyError
 from diffxfer.evaluation.content_hash import content_hash
 from diffxfer.evaluation.request_progress import track_requests
 from diffxfer.evaluation.score_rows import ScoredModel
-from diffxfer.evaluation.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -17,6 +17,7 @@ from lm_eval.api.registry import register_model
 from safetensors.torch import load_file, save_file
 
 from diffxfer import Evaluation, Row, apply_diff, evaluate, extract_diff
+from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.diffs.inspection.describe import norms_by_kind
 from diffxfer.errors import (
     DiffxferError,
@@ -27,7 +28,6 @@ from diffxfer.errors import (
     VocabularyError,
 )
 from diffxfer.evaluation.score_rows import best_alpha
-from diffxfer.evaluation.scratch import scratch_folder
 from tests.evaluation.conftest import FAMILY
 
 if TYPE_CHECKING:

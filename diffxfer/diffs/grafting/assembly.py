@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.companions.inherit import inherit_companions
@@ -42,7 +42,30 @@ if TYPE_CHECKING:
     from diffxfer.streaming.statistics import TensorResult
 
 
-def make_graft(
+@dataclass(frozen=True, slots=True)
+class PlannedGraft:
+    """A graft that is matched and checked, but not made.
+
+    Attributes:
+        job: the work.
+        kinship: how the roles relate.
+        options: the options.
+    """
+
+    job: Job
+    kinship: Kinship
+    options: GraftOptions
+
+    def make(self) -> Report:
+        """Compute and publish it.
+
+        Raises:
+            DiffxferError: for every known failure.
+        """
+        return do(self.job, self.options.run)
+
+
+def plan_graft(
     source: Source,
     roles: Sequence[Role],
     out: Path,
@@ -52,8 +75,8 @@ def make_graft(
     warnings: Sequence[str] = (),
     *,
     is_related: bool = False,
-) -> Report:
-    """Match, check, compute and publish a graft.
+) -> PlannedGraft:
+    """Match and check a graft.
 
     Args:
         source: the source of Δ.
@@ -66,10 +89,10 @@ def make_graft(
         is_related: leave out the comparison of base with target.
 
     Returns:
-        What was done.
+        The graft, with its problems if tensors cannot be matched.
 
     Raises:
-        DiffxferError: for every known failure.
+        DiffxferError: for every other known failure.
     """
     role, selection = roles[-1], options.selection
     target = role.checkpoint
@@ -101,7 +124,7 @@ def make_graft(
     finish = _finish_of(kinship, said)
     job = _job(source, output, out, options, tasks, companions, pairing, finish)
     job = replace(job, problems=problems, warnings=said, relations=kinship.relations)
-    return do(replace(job, notes=notes_of_names(roles)), options.run)
+    return PlannedGraft(replace(job, notes=notes_of_names(roles)), kinship, options)
 
 
 def _job(

@@ -16,12 +16,10 @@ from diffxfer.diffs.delta.from_adapter import adapted_checkpoint, is_without_tok
 from diffxfer.diffs.delta.from_artifact import from_diff
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints, read_roles
 from diffxfer.diffs.extraction.extract import every_input, warn_of_one_model
-from diffxfer.diffs.grafting.assembly import make_graft
+from diffxfer.diffs.grafting.assembly import PlannedGraft, plan_graft
 from diffxfer.diffs.grafting.move_adapter import move_adapter
 from diffxfer.diffs.grafting.options import check_options
-from diffxfer.diffs.grafting.pairing import (
-    label_source,
-)
+from diffxfer.diffs.grafting.pairing import label_source
 from diffxfer.diffs.lora.options import check_apply_as
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import Role, read_role, shapes_of
@@ -118,17 +116,7 @@ def apply_diff(
     if check_apply_as(as_, places[0].label, is_adapter=is_adapter(places[0])):
         role = read_role(open_checkpoint(places[1], "target"), options.renames)
         return move_adapter(read_adapter(places[0]), role, out, options)
-    if is_adapter(places[0]):
-        return _apply_adapter(read_adapter(places[0]), places[1], out, options)
-    manifest = require_diff(places[0].folder)
-    opened = open_checkpoint(places[1], "target")
-    role = read_role(opened, options.renames)
-    source = from_diff(places[0], manifest)
-    check_diff(source.behaviour, {d.name: d.sources[0] for d in source.match.differences})
-    inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
-    refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=overwrite)
-    labels = label_source(source, role.checkpoint)
-    return make_graft(source, (role,), out, options, labels, (places[0].folder, manifest))
+    return plan_apply(places, out, options).make()
 
 
 def transfer(
@@ -205,26 +193,71 @@ def transfer(
         *(overwrite, restart, stream, dry_run, progress, ("finetuned", "base", "target")),
     )
     out = Path(out)
+    return plan_transfer(finetuned, base, target, out, options).make()
+
+
+def plan_apply(places: tuple[Place, Place], out: Path, options: GraftOptions) -> PlannedGraft:
+    """Match and check the graft of a diff vector or an adapter.
+
+    Args:
+        places: where it is, and where the target is.
+        out: the folder to create.
+        options: the options.
+
+    Raises:
+        DiffxferError: for every known failure but tensors that cannot be matched.
+    """
+    refuse_diff(places[1].folder, "target")
+    if is_adapter(places[0]):
+        return _plan_adapter(read_adapter(places[0]), places[1], out, options)
+    manifest = require_diff(places[0].folder)
+    opened = open_checkpoint(places[1], "target")
+    role = read_role(opened, options.renames)
+    source = from_diff(places[0], manifest)
+    check_diff(source.behaviour, {d.name: d.sources[0] for d in source.match.differences})
+    inputs = every_input(places[0].folder, opened), [shard.path for shard in source.shards]
+    refuse_unsafe_output(out, [*inputs[0], *inputs[1]], overwrite=options.run.overwrite)
+    labels = label_source(source, role.checkpoint)
+    return plan_graft(source, (role,), out, options, labels, (places[0].folder, manifest))
+
+
+def plan_transfer(
+    finetuned: Path | str, base: Path | str, target: Path | str, out: Path, options: GraftOptions
+) -> PlannedGraft:
+    """Match and check the graft of the difference of two checkpoints.
+
+    Args:
+        finetuned: the fine-tuned checkpoint.
+        base: the checkpoint that finetuned was trained from.
+        target: the checkpoint to graft onto.
+        out: the folder to create.
+        options: the options.
+
+    Raises:
+        DiffxferError: for every known failure but tensors that cannot be matched.
+    """
     roles = read_roles({"finetuned": finetuned, "base": base, "target": target}, options.renames)
     opened = [role.checkpoint for role in roles.values()]
-    refuse_unsafe_output(out, every_input(*opened), overwrite=overwrite)
+    refuse_unsafe_output(out, every_input(*opened), overwrite=options.run.overwrite)
     labels = _labels(roles)
     source = from_checkpoints(
         roles["finetuned"],
         roles["base"],
         options.selection,
         lambda name: labels.get(name, name),
-        vocab,
-        added,
+        options.vocab,
+        options.added,
     )
     if is_without_tokenizer(opened[0]):
         source = replace(source, behaviour=opened[2].folder)
     warnings = warn_of_one_model(*opened)
-    return make_graft(source, tuple(roles.values()), out, options, labels, None, warnings)
+    return plan_graft(source, tuple(roles.values()), out, options, labels, None, warnings)
 
 
-def _apply_adapter(adapter: Adapter, target: Place, out: Path, options: GraftOptions) -> Report:
-    """Graft the Δ of a LoRA adapter, which needs no base, onto a target."""
+def _plan_adapter(
+    adapter: Adapter, target: Place, out: Path, options: GraftOptions
+) -> PlannedGraft:
+    """Match and check the graft of an adapter's Δ, which needs no base."""
     role = read_role(open_checkpoint(target, "target"), options.renames)
     finetuned = adapted_checkpoint(adapter, role.checkpoint, is_base=False)
     opened = finetuned, role.checkpoint
@@ -252,7 +285,7 @@ def _apply_adapter(adapter: Adapter, target: Place, out: Path, options: GraftOpt
                 "the adapter has no tokenizer: its rows of tokens keep their ids in "
                 f"{listed(rows)}; put its tokenizer beside it if the target's differs"
             )
-    return make_graft(source, (role,), out, options, labels, None, warnings, is_related=True)
+    return plan_graft(source, (role,), out, options, labels, None, warnings, is_related=True)
 
 
 def _labels(roles: Mapping[str, Role]) -> dict[str, str]:

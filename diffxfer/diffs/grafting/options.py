@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from diffxfer.diffs.extraction.extract import DTYPES
 from diffxfer.diffs.jobs.job import RunOptions
@@ -109,4 +109,60 @@ def check_options(
     )
     return GraftOptions(
         *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began)
+    )
+
+
+class WeightOptions(TypedDict, total=False):
+    """The options of a graft in memory besides alpha, as `apply_diff` takes them."""
+
+    alpha_for: Mapping[str, float] | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    allow_missing: Sequence[str]
+    added: str
+    rename: Sequence[str]
+    vocab: str
+    out_dtype: str | None
+    allow_nonfinite: bool
+    allow_unrelated: bool
+    threads: int | None
+    progress: Callable[[int, int], None] | None
+
+
+def check_weight_options(
+    alpha: float, options: WeightOptions, roles: Sequence[str]
+) -> GraftOptions:
+    """Check the options of a graft in memory.
+
+    Args:
+        alpha: the scale of Δ.
+        options: the other options; those left out have the defaults of `apply_diff`.
+        roles: the roles that `rename` may name.
+
+    Raises:
+        OptionError: if a value is invalid.
+    """
+    given = options.get
+    return check_options(
+        alpha,
+        given("alpha_for"),
+        given("include", ()),
+        given("exclude", ()),
+        given("allow_missing", ()),
+        given("added", "refuse"),
+        given("rename", ()),
+        given("vocab", "auto"),
+        given("out_dtype"),
+        None,
+        given("threads"),
+        "cpu",
+        "512MB",
+        given("allow_nonfinite", False),
+        given("allow_unrelated", False),
+        False,
+        False,
+        False,
+        False,
+        given("progress"),
+        roles,
     )

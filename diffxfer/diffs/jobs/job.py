@@ -31,11 +31,12 @@ from diffxfer.diffs.artifact.manifest import (
 from diffxfer.diffs.jobs.damaged_inputs import refuse_damaged
 from diffxfer.diffs.jobs.fingerprint import fingerprint
 from diffxfer.diffs.jobs.report import Report, count_fates, group_fates, losses, remarks
+from diffxfer.diffs.jobs.run_options import RunOptions as RunOptions  # noqa: TC001 for others
 from diffxfer.diffs.jobs.shards import cut_shards
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.errors import InputChangedError
 from diffxfer.streaming import checksum
-from diffxfer.streaming.device import MEMORY_BYTES, Choice, choose_device
+from diffxfer.streaming.device import Choice, choose_device
 from diffxfer.streaming.plan import Plan, TensorTask, make_plan
 from diffxfer.streaming.run import default_threads, run_plan
 
@@ -61,35 +62,6 @@ _JOURNAL_SHARE = 2048
 
 _KINDS: Mapping[str, Literal["diff", "tuned"]] = {"extract": "diff", "tune": "tuned"}
 """The kind of folder that a verb writes, if not a graft."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How a job is run; only `max_shard_bytes` and `allow_nonfinite` can affect the result.
-
-    Attributes:
-        threads: number of workers, None for one per processor.
-        device: where the arithmetic runs, or ``"auto"``.
-        device_memory: the most bytes to allocate on a GPU.
-        allow_nonfinite: let NaN, infinity and overflow through.
-        max_shard_bytes: the most bytes per shard, None to keep the input's division into shards.
-        overwrite: replace a folder that diffxfer wrote at the output.
-        restart: discard unfinished runs.
-        dry_run: plan and check only; write nothing.
-        progress: called with the bytes done and the total bytes.
-        stream: read models from the Hub without downloading them.
-    """
-
-    threads: int | None = None
-    device: str = "cpu"
-    device_memory: int = MEMORY_BYTES
-    allow_nonfinite: bool = False
-    max_shard_bytes: int | None = None
-    overwrite: bool = False
-    restart: bool = False
-    dry_run: bool = False
-    progress: Callable[[int, int], None] | None = None
-    stream: bool = False
 
 
 def nothing_more(
@@ -164,18 +136,7 @@ def do(job: Job, options: RunOptions) -> Report:
         MatchError: if tensors cannot be matched, unless it is a dry run.
         DiffxferError: for every other known failure; nothing is at the output then.
     """
-    job.identities = {
-        name: stat_identity(content.stat())
-        for name, content in job.files.items()
-        if not isinstance(content, bytes)
-    }
-    refused = group_problems(job.problems)
-    if not refused:
-        job.warnings += losses(job.fates, job.dropped_tokens)
-    if refused and not options.dry_run:
-        raise refusal(refused)
-    plan = make_plan(cut_shards(job.tasks, options.max_shard_bytes), job.inputs)
-    job.tasks.clear()  # the plan holds its own copies, with their places
+    plan, refused = plan_job(job, options)
     choice = choose_device(options.device, plan, options.threads or default_threads())
     free = free_bytes(job.out)
     read = [] if options.stream else [spec.shard for task in plan.tasks for spec in task.inputs]
@@ -206,6 +167,34 @@ def do(job: Job, options: RunOptions) -> Report:
         _write_rest(job, plan, folder, by_name, _silent(plan, results))
         folder.publish()
     return _report(job, plan, free, choice, to_fetch, results=by_name, resumed=resumed)
+
+
+def plan_job(job: Job, options: RunOptions) -> tuple[Plan, tuple[Culprits, ...]]:
+    """Check a job and plan it; adds its warnings and empties its list of tasks.
+
+    Args:
+        job: the work.
+        options: how to run it.
+
+    Returns:
+        The plan, and in a dry run the tensors that cannot be matched.
+
+    Raises:
+        MatchError: if tensors cannot be matched, unless it is a dry run.
+    """
+    job.identities = {
+        name: stat_identity(content.stat())
+        for name, content in job.files.items()
+        if not isinstance(content, bytes)
+    }
+    refused = group_problems(job.problems)
+    if not refused:
+        job.warnings += losses(job.fates, job.dropped_tokens)
+    if refused and not options.dry_run:
+        raise refusal(refused)
+    plan = make_plan(cut_shards(job.tasks, options.max_shard_bytes), job.inputs)
+    job.tasks.clear()  # the plan holds its own copies, with their places
+    return plan, refused
 
 
 def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
@@ -261,19 +250,31 @@ def _write_rest(
     files[README] = write_card(job.out.absolute().name, manifest)
     entries: dict[str, FileEntry] = {}
     for name, content in sorted(files.items()):
-        data = content if isinstance(content, bytes) else _unchanged(job, name, content)
+        data = content if isinstance(content, bytes) else companion_bytes(job, name)
         entries[name] = FileEntry(size=len(data), xxh3=xxhash.xxh3_128_hexdigest(data))
         folder.write_file(name, data)
     manifest = manifest.model_copy(update={"files": entries})
     folder.write_file(MANIFEST_NAME, manifest_bytes(manifest, tensors))
 
 
-def _unchanged(job: Job, name: str, path: Path) -> bytes:
-    """The bytes of a companion, which must not have changed since the job was planned."""
-    data = read_bytes(path)
-    if stat_identity(path.stat()) != job.identities[name]:
+def companion_bytes(job: Job, name: str) -> bytes:
+    """The bytes of a companion; a file must not have changed since the job was planned.
+
+    Args:
+        job: the planned job.
+        name: one of its files.
+
+    Raises:
+        InputChangedError: if the file has changed.
+        CompanionError: if it cannot be read.
+    """
+    content = job.files[name]
+    if isinstance(content, bytes):
+        return content
+    data = read_bytes(content)
+    if stat_identity(content.stat()) != job.identities[name]:
         raise InputChangedError(
-            path,
+            content,
             "changed during the run",
             "run it again, and do not change the inputs while it runs",
         )
