@@ -330,6 +330,18 @@ def chunks(
             number += 1
 
 
+def chunk_of(task: TensorTask, start: int, count: int) -> Chunk:
+    """Any elements of a task's output as a chunk, outside of a plan.
+
+    Args:
+        task: the task.
+        start: the first element.
+        count: the number of elements.
+    """
+    run_starts = [run.start * task.row_elements for run in task.runs]
+    return Chunk(0, 0, start, count, _pieces(task, run_starts, start, count))
+
+
 def _pieces(
     task: TensorTask, run_starts: Sequence[int], start: int, count: int
 ) -> tuple[Piece, ...]:

@@ -134,9 +134,7 @@ def test_a_graft_has_the_bits_of_the_written_folder(
             assert same_bits(source.tensor(name), tensor), name
             assert source.shape(name) == tuple(tensor.shape)
         model, tokenizer = load(source)
-    assert_equal_models(
-        model, family.auto.from_pretrained(tmp_path / "graft", dtype="auto").eval()
-    )
+    assert_equal_models(model, family.auto.from_pretrained(tmp_path / "graft", dtype="auto").eval())
     folder = families.load_tokenizer(tmp_path / "graft")
     assert tokenizer is not None
     assert tokenizer.get_vocab() == folder.get_vocab()
@@ -203,7 +201,8 @@ def test_what_apply_refuses_is_refused_in_the_same_words(
     unrelated = families.save_model(tmp_path / "unrelated", families.llama(), 5)
     with torch.no_grad():
         families.edit_tensors(
-            unrelated, **{n: torch.randn(t.shape).to(t.dtype) for n, t in on_disk(unrelated).items()}
+            unrelated,
+            **{n: torch.randn(t.shape).to(t.dtype) for n, t in on_disk(unrelated).items()},
         )
     for target in (other, unrelated, plain.diff, tmp_path / "none"):
         expected = refusal_of(lambda target=target: apply_diff(plain.diff, target, tmp_path / "x"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.companions.inherit import inherit_companions
@@ -15,7 +16,12 @@ from diffxfer.diffs.grafting.pairing import (
     names_to_choose,
     other_fates,
 )
-from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
+from diffxfer.diffs.grafting.requantization import (
+    requantized_tasks,
+    stored_errors,
+    warnings_of_errors,
+)
+from diffxfer.diffs.grafting.tasks import graft_tasks, stored_names, whole_model
 from diffxfer.diffs.jobs.job import Job, do, nothing_more
 from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.relations.kinship import kinship_of_graft, warning_of_digests
@@ -118,13 +124,25 @@ def plan_graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]
-    tasks = [*compared, *kinship.tasks, *whole_model(tasks, output, options.dtype)]
+    made = whole_model(tasks, output, options.dtype)
+    if options.requantize:
+        made = requantized_tasks(made, target, stored_names(output))
+    tasks = [*compared, *kinship.tasks, *made]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)
     finish = _finish_of(kinship, said)
     job = _job(source, output, out, options, tasks, companions, pairing, finish)
     job = replace(job, problems=problems, warnings=said, relations=kinship.relations)
-    return PlannedGraft(replace(job, notes=notes_of_names(roles)), kinship, options)
+    job = replace(job, notes=notes_of_names(roles))
+    if options.requantize:
+        job.observe = partial(_observe_errors, job)
+    return PlannedGraft(job, kinship, options)
+
+
+def _observe_errors(job: Job, silent: Mapping[str, TensorResult]) -> None:
+    """Keep the errors of tensors that were quantised anew, and warn of large ones."""
+    job.requantized += stored_errors(silent)
+    job.warnings += warnings_of_errors(job.requantized)
 
 
 def _job(
@@ -187,5 +205,5 @@ def _companions(
         vocab_size=vocab_size,
         dtype=options.out_dtype,
         head=bool(source.match.added),
-        decoded=bool(target.weights.formats),
+        decoded=bool(target.weights.formats) and not options.requantize,
     )

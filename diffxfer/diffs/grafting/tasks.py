@@ -187,7 +187,7 @@ def whole_model(
         by_name[name] = replace(by_name[same], name=name, shard=shard)
     for name, spec in role.buffers.items():
         by_name[name] = replace(copy_task(spec, None), operation=Operation.KEEP)
-    names = _stored_names(output)
+    names = stored_names(output)
     order = {name: number for number, name in enumerate((*target.tensors, *role.buffers))}
     placed = sorted(by_name.values(), key=lambda task: order[task.name])
     placed = [
@@ -243,7 +243,7 @@ def _moved(name: str, old: str, new: str) -> str:
     return f"{new}.{inner}" if new else inner
 
 
-def _stored_names(output: Output) -> Callable[[str], str]:
+def stored_names(output: Output) -> Callable[[str], str]:
     """A function that gives a tensor's output name: the target's name without wrappers.
 
     ``module.`` is a wrapper if the target has it in a name and finetuned does not.

@@ -30,7 +30,14 @@ from diffxfer.diffs.artifact.manifest import (
 )
 from diffxfer.diffs.jobs.damaged_inputs import refuse_damaged
 from diffxfer.diffs.jobs.fingerprint import fingerprint
-from diffxfer.diffs.jobs.report import Report, count_fates, group_fates, losses, remarks
+from diffxfer.diffs.jobs.report import (
+    Report,
+    StoredError,
+    count_fates,
+    group_fates,
+    losses,
+    remarks,
+)
 from diffxfer.diffs.jobs.run_options import RunOptions as RunOptions  # noqa: TC001 for others
 from diffxfer.diffs.jobs.shards import cut_shards
 from diffxfer.diffs.matching.refusal import group_problems, refusal
@@ -98,6 +105,8 @@ class Job:
         began: the `time.perf_counter` reading when the verb was called.
         relations: how the compared models relate.
         identities: the identities of the files to copy, recorded when the job was planned.
+        observe: called with the results of tasks that write nothing, before the folder is complete.
+        requantized: the errors of tensors that are quantised anew, once they are known.
     """
 
     verb: str
@@ -120,6 +129,8 @@ class Job:
     began: float = field(default_factory=time.perf_counter)
     relations: tuple[Relation, ...] = ()
     identities: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    observe: Callable[[Mapping[str, TensorResult]], None] | None = None
+    requantized: list[StoredError] = field(default_factory=list)
 
 
 def do(job: Job, options: RunOptions) -> Report:
@@ -164,7 +175,11 @@ def do(job: Job, options: RunOptions) -> Report:
             for task, result in zip(plan.tasks, results, strict=True)
             if task.shard is not None
         }
-        _write_rest(job, plan, folder, by_name, _silent(plan, results))
+        silent = _silent(plan, results)
+        if job.observe is not None:
+            job.observe(silent)
+        checksums = {name: result.checksum for name, result in silent.items()}
+        _write_rest(job, plan, folder, by_name, checksums)
         folder.publish()
     return _report(job, plan, free, choice, to_fetch, results=by_name, resumed=resumed)
 
@@ -210,10 +225,10 @@ def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
     )
 
 
-def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
-    """The checksums of tensors that were only read, by task name."""
+def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, TensorResult]:
+    """The results of tasks that write nothing, by name."""
     return {
-        task.name: result.checksum
+        task.name: result
         for task, result in zip(plan.tasks, results, strict=True)
         if task.shard is None
     }
@@ -346,4 +361,5 @@ def _report(
         relations=job.relations,
         warnings=tuple(job.warnings),
         notes=(*job.notes, *remarks(job.fates)),
+        requantized=tuple(job.requantized),
     )
