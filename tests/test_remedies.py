@@ -37,8 +37,9 @@ NO_COMMANDS = {"reads", "with", "wrote", "made", "never", "did", "does", "makes"
 
 STREAMED = ("apply", "extract", "transfer")
 GRAFTED = ("apply", "transfer")
+MEASURED = (*STREAMED, "probe")
 RAISED_BY = {
-    "checkpoints/hub/download.py": STREAMED,
+    "checkpoints/hub/download.py": MEASURED,
     "checkpoints/hub/refusals.py": ("push",),
     "checkpoints/output_place.py": (*STREAMED, "tune"),
     "checkpoints/partial.py": (*STREAMED, "tune"),
@@ -50,19 +51,19 @@ RAISED_BY = {
     "diffs/lora": ("extract",),
     "diffs/grafting/move_adapter.py": ("apply",),
     "diffs/matching/match.py": ("extract",),
-    "diffs/matching": STREAMED,
-    "diffs/matching/rename.py": (*STREAMED, "verify"),
-    "diffs/matching/ties.py": GRAFTED,
+    "diffs/matching": MEASURED,
+    "diffs/matching/rename.py": (*MEASURED, "verify"),
+    "diffs/matching/ties.py": (*GRAFTED, "probe"),
     "diffs/relations": STREAMED,
     "diffs/verification": ("verify",),
-    "diffs/vocab": STREAMED,
+    "diffs/vocab": MEASURED,
     "evaluation": ("eval",),
     "publishing": ("push",),
     "recycling": ("tune",),
     "recycling/chain_state.py": ("iterate",),
     "recycling/iterate.py": ("iterate",),
     "streaming": STREAMED,
-    "streaming/run.py": (*STREAMED, "inspect", "verify"),
+    "streaming/run.py": (*MEASURED, "inspect", "verify"),
 }
 """The commands that print the errors of a module, by the longest prefix of its path."""
 ONLY_IN = {

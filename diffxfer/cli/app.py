@@ -13,6 +13,7 @@ from diffxfer.cli.extract import extract
 from diffxfer.cli.help import GroupedCommand
 from diffxfer.cli.inspect import inspect
 from diffxfer.cli.iterate import iterate
+from diffxfer.cli.probe import probe
 from diffxfer.cli.push import push
 from diffxfer.cli.transfer import transfer
 from diffxfer.cli.tune import tune
@@ -37,6 +38,7 @@ for _name, _function, _example in (
     ("apply", apply, "apply sft-diff llama-3.1 -o llama-3.1-grafted --alpha 0.8"),
     ("transfer", transfer, _TRANSFER),
     ("inspect", inspect, "inspect sft-diff"),
+    ("probe", probe, "probe llama-3.0-sft llama-3.0 llama-3.1"),
     ("verify", verify, "verify sft-diff"),
     ("eval", eval_models, _EVAL),
     ("demo", demo, "demo --keep demo"),

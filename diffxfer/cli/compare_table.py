@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffxfer.cli.console import print_warnings
-from diffxfer.cli.heat import heat_table, percent
+from diffxfer.cli.heat import heat_table
 from diffxfer.cli.table import add_columns, folded, make_table, print_facts, print_head, stdout
-from diffxfer.errors import listed
+from diffxfer.diffs.inspection.facts import comparison_facts
+from diffxfer.diffs.inspection.measures import percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from diffxfer.diffs.inspection.compare import Comparison, TensorContrast
+    from diffxfer.diffs.inspection.comparison import Comparison, TensorContrast
 
 _MOST_CHANGED = 8
 _SIGNS = "same: % of elements that are equal, bit for bit, or by value if the dtypes differ"
@@ -30,7 +31,7 @@ def print_comparison(found: Comparison) -> None:
     out = stdout()
     print_head(f"A: {found.path}", out)
     print_head(f"B: {found.other}", out)
-    print_facts(_facts(found), out)
+    print_facts(comparison_facts(found), out)
     if found.cells:
         out.print(Text("\n‖B−A‖/‖A‖ in %, by layer and kind of module", "bold"))
         out.print(heat_table(found.cells, out.width))
@@ -41,36 +42,6 @@ def print_comparison(found: Comparison) -> None:
         changed.sort(key=_ratio, reverse=True)
         out.print(_most_changed(changed[:_MOST_CHANGED]))
     print_warnings(found.warnings)
-
-
-def _facts(found: Comparison) -> Iterator[tuple[str, str]]:
-    norms = found.norms
-    yield "compared", f"{len(found.tensors):,} tensors, {norms.parameters:,} parameters"
-    if norms.tensors:
-        yield "‖A‖, ‖B‖", f"{norms.base:.4g}, {norms.other or 0.0:.4g}"
-        yield "‖B−A‖", f"{norms.delta:.4g}, {percent(norms.ratio)} % of ‖A‖"
-        if norms.cosine is not None:
-            yield "cosine", f"{norms.cosine:.9f}"
-        yield "unchanged", f"{norms.unchanged:,} elements, {percent(norms.unchanged_share or 0)} %"
-    if found.nonfinite:
-        yield "not finite", f"{listed(found.nonfinite)} (NaN or infinity, left out of the norms)"
-    if found.bytes_compared:
-        yield "as bytes", _bytes(found)
-    for name, names in (("only in A", found.only_in_path), ("only in B", found.only_in_other)):
-        if names:
-            yield name, f"{len(names):,}: {listed(names)}"
-    for each in found.unlike[:_MOST_CHANGED]:
-        yield "not compared", f"{each.name}: {each.found} in A, {each.other} in B"
-    if len(found.unlike) > _MOST_CHANGED:
-        yield "", f"and {len(found.unlike) - _MOST_CHANGED} more tensors"
-
-
-def _bytes(found: Comparison) -> str:
-    """Integer and quantised tensors: how many are equal, and which differ."""
-    others = [each.name for each in found.bytes_compared if each.unchanged != each.size]
-    every = len(found.bytes_compared)
-    same = f"the same: {every - len(others):,} of {every:,} tensors of other dtypes"
-    return f"{same}; not: {listed(others)}" if others else same
 
 
 def _ratio(tensor: TensorContrast) -> float:

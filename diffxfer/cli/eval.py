@@ -172,8 +172,8 @@ def eval_models(
             "--output",
             rich_help_panel=OUTPUT,
             metavar=PATH,
-            help="Folder for lm-eval's files and comparison.json; scores that are there are used"
-            " again.",
+            help="Folder for lm-eval's files, comparison.json and report.html; scores in it are"
+            " used again.",
         ),
     ] = None,
     json: opt.Json = False,

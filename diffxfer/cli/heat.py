@@ -6,17 +6,15 @@ A cell is a percentage and a bar of that height, so that it can be read without 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from diffxfer.cli.table import folded, make_table
-from diffxfer.diffs.inspection.measures import Cell, Measure, total
+from diffxfer.diffs.inspection.grid import OTHER, GridRow, grid_rows, kinds_in_layers
+from diffxfer.diffs.inspection.measures import Cell, Measure, percent, total
 from diffxfer.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from rich.table import Table
     from rich.text import Text
@@ -25,31 +23,10 @@ _Sides: TypeAlias = list[tuple[str, int]]
 
 _ROWS = 24
 """The most rows of layers: with the lines around them, they fit on a screen of 40 lines."""
-_OUTSIDE = 12
-"""The most rows for modules outside the layers; the smallest modules share one row."""
-
-_FIRST = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
-_LAST = ("experts", "norms")
-_OTHER = "other"
 _CELL, _WIDEST_HEAD, _WIDEST_LABEL = 5, 7, 18
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = (230, 229, 222, 216, 215, 209, 203, 197)
 """Terminal colours (of 256) from pale yellow to red; black text is readable on all of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row: some layers, or a kind of module outside the layers.
-
-    Attributes:
-        stack: the stack of its layers; empty outside the layers.
-        label: its label.
-        cells: its cells.
-    """
-
-    stack: str
-    label: str
-    cells: tuple[Cell, ...]
 
 
 def heat_table(cells: Sequence[Cell], width: int) -> Table:
@@ -61,7 +38,7 @@ def heat_table(cells: Sequence[Cell], width: int) -> Table:
     """
     from rich.text import Text
 
-    rows = list(_rows(cells))
+    rows = list(grid_rows(cells, _ROWS))
     stacks = {row.stack: printable(row.stack) for row in rows if row.stack}
     titles = stacks if len(stacks) > 1 else {}
     longest = max(map(len, ["all", *titles.values(), *(row.label for row in rows)]))
@@ -82,41 +59,8 @@ def heat_table(cells: Sequence[Cell], width: int) -> Table:
             table.add_row(Text(titles[row.stack], "dim", overflow="ellipsis", no_wrap=True))
         stack = row.stack
         table.add_row(*_line(row, kinds, most, sides))
-    table.add_row(*_line(_Row("layers", "all", tuple(cells)), kinds, most, sides, whole=True))
+    table.add_row(*_line(GridRow("layers", "all", tuple(cells)), kinds, most, sides, whole=True))
     return table
-
-
-def _rows(cells: Sequence[Cell]) -> Iterator[_Row]:
-    """The layers, grouped so that they fit, then the modules outside the layers."""
-    layers: dict[str, dict[int, list[Cell]]] = {}
-    for cell in cells:
-        if cell.place.stack:
-            layers.setdefault(cell.place.stack, {}).setdefault(cell.place.layer, []).append(cell)
-
-    def fits(size: int) -> bool:
-        rows = sum(-(-len(own) // size) for own in layers.values())
-        return rows <= max(_ROWS, len(layers))
-
-    sizes = range(1, max(map(len, layers.values()), default=1))
-    size = 1 + bisect_left(sizes, True, key=fits)
-    for stack, own in layers.items():
-        numbers = sorted(own)
-        for start in range(0, len(numbers), size):
-            group = numbers[start : start + size]
-            label = str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}"
-            yield _Row(stack, label, tuple(cell for layer in group for cell in own[layer]))
-    yield from _outside([cell for cell in cells if not cell.place.stack])
-
-
-def _outside(cells: Sequence[Cell]) -> Iterator[_Row]:
-    smallest = sorted(cells, key=lambda cell: cell.measure.parameters)
-    shared = smallest[: 1 - _OUTSIDE] if len(cells) > _OUTSIDE else []
-    kinds = {cell.place.kind for cell in shared}
-    for cell in cells:
-        if cell.place.kind not in kinds:
-            yield _Row("", printable(cell.place.kind), (cell,))
-    if shared:
-        yield _Row("", _OTHER, tuple(shared))
 
 
 def _sides(cells: Sequence[Cell]) -> _Sides:
@@ -135,47 +79,29 @@ def _width(kind: str) -> int:
 
 def _kinds(cells: Sequence[Cell], room: int) -> dict[str, str]:
     """The kinds of modules in layers, each with its column; the smallest may have to share one."""
-    parameters = Counter[str]()
-    for cell in cells:
-        if cell.place.stack:
-            parameters[cell.place.kind] += cell.measure.parameters
-
-    def order(kind: str) -> tuple[int, str]:
-        known = [*_FIRST, None, *_LAST]
-        return known.index(kind if kind in known else None), kind
-
+    parameters = kinds_in_layers(cells)
     shared: set[str] = set()
     left = room - sum(_width(kind) + 1 for kind in parameters)
     for kind in sorted(parameters, key=lambda kind: (parameters[kind], kind)):
         if left >= 0:
             break
-        left += _width(kind) + 1 - (0 if shared else _width(_OTHER) + 1)
+        left += _width(kind) + 1 - (0 if shared else _width(OTHER) + 1)
         shared.add(kind)
-    named = sorted(parameters, key=order)
-    return {kind: kind for kind in named if kind not in shared} | dict.fromkeys(shared, _OTHER)
+    return {kind: kind for kind in parameters if kind not in shared} | dict.fromkeys(shared, OTHER)
 
 
-def _most(rows: Sequence[_Row], kinds: dict[str, str]) -> float:
+def _most(rows: Sequence[GridRow], kinds: dict[str, str]) -> float:
     """The largest ratio of a table, which gets the highest bar."""
-    ratios = [total(part).ratio for row in rows for part in _parts(row, kinds).values()]
+    ratios = [total(part).ratio for row in rows for part in row.parts(kinds).values()]
     return max((ratio for ratio in ratios if ratio < math.inf), default=0.0)
 
 
-def _parts(row: _Row, kinds: dict[str, str]) -> dict[str, list[Measure]]:
-    """The measures in each column of a row; modules outside the layers are in no column."""
-    parts: dict[str, list[Measure]] = {}
-    for cell in row.cells:
-        column = kinds[cell.place.kind] if cell.place.stack else ""
-        parts.setdefault(column, []).append(cell.measure)
-    return parts
-
-
 def _line(
-    row: _Row, kinds: dict[str, str], most: float, sides: _Sides, *, whole: bool = False
+    row: GridRow, kinds: dict[str, str], most: float, sides: _Sides, *, whole: bool = False
 ) -> list[Text]:
     from rich.text import Text
 
-    parts = _parts(row, kinds)
+    parts = row.parts(kinds)
     line = [Text(row.label, "bold" if whole else "", overflow="fold")]
     for column in dict.fromkeys(kinds.values()):
         line.append(_heat(total(parts[column]), most) if column in parts else Text(""))
@@ -200,19 +126,3 @@ def _heat(measure: Measure, most: float) -> Text:
     # The bar's height shows the value without colours.
     level = min(len(_BARS), math.ceil(len(_BARS) * min(1.0, ratio / most))) - 1 if most else -1
     return Text(percent(ratio) + _BARS[level], f"black on color({_COLOURS[level]})")
-
-
-def percent(ratio: float) -> str:
-    """A share in percent, in four characters.
-
-    Args:
-        ratio: 0 or more, 1 for all of it.
-    """
-    value = 100 * ratio
-    if value == 0 or math.isinf(value):
-        return "0" if value == 0 else "∞"
-    for least, digits in ((99.95, 0), (9.995, 1), (0.995, 2), (0.0095, 2)):
-        if least <= value < 9999.5:
-            return f"{value:.{digits}f}"
-    mantissa, _, exponent = f"{value:.0e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"

@@ -10,7 +10,7 @@ import typer
 from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli import options as opt
 from diffxfer.cli.console import Console, print_json
-from diffxfer.cli.help import EITHER
+from diffxfer.cli.help import EITHER, OUTPUT, PATH
 from diffxfer.cli.hub import tell_of_hub
 
 
@@ -27,6 +27,16 @@ def inspect(
     ] = None,
     threads: opt.Threads = None,
     stream: opt.StreamInputs = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            rich_help_panel=OUTPUT,
+            metavar=PATH,
+            help="Folder for report.html, a page with heat maps, and report.json, its data.",
+        ),
+    ] = None,
     json: opt.Json = False,
     quiet: opt.QuietTalk = False,
 ) -> None:
@@ -38,12 +48,19 @@ def inspect(
     with Console(json=json, quiet=quiet) as console:
         tell_of_hub(console.say, path, other)
         if other is None:
-            found = inspect_checkpoint(path)
+            found = inspect_checkpoint(path, output=output)
         else:
             pair = compare_checkpoints(
-                path, other, threads=threads, stream=stream, progress=console.progress
+                path,
+                other,
+                threads=threads,
+                stream=stream,
+                output=output,
+                progress=console.progress,
             )
             console.say(f"read {gigabytes(pair.bytes_read)} in {pair.elapsed_s:.1f} s")
+        if output is not None:
+            console.say(f"the page is {output / 'report.html'}")
     if json:
         print_json(found.as_json() if other is None else pair.as_json())
     elif other is None:

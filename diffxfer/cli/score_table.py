@@ -7,13 +7,19 @@ interpreted as markup.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
 
 from diffxfer.cli.table import folded, make_table, stdout
 from diffxfer.errors import printable
+from diffxfer.evaluation.score_text import (
+    best_value,
+    chance_text,
+    number_text,
+    share_text,
+    short_names,
+)
 from diffxfer.evaluation.scores import Evaluation, Row
 
 if TYPE_CHECKING:
@@ -54,7 +60,7 @@ def print_scores(evaluation: Evaluation, *, out: Console | None = None) -> None:
     if evaluation.best is not None:
         best = evaluation.best
         out.print()
-        value = f"{best.metric} {_number(best.value)}"
+        value = f"{best.metric} {number_text(best.value)}"
         found = f"best alpha by {best.task}: {best.alpha!r} ({value})"
         out.print(folded(found))
         # On one line, however long, so that the command can be copied.
@@ -135,7 +141,7 @@ class _View:
         task, metric, chosen = map(printable, column)
         head = Text(task, "bold", overflow="fold")
         head.append(f"\n{metric}{arrow}" + ("" if chosen == "none" else f"\n{chosen}"), "not bold")
-        best = _best(rows)
+        best = best_value(rows)
         found = [self._rows.get((subject, column)) for subject in self.subjects]
         cells = [Text() if row is None else self._cell(row, best) for row in found]
         return _Cells(head, tuple(cells), max(_width(*cells), min(_width(head), self._most)))
@@ -147,18 +153,18 @@ class _View:
         wins = best is not None and math.isclose(row.value, best, rel_tol=1e-9)
         notes = list(row.notes)
         cell = Text(overflow="fold")
-        cell.append(_number(row.value), "bold" if wins else "")
-        cell.append("" if row.stderr is None else f" ± {_number(row.stderr)}")
+        cell.append(number_text(row.value), "bold" if wins else "")
+        cell.append("" if row.stderr is None else f" ± {number_text(row.stderr)}")
         if row.delta is not None:
-            cell.append(f"\n{_number(row.delta, '+')}")
+            cell.append(f"\n{number_text(row.delta, '+')}")
             if row.p_value is not None:
-                cell.append(f" {_chance(row.p_value)}")
+                cell.append(f" {chance_text(row.p_value)}")
             else:
                 # The comparison's note comes first; it has one if its p-value is missing.
                 cell.append(self._marked(notes[:1]))
                 notes = notes[1:]
         if row.recovered is not None:
-            cell.append(f"\n{_share(row.recovered, row.recovered_interval)}")
+            cell.append(f"\n{share_text(row.recovered, row.recovered_interval)}")
         cell.append(self._marked(notes))
         return cell
 
@@ -200,26 +206,6 @@ class _View:
             )
 
 
-def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Short names of models: as many last parts of their paths as needed to be unique.
-
-    Args:
-        models: paths or names, in any order.
-
-    Returns:
-        A printable name for each; the names are unique if the printable paths are.
-    """
-    parts = {model: PurePath(model).parts for model in models}
-    names = {}
-    for model, own in parts.items():
-        ends = (own[-count:] for count in range(1, len(own)))
-        alone = (
-            end for end in ends if sum(end == each[-len(end) :] for each in parts.values()) == 1
-        )
-        names[model] = printable("/".join(next(alone, (model,))))
-    return names
-
-
 def _table(width: int, names: Sequence[Text], columns: Sequence[_Cells]) -> Table:
     table = make_table(padding=(0, _GAP // 2, 0, _GAP // 2))
     table.add_column("model", overflow="fold", width=width)
@@ -234,37 +220,10 @@ def _table(width: int, names: Sequence[Text], columns: Sequence[_Cells]) -> Tabl
     return table
 
 
-def _best(rows: Sequence[Row]) -> float | None:
-    """The best value; None if that is not meaningful."""
-    values = [row.value for row in rows if not math.isnan(row.value)]
-    if len(rows) < 2 or not values or rows[0].higher_is_better is None:
-        return None
-    choose: Callable[[Sequence[float]], float] = max if rows[0].higher_is_better else min
-    return choose(values)
-
-
 def _width(*texts: Text) -> int:
     """The width of the longest line, in terminal columns."""
     return max(line.cell_len for text in texts for line in text.split(allow_blank=True))
 
 
-def _number(value: float, sign: str = "") -> str:
-    """Four decimals, as in lm-eval; a large perplexity gets another format."""
-    return f"{value:{sign}.4f}" if abs(value) < 1e6 else f"{value:{sign}.4g}"
-
-
 def _superscript(number: int) -> str:
     return str(number).translate(_SUPERSCRIPTS)
-
-
-def _chance(p_value: float) -> str:
-    return "p<0.001" if p_value < 0.001 else f"p={p_value:.2g}"
-
-
-def _share(share: float, interval: tuple[float, float] | None) -> str:
-    if share < 0:
-        return "worse than the target"  # a negative share of the gain would mean nothing
-    found = f"recovers {100 * share:.0f} %"
-    if interval is None:
-        return found
-    return f"{found} [{', '.join(f'{100 * end:.0f}' for end in interval)}]"

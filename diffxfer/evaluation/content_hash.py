@@ -17,9 +17,11 @@ from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.delta.from_checkpoints import COMPANIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from diffxfer.checkpoints.stored import ShardFile
+    from diffxfer.models.graft import GraftSource
 
 _STEP = 1 << 22
 
@@ -46,9 +48,7 @@ def content_hash(folder: Path) -> str:
         # its other files.
         whole.update(read_bytes(folder / MANIFEST_NAME))
         home = folder / COMPANIONS
-    for name in list_companions(home).names:
-        whole.update(f"\0{name}\0".encode())
-        whole.update(xxhash.xxh3_128_digest(read_bytes(home / name)))
+    _add_companions(whole, home)
     place = Place(folder)
     if is_adapter(place):
         whole.update(read_bytes(folder / ADAPTER_CONFIG))
@@ -58,9 +58,44 @@ def content_hash(folder: Path) -> str:
     buffer = memoryview(bytearray(_STEP))
     for shard in shards:
         opened = OpenShard(shard)
-        whole.update(f"\0{shard.path.name}\0".encode())
+        _add_name(whole, shard.path.name)
         for start in range(0, shard.size, _STEP):
             part = buffer[: min(_STEP, shard.size - start)]
             opened.read_into(part, start)
             whole.update(part)
     return whole.hexdigest()
+
+
+def content_hash_in_memory(
+    graft: GraftSource, progress: Callable[[int, int], None] | None = None
+) -> str:
+    """The `content_hash` of the folder that a graft would be written to.
+
+    Args:
+        graft: the graft.
+        progress: called with the bytes hashed and the total bytes.
+
+    Raises:
+        DiffxferError: if a tensor cannot be made.
+    """
+    whole = xxhash.xxh3_128()
+    _add_companions(whole, graft.folder)
+    total, done = sum(file.size for file in graft.files), 0
+    for file in graft.files:
+        _add_name(whole, file.name)
+        for part in file.parts():
+            whole.update(part)
+            done += len(part)
+            if progress is not None:
+                progress(done, total)
+    return whole.hexdigest()
+
+
+def _add_companions(whole: xxhash.xxh3_128, home: Path) -> None:
+    for name in list_companions(home).names:
+        _add_name(whole, name)
+        whole.update(xxhash.xxh3_128_digest(read_bytes(home / name)))
+
+
+def _add_name(whole: xxhash.xxh3_128, name: str) -> None:
+    whole.update(f"\0{name}\0".encode())

@@ -17,6 +17,26 @@ Seeds: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 DEFAULT_SEEDS: Seeds = (0, 1234, 1234, 1234)
 HF_BACKENDS = ("hf", "hf-auto", "huggingface")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+_ARGS_IN_MEMORY = frozenset(
+    (
+        "add_bos_token",
+        "attn_implementation",
+        "backend",
+        "chat_template_args",
+        "enable_thinking",
+        "logits_cache",
+        "max_batch_size",
+        "max_length",
+        "mixed_precision_dtype",
+        "prefix_token_id",
+        "softmax_dtype",
+        "think_end_token",
+        "tokenizer",
+        "truncation",
+        "use_fast_tokenizer",
+    )
+)
+"""Options of the backend that do not need a folder of weights."""
 _TASK_FIELDS = ("tasks", "include_path")
 _REMOTE = ("-completions", "-chat")
 _RESERVED_MODEL_ARGS = {
@@ -75,6 +95,12 @@ class EvalSettings:
     def is_hf(self) -> bool:
         """Whether transformers runs the model in this process."""
         return self.backend in HF_BACKENDS
+
+    @property
+    def grafts_in_memory(self) -> bool:
+        """Whether a graft is loaded without being written; other options need its folder."""
+        known = self.model_args.keys() <= _ARGS_IN_MEMORY
+        return self.is_hf and known and not self.trust_remote_code
 
     @property
     def resolved_device(self) -> str | None:

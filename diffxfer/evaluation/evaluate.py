@@ -13,6 +13,7 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import require_diff
+from diffxfer.evaluation.eval_page import REPORT, write_page
 from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
 from diffxfer.evaluation.model_roles import (
     ModelRoles,
@@ -90,7 +91,8 @@ def evaluate(
         model_args: options for the backend: a mapping, or ``"key=value,key=value"``.
         seed: one number, or four: for Python, numpy, torch and the choice of examples.
         trust_remote_code: execute code in the checkpoint.
-        output: a folder for lm-eval's files and `comparison.json`; scores in it are reused.
+        output: a folder for lm-eval's files, `comparison.json` and `report.html`; scores in it are
+            reused.
         progress: called with a line about the next work.
         moved: called with the bytes done and the total of a download or a graft.
         answered: called with the model being scored, the number of answered requests and the
@@ -141,6 +143,7 @@ def evaluate(
         evaluation = so_far()
         if scorer.store is not None:
             scorer.store.write_comparison(evaluation.as_json())
+            write_page(evaluation, scorer.store.folder / REPORT)
     except BaseException:
         if salvage is not None and done:
             salvage(so_far())
@@ -172,7 +175,8 @@ def _prepare(
     store = None if output is None else ScoreStore(Path(output), folders)
     if store is not None and callbacks.opened is not None:
         callbacks.opened(store.folder)
-    warnings = list(check_grafts(roles, None if store is None else store.folder))
+    home = None if store is None else store.folder
+    warnings = list(check_grafts(roles, home, in_memory=settings.grafts_in_memory))
     for warning in warnings:
         tell(f"warning: {warning}")
     fetch_shards(shards, callbacks.moved)

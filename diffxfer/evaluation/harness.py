@@ -16,19 +16,23 @@ from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError, first_line
-from diffxfer.evaluation.memory import free_memory, is_out_of_memory
+from diffxfer.evaluation.in_memory import make_backend
+from diffxfer.models.memory import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from lm_eval.api.model import LM
     from lm_eval.loggers import EvaluationTracker
 
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.evaluation.eval_settings import EvalSettings
     from diffxfer.evaluation.lm_eval_tasks import TaskSet
+    from diffxfer.models.source import ModelSource
 
+_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 _IMPORTABLE_BACKENDS = ("vllm", "sglang")
 
 
@@ -119,6 +123,8 @@ def score(
     names: Sequence[str],
     settings: EvalSettings,
     tracker: EvaluationTracker | None,
+    source: ModelSource | None = None,
+    moved: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model on tasks.
 
@@ -129,6 +135,8 @@ def score(
         names: the tasks to score.
         settings: how to score.
         tracker: lm-eval's writer of result files; None to write none.
+        source: the weights of a model in memory, whose folder has none; else None.
+        moved: called with the bytes of it that are loaded, and the total.
 
     Returns:
         The results of lm-eval, including samples.
@@ -136,42 +144,100 @@ def score(
     Raises:
         EvaluationError: if lm-eval fails.
     """
-    from lm_eval import simple_evaluate
-
-    model_args: dict[str, Any] = {"pretrained": model, **settings.model_args}
-    if settings.dtype != "auto":
-        model_args["dtype"] = settings.dtype
-    if settings.trust_remote_code:
-        model_args["trust_remote_code"] = True
-    seeds = settings.seeds
+    model_args = _model_args(model, settings)
     with _translate_errors(label, settings):
-        results = simple_evaluate(
-            model=settings.backend,
-            model_args=model_args,
-            tasks=list(names),
-            num_fewshot=settings.num_fewshot,
-            batch_size=settings.batch_size,
-            device=settings.resolved_device,
-            limit=settings.limit,
-            log_samples=True,
-            evaluation_tracker=tracker,
-            system_instruction=settings.system_instruction,
-            apply_chat_template=settings.apply_chat_template,
-            fewshot_as_multiturn=settings.fewshot_as_multiturn,
-            gen_kwargs=dict(settings.gen_kwargs) or None,
-            task_manager=tasks.manager,
-            random_seed=seeds[0],
-            numpy_random_seed=seeds[1],
-            torch_random_seed=seeds[2],
-            fewshot_random_seed=seeds[3],
-        )
+        backend: str | LM = settings.backend
+        if source is not None:
+            backend = make_backend(source, model_args, settings, moved)
+        results = _ask(backend, model_args, tasks, names, settings, tracker)
+        backend = settings.backend  # drops the model
     free_memory()
     if results is None:
         problem = "is being scored by several processes, and this is not the first one"
         raise EvaluationError(
             label, problem, "run a single process; --model-args parallelize=True uses several GPUs"
         )
+    return _with_backend(results, settings.backend, tracker)
+
+
+def _with_backend(results: Any, backend: str, tracker: EvaluationTracker | None) -> dict[str, Any]:
+    """Record the backend's name, which lm-eval does not know if the backend was made before."""
+    results["config"]["model"] = backend
+    if tracker is not None:
+        tracker.general_config_tracker.model_source = backend
     return dict(results)
+
+
+def score_loaded(
+    model: Any, tokenizer: Any, label: str, tasks: TaskSet, settings: EvalSettings
+) -> dict[str, Any]:
+    """Score a transformers model that is loaded already.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        label: its name for the user.
+        tasks: the task set.
+        settings: how to score.
+
+    Returns:
+        The results of lm-eval, including samples.
+
+    Raises:
+        EvaluationError: if lm-eval fails.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    with _translate_errors(label, settings):
+        backend = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=settings.batch_size,
+            device=str(model.device),
+        )
+        found = _ask(backend, {}, tasks, tasks.names, settings, None)
+    assert found is not None, "one process"
+    return dict(found)
+
+
+def _ask(
+    backend: str | LM,
+    model_args: Mapping[str, Any],
+    tasks: TaskSet,
+    names: Sequence[str],
+    settings: EvalSettings,
+    tracker: EvaluationTracker | None,
+) -> dict[str, Any] | None:
+    """Let lm-eval ask a model; None in all processes but the first."""
+    from lm_eval import simple_evaluate
+
+    found: dict[str, Any] | None = simple_evaluate(
+        model=backend,
+        model_args=dict(model_args),
+        tasks=list(names),
+        num_fewshot=settings.num_fewshot,
+        batch_size=settings.batch_size,
+        device=settings.resolved_device,
+        limit=settings.limit,
+        log_samples=True,
+        evaluation_tracker=tracker,
+        system_instruction=settings.system_instruction,
+        apply_chat_template=settings.apply_chat_template,
+        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+        gen_kwargs=dict(settings.gen_kwargs) or None,
+        task_manager=tasks.manager,
+        **dict(zip(_SEEDS, settings.seeds, strict=True)),
+    )
+    return found
+
+
+def _model_args(model: str, settings: EvalSettings) -> dict[str, Any]:
+    args: dict[str, Any] = {"pretrained": model, **settings.model_args}
+    if settings.dtype != "auto":
+        args["dtype"] = settings.dtype
+    if settings.trust_remote_code:
+        args["trust_remote_code"] = True
+    return args
 
 
 @contextmanager

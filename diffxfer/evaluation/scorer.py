@@ -16,9 +16,10 @@ import xxhash
 from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.diffs.grafting.graft import apply_diff
 from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError, VocabularyError
-from diffxfer.evaluation.content_hash import content_hash
+from diffxfer.evaluation.content_hash import content_hash, content_hash_in_memory
 from diffxfer.evaluation.request_progress import track_requests
 from diffxfer.evaluation.score_rows import ScoredModel
+from diffxfer.models.graft import graft_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.model_roles import ModelRoles, ModelUnderTest
     from diffxfer.evaluation.score_store import ScoreStore
     from diffxfer.evaluation.scores import Score
+    from diffxfer.models.graft import GraftSource
 
 _DRY_RUN_NAME = ".diffxfer-graft"
 _VERSIONED_PACKAGES = ("lm-eval", "transformers", "torch", "vllm", "sglang")
@@ -128,19 +130,22 @@ class Scorer:
         told = self._request_callback(model, place)
         if told is not None:
             told(0, 0)
-        with self._model_folder(model) as folder:
-            content = None if store is None else self._content_of(model, folder)
+        with self._open(model) as (folder, graft):
+            content = None if store is None else self._content_of(model, folder, graft)
             if told is not None:
-                told(0, 0)  # a graft is written by now, and the model is loaded next
+                told(0, 0)  # a folder is written by now, and the model is loaded next
             with track_requests(told):
-                results = score(folder, str(model), tasks, names, self.settings, tracker)
+                moved = self.callbacks.moved
+                results = score(
+                    *(folder, str(model), tasks, names, self.settings, tracker, graft, moved)
+                )
         fresh = read_scores(results, results["samples"])
         entries = {name: (*tasks.groups[name], *tasks.leaves[name]) for name in names}
         scores = {name: [one for one in fresh if one.task in entries[name]] for name in names}
         if store is None or tracker is None:
             return scores, None, _keep_nothing
         if model.alpha is not None:
-            # The folder of the graft is temporary, so its inputs are recorded instead.
+            # The folder of a graft is temporary, so its inputs are recorded instead.
             results["config"]["model_args"] = f"pretrained={model}"
         scored = {
             name: {"key": keys[name], "tasks": tasks.leaves[name], "groups": tasks.groups[name]}
@@ -163,10 +168,14 @@ class Scorer:
         name = str(replace(model, label=Path(model.label).name or model.label))
         return partial(answered, f"{name} ({place.replace(' of ', '/')})")
 
-    def _content_of(self, model: ModelUnderTest, folder: str) -> str | None:
-        """The content hash of a folder; a graft was not hashed before."""
+    def _content_of(
+        self, model: ModelUnderTest, folder: str, graft: GraftSource | None
+    ) -> str | None:
+        """The content hash of a model; a graft was not hashed before."""
         if not self.settings.reads_folders:
             return None
+        if graft is not None:
+            return content_hash_in_memory(graft, self.callbacks.moved)
         return self.contents[Path(folder)] if model.diff is None else content_hash(Path(folder))
 
     def _cache_keys(self, model: ModelUnderTest) -> dict[str, str | None]:
@@ -192,26 +201,34 @@ class Scorer:
         return {name: _digest([*shared, self.tasks.fingerprints[name]]) for name in names}
 
     @contextmanager
-    def _model_folder(self, model: ModelUnderTest) -> Iterator[str]:
-        """The folder of a model; for a graft, a temporary one."""
+    def _open(self, model: ModelUnderTest) -> Iterator[tuple[str, GraftSource | None]]:
+        """The folder of a model; for a graft, a temporary one, and its weights if not there."""
         if model.diff is None:
-            yield str(self.roles.folder(model.label))
+            yield str(self.roles.folder(model.label)), None
             return
-        with scratch_folder(None if self.store is None else self.store.folder) as scratch:
-            alpha = model.alpha or 0.0
+        alpha = model.alpha or 0.0
+        made_of = self.roles.folder(model.diff), self.roles.folder(model.label)
+        home = None if self.store is None else self.store.folder
+        if self.settings.grafts_in_memory:
+            with graft_source(*made_of, alpha, home=home) as graft:
+                yield str(graft.folder), graft
+            return
+        with scratch_folder(home) as scratch:
             out = scratch / f"{Path(model.label).name or 'graft'}+{alpha:g}"
-            folders = self.roles.folder(model.diff), self.roles.folder(model.label)
-            apply_diff(*folders, out, alpha=alpha, progress=self.callbacks.moved)
-            yield str(out)
+            apply_diff(*made_of, out, alpha=alpha, progress=self.callbacks.moved)
+            yield str(out), None
 
 
-def check_grafts(roles: ModelRoles, output: Path | None) -> tuple[str, ...]:
+def check_grafts(
+    roles: ModelRoles, output: Path | None, *, in_memory: bool = False
+) -> tuple[str, ...]:
     """Check by a dry run that grafts can be made.
 
     Args:
         roles: the models and the diff vector.
         output: the folder of scores, in which grafts are written; None for the system's temporary
             folder.
+        in_memory: whether their weights are not written.
 
     Returns:
         Warnings about the grafts, one line each.
@@ -233,7 +250,7 @@ def check_grafts(roles: ModelRoles, output: Path | None) -> tuple[str, ...]:
             "; use these options with diffxfer apply, and give the graft it makes as a MODEL"
         )
         raise
-    if report.bytes_to_write > report.free_bytes:
+    if not in_memory and report.bytes_to_write > report.free_bytes:
         needed, free = report.bytes_to_write, report.free_bytes
         problem = f"a graft needs {needed:,} bytes, but only {free:,} are free"
         raise DiskSpaceError(home, problem, "give --output on a larger disk, or set TMPDIR")

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HERE = Path(__file__).parent
-_SOURCES = ("dtypes.py", "loops.py", "compiling.py", "processor.py", "signatures.py")
+_SOURCES = (
+    *("dtypes.py", "lanes.py", "loops.py", "distance_loops.py"),
+    *("compiling.py", "processor.py", "signatures.py"),
+)
 _DIGEST_BYTES = 16
 
 

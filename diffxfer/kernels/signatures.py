@@ -15,6 +15,8 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "subtract": ("count", "array", "array"),
     "store": ("count", "array", "array"),
     "contrast": ("count", "array", "array"),
+    "distances": ("count", "array", "array"),
+    "gains": ("count", "array", "array"),
     "restore": ("count",),
     "give_back": ("count",),
     "equal": ("count",),
@@ -28,7 +30,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
 """The kernels, and the arguments of each after its pointers to elements."""
 
 ENTRY = "diffxfer_kernel"
-SCRATCH = 3 * 256
+SCRATCH = 8 * 256
 """The number of float64 in the first array of a kernel that sums."""
-TOTALS = 4
-"""The number of float64 in the second array."""
+TOTALS = 10
+"""The number of float64 in the second array; a kernel may use fewer."""

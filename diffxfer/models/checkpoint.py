@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.files import check_unchanged, one_at_a_time
 from diffxfer.checkpoints.reader import open_checkpoint
@@ -14,6 +12,7 @@ from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import QuantizedError
 from diffxfer.models.source import ModelSource
 from diffxfer.models.tensors import as_tensor
+from diffxfer.streaming.in_memory import new_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,8 +68,8 @@ class _CheckpointSource(ModelSource):
 
     def tensor(self, name: str) -> torch.Tensor:
         stored = self._tensors[name]
-        data = np.empty(stored.nbytes, np.uint8)
-        stored.read(one_at_a_time(), 0, memoryview(data))
+        data = new_bytes(stored.nbytes)
+        stored.read(one_at_a_time(), 0, data.data)
         for part in stored.parts:
             check_unchanged(part.shard)
         return as_tensor(data, stored.dtype, stored.shape)

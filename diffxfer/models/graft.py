@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from diffxfer.diffs.grafting.assembly import PlannedGraft
+    from diffxfer.diffs.grafting.in_memory import FileInMemory
     from diffxfer.diffs.grafting.options import WeightOptions
 
 
@@ -44,6 +45,11 @@ class GraftSource(ModelSource):
             stack.callback(self._graft.close)
             self._close = finalize(self, stack.pop_all().close)
         self.warnings = self._graft.warnings
+
+    @property
+    def files(self) -> tuple[FileInMemory, ...]:
+        """The shards that would be written, sorted by name."""
+        return self._graft.files
 
     def names(self) -> Iterator[str]:
         """The names of all tensors, in the order in which they would be stored."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from diffxfer.checkpoints.companions import companion_path
 from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.errors import CheckpointError, DiffxferError, first_line, listed
+from diffxfer.models.memory import is_out_of_memory, return_memory
 from diffxfer.models.tensors import torch_dtype
 
 if TYPE_CHECKING:
@@ -73,9 +74,10 @@ def load(
         CheckpointError: if transformers cannot load it, ignores tensors or initialises new ones.
         DiffxferError: if a tensor cannot be made.
     """
-    model, info = load_weights(
-        *(source, dtype, device, auto, progress), attn_implementation=attn_implementation
-    )
+    with _translate_errors(source):
+        model, info = load_weights(
+            *(source, dtype, device, auto, progress), attn_implementation=attn_implementation
+        )
     _refuse_other_tensors(source, info)
     return LoadedModel(model, load_tokenizer(source))
 
@@ -102,29 +104,26 @@ def load_weights(
         The model, and what transformers says about missing and unexpected tensors.
 
     Raises:
-        CheckpointError: if transformers cannot load it.
-        DiffxferError: if a tensor cannot be made.
+        DiffxferError: if a tensor cannot be made. Exceptions of transformers are not translated.
     """
     from transformers import AutoConfig
 
     given = {name: value for name, value in options.items() if value is not None}
     if device is not None:
         given["device_map"] = {"": str(device)}
-    with _translate_errors(source):
-        config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
-        model_class, config = _model_class(auto or auto_class(config), config)
-        weights = _Weights(source, progress)
-        loaded: Any = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=weights.tensors,
-            dtype="auto" if dtype is None else dtype,
-            output_loading_info=True,
-            **given,
-        )
-        model: PreTrainedModel = loaded[0]
-        model.config.name_or_path = model.name_or_path = source.label
-        _set_generation_config(model, source)
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    model_class, config = _model_class(auto or auto_class(config), config)
+    loaded: Any = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=_Weights(source, progress).tensors,
+        dtype="auto" if dtype is None else dtype,
+        output_loading_info=True,
+        **given,
+    )
+    model: PreTrainedModel = loaded[0]
+    model.config.name_or_path = model.name_or_path = source.label
+    _set_generation_config(model, source)
     return model, loaded[1]
 
 
@@ -161,7 +160,8 @@ def _model_class(auto: Any, config: Any) -> tuple[Any, Any]:
 
     if type(config) not in auto._model_mapping:
         raise ValueError(f"{auto.__name__} has no class for {type(config).__name__}")
-    found: Any = _get_model_class(config, auto._model_mapping)
+    choose: Any = _get_model_class
+    found: Any = choose(config, auto._model_mapping)
     text = config.sub_configs.get("text_config")
     if text is not None and found.config_class == text:
         config = config.get_text_config()
@@ -190,10 +190,11 @@ def refill(loaded: LoadedModel, source: ModelSource) -> None:
     model: Any = loaded.model
     with _translate_errors(source):
         weights = _Weights(source, None)
+        conversions: Any = get_model_conversion_mapping(model)
         config = LoadStateDictConfig(
             device_map={"": model.device},
             dtype=model.dtype,
-            weight_mapping=get_model_conversion_mapping(model),
+            weight_mapping=conversions,
         )
         _free_parameters(model)
         info, _ = convert_and_load_state_dict_in_model(model, weights.tensors, config)
@@ -214,6 +215,8 @@ def _free_parameters(model: Any) -> None:
             empty = torch.empty_like(found, device="meta")
             made = torch.nn.Parameter(empty, requires_grad=found.requires_grad)
             setattr(module, name, made)
+    del found
+    return_memory()
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
@@ -325,5 +328,8 @@ def _translate_errors(source: ModelSource) -> Iterator[None]:
     except DiffxferError:
         raise
     except LOAD_ERRORS as exc:
-        problem = f"cannot be loaded by transformers ({first_line(exc)})"
-        raise CheckpointError(source.label, problem, _NEWER) from exc
+        problem, remedy = f"cannot be loaded by transformers ({first_line(exc)})", _NEWER
+        if is_out_of_memory(exc):
+            problem = f"does not fit in memory ({first_line(exc)})"
+            remedy = "give dtype='bfloat16', or a device with more memory"
+        raise CheckpointError(source.label, problem, remedy) from exc

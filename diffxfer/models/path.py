@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 
     import torch
 
-_STEP = 1 << 20
-"""Elements that are mixed at once: their float64 copies take 8 MiB each."""
+_STEP = 1 << 15
+"""Elements that are mixed at once.
+
+Their float64 copies take 256 KiB each: of larger ones, each thread that loads a model kept up to
+64 MB after it had freed them.
+"""
 
 
 def path_source(a: ModelSource, b: ModelSource, t: float) -> ModelSource:
@@ -32,10 +36,22 @@ def path_source(a: ModelSource, b: ModelSource, t: float) -> ModelSource:
         OptionError: if `t` is not from 0 to 1.
         MatchError: if names or shapes differ.
     """
-    if not 0 <= t <= 1:
-        raise OptionError("t", f"{t!r} is not from 0 to 1", "give a number from 0 to 1")
+    check_t(t)
     _refuse_different(a, b)
     return _PathSource(a, b, float(t))
+
+
+def check_t(t: float) -> None:
+    """Check how far along a path a point is.
+
+    Args:
+        t: from 0 to 1.
+
+    Raises:
+        OptionError: if it is not.
+    """
+    if not 0 <= t <= 1:
+        raise OptionError("t", f"{t!r} is not from 0 to 1", "give a number from 0 to 1")
 
 
 class _PathSource(ModelSource):

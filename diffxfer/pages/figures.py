@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import html
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from diffxfer.errors import printable
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -15,35 +18,92 @@ _CONFIG = {
 }
 _MANY = 8
 """With more curves than this, hovering shows one name at a time; the box would hide the curves."""
+_TEXTS = frozenset({"name", "text", "ticktext", "x", "y"})
+"""The keys of a figure whose strings are texts, which plotly reads as markup."""
 
 
-def legend_entries(figure: Figure) -> list[tuple[str, str, bool]]:
-    """The name and colour of each curve, and whether it is dotted.
+class LegendEntry(NamedTuple):
+    """A line of a legend.
+
+    Attributes:
+        name: the name of a curve.
+        colour: its colour.
+        style: ``"solid"``, ``"dash"``, ``"dot"``, or ``"point"`` if it is points alone.
+    """
+
+    name: str
+    colour: str
+    style: str
+
+
+def legend_entries(figure: Figure) -> list[LegendEntry]:
+    """The legend of a figure: one entry for each curve that has a name.
 
     Args:
-        figure: of lines that have names and colours.
+        figure: any figure; shaded intervals, bars and heat maps have no entries.
     """
-    return [(line.name, line.line.color, line.line.dash == "dot") for line in figure.data]
+    return [
+        LegendEntry(
+            line.name,
+            line.line.color,
+            "point" if line.mode == "markers" else line.line.dash or "solid",
+        )
+        for line in figure.data
+        if line.type == "scatter" and line.showlegend is not False
+    ]
 
 
-def figure_html(figure: Figure, *, first: bool) -> str:
+def scale_meaning(figure: Figure) -> str:
+    """What the colours of a heat map mean; empty for another figure.
+
+    Args:
+        figure: any figure.
+    """
+    return str((figure.layout.meta or {}).get("meaning", ""))
+
+
+def figure_html(figure: Figure, *, number: int) -> str:
     """Render a figure as HTML, in the style of a page.
 
     Args:
-        figure: of lines that have names and colours.
-        first: whether to include plotly's code, which the first figure of a page needs.
+        figure: of `charts`, or of lines that have names and colours.
+        number: its number on the page, from 1; the first figure includes plotly's code.
     """
+    from plotly.graph_objects import Figure
+
+    figure = Figure(_as_text(figure.to_dict()))
+    unified = 0 < len(legend_entries(figure)) <= _MANY
+    unified = unified and not any(line.mode == "markers" for line in figure.data if _line(line))
     figure.update_layout(
         template="plotly_white",
-        height=360,
-        margin={"t": 32, "r": 10, "l": 45, "b": 45},
-        hovermode="x unified" if len(figure.data) <= _MANY else "closest",
+        font={"family": "system-ui, sans-serif"},
+        height=figure.layout.height or 360,
+        margin={"t": figure.layout.margin.t or 32, "r": 10, "l": 45, "b": 45},
+        hovermode="x unified" if unified else "closest",
         showlegend=False,
     )
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True, ticklabelstandoff=5)
     return str(
         figure.to_html(
             full_html=False,
-            include_plotlyjs="inline" if first else False,
+            include_plotlyjs="inline" if number == 1 else False,
+            div_id=f"figure-{number}",  # plotly's own would be another each time
             config=_CONFIG,
         )
     )
+
+
+def _line(trace: Any) -> bool:
+    return bool(trace.type == "scatter")
+
+
+def _as_text(value: Any, key: str = "") -> Any:
+    """Escape the texts of a figure, in which plotly would find links and line breaks."""
+    if isinstance(value, str):
+        return html.escape(printable(value), quote=False) if key in _TEXTS else value
+    if isinstance(value, dict):
+        return {name: _as_text(inner, name) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(inner, key) for inner in value]
+    return value

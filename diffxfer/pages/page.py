@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from diffxfer.checkpoints.atomic_write import write_atomically
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import printable
-from diffxfer.pages.figures import figure_html, legend_entries
+from diffxfer.pages.figures import figure_html, legend_entries, scale_meaning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,23 +48,38 @@ pre { background: var(--panel); padding: 1rem; white-space: pre-wrap }
           margin: 0 0 .5rem; font-size: .9rem }
 .legend i { display: inline-block; width: 1.4rem; margin-right: .4rem; vertical-align: middle;
             border-top: 3px solid }
-.legend i.dotted { border-top-style: dotted }
+.legend i.dot { border-top-style: dotted }
+.legend i.dash { border-top-style: dashed }
+.legend i.point { width: .6rem; border-top-width: .6rem; border-radius: .3rem }
+.scale { text-align: center; font-size: .9rem; color: var(--soft); margin: 0 }
+.meaning { color: var(--soft); margin: .3rem 0 2rem; max-width: 46rem }
+.meaning b { color: var(--ink); font-weight: 600 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem }
+dt { color: var(--soft) } dd { margin: 0 }
+.grid { overflow-x: auto; margin: 1rem 0 }
+.grid table { margin: 0 }
+.grid th, .grid td { padding: .2rem .5rem; font-variant-numeric: tabular-nums; min-width: 0;
+                     white-space: nowrap }
+.grid th:first-child, .grid td:first-child { position: sticky; left: 0; padding-left: 0;
+                                             background: var(--ground) }
 @media (max-width: 48rem) {
-  table, tbody, tr, td, caption { display: block; text-align: left }
-  tr:first-child { display: none }
-  tr { padding: .5rem 0; border-bottom: 1px solid var(--line) }
-  td, td:first-child { border: 0; padding: .1rem 0; min-width: 0; white-space: normal }
-  td:first-child { font-weight: 600 } td:empty { display: none }
-  td[data-column]::before { content: attr(data-column) ": "; color: var(--soft);
-                            font-weight: normal }
+  .rows, .rows tbody, .rows tr, .rows td, .rows caption { display: block; text-align: left }
+  .rows tr:first-child { display: none }
+  .rows tr { padding: .5rem 0; border-bottom: 1px solid var(--line) }
+  .rows td, .rows td:first-child { border: 0; padding: .1rem 0; min-width: 0; white-space: normal }
+  .rows td:first-child { font-weight: 600 } .rows td:empty { display: none }
+  .rows td[data-column]::before { content: attr(data-column) ": "; color: var(--soft);
+                                  font-weight: normal }
+  dl { display: block } dd { margin-bottom: .5rem }
 }
 /* plotly writes its colours beside each element. */
 .js-plotly-plot .main-svg { background: transparent !important }
 .js-plotly-plot .bg { fill: transparent !important }
 .js-plotly-plot .xtick text, .js-plotly-plot .ytick text, .js-plotly-plot .xtitle,
-.js-plotly-plot .ytitle { fill: var(--soft) !important }
+.js-plotly-plot .ytitle, .js-plotly-plot .colorbar text { fill: var(--soft) !important }
 .js-plotly-plot .gridlayer path, .js-plotly-plot .zerolinelayer path {
   stroke: var(--line) !important }
+.js-plotly-plot .bars .errorbar path { stroke: var(--ink) !important }
 .js-plotly-plot .hoverlayer .legend .bg { fill: var(--panel) !important;
                                           stroke: var(--line) !important }
 .js-plotly-plot .hoverlayer .legend text { fill: var(--ink) !important }
@@ -115,7 +130,7 @@ class Page:
     def __init__(self, title: str) -> None:
         self._title = title
         self._parts: list[str] = []
-        self._has_figure = False
+        self._figures = 0
 
     def verdict(self, lines: Sequence[str]) -> None:
         """Add a box with the most important statement, and others below it.
@@ -143,34 +158,64 @@ class Page:
         """Add a text whose line breaks and spaces are kept, such as a file."""
         self._parts.append(f"<pre>{escape(text)}</pre>")
 
-    def table(self, heads: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str) -> None:
+    def facts(self, facts: Iterable[tuple[str, str]]) -> None:
+        """Add a list of names, each with its value beside it.
+
+        Args:
+            facts: names and values.
+        """
+        lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in facts)
+        self._parts.append(f"<dl>\n{lines}</dl>")
+
+    def table(
+        self,
+        heads: Sequence[str],
+        rows: Iterable[Sequence[Cell]],
+        caption: str,
+        *,
+        grid: bool = False,
+    ) -> None:
         """Add a table; on a narrow screen each row is a block.
 
         Args:
             heads: the heads of the columns.
             rows: a cell for each column; the first one is the row's name.
             caption: a line above it; none if empty.
+            grid: whether it is a grid of short numbers, which is scrolled on a narrow screen.
         """
         above = f"<caption>{escape(caption)}</caption>\n" if caption else ""
         head = "".join(f"<th>{escape(head)}</th>" for head in heads)
         lines = "".join(_row(heads, row) for row in rows)
-        self._parts.append(f"<table>\n{above}<tr>{head}</tr>\n{lines}</table>")
+        kind = "" if grid else ' class="rows"'
+        table = f"<table{kind}>\n{above}<tr>{head}</tr>\n{lines}</table>"
+        self._parts.append(f'<div class="grid">{table}</div>' if grid else table)
 
     def figure(self, figure: Figure) -> None:
         """Add a figure below its legend.
 
         Args:
-            figure: of lines that have names and colours; its style and size are set here.
+            figure: made by a function of `charts`, or of lines that have names and colours; its
+                style is set here.
         """
         entries = "".join(
-            f'<li><i style="border-color:{colour}"{" class=dotted" if dotted else ""}></i>'
-            f"{escape(name)}</li>"
-            for name, colour, dotted in legend_entries(figure)
+            f'<li><i style="border-color:{colour}"{_classed(style)}></i>{escape(name)}</li>'
+            for name, colour, style in legend_entries(figure)
         )
-        self._parts.append(f'<ul class="legend">{entries}</ul>')
-        # The first figure brings plotly's code for all of them.
-        self._parts.append(figure_html(figure, first=not self._has_figure))
-        self._has_figure = True
+        if entries:
+            self._parts.append(f'<ul class="legend">{entries}</ul>')
+        meaning = scale_meaning(figure)
+        if meaning:
+            self._parts.append(f'<p class="scale">colour: {escape(meaning)}</p>')
+        self._figures += 1
+        self._parts.append(figure_html(figure, number=self._figures))
+
+    def explain(self, text: str) -> None:
+        """Say below a figure or a table what it means, to a reader who knows no papers.
+
+        Args:
+            text: a sentence or two.
+        """
+        self._parts.append(f'<p class="meaning"><b>What this means:</b> {escape(text)}</p>')
 
     def write(self, path: Path) -> None:
         """Write the page.
@@ -200,6 +245,10 @@ def escape(text: str) -> str:
         text: any text; its line breaks are kept.
     """
     return "\n".join(html.escape(printable(line)) for line in text.split("\n"))
+
+
+def _classed(style: str) -> str:
+    return "" if style == "solid" else f" class={style}"
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from diffxfer.recycling.chain_report import ChainReport
 
 
+_SCORES = (
+    "each round moves the fine-tuning onto a newer base, and may train it further. A graft above"
+    " its base alone has carried it over; a tuned graft above the base that was tuned plainly was"
+    " the better start. Vertical bars are standard errors."
+)
+_LOSSES = (
+    "the loss is how far the model is from the training data while it is trained; lower is closer."
+    " A curve that begins lower belongs to a model that knew more of the task at the start."
+)
+
+
 def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> None:
     """Write the page of a chain.
 
@@ -43,10 +54,12 @@ def write_page(report: ChainReport, path: Path, *, home: Path | None = None) -> 
         heads = ("round", *(STAGE_NAMES[column] for column in report.columns()))
         page.table(heads, _rows(report, measure), _caption(report, measure))
         page.figure(scores_figure(report, measure))
+        page.explain(_SCORES)
     losses = losses_figure(report)
     if losses is not None:
         page.heading("Training loss")
         page.figure(losses)
+        page.explain(_LOSSES)
     if report.warnings:
         page.heading("Warnings")
         page.bullets(without_folders(warning, report.run, home) for warning in report.warnings)

@@ -15,7 +15,7 @@ from transformers import PrinterCallback
 from trl import SFTTrainer
 
 from diffxfer.errors import DataError, TrainingError, first_line
-from diffxfer.evaluation.memory import free_memory, is_out_of_memory
+from diffxfer.models.memory import free_memory, is_out_of_memory
 from diffxfer.recycling.distillation_loss import IGNORED, Weights, distillation_terms
 from diffxfer.recycling.distributed import run_in_first_process
 from diffxfer.recycling.model_loading import (

@@ -78,8 +78,26 @@ def read_rows(data: str) -> TrainingRows:
     Raises:
         DataError: if there are no rows, or one of them is invalid.
     """
+    name, rows = number_rows(data)
+    return _validate_rows(data, name, rows)
+
+
+def number_rows(data: str) -> tuple[str, Numbered]:
+    """Open a file or a dataset of rows, whatever keys they have.
+
+    Args:
+        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or the id of a dataset on the Hub, of
+            which the ``train`` split is read; ``id@revision`` selects a revision.
+
+    Returns:
+        The name of the file or the dataset, and the rows with their positions. Rows of a file are
+        read when they are asked for.
+
+    Raises:
+        DataError: if there is no such file or dataset, or while rows are read, if one is invalid.
+    """
     if not is_local_file(data):
-        return _validate_rows(data, data, _read_hub(data))
+        return data, _read_hub(data)
     path = Path(data)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "no such file"
@@ -90,7 +108,7 @@ def read_rows(data: str) -> TrainingRows:
     if reader is None:
         remedy = f"convert it to one of {', '.join(_FILES)}"
         raise DataError(data, "has an unsupported file type", remedy)
-    return _validate_rows(data, path.name, reader(path))
+    return path.name, reader(path)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, object]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.files import OpenShard
 
-_MAX_INPUTS = 3
+_MAX_INPUTS = 4
 
 
 class Reader:
@@ -64,6 +64,8 @@ class Reader:
         """
         if task.operation is Operation.CONTRAST:
             return self._contrast(chunk, task)
+        if task.operation is Operation.DISTANCES:
+            return self._distances(chunk, task)
         if task.operation is Operation.RESTORE:
             return self._restore(chunk, task)
         return self._inspect(chunk, task)
@@ -82,10 +84,37 @@ class Reader:
             count = min(BLOCK_ELEMENTS, chunk.count - start)
             at = [self._addresses[slot] + start * sizes[slot] for slot in (0, 1)]
             result.unchanged += compare(*at, count, *self._sums)
-            delta, left, right, _ = self._totals.tolist()
+            delta, left, right = self._totals[:3].tolist()
             result.delta_squares += (delta,)
             result.base_squares += (left,)
             result.other_squares += (right,)
+        return result
+
+    def _distances(self, chunk: Chunk, task: TensorTask) -> ChunkResult:
+        """Measure how far three or four inputs are from each other, in rows that all have."""
+        count, slots = 0, range(len(task.inputs))
+        dtypes = [spec.dtype for spec in task.inputs]
+        # What an adapter does not change is base's own tensor, which is read once.
+        same = task.inputs[0] is task.inputs[1]
+        for piece in chunk.pieces:
+            if piece.kind is RunKind.GRAFT:
+                same = same and piece.sources[0] == piece.sources[1]
+        at = [self._addresses[1 if same and slot == 0 else slot] for slot in slots]
+        for piece in chunk.pieces:
+            if piece.kind is RunKind.GRAFT:
+                for slot in slots[1 if same else 0 :]:
+                    self._read(slot, task, piece, count)
+                count += piece.count
+        result = ChunkResult()
+        for start in range(0, count, BLOCK_ELEMENTS):
+            size = min(BLOCK_ELEMENTS, count - start)
+            here = [at[slot] + start * BITS[dtypes[slot]] // 8 for slot in slots]
+            kernel("distances", tuple(dtypes[:3]))(*here[:3], size, *self._sums)
+            sums = self._totals[:10].tolist()
+            if len(here) == 4:
+                kernel("gains", tuple(dtypes))(*here, size, *self._sums)
+                sums += self._totals[:7].tolist()
+            result.sums += (tuple(sums),)
         return result
 
     def _inspect(self, chunk: Chunk, task: TensorTask) -> ChunkResult:

@@ -34,7 +34,7 @@ def measure_inputs(
     Raises:
         DiffxferError: the earliest failure: an input that changed, or cannot be read.
     """
-    from diffxfer.streaming.engine import Engine  # imports torch
+    from diffxfer.streaming.engine import Engine
 
     assert not plan.layouts
     engine = Engine(

@@ -81,6 +81,8 @@ class Operation(Enum):
     """Writes nothing: the checksum of a tensor that no other task reads in order."""
     CONTRAST = "contrast"
     """Writes nothing: how much A and B differ, by value, or by byte if they are U8."""
+    DISTANCES = "distances"
+    """Writes nothing: how far the roles are from each other, in length and direction."""
     RESTORE = "restore"
     """Writes nothing: whether base + Δ gives finetuned back, and the checksums of Δ and base."""
 
@@ -96,9 +98,10 @@ INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.COMPARE: ("finetuned", "base"),
     Operation.DIGEST: ("base",),
     Operation.CONTRAST: ("A", "B"),
+    Operation.DISTANCES: ("finetuned", "base", "target", "direct"),
     Operation.RESTORE: ("finetuned", "base", "diff vector"),
 }
-"""The inputs of a task, in order, by operation."""
+"""The inputs of a task, in order, by operation; direct is optional."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +248,7 @@ def inputs_used(kind: RunKind, inputs: int) -> range:
 def bytes_read(task: TensorTask) -> int:
     """The bytes that a task reads from its inputs."""
     if len(task.runs) == 1:
-        kind, elements = task.runs[0].kind, task.elements
-        slots = inputs_used(kind, len(task.inputs))
+        elements, slots = task.elements, inputs_used(task.runs[0].kind, len(task.inputs))
         return sum([task.inputs[slot].bytes_to_read(elements) for slot in slots])
     width = task.row_elements
     return sum(

@@ -30,6 +30,7 @@ class ChunkResult:
         base_squares: sums of base², one per block.
         samples: elements of base, each as index of the output and value.
         other_squares: sums of B², one per block, if A and B are compared.
+        sums: what the kernels of distances have summed, one tuple per block.
     """
 
     digests: bytes = b""
@@ -40,6 +41,7 @@ class ChunkResult:
     base_squares: tuple[float, ...] = ()
     samples: tuple[tuple[int, float], ...] = ()
     other_squares: tuple[float, ...] = ()
+    sums: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class TensorResult:
         packed_samples: elements of base, each as index of the output and value, ascending.
         unchanged: number of elements that are equal in finetuned and base.
         other_norm: ‖B‖₂, if A and B are compared; then ‖A‖₂ is `base_norm`, and Δ is B − A.
+        sums: what the kernels of distances have summed; empty if no element was compared.
     """
 
     digest: bytes
@@ -67,6 +70,7 @@ class TensorResult:
     packed_samples: bytes
     unchanged: int
     other_norm: float
+    sums: tuple[float, ...] = ()
 
     @property
     def checksum(self) -> str:
@@ -95,6 +99,7 @@ class _Parts:
     inexact: int = 0
     unchanged: int = 0
     other_squares: list[float] = field(default_factory=list)
+    sums: list[tuple[float, ...]] = field(default_factory=list)
 
 
 class Statistics:
@@ -134,6 +139,7 @@ class Statistics:
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.other_squares += result.other_squares
+        parts.sums += result.sums
         if result.input_digests:
             parts.input_digests[start] = result.input_digests
         if task.operation in (Operation.SUBTRACT, Operation.STORE):
@@ -160,7 +166,22 @@ def _finish(parts: _Parts) -> TensorResult:
         b"".join([_SAMPLE.pack(*sample) for sample in sorted(parts.samples)]),
         parts.unchanged,
         _norm(parts.other_squares),
+        tuple([exact_sum(column) for column in zip(*parts.sums, strict=True)]),
     )
+
+
+def exact_sum(numbers: Sequence[float]) -> float:
+    """The sum, whatever the order of the numbers; NaN or infinity if it has no finite value.
+
+    Args:
+        numbers: the sums of blocks.
+    """
+    try:
+        return math.fsum(numbers)
+    except OverflowError:
+        return math.inf
+    except ValueError:  # infinity of both signs
+        return math.nan
 
 
 def _norm(squares: Sequence[float]) -> float:
@@ -168,8 +189,4 @@ def _norm(squares: Sequence[float]) -> float:
     # because the last digits of a block's sum depend on the processor.
     if not squares:
         return 0.0  # one object for all tensors without squares
-    try:
-        total = math.fsum(squares)
-    except OverflowError:
-        total = math.inf
-    return float(f"{math.sqrt(total):.9g}")
+    return float(f"{math.sqrt(exact_sum(squares)):.9g}")

@@ -186,7 +186,7 @@ class Worker(Reader):
                 min(BLOCK_ELEMENTS, at + count - start),
                 *self._sums,
             )
-            delta, base, unchanged, inexact = self._totals.tolist()
+            delta, base, unchanged, inexact = self._totals[:4].tolist()
             result.delta_squares += (delta,)
             result.base_squares += (base,)
             result.unchanged += int(unchanged)

@@ -23,7 +23,7 @@ from tests.tiny import OPERANDS, SHARD, UP, Outcome, World
 ROOT = Path(__file__).parents[2]
 COMMANDS = (*OPERANDS,)
 """The commands that work on tensors alone, and so have the same options and output."""
-EVERY = (*COMMANDS, "inspect", "verify", "tune", "eval", "demo", "iterate", "push")
+EVERY = (*COMMANDS, "inspect", "probe", "verify", "tune", "eval", "demo", "iterate", "push")
 
 SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
@@ -38,7 +38,15 @@ OPTIONS = {
     "apply": SHARED | GRAFTING | {"--as"},
     "extract": SHARED
     | {"--diff-dtype", "--as", "--rank", "--energy", "--max-rank", "--rest", "--exact"},
-    "inspect": {"--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"},
+    "inspect": {
+        *("--threads", "--stream", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
+    },
+    "probe": {
+        *("--direct", "--include", "--exclude", "--allow-missing", "--added", "--rename"),
+        *("--data", "--tasks", "--include-path", "--limit", "--alpha", "--points", "--forward"),
+        *("--rows", "--batch-size", "--device", "--seed", "--output", "-o"),
+        *("--vocab", "--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"),
+    },
     "verify": {
         *("--base", "--finetuned", "--rename", "--threads", "--stream"),
         *("--json", "--quiet", "-q", "--help", "-h"),
@@ -141,6 +149,7 @@ class TestHelp:
             ("transfer", ("FINETUNED PATH|ID", "BASE PATH|ID", "TARGET PATH|ID", "--output PATH")),
             ("apply", ("DIFF PATH|ID", "or your own continued pre-training of BASE")),
             ("inspect", ("PATH|ID ", "OTHER PATH|ID")),
+            ("probe", ("FINETUNED PATH|ID", "BASE PATH|ID", "TARGET PATH|ID", "--direct PATH|ID")),
             ("verify", ("PATH|ID ", "--base PATH|ID", "--finetuned PATH|ID")),
             ("eval", ("--baseline PATH|ID", "--finetuned PATH|ID", "--diff PATH|ID")),
             ("eval", ("--include-path PATH ", "--output PATH ")),
@@ -329,6 +338,7 @@ ON_A_CPU = {
     "transfer": ("transfer", "finetuned", "base", "target", "-o", "out"),
     "inspect": ("inspect", "diff"),
     "inspect two": ("inspect", "base", "target"),
+    "probe": ("probe", "finetuned", "base", "target", "--direct", "target"),
     "verify": ("verify", "diff"),
     "verify all": ("verify", "diff", "--base", "base", "--finetuned", "finetuned"),
 }

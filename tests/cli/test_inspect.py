@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from diffxfer import compare_checkpoints, inspect_checkpoint
-from diffxfer.cli.heat import heat_table, percent
-from diffxfer.diffs.inspection.measures import Cell, Measure
+from diffxfer.cli.heat import heat_table
+from diffxfer.diffs.inspection.measures import Cell, Measure, percent
 from diffxfer.diffs.inspection.places import Place
 from tests import families, tiny
 from tests.cli.test_console import ESCAPE, on_a_terminal

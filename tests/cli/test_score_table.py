@@ -11,7 +11,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from diffxfer.cli.score_table import print_scores, short_names
+from diffxfer.cli.score_table import print_scores
+from diffxfer.evaluation.score_text import short_names
 from diffxfer.evaluation.scores import BestAlpha, Evaluation, Row
 
 EXACT = ("pig_latin", "exact_match", "none")

@@ -244,6 +244,14 @@ class TestTheOutput:
         wanted = "model alpha task metric filter value stderr n baseline delta p_value recovered"
         assert set(wanted.split()) <= written["rows"][0].keys()
 
+    def test_has_the_page(self, whole: tuple[Evaluation, Path]) -> None:
+        found, output = whole
+        page = (output / "report.html").read_text("utf-8")
+        for row in found.rows:
+            assert f"{row.value:.4f}" in page
+        assert str(TARGET.parent) not in page
+        assert str(output.parent) not in page
+
     def test_names_what_was_scored_by_its_content(
         self, whole: tuple[Evaluation, Path], grafts: dict[float, Path]
     ) -> None:
@@ -334,6 +342,7 @@ def test_a_killed_run_continues_without_scoring_the_first_model_again(
     stop = (output, "*/results_*.json", signal.SIGKILL)
     killed = warm.run(*command, cwd=tmp_path, env={}, stop=stop)
     assert killed.returncode == -signal.SIGKILL
+    assert not (output / "report.html").exists()
     (first,) = output.glob("*/results_*.json")
     before = first.read_bytes()
     done = warm.run(*command, cwd=tmp_path, env={})
@@ -344,6 +353,7 @@ def test_a_killed_run_continues_without_scoring_the_first_model_again(
     assert first.read_bytes() == before
     assert len(list(output.glob("*/results_*.json"))) == 3
     assert (output / "comparison.json").exists()
+    assert (output / "report.html").exists()
     assert not [path for path in output.iterdir() if path.name.startswith(".partial")]
 
 

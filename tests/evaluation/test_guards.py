@@ -137,7 +137,8 @@ class TestModels:
         monkeypatch.chdir(tmp_path / "target" / ("sub" if label == ".." else "."))
         output = tmp_path / "out"
         ask(own_tasks, Path(label), output=output)
-        assert {path.name for path in output.iterdir()} == {"target", "comparison.json"}
+        written = {"target", "comparison.json", "report.html"}
+        assert {path.name for path in output.iterdir()} == written
         assert ask(own_tasks, Path(label), output=output).reused == (str(Path(label)),)
 
     def test_a_target_that_the_diff_vector_does_not_fit_is_refused_before_any_scoring(

@@ -137,3 +137,28 @@ def test_inspect(hub: Hub, user: User, family: dict[str, Path], diff: Path) -> N
     user.env["HF_HOME"] = str(user.home / "another")
     assert result(user.run("inspect", *two[1], "--stream", "--json")) == here
     assert not list((user.home / "another").rglob("model-*.safetensors"))
+
+
+def test_probe(hub: Hub, user: User) -> None:
+    """Downloaded, streamed and in folders: the same figures; an adapter and --direct as well."""
+    ids = publish_tiny(hub)
+    for role in ("adapter", "direct"):
+        hub.add(f"tiny/{role}", family_folder() / role)
+
+    def distances(*argv: object) -> dict[str, Any]:
+        found: dict[str, Any] = result(user.run("probe", *argv, "--json"))["distances"]
+        del found["elapsed_s"]
+        return found
+
+    here = distances(
+        *(family_folder() / role for role in ("adapter", *ROLES[1:])),
+        "--direct",
+        family_folder() / "direct",
+    )
+    named = ("tiny/adapter", *ids[1:], "--direct", "tiny/direct")
+    there = [distances(*named, "--stream")]
+    assert not list(user.cache.rglob("model.safetensors"))
+    there.append(distances(*named))
+    assert list(user.cache.rglob("model.safetensors"))
+    for found in there:
+        assert {**found, "notes": ""} == {**here, "notes": ""}

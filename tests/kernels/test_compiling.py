@@ -71,6 +71,7 @@ def test_nothing_is_contracted(dtype: str) -> None:
     from diffxfer.kernels.compiling import optimize
 
     pointers = {"transfer": 4, "apply": 3, "subtract": 3, "contrast": 2, "restore": 3}
+    pointers |= {"distances": 3, "gains": 4}
     for name, count in pointers.items():
         module = optimize(name, (dtype,) * count)
         assembly = processor.this_processor().emit_assembly(module)

@@ -121,6 +121,64 @@ def test_contrast(mix: tuple[str, ...]) -> None:
     assert sums[:3] == pytest.approx(expected, rel=1e-13)
 
 
+def related(mix: tuple[str, ...]) -> list[Tensor]:
+    """Tensors of which a third is equal, a fifth turned, and the rest near each other."""
+    made = [values(mix[0], (COUNT,), 0)]
+    for seed, dtype in enumerate(mix[1:], 1):
+        other = made[0].double() + values("F64", (COUNT,), seed) * 0.125
+        other[seed::3] = made[0][seed::3].double()
+        other[seed::5] *= -1
+        made.append(other.to(DTYPES[dtype]))
+    return made
+
+
+def alike(left: Tensor, right: Tensor) -> int:
+    equal = to_bits(left) == to_bits(right) if left.dtype == right.dtype else left == right
+    return int(equal.sum())
+
+
+def both_and_agreeing(one: Tensor, other: Tensor) -> list[int]:
+    both = (one != 0) & (other != 0)
+    return [int(both.sum()), int((both & (one.sign() == other.sign())).sum())]
+
+
+@pytest.mark.parametrize("mix", some_of(3))
+def test_distances(mix: tuple[str, ...]) -> None:
+    ours, theirs, onto = related(mix)
+    found, sums = call_with_sums("distances", ours, theirs, onto, count=10)
+    f, b, t = (each.double() for each in (ours, theirs, onto))
+    squares = [float((each * each).sum()) for each in (f, b, t, f - b, t - b)]
+    assert found == 0
+    assert sums[:5] == pytest.approx(squares, rel=1e-13)
+    assert sums[5] == pytest.approx(float(((f - b) * (t - b)).sum()), rel=1e-9)
+    assert sums[6:8] == [alike(ours, theirs), alike(onto, theirs)]
+    assert sums[8:] == both_and_agreeing(f - b, t - b)
+    assert all(sums[6:])
+
+
+@pytest.mark.parametrize("mix", some_of(4))
+def test_gains(mix: tuple[str, ...]) -> None:
+    ours, theirs, onto, other = related(mix)
+    found, sums = call_with_sums("gains", ours, theirs, onto, other, count=7)
+    f, b, t, d = (each.double() for each in (ours, theirs, onto, other))
+    squares = [float((each * each).sum()) for each in (d, f - b, d - t)]
+    assert found == 0
+    assert sums[:3] == pytest.approx(squares, rel=1e-13)
+    assert sums[3] == pytest.approx(float(((f - b) * (d - t)).sum()), rel=1e-9)
+    assert sums[4:] == [alike(other, onto), *both_and_agreeing(f - b, d - t)]
+    assert all(sums[4:])
+
+
+def test_signs_where_products_would_vanish() -> None:
+    """Steps whose product is 0 in float64, zeros of both signs, and NaN, which agrees with none."""
+    one = torch.tensor([1e-200, -1e-200, 1e-200, 0.0, -0.0, math.nan, 1.0], dtype=torch.float64)
+    other = torch.tensor([1e-200, -1e-200, -1e-200, 1.0, 1.0, 1.0, math.nan], dtype=torch.float64)
+    zeros = torch.zeros(7, dtype=torch.float64)
+    _, sums = call_with_sums("distances", one, zeros, other, count=10)
+    assert sums[9] == 2
+    assert sums[8] - 2 == 3  # two with NaN, and one with other signs
+
+
 @pytest.mark.parametrize("mix", some_of(3))
 def test_restore(mix: tuple[str, ...]) -> None:
     ours, theirs, stored = (values(dtype, (COUNT,), seed) for seed, dtype in enumerate(mix))

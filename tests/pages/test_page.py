@@ -40,6 +40,9 @@ def with_all(text: str) -> Page:
     page.bullets([text])
     page.preformatted(f"{text}\n  {text}")
     page.table([text, text], [[Cell(text, text), Cell(text, text, best=True)]], text)
+    page.table([text, text], [[Cell(text), Cell(text)]], text, grid=True)
+    page.facts([(text, text)])
+    page.explain(text)
     return page
 
 
@@ -56,10 +59,10 @@ def test_every_text_is_text(tmp_path: Path) -> None:
     found = written(with_all(EVIL), tmp_path)
     plain = written(with_all("plain"), tmp_path)
     assert [tag for tag, _ in found.tags] == [tag for tag, _ in plain.tags]
-    assert found.text.count(SHOWN) == plain.text.count("plain") == 16
+    assert found.text.count(SHOWN) == plain.text.count("plain") == 24
     assert "\u202e" not in found.text
-    [_, cell] = [attributes for tag, attributes in found.tags if tag == "td"]
-    assert cell == {"class": "best", "data-column": SHOWN}
+    cells = [attributes for tag, attributes in found.tags if tag == "td"]
+    assert cells[1] == {"class": "best", "data-column": SHOWN}
 
 
 def test_a_page_without_figures_has_no_code(tmp_path: Path) -> None:
@@ -82,6 +85,21 @@ def test_the_first_figure_brings_the_code_of_all(tmp_path: Path) -> None:
 def test_a_row_needs_a_cell_for_each_column(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
         Page("p").table(["a", "b"], [[Cell("1")]], "")
+
+
+def test_a_grid_is_scrolled_and_other_tables_are_folded(tmp_path: Path) -> None:
+    found = written(with_all("plain"), tmp_path)
+    tables = [attributes for tag, attributes in found.tags if tag == "table"]
+    assert tables == [{"class": "rows"}, {}]
+    assert ("div", {"class": "grid"}) in found.tags
+
+
+def test_what_a_figure_means_is_said_below_it(tmp_path: Path) -> None:
+    page = Page("p")
+    page.figure(drawn("one"))
+    page.explain("higher is better.")
+    text = written(page, tmp_path).text
+    assert text.index("Plotly.newPlot(") < text.index("What this means: higher is better.")
 
 
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

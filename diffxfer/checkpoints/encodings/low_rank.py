@@ -31,12 +31,14 @@ class Factor:
         matrix: the distance of the factors of two matrices, in elements.
         outer: the distance of two rows of L, or of two columns of R.
         rank: the distance of two terms of the sum.
+        first: the first element.
     """
 
     spec: TensorSpec
     matrix: int
     outer: int
     rank: int
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class LowRank(StoredTensor):
     @property
     def parameters(self) -> tuple[object, ...]:
         """The scaling and the layout."""
-        layout = ((f.matrix, f.outer, f.rank) for f in (self.left, self.right))
+        layout = ((f.matrix, f.outer, f.rank, f.first) for f in (self.left, self.right))
         return self.scaling, self.rank, self.rows, self.columns, *layout
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
@@ -107,7 +109,7 @@ class LowRank(StoredTensor):
         factor = self.left
         first = start // self.columns
         rows = (start + count - 1) // self.columns + 1 - first
-        at = matrix * factor.matrix
+        at = factor.first + matrix * factor.matrix
         if factor.outer > 1 or self.rank == 1:  # the rows lie one after the other
             begin = at + first * factor.outer
             size = (rows - 1) * factor.outer + (self.rank - 1) * factor.rank + 1
@@ -123,9 +125,10 @@ class LowRank(StoredTensor):
         """R of one matrix, or of all if they alternate; and the offset of its first element."""
         factor = self.right
         own = self.rank * self.columns
-        if self.matrices == 1 or factor.matrix >= own:
-            return files.read(factor.spec, matrix * factor.matrix, own, _RIGHT), 0
-        return files.read(factor.spec, 0, factor.spec.elements, _RIGHT), matrix * factor.matrix
+        at = factor.first + matrix * factor.matrix
+        if (self.columns - 1) * factor.outer + (self.rank - 1) * factor.rank + 1 == own:
+            return files.read(factor.spec, at, own, _RIGHT), 0
+        return files.read(factor.spec, 0, factor.spec.elements, _RIGHT), at
 
 
 def _address(view: memoryview) -> int:
@@ -194,3 +197,40 @@ def experts(
     left, right = (of_a, of_b) if is_transposed else (of_b, of_a)
     size = (count, rows, columns, rank)
     return LowRank(name, "F64", shape, a.shard, *size, scaling, left, right)
+
+
+def one_expert(
+    name: str,
+    shape: tuple[int, int],
+    a: TensorSpec,
+    b: TensorSpec,
+    scaling: float,
+    *,
+    expert: tuple[int, int],
+    row: int,
+    is_transposed: bool,
+) -> LowRank:
+    """Δ of some rows of one expert, which is stored alone; its factors are those of `experts`.
+
+    Args:
+        name: the name of the weight.
+        shape: its shape, ``(rows, columns)``.
+        a: ``lora_A`` of shape (experts · rank, in).
+        b: ``lora_B`` of shape (out, rank · experts).
+        scaling: alpha / rank.
+        expert: the number of the expert, and how many there are.
+        row: the first of its rows in the expert's matrix.
+        is_transposed: whether that matrix is stored as (in, out).
+    """
+    rows, columns = shape
+    number, count = expert
+    rank = a.shape[0] // count
+    inner = a.shape[1]
+    begin = number * rank * inner
+    if is_transposed:
+        left = Factor(a, 0, 1, inner, begin + row)
+        right = Factor(b, 0, rank * count, count, number)
+    else:
+        left = Factor(b, 0, rank * count, count, number + row * rank * count)
+        right = Factor(a, 0, 1, inner, begin)
+    return LowRank(name, "F64", shape, a.shard, 1, rows, columns, rank, scaling, left, right)

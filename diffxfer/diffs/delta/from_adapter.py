@@ -10,30 +10,32 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.adapters.adapter import odd
-from diffxfer.checkpoints.adapters.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_remedy
+from diffxfer.checkpoints.adapters.config import ADAPTER_CONFIG
 from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.encodings import low_rank
 from diffxfer.checkpoints.encodings.adapted import Adapted, Dora, ReplacedRows, Scaled
 from diffxfer.checkpoints.files import same_values
-from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import Checkpoint
 from diffxfer.diffs.delta.adapted_folder import adapted_folder, has_tokenizer
+from diffxfer.diffs.delta.adapter_errors import AdapterErrors
 from diffxfer.diffs.delta.adapter_layouts import (
     IN_OUT,
+    OUT_IN,
     fitting,
     is_fused,
     layout_of_square,
     layouts,
 )
-from diffxfer.diffs.matching.names import is_head, pair_names
+from diffxfer.diffs.delta.adapter_names import AdapterNames, find_names
+from diffxfer.diffs.matching.names import is_head
 from diffxfer.diffs.matching.ties import Head, HeadState, find_head
-from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffxfer.checkpoints.adapters.adapter import Adapter, Factors
     from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
+    from diffxfer.diffs.delta.loaded_names import Stacked
 
 LORA = "LoRA adapter"
 """The format of the weights of an adapted checkpoint."""
@@ -74,18 +76,21 @@ class _Adaptation:
     adapter: Adapter
     base: Checkpoint
     is_base: bool
+    _errors: AdapterErrors = field(init=False)
+    _found: AdapterNames = field(init=False)
     _names: Mapping[str, str] = field(init=False)
     _tensors: dict[str, StoredTensor] = field(init=False)
     _head: Head = field(init=False)
 
     def __post_init__(self) -> None:
-        self._names = {}
         self._tensors = dict(self.base.tensors)
         self._head = find_head(self.base.tensors, self.base.config)
+        self._found = find_names(self.adapter, self.base, self._head)
+        self._names = self._found.names
+        self._errors = AdapterErrors(self.adapter, self.base.role, self._found.unknown)
 
     def run(self) -> Checkpoint:
         base = self.base
-        self._names = self._pair()
         self._add_copies()
         self._add_factors()
         for name, spec in self.adapter.whole.items():
@@ -117,11 +122,42 @@ class _Adaptation:
 
     def _add_factors(self) -> None:
         for module, found in self.adapter.factors.items():
+            if self._add_stacked(module, found):
+                continue
             for name, factors in self._parameters(module, found):
                 self._tensors[name] = self._adapt(name, factors)
                 if factors.bias is not None:
                     bias = self._names.get(f"{module}.bias")
                     self._tensors[bias or ""] = self._add_bias(bias, factors)
+
+    def _add_stacked(self, module: str, found: list[Factors]) -> bool:
+        """Whether factors change experts that base stores one by one; if so, they are added."""
+        known = self._found.stacked_in(module, self.adapter.config.parameters)
+        shapes = {name: stacked.shape for name, stacked in known.items()}
+        for factors in found if known else ():
+            self._add_experts(known[self._fitting(factors, shapes, found)], factors)
+        return bool(known)
+
+    def _add_experts(self, stacked: Stacked, factors: Factors) -> None:
+        a, b = factors.a, factors.b
+        assert a is not None
+        assert b is not None
+        fits = layouts(factors, stacked.shape)
+        square = IN_OUT if stacked.transposed else OUT_IN
+        scaling = self._scaling(stacked.name, factors, stacked.shape)
+        for piece in stacked.pieces:
+            weight = self._tensors[piece.name]
+            delta = low_rank.one_expert(
+                piece.name,
+                piece.shape,
+                a,
+                b,
+                scaling,
+                expert=(piece.expert, stacked.shape[0]),
+                row=piece.row,
+                is_transposed=(fits[0] if len(fits) == 1 else square) == IN_OUT,
+            )
+            self._tensors[piece.name] = self._sum(weight, delta)
 
     def _add_rows(self) -> None:
         """Replace trained rows of tokens; a head that base ties has those of its embedding."""
@@ -146,44 +182,11 @@ class _Adaptation:
         before, after = (each[name].shape[0] for each in (self.base.tensors, self._tensors))
         return (before, after) if before != after else None
 
-    def _pair(self) -> dict[str, str]:
-        """Base's name of each tensor that the adapter changes."""
-        adapter = self.adapter
-        wanted = [f"{module}.{leaf}" for module in adapter.factors for leaf in ("weight", "bias")]
-        wanted += [f"{module}.weight" for module in adapter.rows]
-        wanted += [
-            f"{module}.{parameter.rpartition('.')[2]}"
-            for module in adapter.factors
-            for parameter in adapter.config.parameters
-        ]
-        names = dict.fromkeys((*wanted, *adapter.whole))
-        return pair_names(names, self._known(), ("the adapter", self.base.role))
-
-    def _known(self) -> dict[str, None]:
-        """Base's names, with the head that a tied embedding stands for."""
-        names = dict.fromkeys(self.base.tensors)
-        if self._head.state is HeadState.TIED and self._head.name is None:
-            names["lm_head.weight"] = None
-        return names
-
-    def _odd(self, spec: TensorSpec, problem: str, otherwise: str = "") -> CheckpointError:
-        """The error for a tensor of the adapter that does not fit base."""
-        where = f"{self.adapter.place.label}/{ADAPTER_WEIGHTS}"
-        stated = self.adapter.config.base
-        made = f", which was made for {stated}" if stated else ""
-        remedy = f"give the base of this adapter{made}{otherwise}"
-        return CheckpointError(where, f"{short(spec.name)} {problem}", remedy)
-
-    def _unknown(self, spec: TensorSpec, name: str) -> CheckpointError:
-        """The error for a tensor that base has not, or not under this name."""
-        problem = f"changes {name}, and {self.base.role} has no such tensor"
-        return self._odd(spec, problem, f"; or {merge_remedy(self.adapter.place)}")
-
     def _name(self, name: str, spec: TensorSpec) -> str:
         """Base's name of a tensor."""
         found = self._names.get(name)
         if found is None:
-            raise self._unknown(spec, name)
+            raise self._errors.unknown(spec, name)
         return found
 
     def _tensor(self, name: str) -> StoredTensor:
@@ -195,13 +198,8 @@ class _Adaptation:
         return found
 
     def _need_base(self, spec: TensorSpec, what: str) -> None:
-        if self.is_base:
-            return
-        raise CheckpointError(
-            f"{self.adapter.place.label}/{ADAPTER_WEIGHTS}",
-            f"{short(spec.name)} ({what}) has a Δ that depends on the adapter's base",
-            "give base too: diffxfer transfer ADAPTER BASE TARGET -o OUT",
-        )
+        if not self.is_base:
+            raise self._errors.needs_base(spec, what)
 
     def _parameters(self, module: str, found: list[Factors]) -> list[tuple[str, Factors]]:
         """The tensors of a module that its factors change."""
@@ -217,17 +215,20 @@ class _Adaptation:
         first = found[0].a
         assert first is not None
         if not known:
-            raise self._unknown(first, module)
-        return [(self._fitting(factors, known, found), factors) for factors in found]
+            raise self._errors.unknown(first, module)
+        shapes = {name: self.base.tensors[name].shape for name in known}
+        return [(self._fitting(factors, shapes, found), factors) for factors in found]
 
-    def _fitting(self, factors: Factors, known: list[str], found: list[Factors]) -> str:
+    def _fitting(
+        self, factors: Factors, known: Mapping[str, tuple[int, ...]], found: list[Factors]
+    ) -> str:
         """The one parameter of a module whose shape its factors fit."""
         assert factors.a is not None
-        fits = fitting(factors, found, {name: self.base.tensors[name].shape for name in known})
+        fits = fitting(factors, found, known)
         if len(fits) == 1:
             return fits[0]
         what = "fits none" if not fits else "fits more than one"
-        raise self._odd(factors.a, f"{what} of {', '.join(known)}")
+        raise self._errors.misfit(factors.a, f"{what} of {', '.join(known)}")
 
     def _adapt(self, name: str, factors: Factors) -> StoredTensor:
         """A tensor with its Δ."""
@@ -235,18 +236,9 @@ class _Adaptation:
         a, b = factors.a, factors.b
         assert a is not None
         assert b is not None
-        layout = self._layout(name, factors, weight.shape)
-        fused = is_fused(factors, weight.shape)
-        rank = a.shape[0] // (weight.shape[0] if fused else 1)
-        config = self.adapter.config
-        key = self._key(name, factors, fused=fused)
-        if rank != config.rank_of(key):
-            stated = config.rank_of(key)
-            problem = f"has rank {rank}, and {ADAPTER_CONFIG} says {stated}"
-            raise odd(self.adapter.place, a.name, problem)
-        scaling = config.scaling_of(key)
-        is_transposed = layout == IN_OUT
-        if fused:
+        is_transposed = self._layout(name, factors, weight.shape) == IN_OUT
+        scaling = self._scaling(name, factors, weight.shape)
+        if is_fused(factors, weight.shape):
             delta = low_rank.experts(name, weight.shape, a, b, scaling, is_transposed=is_transposed)
         else:
             make = low_rank.transposed if is_transposed else low_rank.linear
@@ -254,6 +246,17 @@ class _Adaptation:
         if factors.magnitude is None:
             return self._sum(weight, delta)
         return self._dora(weight, delta, factors.magnitude, by_column=is_transposed)
+
+    def _scaling(self, name: str, factors: Factors, shape: tuple[int, ...]) -> float:
+        """The scaling of factors, whose rank must be that of the config."""
+        fused, a, config = is_fused(factors, shape), factors.a, self.adapter.config
+        assert a is not None
+        rank = a.shape[0] // (shape[0] if fused else 1)
+        key = self._key(name, factors, fused=fused)
+        if rank != config.rank_of(key):
+            problem = f"has rank {rank}, and {ADAPTER_CONFIG} says {config.rank_of(key)}"
+            raise odd(self.adapter.place, a.name, problem)
+        return config.scaling_of(key)
 
     def _key(self, name: str, factors: Factors, *, fused: bool) -> str:
         """The name that the config's patterns are matched against."""
@@ -269,7 +272,7 @@ class _Adaptation:
         assert b is not None
         if not found:
             problem = f"and {b.shape} make no {shape}, the shape of {name} in {self.base.role}"
-            raise self._odd(a, f"{a.shape} {problem}")
+            raise self._errors.misfit(a, f"{a.shape} {problem}")
         return found[0] if len(found) == 1 else self._layout_of_square(name, factors, shape)
 
     def _layout_of_square(self, name: str, factors: Factors, shape: tuple[int, ...]) -> str:
@@ -317,10 +320,10 @@ class _Adaptation:
         spec = factors.bias
         assert spec is not None
         if name is None:
-            raise self._unknown(spec, f"{factors.module}.bias")
+            raise self._errors.unknown(spec, f"{factors.module}.bias")
         bias = self._tensors[name]
         if spec.shape != bias.shape:
-            raise self._odd(spec, f"has the shape {spec.shape}, expected {bias.shape}")
+            raise self._errors.misfit(spec, f"has the shape {spec.shape}, expected {bias.shape}")
         scaling = self.adapter.config.scaling_of(factors.module)
         delta = Scaled(name, "F64", bias.shape, spec.shard, spec, scaling)
         return Adapted(name, bias.dtype, bias.shape, bias.shard, bias, delta)
@@ -340,7 +343,7 @@ class _Adaptation:
             raise odd(self.adapter.place, spec.name, problem)
         if indices and max(indices) >= weight.shape[0]:
             problem = f"has a row for token {max(indices)}, and {name} has {weight.shape[0]} rows"
-            raise self._odd(spec, problem)
+            raise self._errors.misfit(spec, problem)
         order = tuple(sorted(range(len(indices)), key=indices.__getitem__))
         dtype = "F64" if "F64" in (spec.dtype, weight.dtype) else "F32"
         ordered = tuple(indices[i] for i in order)

@@ -247,7 +247,7 @@ def plan_transfer(
     roles = read_roles({"finetuned": finetuned, "base": base, "target": target}, options.renames)
     opened = [role.checkpoint for role in roles.values()]
     refuse_unsafe_output(out, every_input(*opened), overwrite=options.run.overwrite)
-    labels = _labels(roles)
+    labels = label_roles(roles)
     source = from_checkpoints(
         roles["finetuned"],
         roles["base"],
@@ -276,7 +276,7 @@ def _plan_adapter(
     stand_in = replace(role.checkpoint, role="base", weights=weights)
     base = replace(role, checkpoint=stand_in, buffers={})
     roles = {"finetuned": Role(finetuned, {}, {}, 0, 0), "base": base, "target": role}
-    labels = _labels(roles)
+    labels = label_roles(roles)
 
     def label(name: str) -> str:
         return labels.get(name, name)
@@ -296,8 +296,12 @@ def _plan_adapter(
     return plan_graft(source, (role,), out, options, labels, None, warnings, is_related=True)
 
 
-def _labels(roles: Mapping[str, Role]) -> dict[str, str]:
-    """The target's names of the tensors of finetuned and base, where it has them."""
+def label_roles(roles: Mapping[str, Role]) -> dict[str, str]:
+    """The target's names of the tensors of finetuned and base, where it has them.
+
+    Args:
+        roles: finetuned, base and target by name.
+    """
     labels: dict[str, str] = {}
     target = shapes_of(roles["target"])
     for role in ("base", "finetuned"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.fetch import fetch_shards
@@ -14,15 +16,31 @@ from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from diffxfer.checkpoints.layout import ShardLayout
     from diffxfer.diffs.grafting.assembly import PlannedGraft
     from diffxfer.diffs.jobs.job import Job
     from diffxfer.streaming.plan import TensorTask
+
+
+@dataclass(frozen=True, slots=True)
+class FileInMemory:
+    """A shard of a graft that is not written.
+
+    Attributes:
+        name: its name.
+        size: its size in bytes.
+        parts: gives its bytes, part after part: the header, then each tensor.
+    """
+
+    name: str
+    size: int
+    parts: Callable[[], Iterator[bytes | memoryview]]
 
 
 class GraftInMemory:
@@ -49,6 +67,7 @@ class GraftInMemory:
         fetch_shards([spec.shard for task in plan.tasks for spec in task.inputs], run.progress)
         _check_inputs(planned, plan)
         self.warnings = tuple(job.warnings)
+        self._layouts = plan.layouts
         self._tasks = {task.name: task for task in plan.tasks if task.shard is not None}
         _write_companions(job, folder)
         self._maker = TensorMaker(allow_nonfinite=run.allow_nonfinite, threads=run.threads)
@@ -60,6 +79,19 @@ class GraftInMemory:
     def names(self) -> Iterator[str]:
         """The names of the tensors, in the order in which they would be stored."""
         return iter(self._tasks)
+
+    @property
+    def files(self) -> tuple[FileInMemory, ...]:
+        """The shards that would be written, sorted by name."""
+        return tuple(
+            FileInMemory(name, layout.size, partial(self._parts, layout))
+            for name, layout in self._layouts.items()
+        )
+
+    def _parts(self, layout: ShardLayout) -> Iterator[bytes | memoryview]:
+        yield layout.header
+        for name in layout.starts:
+            yield self.make(name).data
 
     def task(self, name: str) -> TensorTask:
         """The task that makes a tensor."""

@@ -15,138 +15,26 @@ from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.checkpoints.stored import FLOATS, StoredTensor, TensorSpec
 from diffxfer.diffs.artifact.manifest import read_manifest
-from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
+from diffxfer.diffs.inspection.comparison import BytesContrast, Comparison, TensorContrast, Unlike
+from diffxfer.diffs.inspection.inspect_page import comparison_page
+from diffxfer.diffs.inspection.measures import Measure, cells, total
 from diffxfer.diffs.inspection.places import places
 from diffxfer.diffs.matching.names import pair_names
 from diffxfer.errors import MatchError
+from diffxfer.pages.report_folder import report_folder, write_report
 from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, whole
 from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.weights import Weights
+    from diffxfer.diffs.inspection.places import Place as PlaceInModel
     from diffxfer.streaming.statistics import TensorResult
 
     Pair: TypeAlias = tuple[StoredTensor, StoredTensor]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorContrast:
-    """How one float tensor differs.
-
-    Attributes:
-        name: A's name.
-        other_name: B's name, which may have a different prefix.
-        dtype: A's dtype, as safetensors names it.
-        other_dtype: B's dtype.
-        shape: the shape of both.
-        unchanged: number of equal elements: bit for bit, or by value if dtypes differ.
-        measure: how much they differ; None if A or B has NaN or infinity.
-    """
-
-    name: str
-    other_name: str
-    dtype: str
-    other_dtype: str
-    shape: tuple[int, ...]
-    unchanged: int
-    measure: Measure | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        measure = found.pop("measure")
-        return {**found, **({} if measure is None else measure.as_json()), "finite": bool(measure)}
-
-
-@dataclass(frozen=True, slots=True)
-class BytesContrast:
-    """How a non-float tensor differs: only its bytes are compared.
-
-    Attributes:
-        name: A's name.
-        dtype: the dtype of both.
-        size: in bytes.
-        unchanged: number of equal bytes.
-    """
-
-    name: str
-    dtype: str
-    size: int
-    unchanged: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unlike:
-    """A tensor that cannot be compared, because its shape or dtype differs in A and B.
-
-    Attributes:
-        name: A's name.
-        found: dtype and shape in A, such as ``"BF16 (128256, 4096)"``.
-        other: dtype and shape in B.
-    """
-
-    name: str
-    found: str
-    other: str
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """How two checkpoints differ; Δ is B − A.
-
-    Attributes:
-        path: A.
-        other: B.
-        norms: the measure over all float tensors without NaN or infinity.
-        cells: the same measure by layer and kind of module.
-        tensors: each float tensor that both have, in A's order.
-        bytes_compared: each other tensor that both have.
-        unlike: tensors that both have, with shapes or dtypes that cannot be compared.
-        only_in_path: tensors that B lacks.
-        only_in_other: tensors that A lacks.
-        bytes_read: bytes of tensors read from both.
-        elapsed_s: seconds from the call to the result.
-        warnings: one line each.
-    """
-
-    path: Path
-    other: Path
-    norms: Measure
-    cells: tuple[Cell, ...]
-    tensors: tuple[TensorContrast, ...]
-    bytes_compared: tuple[BytesContrast, ...]
-    unlike: tuple[Unlike, ...]
-    only_in_path: tuple[str, ...]
-    only_in_other: tuple[str, ...]
-    bytes_read: int
-    elapsed_s: float
-    warnings: tuple[str, ...]
-
-    @property
-    def nonfinite(self) -> tuple[str, ...]:
-        """The tensors that have NaN or infinity, and so are left out of the norms."""
-        return tuple(tensor.name for tensor in self.tensors if tensor.measure is None)
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
-        from dataclasses import asdict
-
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            **found,
-            "path": str(self.path),
-            "other": str(self.other),
-            "norms": self.norms.as_json(),
-            "nonfinite": self.nonfinite,
-            "cells": [cell.as_json() for cell in self.cells],
-            "tensors": [tensor.as_json() for tensor in self.tensors],
-            "bytes_compared": [asdict(each) for each in self.bytes_compared],
-            "unlike": [asdict(each) for each in self.unlike],
-        }
 
 
 def compare_checkpoints(
@@ -155,6 +43,7 @@ def compare_checkpoints(
     *,
     threads: int | None = None,
     stream: bool = False,
+    output: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Compare two checkpoints, or two diff vectors: B − A, tensor by tensor.
@@ -167,13 +56,15 @@ def compare_checkpoints(
         other: B, named the same way.
         threads: how many workers; None for one a processor.
         stream: read from the Hub without downloading into its cache.
+        output: a folder for `report.html`, a page with heat maps, and `report.json`, the same data.
         progress: called with the bytes done and the bytes in all.
 
     Returns:
         How they differ.
 
     Raises:
-        DiffxferError: if one is not a checkpoint, is broken, or changes while it is read.
+        DiffxferError: if one is not a checkpoint, is broken, or changes while it is read, or
+            `output` has other files.
 
     Example:
         >>> compare_checkpoints("llama-3.0", "llama-3.1").norms.cosine  # doctest: +SKIP
@@ -181,6 +72,7 @@ def compare_checkpoints(
     began = time.perf_counter()
     check_run_options(threads, "cpu")
     found_at = [find(named, "a checkpoint or a diff vector") for named in (path, other)]
+    folder = None if output is None else report_folder(output, [at.folder for at in found_at])
     ours, theirs = map(_open, found_at)
     warnings = list(_warnings(ours, theirs))
     found = _sort(ours, theirs, warnings)
@@ -189,23 +81,17 @@ def compare_checkpoints(
     if not stream:
         fetch_shards((spec.shard for task in tasks for spec in task.inputs), progress)
     results = measure_inputs(plan, threads=threads, progress=progress)
-    tensors = tuple(map(_contrast, found.floats, results))
-    where = places(ours.tensors)
-    measured = [(where[each.name], each.measure) for each in tensors if each.measure is not None]
-    return Comparison(
+    comparison = Comparison(
         path=Path(path),
         other=Path(other),
-        norms=total(measure for _, measure in measured),
-        cells=cells(measured),
-        tensors=tensors,
-        bytes_compared=tuple(map(_bytes_contrast, found.plain, results[len(tensors) :])),
-        unlike=tuple(map(_unlike, found.unlike)),
-        only_in_path=found.alone[0],
-        only_in_other=found.alone[1],
+        **_contrasts(found, results, places(ours.tensors)),
         bytes_read=plan.bytes_to_read,
         elapsed_s=round(time.perf_counter() - began, 3),
         warnings=tuple(warnings),
     )
+    if folder is not None:
+        write_report(folder, comparison_page(comparison), comparison.as_json())
+    return comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +121,23 @@ def _sort(ours: Weights, theirs: Weights, warnings: list[str]) -> _Sorted:
                 (plain if pair[0].dtype == pair[1].dtype else unlike).append(pair)
     left = ours.tensors.keys() - names.keys(), theirs.tensors.keys() - set(names.values())
     return _Sorted(floats, plain, unlike, (tuple(sorted(left[0])), tuple(sorted(left[1]))))
+
+
+def _contrasts(
+    found: _Sorted, results: Sequence[TensorResult], where: Mapping[str, PlaceInModel]
+) -> dict[str, Any]:
+    """The fields of a comparison that say how the tensors differ."""
+    tensors = tuple(map(_contrast, found.floats, results))
+    measured = [(where[each.name], each.measure) for each in tensors if each.measure is not None]
+    return {
+        "norms": total(measure for _, measure in measured),
+        "cells": cells(measured),
+        "tensors": tensors,
+        "bytes_compared": tuple(map(_bytes_contrast, found.plain, results[len(tensors) :])),
+        "unlike": tuple(map(_unlike, found.unlike)),
+        "only_in_path": found.alone[0],
+        "only_in_other": found.alone[1],
+    }
 
 
 def _open(place: Place) -> Weights:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,136 +13,57 @@ from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import SourceEntry, read_manifest, require_diff
-from diffxfer.diffs.inspection.adapter import AdapterFacts, adapter_facts
-from diffxfer.diffs.inspection.measures import Cell, Measure, cells, total
+from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.inspection.adapter import adapter_facts
+from diffxfer.diffs.inspection.description import Inspection, TensorGroup
+from diffxfer.diffs.inspection.inspect_page import inspection_page
+from diffxfer.diffs.inspection.measures import Measure, cells, sizes, total
+from diffxfer.diffs.inspection.places import Place as PlaceInModel
 from diffxfer.diffs.inspection.places import places
 from diffxfer.diffs.matching.names import pattern
 from diffxfer.diffs.soundness.check import inspect_files
 from diffxfer.errors import QuantizedError, listed
+from diffxfer.pages.report_folder import report_folder, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from diffxfer.checkpoints.adapters.adapter import Adapter
     from diffxfer.checkpoints.location import Place
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.artifact.manifest import Manifest
-    from diffxfer.diffs.soundness.finding import Finding
 
 _COMPANIONS = "companions"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorGroup:
-    """Tensors of one dtype and shape whose names differ only in numbers.
-
-    Attributes:
-        pattern: their names with every number replaced by ``*``.
-        dtype: as safetensors names it, such as ``"BF16"``.
-        shape: one size a dimension.
-        tensors: number of tensors.
-        parameters: total number of elements.
-    """
-
-    pattern: str
-    dtype: str
-    shape: tuple[int, ...]
-    tensors: int
-    parameters: int
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """The description of a folder of weights.
-
-    Attributes:
-        path: the folder, or its id on the Hub.
-        kind: ``"checkpoint"`` or ``"adapter"``, or from its manifest ``"diff"``, ``"graft"`` or
-            ``"tuned"``.
-        architecture: the architecture in its config; for a diff vector, finetuned's.
-        quantized: the quantisation method, None if it does not look quantised.
-        tensors: number of tensors.
-        parameters: number of elements.
-        dtypes: number of elements by dtype, the largest first.
-        groups: the tensors, grouped.
-        shards: the size of each safetensors file in bytes.
-        companions: companions that a graft of it would copy.
-        other_files: all other files.
-        sources: its sources by role; empty if there is no manifest.
-        options: the options that affect the result, with the verb.
-        written_by: the version of diffxfer that wrote it, None if diffxfer did not.
-        integers: for a diff vector, finetuned's integer tensors, which have no difference.
-        left_out: for a diff vector, finetuned's tensors that the user left out.
-        added_tensors: for a diff vector, finetuned's tensors that base lacks, stored whole.
-        inexact: for a diff vector, number of elements that base + Δ does not give back bit for bit.
-        norms: for a diff vector, its size over all tensors.
-        cells: for a diff vector, its size by layer and kind of module.
-        warnings: one line each.
-        findings: contradictions between its files.
-        adapter: for a LoRA adapter, what it says of itself.
-        encodings: the formats that its tensors are decoded from.
-    """
-
-    path: Path
-    kind: str
-    architecture: str | None
-    quantized: str | None
-    tensors: int
-    parameters: int
-    dtypes: dict[str, int]
-    groups: tuple[TensorGroup, ...]
-    shards: dict[str, int]
-    companions: tuple[str, ...]
-    other_files: tuple[str, ...]
-    sources: dict[str, SourceEntry]
-    options: dict[str, Any]
-    written_by: str | None
-    integers: tuple[str, ...]
-    left_out: tuple[str, ...]
-    added_tensors: tuple[str, ...]
-    inexact: int | None
-    norms: Measure | None
-    cells: tuple[Cell, ...]
-    warnings: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    adapter: AdapterFacts | None = None
-    encodings: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has."""
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            **found,
-            "path": str(self.path),
-            "groups": [asdict(group) for group in self.groups],
-            "sources": {role: entry.model_dump() for role, entry in self.sources.items()},
-            "norms": self.norms and self.norms.as_json(),
-            "cells": [cell.as_json() for cell in self.cells],
-            "findings": [asdict(finding) for finding in self.findings],
-            "adapter": self.adapter and asdict(self.adapter),
-        }
-
-
-def inspect_checkpoint(path: Path | str) -> Inspection:
+def inspect_checkpoint(path: Path | str, *, output: Path | str | None = None) -> Inspection:
     """Describe a checkpoint, a diff vector or an adapter without reading its weights.
 
     Args:
         path: a model of any origin, a diff vector or a LoRA adapter: a folder, or one on the Hub,
             ``"org/name"`` or ``"org/name@revision"``.
+        output: a folder for `report.html`, a page with heat maps, and `report.json`, the same data.
 
     Returns:
         Its description.
 
     Raises:
-        DiffxferError: if it has no weights in safetensors files, or a file in it is broken.
+        DiffxferError: if it has no weights in safetensors files, or a file in it is broken, or
+            `output` has other files.
 
     Example:
         >>> inspect_checkpoint("sft-diff").norms.ratio  # doctest: +SKIP
     """
     place = find(path, "a checkpoint or a diff vector")
-    if is_adapter(place):
-        return _inspect_adapter(path, place)
+    folder = None if output is None else report_folder(output, [place.folder])
+    found = (_inspect_adapter if is_adapter(place) else _inspect_weights)(path, place)
+    if folder is not None:
+        write_report(folder, inspection_page(found), found.as_json())
+    return found
+
+
+def _inspect_weights(path: Path | str, place: Place) -> Inspection:
     folder = place.folder
     manifest = read_manifest(folder)
     is_diff = manifest is not None and manifest.kind == "diff"
@@ -182,6 +102,7 @@ def inspect_checkpoint(path: Path | str) -> Inspection:
             whole=not is_diff and quantized is None,
         ),
         encodings=weights.formats,
+        sizes=sizes((where[name], spec.elements) for name, spec in specs.items()),
     )
 
 
@@ -212,7 +133,20 @@ def _inspect_adapter(path: Path | str, place: Place) -> Inspection:
         warnings=(),
         findings=(),
         adapter=adapter_facts(adapter),
+        sizes=sizes(_factor_sizes(adapter)),
     )
+
+
+def _factor_sizes(adapter: Adapter) -> Iterator[tuple[PlaceInModel, int]]:
+    """The number of elements of each module's factors, at the module's place in the model."""
+    counts = {
+        f"{module}.weight": sum(
+            spec.elements for each in found for spec in (each.a, each.b) if spec is not None
+        )
+        for module, found in adapter.factors.items()
+    }
+    where = places(counts)
+    return ((where[name], count) for name, count in counts.items())
 
 
 def _diff_companions(path: Path) -> tuple[str, ...]:

@@ -86,14 +86,35 @@ class Cell:
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
-        place = self.place
-        layer = place.layer if place.stack else None
+        return {**_place_as_json(self.place), **self.measure.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The size of one place in a model.
+
+    Attributes:
+        place: the layer and kind of module.
+        tensors: number of tensors.
+        parameters: number of elements.
+    """
+
+    place: Place
+    tensors: int
+    parameters: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has."""
         return {
-            "stack": place.stack or None,
-            "layer": layer,
-            "kind": place.kind,
-            **self.measure.as_json(),
+            **_place_as_json(self.place),
+            "tensors": self.tensors,
+            "parameters": self.parameters,
         }
+
+
+def _place_as_json(place: Place) -> dict[str, Any]:
+    layer = place.layer if place.stack else None
+    return {"stack": place.stack or None, "layer": layer, "kind": place.kind}
 
 
 def total(measures: Iterable[Measure]) -> Measure:
@@ -128,3 +149,34 @@ def cells(measures: Iterable[tuple[Place, Measure]]) -> tuple[Cell, ...]:
     for place, measure in measures:
         found.setdefault(place, []).append(measure)
     return tuple(Cell(place, total(found[place])) for place in sorted(found))
+
+
+def sizes(parameters: Iterable[tuple[Place, int]]) -> tuple[Size, ...]:
+    """Group numbers of parameters by place.
+
+    Args:
+        parameters: of single tensors, each with its place.
+
+    Returns:
+        One size per place, in the order of `cells`.
+    """
+    found: dict[Place, list[int]] = {}
+    for place, count in parameters:
+        found.setdefault(place, []).append(count)
+    return tuple(Size(place, len(found[place]), sum(found[place])) for place in sorted(found))
+
+
+def percent(ratio: float) -> str:
+    """A share in percent, in four characters.
+
+    Args:
+        ratio: 0 or more, 1 for all of it.
+    """
+    value = 100 * ratio
+    if value == 0 or math.isinf(value):
+        return "0" if value == 0 else "∞"
+    for least, digits in ((99.95, 0), (9.995, 1), (0.995, 2), (0.0095, 2)):
+        if least <= value < 9999.5:
+            return f"{value:.{digits}f}"
+    mantissa, _, exponent = f"{value:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

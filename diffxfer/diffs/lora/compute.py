@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from diffxfer.checkpoints.files import one_at_a_time
 from diffxfer.diffs.lora.factorise import factorise
@@ -14,21 +14,38 @@ from diffxfer.diffs.lora.read_delta import DeltaReader
 from diffxfer.streaming.run import default_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from diffxfer.diffs.jobs.job import RunOptions
-    from diffxfer.diffs.lora.factorise import Factorisation
+    from diffxfer.diffs.lora.factorise import Factorisation, Matrix
     from diffxfer.diffs.lora.options import LoraOptions
-    from diffxfer.diffs.lora.parts import Part
 
 _BUDGET_BYTES = 256 << 20
 """The most bytes of the matrices in memory, unless one alone is larger."""
 
 
+class Sized(Protocol):
+    """A matrix of Δ."""
+
+    @property
+    def seed(self) -> str:
+        """Decides the random start of its decomposition."""
+
+    @property
+    def elements(self) -> int:
+        """Its number of elements."""
+
+
+T = TypeVar("T", bound=Sized)
+
+
 def factorise_all(
-    parts: Sequence[Part], options: LoraOptions, run: RunOptions
-) -> Iterator[tuple[Part, Factorisation, float]]:
+    parts: Sequence[T],
+    read: Callable[[DeltaReader, T], tuple[Matrix, float]],
+    options: LoraOptions,
+    run: RunOptions,
+) -> Iterator[tuple[T, Factorisation, float]]:
     """Read and factorise the Δ of each part.
 
     Each matrix is computed by one thread, so that the factors do not depend on the number of
@@ -36,6 +53,7 @@ def factorise_all(
 
     Args:
         parts: matrices of Δ.
+        read: reads one, and the sum of its squares.
         options: what the adapter is like.
         run: the number of threads, and the device.
 
@@ -49,15 +67,15 @@ def factorise_all(
     workers = (run.threads or default_threads()) if device == "cpu" else 1
     local = threading.local()
 
-    def work(part: Part) -> tuple[Factorisation, float]:
+    def work(part: T) -> tuple[Factorisation, float]:
         if not hasattr(local, "reader"):
             local.reader = DeltaReader(one_at_a_time())
-        matrix, squares = local.reader.matrix(part)
-        ranks, seed = options.ranks, part.difference.name
+        matrix, squares = read(local.reader, part)
+        ranks, seed = options.ranks, part.seed
         return factorise(matrix, ranks, seed=seed, exact=options.exact, device=device), squares
 
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
-        running: deque[tuple[Part, Future[tuple[Factorisation, float]]]] = deque()
+        running: deque[tuple[T, Future[tuple[Factorisation, float]]]] = deque()
         try:
             for part in parts:
                 while running and (len(running) >= workers or not _fits(part, running)):
@@ -71,9 +89,9 @@ def factorise_all(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fits(part: Part, running: Sequence[tuple[Part, object]] | deque[tuple[Part, object]]) -> bool:
-    held = sum(other.difference.sources[0].elements for other, _ in running)
-    return (held + part.difference.sources[0].elements) * 4 <= _BUDGET_BYTES
+def _fits(part: Sized, running: Iterable[tuple[Sized, object]]) -> bool:
+    held = sum(other.elements for other, _ in running)
+    return (held + part.elements) * 4 <= _BUDGET_BYTES
 
 
 def _device(asked: str) -> str:

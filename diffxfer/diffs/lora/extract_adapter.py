@@ -11,9 +11,11 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.hub.repo_ids import cached_id
 from diffxfer.diffs.artifact.manifest import FactorEntry, TensorEntry
 from diffxfer.diffs.jobs.job import do
+from diffxfer.diffs.lora.fit import fit_parts
 from diffxfer.diffs.lora.held import Holder
-from diffxfer.diffs.lora.parts import is_shared, sort_parts
-from diffxfer.diffs.lora.peft_config import make_config, model_prefix, refuse_unknown_names
+from diffxfer.diffs.lora.names import PeftNames, peft_names
+from diffxfer.diffs.lora.parts import Form, is_shared, sort_parts
+from diffxfer.diffs.lora.peft_config import make_config
 from diffxfer.diffs.lora.remarks import notes_of, refuse_empty, warnings_of
 from diffxfer.diffs.lora.report import with_factors
 from diffxfer.diffs.lora.tensors import AdapterTensors
@@ -64,19 +66,19 @@ def extract_adapter(
     if job.problems:
         return do(job, run)
     finetuned, base = (role.checkpoint for role in roles)
-    refuse_unknown_names(finetuned, "extract a diff vector, without --as lora")
-    prefix = model_prefix(base.config, base.tensors.keys())
+    names = peft_names(base)
     tied = is_shared(source, (finetuned.config, base.config))
-    parts = sort_parts(source, base.tensors, options.rest, prefix, tied=tied)
+    parts = sort_parts(source, base.tensors, options.rest, names, tied=tied)
+    parts = fit_parts(parts, names, options.rest)
     _refuse_uneven_experts(parts, options)
     shards = [shard for shard in source.shards if not run.stream]
     if not run.dry_run:
         fetch_shards(shards, run.progress, out=job.out)
     with Holder(job.out) as holder:
-        made = AdapterTensors(source, options, run, holder, tied)
-        made.add_all(parts, prefix)
+        made = AdapterTensors(source=source, options=options, run=run, holder=holder, tied=tied)
+        made.add_all(parts, names)
         refuse_empty(made)
-        config = _config(made, prefix, finetuned, base)
+        config = _config(made, names, finetuned, base)
         files = {name: file for name, file in companions.items() if name != "config.json"}
         report = do(
             replace(
@@ -87,7 +89,7 @@ def extract_adapter(
                 command={**job.command, **options.command()},
                 fates=[*made.fates, *job.fates],
                 finish=_finish(made.entries, options),
-                warnings=[*job.warnings, *warnings_of(made)],
+                warnings=[*job.warnings, *warnings_of(made, names)],
                 notes=[*job.notes, *notes_of(made)],
             ),
             replace(run, device="cpu"),
@@ -97,8 +99,8 @@ def extract_adapter(
 
 def _refuse_uneven_experts(parts: Sequence[Part], options: LoraOptions) -> None:
     """Refuse ranks that differ between experts, which transformers stacks."""
-    experts = [part for part in parts if _EXPERT.search(part.difference.name)]
-    sides = [min(part.difference.shape) for part in experts if len(part.difference.shape) == 2]
+    single = [p for p in parts if p.form is Form.FACTORS and _EXPERT.search(p.difference.name)]
+    sides = [min(part.difference.shape) for part in single]
     if not sides or (options.ranks.energy is None and options.ranks.most <= min(sides)):
         return
     raise OptionError(
@@ -108,12 +110,16 @@ def _refuse_uneven_experts(parts: Sequence[Part], options: LoraOptions) -> None:
     )
 
 
-def _config(made: AdapterTensors, prefix: str, finetuned: Checkpoint, base: Checkpoint) -> bytes:
+def _config(
+    made: AdapterTensors, names: PeftNames, finetuned: Checkpoint, base: Checkpoint
+) -> bytes:
     modules = {
-        prefix + name.removesuffix(".weight")
+        names.of(name).removesuffix(".weight")
         for name, spec in base.tensors.items()
         if name.endswith(".weight") and len(spec.shape) > 1
     }
+    if names.loaded is not None:
+        modules = {*names.loaded.kinds}
     hub = cached_id(base.weights.shards[0].path.parent)
     return make_config(
         made.stored,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.delta.from_checkpoints import Source
+    from diffxfer.diffs.lora.names import PeftNames
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.streaming.plan import Run
 
@@ -47,6 +48,8 @@ class Form(Enum):
     """Finetuned's bias of a linear layer."""
     DROPPED = "dropped"
     """Nothing."""
+    EXPERT = "expert"
+    """A part of a parameter with the experts of a layer, which has factors."""
     IMPOSSIBLE = "impossible"
     """Nothing; the adapter cannot be made unless this Δ is zero."""
 
@@ -57,11 +60,14 @@ class Part:
 
     Attributes:
         difference: the tensor of Δ.
-        name: its name in the model that PEFT loads.
+        name: its name in the model that PEFT loads; for an expert's, that on disk.
         form: its form.
         transposed: for factors, whether the layer stores its weight as (in, out).
         runs: how its rows pair.
         why: the reason for another form than the user asked for.
+        as_parameter: whether PEFT is to find its factors by the parameter, not by the module.
+        keeper: the module that is stored whole because of it, if that is not its own.
+        shared: whether it is used in several places, as an embedding that is the head too.
     """
 
     difference: Difference
@@ -70,11 +76,29 @@ class Part:
     transposed: bool
     runs: tuple[Run, ...]
     why: str = ""
+    as_parameter: bool = False
+    keeper: str = ""
+    shared: bool = False
 
     @property
     def module(self) -> str:
         """The name of its module."""
         return self.name.rpartition(".")[0]
+
+    @property
+    def seed(self) -> str:
+        """Decides the random start of its decomposition."""
+        return self.difference.name
+
+    @property
+    def elements(self) -> int:
+        """Its number of elements."""
+        return self.difference.sources[0].elements
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes to read from finetuned."""
+        return self.difference.sources[0].stored_bytes
 
     @property
     def in_place(self) -> bool:
@@ -93,7 +117,7 @@ def check_rest(rest: str) -> None:
 
 
 def sort_parts(
-    source: Source, base: Mapping[str, StoredTensor], rest: str, prefix: str, *, tied: bool
+    source: Source, base: Mapping[str, StoredTensor], rest: str, names: PeftNames, *, tied: bool
 ) -> list[Part]:
     """Sort the tensors of Δ.
 
@@ -101,7 +125,7 @@ def sort_parts(
         source: finetuned and base.
         base: base's tensors.
         rest: what to do with tensors other than the weights of linear layers.
-        prefix: the beginning of the model's names that the checkpoint's names lack.
+        names: the names that PEFT uses.
         tied: whether the embedding is the head too.
     """
     layouts = _layouts(base)
@@ -113,9 +137,15 @@ def sort_parts(
         name = difference.name if own else theirs
         transposed = layouts.get(name, is_conv)
         runs = difference_runs(source, difference)
-        full = name if is_head(name) else prefix + name
-        part = Part(difference, full, Form.FACTORS, transposed, runs)
-        parts.append(_formed(part, source, rest, tied=tied))
+        part = Part(difference, names.of(name), Form.FACTORS, transposed, runs)
+        if names.is_stacked(name):
+            parts.append(replace(part, name=name, form=Form.EXPERT))
+        elif not names.has(name):
+            why = "transformers does not load it as a tensor of its own"
+            parts.append(replace(part, form=Form.IMPOSSIBLE, why=why))
+        else:
+            shared = (tied and is_embedding(part.name)) or names.is_shared(name)
+            parts.append(_formed(replace(part, shared=shared), source, rest))
     return parts
 
 
@@ -131,7 +161,7 @@ def _layouts(base: Mapping[str, StoredTensor]) -> dict[str, bool]:
     return found
 
 
-def _formed(part: Part, source: Source, rest: str, *, tied: bool) -> Part:
+def _formed(part: Part, source: Source, rest: str) -> Part:
     """A part with its form."""
     shape, leaf = part.difference.shape, part.name.rpartition(".")[2]
     if leaf not in ("weight", "bias"):
@@ -145,7 +175,7 @@ def _formed(part: Part, source: Source, rest: str, *, tied: bool) -> Part:
         return replace(part, form=Form.BIAS if rest == "modules_to_save" else Form.DROPPED)
     if rest == "modules_to_save":
         return replace(part, form=Form.WHOLE)
-    return _as_factors(part, source, tied=tied)
+    return _as_factors(part, source)
 
 
 def _is_linear(difference: Difference, name: str) -> bool:
@@ -168,7 +198,7 @@ def _is_beside_factors(part: Part, source: Source) -> bool:
     return found is None or _is_linear(found, wanted)
 
 
-def _as_factors(part: Part, source: Source, *, tied: bool) -> Part:
+def _as_factors(part: Part, source: Source) -> Part:
     """A part of the rest as factors, if it can have some."""
     if len(part.difference.shape) < 2:
         return replace(part, form=Form.DROPPED)
@@ -187,7 +217,7 @@ def _as_factors(part: Part, source: Source, *, tied: bool) -> Part:
         return replace(part, form=Form.FACTORS, transposed=False)
     if is_head_name(part.name):
         return replace(part, form=Form.WHOLE, why="PEFT stores task heads whole")
-    if tied and is_embedding(part.name):
+    if part.shared:
         # PEFT 0.21 adds the Δ of tied factors twice when it merges, and that of untied ones to the
         # embedding alone when it runs.
         why = "the head is the embedding, and PEFT has no factors that fit both"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from statistics import mode
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.text_config import TEXT_CONFIGS
@@ -33,12 +34,14 @@ class Stored:
 
     Attributes:
         ranks: the rank of each module with factors.
+        parameters: the rank of each parameter with factors that PEFT finds by its own name.
         transposed: whether some layers store their weight as (in, out).
         whole: the modules that are stored whole.
         biases: whether biases of linear layers are stored.
     """
 
     ranks: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
     transposed: bool = False
     whole: list[str] = field(default_factory=list)
     biases: bool = False
@@ -61,10 +64,14 @@ def make_config(
         revision: its commit, for a Hub id.
         config: finetuned's ``config.json``.
     """
-    rank = max(stored.ranks.values(), default=1)
+    ranks = {**stored.ranks, **stored.parameters}
+    # PEFT 0.21 uses the pattern of a parameter, but warns that it matches no module: so parameters
+    # have the rank without a pattern, as far as they can.
+    most = mode(stored.parameters.values()) if stored.parameters else 0
+    rank = most or max(ranks.values(), default=1)
     # PEFT takes the first pattern that matches the end of a name, so longer ones come first.
-    others = sorted((n for n, r in stored.ranks.items() if r != rank), key=lambda n: (-len(n), n))
-    pattern = {name: stored.ranks[name] for name in others}
+    others = sorted((n for n, r in ranks.items() if r != rank), key=lambda n: (-len(n), n))
+    pattern = {name: ranks[name] for name in others}
     made = {
         "alpha_pattern": dict(pattern),
         "auto_mapping": None,
@@ -85,6 +92,8 @@ def make_config(
         "use_dora": False,
         "use_rslora": False,
     }
+    if stored.parameters:
+        made["target_parameters"] = sorted(stored.parameters)
     return (json.dumps(made, indent=2, sort_keys=True) + "\n").encode()
 
 

@@ -10,6 +10,7 @@ from diffxfer.diffs.lora.parts import Form
 from diffxfer.errors import MatchError, listed
 
 if TYPE_CHECKING:
+    from diffxfer.diffs.lora.names import PeftNames
     from diffxfer.diffs.lora.tensors import AdapterTensors
 
 _LARGE = 0.5
@@ -41,9 +42,14 @@ def refuse_empty(made: AdapterTensors) -> None:
     )
 
 
-def warnings_of(made: AdapterTensors) -> list[str]:
+def warnings_of(made: AdapterTensors, names: PeftNames) -> list[str]:
     """What a user should know."""
     said = []
+    if names.unknown:
+        said.append(
+            "the installed transformers does not know this model, so the adapter has the names on"
+            " disk; PEFT skips those that the loaded model has not: check what it says"
+        )
     lost = {n: e for n, e in made.entries.items() if e.form == Form.DROPPED.value}
     if lost:
         part = 1 - share(

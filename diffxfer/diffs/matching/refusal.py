@@ -41,7 +41,7 @@ def refusal(groups: tuple[Culprits, ...]) -> MatchError:
     told = "; ".join(_told(group) for group in _telling(groups)[:_NAMED_IN_MESSAGE])
     more = len(groups) - _NAMED_IN_MESSAGE
     if more > 0:
-        told += f"; and {more} more groups (--dry-run and --json list them)"
+        told += f"; and {more} more groups (--json lists them)"
     noun = "tensor does not fit" if total == 1 else "tensors do not fit"
     return MatchError(groups, f"{total} {noun}: {told}", _remedy(groups))
 

@@ -340,3 +340,25 @@ def test_an_adapter_in_another_role_is_refused(plain: Path) -> None:
         assert done.status == 1
         assert f"{adapter}: is a LoRA adapter" in done.err
         assert "expected a complete checkpoint" in done.err
+
+
+class TestStackedExperts:
+    def test_of_a_model_that_transformers_does_not_know(self, made, tmp_path: Path) -> None:
+        """The names on disk may be others than the adapter's, and nothing says which."""
+        family = tmp_path / "family"
+        shutil.copytree(made("Mixtral experts"), family)
+        for role in ("base", "target"):
+            tiny.edit_json(family / role / "config.json", lambda c: c.update(model_type="unheard"))
+        refused(
+            family,
+            "changes model.layers.0.mlp.experts, which base stores under other names",
+            "the installed transformers does not say which",
+            MERGE,
+        )
+
+    def test_of_another_size(self, made, tmp_path: Path) -> None:
+        family = tmp_path / "family"
+        shutil.copytree(made("Mixtral experts"), family)
+        shutil.rmtree(family / "base")
+        shutil.copytree(made("square Mixtral experts") / "base", family / "base")
+        refused(family, "fits none of model.layers.0.mlp.experts.", "give the base of this adapter")

@@ -17,6 +17,10 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
@@ -76,6 +80,7 @@ WHISPER = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
 }
+STACKED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 FUSED = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
 
 
@@ -96,6 +101,17 @@ def llama4(intermediate: int) -> nn.Module:
     return Llama4ForCausalLM(
         Llama4TextConfig(**sizes, interleave_moe_layer_step=1, num_experts_per_tok=1)
     )
+
+
+def mixtral(intermediate: int = 24) -> nn.Module:
+    sizes = {**EXPERTS, "intermediate_size": intermediate}
+    return MixtralForCausalLM(MixtralConfig(**sizes, num_experts_per_tok=1))
+
+
+def qwen3_moe() -> nn.Module:
+    sizes = {**EXPERTS, "num_hidden_layers": 2, "moe_intermediate_size": 12, "head_dim": 8}
+    config = Qwen3MoeConfig(**sizes, num_experts_per_tok=1, mlp_only_layers=[1])
+    return Qwen3MoeForCausalLM(config)
 
 
 def whisper() -> nn.Module:
@@ -168,6 +184,20 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "Llama 4 experts": lora(lambda: llama4(24), target_parameters=FUSED),
     "square Llama 4 experts": lora(lambda: llama4(16), target_parameters=FUSED),
+    "Mixtral experts": lora(mixtral, target_parameters=STACKED),
+    "square Mixtral experts": lora(lambda: mixtral(16), target_parameters=STACKED),
+    "square Mixtral gates": lora(lambda: mixtral(8), target_parameters=STACKED),
+    "some Mixtral experts": lora(
+        mixtral,
+        target_parameters=["layers.0.mlp.experts.down_proj"],
+        target_modules=["q_proj"],
+    ),
+    "Qwen3-MoE experts": lora(
+        qwen3_moe,
+        target_parameters=[*STACKED, "mlp.gate.weight"],
+        rank_pattern={"experts.gate_up_proj": 3},
+        use_rslora=True,
+    ),
     "router": lora(gpt_oss, target_parameters=["mlp.router.weight"]),
     "DoRA": dora(),
     "DoRA with rslora": dora(use_rslora=True, r=3),
@@ -233,13 +263,15 @@ def merged(
             get base's dtype.
     """
     from peft import PeftModel
+    from transformers.core_model_loading import revert_weight_conversion
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base = load(folder / "base", dtype)
         model = PeftModel.from_pretrained(base, folder / "adapter", autocast_adapter_dtype=autocast)
         found = model if autocast else model.to(dtype)
-        return dict(found.merge_and_unload().state_dict())
+        whole = found.merge_and_unload()
+        return revert_weight_conversion(whole, whole.state_dict())
 
 
 def load(folder: Path, dtype: torch.dtype) -> Any:

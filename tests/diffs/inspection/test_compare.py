@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from diffxfer.diffs.inspection.compare import Comparison
+    from diffxfer.diffs.inspection.comparison import Comparison
 
 UP = "model.layers.{}.mlp.up_proj.weight"
 Q = "model.layers.{}.self_attn.q_proj.weight"

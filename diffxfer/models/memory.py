@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
+from contextlib import suppress
 
 _TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -14,6 +16,13 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def return_memory() -> None:
+    """Give memory that is free back to the system; `malloc` keeps much of it for later."""
+    free_memory()
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
