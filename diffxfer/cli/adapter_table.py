@@ -32,7 +32,7 @@ def print_kept(report: Report) -> None:
     print_table(
         ("layer", "‖Δ‖² kept", "rank", "adapter", "whole Δ"),
         [
-            (name, f"{kept:.2%}", _ranks(*pair), gigabytes(size), gigabytes(full))
+            (name, f"{kept:.2%}", _ranks(*pair, size), gigabytes(size), gigabytes(full))
             for name, kept, pair, size, full in rows
         ],
     )
@@ -65,9 +65,9 @@ def print_distances(report: VerifyReport) -> None:
     )
 
 
-def _ranks(least: int, most: int) -> str:
+def _ranks(least: int, most: int, size: int) -> str:
     if not most:
-        return "whole"
+        return "whole" if size else "left out"
     return f"{most}" if least == most else f"{least} to {most}"
 
 

@@ -332,7 +332,8 @@ def _remarks(report: Report) -> list[str]:
     if report.vocabulary in _PAIRING:
         lines.append(f"rows of the vocabulary: paired {_PAIRING[report.vocabulary]}")
     if report.added_tokens:
-        lines.append(f"tokens added to the target: {listed(report.added_tokens)}")
+        where = "by finetuned" if report.command == "extract" else "to the target"
+        lines.append(f"tokens added {where}: {listed(report.added_tokens)}")
     if report.inexact:
         total = sum(report.inexact.values())
         every = report.parameters.get("extracted", total)

@@ -2,10 +2,10 @@
 
 A linear layer of base maps its input x to Bx; the target's layer of the same name would map it to
 Tx. The ratio ‖(T − B)x‖ / ‖Bx‖, with x as base itself computes it on some text, says how far the
-two models compute different things, whatever the size of the diff vector. Of all cheap numbers it
-ranked grafts best by the share of direct fine-tuning's gain that they recovered
-(``examples/forecast/``). Embeddings, norms, biases and output heads do not count: with the head
-or the biases it ranked no better there.
+two models compute different things, whatever the size of the diff vector. Of the numbers measured
+in ``examples/forecast/`` it ranked grafts best by the share of direct fine-tuning's gain that they
+recovered. Embeddings, norms, biases and output heads do not count: with the head or the biases it
+ranked no better there.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ def text_rows(
         text: the text; the shipped one by default.
         row_tokens: how long a row may be.
     """
-    ids = list(map(int, tokenizer(shipped_text() if text is None else text)["input_ids"]))
+    text = shipped_text() if text is None else text
+    # Else it warns that the text is too long for the model, before it is cut.
+    ids = list(map(int, tokenizer(text, verbose=False)["input_ids"]))
     return [ids[start : start + row_tokens] for start in range(0, len(ids), row_tokens)]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import list_companions
+from diffxfer.diffs.delta.from_adapter import LORA
 from diffxfer.recycling.chain_plan import Step, StepKind, removable_folders
 from diffxfer.recycling.training_options import peak_training_bytes
 
@@ -34,11 +35,14 @@ def model_size(checkpoint: Checkpoint) -> ModelSize:
     """Measure a model on disk.
 
     Args:
-        checkpoint: the model.
+        checkpoint: the model; one that is made of a LoRA adapter has the size that it would have.
     """
     folder = checkpoint.folder
     companions = ((folder / name).stat().st_size for name in list_companions(folder).names)
-    shards = (shard.size for shard in checkpoint.weights.shards)
+    if LORA in checkpoint.weights.formats:
+        shards = [spec.nbytes for spec in checkpoint.tensors.values()]
+    else:
+        shards = [shard.size for shard in checkpoint.weights.shards]
     return ModelSize(sum(shards) + sum(companions), checkpoint.elements)
 
 

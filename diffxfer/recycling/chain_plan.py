@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class StepKind(Enum):
     """The kinds of step."""
 
+    MERGE = "merge"
+    """Makes the model base + Δ of the LoRA adapter `inputs[0]` and its base `inputs[1]`."""
     TUNE = "tune"
     """Trains `inputs[0]`, with `inputs[1]` as the teacher if there is one."""
     EXTRACT = "extract"
@@ -63,14 +65,16 @@ def round_name(number: int) -> str:
     return f"round-{number:02}"
 
 
-def plan_chain(recipe: Recipe, run: Path) -> tuple[Step, ...]:
+def plan_chain(recipe: Recipe, run: Path, *, is_adapter: bool = False) -> tuple[Step, ...]:
     """Plan every step of a chain, in order.
 
     Args:
         recipe: the recipe.
         run: the folder of the run.
+        is_adapter: whether the recipe's `finetuned` is a LoRA adapter. Δ then comes from the
+            adapter itself, and a model is made of it only if a step needs one.
     """
-    chain = _Planner(recipe, run)
+    chain = _Planner(recipe, run, is_adapter=is_adapter)
     chain.plan_first_round()
     for number in range(2, len(recipe.bases) + 1):
         chain.plan_round(number)
@@ -80,9 +84,10 @@ def plan_chain(recipe: Recipe, run: Path) -> tuple[Step, ...]:
 class _Planner:
     """Collects the steps of a chain and remembers the models of the last round."""
 
-    def __init__(self, recipe: Recipe, run: Path) -> None:
+    def __init__(self, recipe: Recipe, run: Path, *, is_adapter: bool) -> None:
         self._recipe = recipe
         self._run = run
+        self._adapter = Path(recipe.finetuned or "") if is_adapter else None
         self.steps: list[Step] = []
         self._model = Path()
         self._direct: Path | None = None
@@ -91,13 +96,24 @@ class _Planner:
     def plan_first_round(self) -> None:
         """Plan round 1: the first base and its fine-tuned model M*1."""
         base = Path(self._recipe.bases[0])
-        if self._recipe.finetuned is not None:
+        if self._adapter is not None:
+            self._model = self._merge(self._adapter, base)
+        elif self._recipe.finetuned is not None:
             self._model = Path(self._recipe.finetuned)
         else:
             self._model = self._add(1, "model", StepKind.TUNE, base)
         self._direct = self._model  # M*1 is the first base, fine-tuned directly
         self._score(1, {"base": base, "tuned": self._model})
-        self._next_diff(1)
+        self._next_diff(1, self._adapter)
+
+    def _merge(self, adapter: Path, base: Path) -> Path:
+        """Make the model of an adapter, if a step scores it or learns from it."""
+        train = self._recipe.train
+        teacher = None if train is None else train.teacher
+        is_taught = teacher is not None and (teacher == PREVIOUS or Path(teacher) == adapter)
+        if self._recipe.eval is None and not is_taught:
+            return adapter
+        return self._add(1, "model", StepKind.MERGE, adapter, base)
 
     def plan_round(self, number: int) -> None:
         """Plan round i: graft Δ on the next base, tune, score, and extract the next Δ."""
@@ -110,7 +126,7 @@ class _Planner:
         before, self._model, self._direct = self._model, graft, None
         if recipe.train is not None:
             teacher = recipe.train.teacher
-            teachers = [before if teacher == PREVIOUS else Path(teacher)] if teacher else []
+            teachers = [before if teacher == PREVIOUS else self._find(teacher)] if teacher else []
             self._model = self._add(number, "model", StepKind.TUNE, graft, *teachers)
             models["tuned"] = self._model
         last = number == len(recipe.bases)
@@ -120,9 +136,14 @@ class _Planner:
         if not last:
             self._next_diff(number)
 
-    def _next_diff(self, number: int) -> None:
+    def _find(self, teacher: str) -> Path:
+        """The folder of a teacher; for the adapter, that of the model made of it."""
+        is_adapter = self._adapter is not None and Path(teacher) == self._adapter
+        return self._run / round_name(1) / "model" if is_adapter else Path(teacher)
+
+    def _next_diff(self, number: int, adapter: Path | None = None) -> None:
         base = Path(self._recipe.bases[number - 1])
-        source = self._direct if self._recipe.mode == "dir" else self._model
+        source = adapter or (self._direct if self._recipe.mode == "dir" else self._model)
         assert source is not None, "mode dir fine-tunes every base but the last directly"
         self._diff = self._add(number, "diff", StepKind.EXTRACT, source, base)
 

@@ -153,7 +153,7 @@ def make_report(
         for task, metric, chosen in scored["columns"]:
             measures[task, metric, chosen] = None
         trained = {name: found[name] for name in ("model", "direct")}
-        losses = {name: entry["log"] for name, entry in trained.items() if entry is not None}
+        losses = {name: entry["log"] for name, entry in trained.items() if entry and "log" in entry}
         graft = found["graft"]
         alpha = None if graft is None else graft["alpha"]
         rounds.append(Round(number, shown_name(Path(base)), alpha, scores, losses))

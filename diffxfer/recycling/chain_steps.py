@@ -135,6 +135,8 @@ def run_step(step: Step, context: StepContext, done: Mapping[str, Any]) -> Any:
 
 def _do(step: Step, context: StepContext, done: Mapping[str, Any], *, restart: bool) -> Any:
     match step.kind:
+        case StepKind.MERGE:
+            return _merge(step, context, restart=restart)
         case StepKind.TUNE:
             return _tune(step, context, restart=restart)
         case StepKind.EXTRACT:
@@ -145,6 +147,13 @@ def _do(step: Step, context: StepContext, done: Mapping[str, Any], *, restart: b
             return _graft(step, context, done, restart=restart)
         case StepKind.SCORE:
             return _score(step, context)
+
+
+def _merge(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
+    assert step.out is not None
+    adapter, base = step.inputs
+    report = transfer(adapter, base, base, step.out, restart=restart, progress=context.moved)
+    return {"tensors": report.tensors, "warnings": list(report.warnings)}
 
 
 def _extract(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:

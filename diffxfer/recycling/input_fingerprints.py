@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from diffxfer.checkpoints.adapters.config import ADAPTER_CONFIG
 from diffxfer.checkpoints.companions import list_companions, read_bytes
 from diffxfer.checkpoints.files import OpenShard
+from diffxfer.diffs.delta.from_adapter import LORA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +33,8 @@ def sampled_fingerprint(checkpoint: Checkpoint) -> str:
     completely would take minutes. File dates have no effect.
 
     Args:
-        checkpoint: the model.
+        checkpoint: the model, which may be made of a LoRA adapter and its base; then it is the
+            adapter's file and config that are hashed, and base's companions.
 
     Returns:
         An xxh3-128, in hexadecimal.
@@ -50,8 +53,12 @@ def sampled_fingerprint(checkpoint: Checkpoint) -> str:
         ):
             opened.read_into(buffer, start)
             digest.update(buffer)
-    for name in list_companions(checkpoint.folder).names:
-        digest.update(f"\0{name}\0".encode() + read_bytes(checkpoint.folder / name))
+    files = {name: checkpoint.folder / name for name in list_companions(checkpoint.folder).names}
+    if LORA in checkpoint.weights.formats:
+        # Δ depends on it, but it is no companion of the model that the adapter makes.
+        files[ADAPTER_CONFIG] = checkpoint.weights.shards[0].path.parent / ADAPTER_CONFIG
+    for name, path in files.items():
+        digest.update(f"\0{name}\0".encode() + read_bytes(path))
     return digest.hexdigest()
 
 

@@ -8,22 +8,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.hub.repo_ids import shown_name
 from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_output
-from diffxfer.checkpoints.reader import open_checkpoint
-from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.errors import OptionError
 from diffxfer.recycling.chain_disk import leftovers, model_size, peak_disk_bytes, reusable_bytes
+from diffxfer.recycling.chain_inputs import download, open_inputs
 from diffxfer.recycling.chain_plan import Step, StepKind, plan_chain, removable_folders, round_name
 from diffxfer.recycling.chain_report import ChainReport, make_report
 from diffxfer.recycling.chain_state import ChainState
 from diffxfer.recycling.chain_steps import StepContext, check_bases, check_evaluation, run_step
 from diffxfer.recycling.input_fingerprints import file_fingerprints, sampled_fingerprint
-from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
-from diffxfer.recycling.training_data import is_local_file, read_rows
-from diffxfer.recycling.tune import require_trl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +27,7 @@ if TYPE_CHECKING:
 REPORT_NAME = "report.html"
 
 _STEP_PHRASES = {
+    StepKind.MERGE: "merging",
     StepKind.TUNE: "tuning",
     StepKind.EXTRACT: "subtracting",
     StepKind.CHOOSE: "choosing alpha for",
@@ -40,6 +35,7 @@ _STEP_PHRASES = {
     StepKind.SCORE: "scoring",
 }
 _STEP_NAMES = {
+    StepKind.MERGE: "merging",
     StepKind.TUNE: "tuning",
     StepKind.EXTRACT: "subtracting",
     StepKind.CHOOSE: "alpha",
@@ -87,16 +83,17 @@ def iterate(
     """
     began = time.perf_counter()
     recipe, run, tell = Path(recipe), Path(run).absolute(), progress or (lambda _: None)
-    models, plan = _open_models(recipe, from_round)
+    inputs = open_inputs(recipe, from_round, tell)
+    models, plan = inputs.models, inputs.plan
     refuse_unsafe_output(run / "rounds", [*map(Path, models), recipe], overwrite=False)
-    steps = plan_chain(plan, run)
+    steps = plan_chain(plan, run, is_adapter=inputs.is_adapter)
     home = recipe.absolute().parent
     context = StepContext(plan, run, home, tell, training, moved, answered, stage)
     files = file_fingerprints(plan, home, run)
     _refuse_overwritten_inputs([*models, *files], steps)
-    _download(models, tell, moved)
-    inputs = {path: sampled_fingerprint(checkpoint) for path, checkpoint in models.items()} | files
-    with ChainState(run, plan.model_dump(mode="json"), inputs, from_round=from_round) as state:
+    download(models, tell, moved)
+    hashes = {path: sampled_fingerprint(checkpoint) for path, checkpoint in models.items()} | files
+    with ChainState(run, plan.model_dump(mode="json"), hashes, from_round=from_round) as state:
         pending = _select_pending(steps, state, from_round)
         if pending:
             _check_feasible(pending, steps, context, models)
@@ -121,47 +118,6 @@ def _make_report(
 
         write_page(report, page, home=context.home)
     return report
-
-
-def _check_round(plan: Recipe, from_round: int | None) -> None:
-    if from_round is not None and not 1 <= from_round <= len(plan.bases):
-        problem = f"{from_round} is not a round of this recipe"
-        raise OptionError("--from-round", problem, f"give 1 to {len(plan.bases)}")
-
-
-def _open_models(path: Path, from_round: int | None) -> tuple[dict[str, Checkpoint], Recipe]:
-    """Check and open the models of a recipe; also return the recipe with their folders."""
-    plan = read_recipe(path)
-    _check_round(plan, from_round)
-    if plan.train is not None and plan.train.command is None:
-        require_trl()
-        if is_local_file(str(plan.train.data)):
-            read_rows(str(plan.train.data))
-    roles = {base: f"base {number}" for number, base in enumerate(plan.bases, 1)}
-    if plan.finetuned is not None:
-        roles[plan.finetuned] = "finetuned"
-    if plan.train is not None and plan.train.teacher not in (None, PREVIOUS):
-        roles[str(plan.train.teacher)] = "teacher"
-    places = {name: find(name, f"the {role} checkpoint") for name, role in roles.items()}
-    for name, role in roles.items():
-        refuse_diff(places[name].folder, role)
-    opened = {
-        str(places[name].folder): open_checkpoint(places[name], role)
-        for name, role in roles.items()
-    }
-    return opened, plan.with_folders({name: str(place.folder) for name, place in places.items()})
-
-
-def _download(
-    opened: Mapping[str, Checkpoint],
-    tell: Callable[[str], None],
-    moved: Callable[[int, int], None] | None,
-) -> None:
-    """Download the shards that are not on this machine."""
-    shards = [shard for checkpoint in opened.values() for shard in checkpoint.weights.shards]
-    for repo in sorted({file.repo for file in missing_files(shards)}):
-        tell(f"downloading {repo} from the Hub")
-    fetch_shards(shards, moved)
 
 
 def _refuse_overwritten_inputs(inputs: Iterable[str], steps: Sequence[Step]) -> None:
@@ -271,6 +227,8 @@ def _describe_inputs(step: Step, run: Path) -> str:
     names = [short(path) for path in step.inputs]
     if step.kind is StepKind.EXTRACT:
         return " − ".join(names)
+    if step.kind is StepKind.MERGE:
+        return " into ".join(names)
     if step.kind in (StepKind.GRAFT, StepKind.CHOOSE):
         return names[1]
     if step.kind is StepKind.TUNE and len(names) > 1:

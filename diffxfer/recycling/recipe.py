@@ -110,7 +110,8 @@ class Recipe(_Section):
 
     Attributes:
         bases: folders, or models on the Hub, oldest first.
-        finetuned: M*1, the fine-tuned model of the first base; None to train it from that base.
+        finetuned: M*1, the fine-tuned model of the first base, or a LoRA adapter for that base;
+            None to train it from that base.
         mode: ``"iter"``: Δ = M*(i−1) − M(i−1) of the recycled and tuned model; ``"dir"``: Δ of
             the previous base and its direct fine-tuning. See Lin et al. 2025, section 6.
         alpha: the scale of Δ, or several, from which the first eval task chooses.

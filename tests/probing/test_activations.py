@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -21,6 +23,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from diffxfer.errors import DataError, EvaluationError
+from diffxfer.family import family_folder
 from diffxfer.probing.activations import (
     activation_ratio,
     linear_ratios,
@@ -228,7 +231,8 @@ def test_errors_are_one_line() -> None:
 
 
 class _Words:
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, *, verbose: bool) -> dict[str, list[int]]:
+        assert not verbose
         return {"input_ids": [len(word) for word in text.split()]}
 
 
@@ -240,3 +244,21 @@ def test_the_shipped_text_is_cut_into_rows() -> None:
     assert [len(row) for row in rows[:-1]] == [100] * (len(rows) - 1)
     assert [token for row in rows for token in row] == [len(word) for word in text.split()]
     assert text_rows(_Words(), "a bc") == [[1, 2]]
+
+
+def test_the_shipped_family_and_text(caplog: pytest.LogCaptureFixture) -> None:
+    folder = family_folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    base, target = (
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+        for name in ("base", "target")
+    )
+    rows = text_rows(tokenizer)
+    # Its tokens are bytes, and one begins the text.
+    assert sum(map(len, rows)) == len(shipped_text()) + 1
+    assert "longer than the specified maximum" not in caplog.text
+    measured = activation_ratio(base, target, rows[:4])
+    assert 0.1 < measured.mean < 0.25
+    assert set(measured.by_kind()) == {"q", "k", "v", "o", "gate", "up", "down"}
+    assert set(measured.by_layer()) == {0, 1, 2, 3}
+    assert measured.covered == 1

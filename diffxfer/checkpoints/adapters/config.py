@@ -59,6 +59,7 @@ class AdapterConfig:
         fan_in_fan_out: whether layers store their weight as (in, out).
         dora: whether every module has a vector of magnitudes.
         modules_to_save: the names of modules that are stored whole.
+        ties: whether a head that base ties is trained with its embedding.
         parameters: the names of parameters that are adapted directly, such as fused experts.
         token_indices: the ids of trained rows by module name; the key is empty for the embedding.
     """
@@ -72,8 +73,17 @@ class AdapterConfig:
     fan_in_fan_out: bool
     dora: bool
     modules_to_save: tuple[str, ...]
+    ties: bool
     parameters: tuple[str, ...]
     token_indices: Mapping[str, tuple[int, ...]]
+
+    def saves(self, module: str) -> bool:
+        """Whether a module is one of `modules_to_save`.
+
+        Args:
+            module: its name in the model.
+        """
+        return any(module == key or module.endswith(f".{key}") for key in self.modules_to_save)
 
     def rank_of(self, module: str) -> int:
         """The rank of a module.
@@ -186,6 +196,7 @@ def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
         dora=bool(raw.get("use_dora")),
         modules_to_save=_texts(raw, "modules_to_save"),
+        ties=bool(raw.get("ensure_weight_tying")),
         parameters=_texts(raw, "target_parameters"),
         token_indices={
             key: tuple(map(_index, _listed(ids, _TOKENS))) for key, ids in tokens.items()

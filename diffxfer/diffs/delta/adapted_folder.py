@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
-import tempfile
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.companions import companion_path, list_companions, read_object
 from diffxfer.checkpoints.json_edit import edit_json
+from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.diffs.companions.config_edit import paths_to
 
 if TYPE_CHECKING:
@@ -18,8 +22,6 @@ if TYPE_CHECKING:
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _MODEL_FILES = ("config.json", "generation_config.json")
-
-_overlays: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def has_tokenizer(shard: ShardFile) -> bool:
@@ -41,11 +43,13 @@ def adapted_folder(adapter: ShardFile, base: Path, resized: tuple[int, int] | No
         resized: the numbers of rows of base's embedding and of the adapted one, if they differ.
 
     Returns:
-        A temporary folder, which is removed at the end of the process.
+        A temporary folder, which is removed at the end of the process, or after a kill by the
+        next one.
+
+    Raises:
+        OutputError: if it cannot be created.
     """
-    overlay = tempfile.TemporaryDirectory(prefix="diffxfer-")
-    _overlays.append(overlay)
-    own, made = adapter.path.parent, Path(overlay.name)
+    own, made = adapter.path.parent, Path(mkdtemp(dir=_scratch()))
     # An adapter's tokenizer replaces all of base's files that have to do with one.
     theirs = list_companions(base).names
     if has_tokenizer(adapter):
@@ -59,6 +63,14 @@ def adapted_folder(adapter: ShardFile, base: Path, resized: tuple[int, int] | No
     if resized is not None:
         _resize(made / "config.json", *resized)
     return made
+
+
+@cache
+def _scratch() -> Path:
+    """The temporary folder of this process: one, since each keeps a file open."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder(None))
 
 
 def _resize(path: Path, before: int, after: int) -> None:

@@ -13,7 +13,7 @@ from diffxfer.checkpoints.adapters.adapter import odd
 from diffxfer.checkpoints.adapters.config import ADAPTER_CONFIG
 from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.encodings import low_rank
-from diffxfer.checkpoints.encodings.adapted import Adapted, Dora, ReplacedRows, Scaled
+from diffxfer.checkpoints.encodings.adapted import Adapted, Dora, Scaled
 from diffxfer.checkpoints.files import same_values
 from diffxfer.checkpoints.reader import Checkpoint
 from diffxfer.diffs.delta.adapted_folder import adapted_folder, has_tokenizer
@@ -27,6 +27,7 @@ from diffxfer.diffs.delta.adapter_layouts import (
     layouts,
 )
 from diffxfer.diffs.delta.adapter_names import AdapterNames, find_names
+from diffxfer.diffs.delta.adapter_vocabulary import replace_rows, separate_head
 from diffxfer.diffs.matching.names import is_head
 from diffxfer.diffs.matching.ties import Head, HeadState, find_head
 
@@ -93,10 +94,7 @@ class _Adaptation:
         base = self.base
         self._add_copies()
         self._add_factors()
-        for name, spec in self.adapter.whole.items():
-            self._need_base(spec, "stored whole")
-            known = self._names.get(name, name)
-            self._tensors[known] = replace(spec, name=known)
+        self._add_whole()
         self._add_rows()
         folder = adapted_folder(self.adapter.shard, base.folder, self._resized())
         weights = replace(
@@ -116,8 +114,10 @@ class _Adaptation:
             if known is None or (self._is_tied(known) and module not in self.adapter.factors):
                 continue
             # A copy of base's size has base's values: PEFT does not train it.
+            rows = self._tensor(known).shape[0]
             if self._tensor(known).shape != spec.shape:
-                self._need_base(spec, "a resized embedding")
+                what = f"an embedding of {spec.shape[0]:,} rows, and the target has {rows:,}"
+                self._need_base(spec, what)
                 self._tensors[known] = replace(spec, name=known)
 
     def _add_factors(self) -> None:
@@ -159,6 +159,18 @@ class _Adaptation:
             )
             self._tensors[piece.name] = self._sum(weight, delta)
 
+    def _add_whole(self) -> None:
+        """Use the tensors that the adapter stores whole."""
+        for name, spec in self.adapter.whole.items():
+            self._need_base(spec, "stored whole")
+            known = self._names.get(name, name)
+            self._tensors[known] = replace(spec, name=known)
+        head = separate_head(
+            self.adapter, self.base.tensors, self._tensors, self._names, self._head
+        )
+        if head is not None:
+            self._tensors[head.name] = head
+
     def _add_rows(self) -> None:
         """Replace trained rows of tokens; a head that base ties has those of its embedding."""
         named = {self._name(f"{m}.weight", s): (m, s) for m, s in self.adapter.rows.items()}
@@ -168,7 +180,9 @@ class _Adaptation:
                 del named[name]
         for name, (module, spec) in named.items():
             self._need_base(spec, "rows of tokens")
-            self._tensors[name] = self._replace_rows(name, module, spec, self._tensor(name))
+            self._tensors[name] = replace_rows(
+                self.adapter, module, spec, self._tensor(name), self._errors.misfit
+            )
 
     def _is_tied(self, name: str) -> bool:
         """Whether this is a head that base does not store, because it is the embedding."""
@@ -327,24 +341,3 @@ class _Adaptation:
         scaling = self.adapter.config.scaling_of(factors.module)
         delta = Scaled(name, "F64", bias.shape, spec.shard, spec, scaling)
         return Adapted(name, bias.dtype, bias.shape, bias.shard, bias, delta)
-
-    def _replace_rows(
-        self, name: str, module: str, spec: TensorSpec, weight: StoredTensor
-    ) -> StoredTensor:
-        found = self.adapter.config.token_indices
-        keys = [key for key in found if key and (module == key or module.endswith(f".{key}"))]
-        indices = found.get(keys[0] if keys else "", ())
-        expected = (len(indices), *weight.shape[1:])
-        if len(set(indices)) != len(indices):
-            problem = f"has two rows for one token of trainable_token_indices in {ADAPTER_CONFIG}"
-            raise odd(self.adapter.place, spec.name, problem)
-        if spec.shape != expected:
-            problem = f"has the shape {spec.shape}, expected {expected} for the trained tokens"
-            raise odd(self.adapter.place, spec.name, problem)
-        if indices and max(indices) >= weight.shape[0]:
-            problem = f"has a row for token {max(indices)}, and {name} has {weight.shape[0]} rows"
-            raise self._errors.misfit(spec, problem)
-        order = tuple(sorted(range(len(indices)), key=indices.__getitem__))
-        dtype = "F64" if "F64" in (spec.dtype, weight.dtype) else "F32"
-        ordered = tuple(indices[i] for i in order)
-        return ReplacedRows(name, dtype, weight.shape, weight.shard, weight, spec, ordered, order)

@@ -12,7 +12,7 @@ from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
-from diffxfer.diffs.delta.from_adapter import adapted_checkpoint, is_without_tokenizer
+from diffxfer.diffs.delta.from_adapter import LORA, adapted_checkpoint, is_without_tokenizer
 from diffxfer.diffs.delta.from_artifact import from_diff
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints, read_roles
 from diffxfer.diffs.extraction.extract import every_input, warn_of_one_model
@@ -258,8 +258,13 @@ def plan_transfer(
     )
     if is_without_tokenizer(opened[0]):
         source = replace(source, behaviour=opened[2].folder)
-    warnings = warn_of_one_model(*opened)
-    return plan_graft(source, tuple(roles.values()), out, options, labels, None, warnings)
+    # An adapter on its own base is merged: that is no mistake.
+    is_merge = LORA in opened[0].weights.formats and (
+        opened[1].weights.shards == opened[2].weights.shards
+    )
+    warnings = [] if is_merge else warn_of_one_model(*opened)
+    graft = source, tuple(roles.values()), out, options, labels, None, warnings
+    return plan_graft(*graft, is_related=is_merge)
 
 
 def _plan_adapter(

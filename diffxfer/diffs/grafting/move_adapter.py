@@ -15,6 +15,15 @@ from diffxfer.diffs.artifact.manifest import TensorEntry
 from diffxfer.diffs.delta.adapted_folder import has_tokenizer
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
 from diffxfer.diffs.delta.from_checkpoints import HEAD, source_entry
+from diffxfer.diffs.delta.right_base import stated_base
+from diffxfer.diffs.grafting.move_checks import (
+    compare_bases,
+    fixed_part,
+    refuse_bound,
+    refuse_choices,
+    refuse_scale_of_dora,
+    warn_of_dora,
+)
 from diffxfer.diffs.grafting.move_tokens import TokenMove, move_tokens
 from diffxfer.diffs.jobs.job import Job, do
 from diffxfer.diffs.lora.held import Holder
@@ -22,7 +31,7 @@ from diffxfer.diffs.lora.peft_config import model_prefix, refuse_unknown_names, 
 from diffxfer.diffs.lora.tensors import PREFIX
 from diffxfer.diffs.matching.match import LEFT_OUT, Fate
 from diffxfer.diffs.matching.names import is_head, pair_names
-from diffxfer.errors import CheckpointError, MatchError, OptionError
+from diffxfer.errors import MatchError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
@@ -56,17 +65,20 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
             the adapter's own base.
         DiffxferError: for every other known failure; nothing is at `out` then.
     """
-    _refuse_bound(adapter)
-    _refuse_choices(adapter, options)
+    refuse_bound(adapter)
+    refuse_choices(adapter, options)
     refuse_unknown_names(target.checkpoint, "graft it without --as lora")
     checkpoint = target.checkpoint
     inputs = [adapter.place.folder, checkpoint.folder, adapter.shard.path]
     inputs += [shard.path for shard in checkpoint.weights.shards]
     refuse_unsafe_output(out, inputs, overwrite=options.run.overwrite)
     moved = move_tokens(adapter, checkpoint, options.vocab)
+    base = stated_base(adapter.config.base)
+    kinship = compare_bases(base, target, allow_unrelated=options.allow_unrelated)
     # The tensors whose tokens do not move are checked as those of a graft are.
-    rest = {name: found for name, found in adapter.factors.items() if name not in moved.modules}
-    overlay = adapted_checkpoint(replace(adapter, factors=rest), checkpoint, is_base=False).folder
+    fixed = fixed_part(adapter, base, moved)
+    overlay = adapted_checkpoint(fixed, checkpoint, is_base=False).folder
+    warnings = [*moved.warnings, *warn_of_dora(adapter, moved), *kinship.warnings]
     with Holder(out) as holder:
         made = _Move(adapter, target, options, holder, moved)
         made.run()
@@ -90,8 +102,9 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
             finish=_finish,
             vocabulary=moved.mode,
             dropped_tokens=moved.dropped,
-            warnings=list(moved.warnings),
-            notes=made.notes(),
+            warnings=warnings,
+            notes=made.notes(is_compared=bool(kinship.relations)),
+            relations=kinship.relations,
             began=options.began,
         )
         return do(job, replace(options.run, device="cpu", max_shard_bytes=None))
@@ -100,43 +113,6 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
 def _entry(adapter: Adapter, target: Checkpoint) -> SourceEntry:
     weights = replace(target.weights, folder=adapter.place.folder, shards=(adapter.shard,))
     return source_entry(weights)
-
-
-def _refuse_choices(adapter: Adapter, options: GraftOptions) -> None:
-    """Refuse options by name for an adapter of parameters: PEFT has one entry for a module."""
-    selection = options.selection
-    if not adapter.config.parameters or not (
-        selection.alpha_for or selection.include or selection.exclude
-    ):
-        return
-    raise OptionError(
-        "--as",
-        "lora moves an adapter with target_parameters only as a whole",
-        "leave out --alpha-for, --include and --exclude, or graft it without --as lora",
-    )
-
-
-def _refuse_bound(adapter: Adapter) -> None:
-    """Refuse tensors that hold values of the adapter's own base."""
-    found = [(spec, "is stored whole") for spec in adapter.whole.values()]
-    found += [(spec, "has rows of tokens that are stored whole") for spec in adapter.rows.values()]
-    found += [
-        (factors.magnitude, "is a magnitude of DoRA")
-        for several in adapter.factors.values()
-        for factors in several
-        if factors.magnitude is not None
-    ]
-    if not found:
-        return
-    spec, what = found[0]
-    more = f" ({len(found)} such tensors)" if len(found) > 1 else ""
-    raise CheckpointError(
-        f"{adapter.place.label}/{ADAPTER_WEIGHTS}",
-        f"{spec.name} {what}, so it holds values of the adapter's own base and cannot be moved"
-        f" without it{more}",
-        "run: diffxfer transfer ADAPTER BASE TARGET -o OUT, and then:"
-        " diffxfer extract OUT TARGET -o MOVED --as lora",
-    )
 
 
 @dataclass(slots=True)
@@ -164,6 +140,8 @@ class _Move:
             known = names[module]
             elements = tensors[known].elements if known in tensors else 0
             alpha = selection.alpha_of(known)
+            if self.adapter.config.dora and selection.selects(known):
+                refuse_scale_of_dora(alpha)
             if not selection.selects(known) or not alpha:
                 self.fates.append(Fate("left out", known, elements, LEFT_OUT))
                 continue
@@ -175,13 +153,16 @@ class _Move:
             assert first is not None
             self._ranks[new] = first.shape[0]
             self._alphas[new] = self._alpha(module) * alpha
-            self.fates.append(Fate("grafted", known, elements))
+            self.fates.append(Fate("moved", known, elements))
         if not self.tasks:
-            raise MatchError((), "no tensor of the adapter is left", "check --include and --alpha")
+            remedy = "check --include, --exclude and --alpha-for"
+            raise MatchError((), "no tensor of the adapter is left", remedy)
 
     def _names(self) -> dict[str, str]:
         """The target's name of the tensor that the factors of each module change."""
-        known = dict.fromkeys((*self.target.checkpoint.tensors, HEAD))
+        known = dict.fromkeys(self.target.checkpoint.tensors)
+        if not any(map(is_head, known)):
+            known[HEAD] = None
         parameters = [name.rpartition(".")[2] for name in self.adapter.config.parameters]
         leaves = ("weight", *parameters)
         wanted = [f"{module}.{leaf}" for module in self.adapter.factors for leaf in leaves]
@@ -202,7 +183,7 @@ class _Move:
         return float(rank**0.5) if self.adapter.config.rank_stabilized else float(rank)
 
     def _add(self, module: str, new: str, factors: Factors) -> None:
-        for spec in (factors.a, factors.b, factors.bias):
+        for spec in (factors.a, factors.b, factors.bias, factors.magnitude):
             if spec is None:
                 continue
             found = self.moved.values(module, spec)
@@ -273,11 +254,12 @@ class _Move:
             "exclude_modules": None,
         }
 
-    def notes(self) -> list[str]:
-        """What a user may want to know."""
+    def notes(self, *, is_compared: bool) -> list[str]:
+        """What a user may want to know; also whether base was compared with the target."""
         stated = self.adapter.config.base
         made = f" ({stated})" if stated else ""
-        said = [f"whether the target is a successor of the adapter's base{made} was not checked"]
+        lacking = f"whether the target is a successor of the adapter's base{made} was not checked"
+        said = [] if is_compared else [lacking]
         if self.adapter.copies:
             said.append(f"copies of base's embeddings left out: {', '.join(self.adapter.copies)}")
         return said

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.delta.right_base import is_resized, stated_base
+
 if TYPE_CHECKING:
     from diffxfer.checkpoints.adapters.adapter import Adapter
 
@@ -23,6 +25,10 @@ class AdapterFacts:
         targets: the last parts of the modules' names, each once, sorted.
         whole: tensors that it stores whole, sorted.
         token_rows: number of rows of tokens that it replaces.
+        embedding_rows: rows of the embedding of base that it stores beside its factors; 0 if it
+            stores none.
+        resized: whether that embedding has other rows than base's, since tokens were added; None
+            if it stores one and base is not on this machine.
     """
 
     base: str
@@ -34,11 +40,13 @@ class AdapterFacts:
     targets: tuple[str, ...]
     whole: tuple[str, ...]
     token_rows: int
+    embedding_rows: int
+    resized: bool | None
 
     @property
     def needs_base(self) -> bool:
         """Whether its Δ depends on its base, so that `apply` does not suffice."""
-        return self.dora or bool(self.whole) or self.token_rows > 0
+        return self.dora or bool(self.whole) or self.token_rows > 0 or bool(self.resized)
 
 
 def adapter_facts(adapter: Adapter) -> AdapterFacts:
@@ -58,4 +66,16 @@ def adapter_facts(adapter: Adapter) -> AdapterFacts:
         targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
         whole=tuple(sorted(adapter.whole)),
         token_rows=sum(spec.shape[0] for spec in adapter.rows.values()),
+        embedding_rows=max((spec.shape[0] for spec in adapter.copies.values()), default=0),
+        resized=_is_resized(adapter),
     )
+
+
+def _is_resized(adapter: Adapter) -> bool | None:
+    """Whether an embedding that the adapter stores has another size than base's."""
+    if not adapter.copies:
+        return False
+    base = stated_base(adapter.config.base)
+    if base is None:
+        return None
+    return is_resized(adapter, base)

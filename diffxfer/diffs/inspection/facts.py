@@ -49,7 +49,13 @@ def _adapter_facts(found: AdapterFacts) -> Iterator[tuple[str, str]]:
         yield "stored whole", listed(found.whole)
     if found.token_rows:
         yield "token rows", f"{found.token_rows:,}"
-    yield "Δ", "depends on its base" if found.needs_base else "is complete: apply needs no base"
+    if found.resized is None and not found.needs_base:
+        rows = f"{found.embedding_rows:,} rows"
+        yield "Δ", f"is complete if its base has {rows} of tokens, else it depends on its base"
+    elif found.needs_base:
+        yield "Δ", "depends on its base"
+    else:
+        yield "Δ", "is complete: apply needs no base"
 
 
 def inspection_facts(found: Inspection) -> Iterator[tuple[str, str]]:

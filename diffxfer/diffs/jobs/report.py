@@ -34,8 +34,8 @@ class FateGroup:
     """Tensors with the same fate whose names differ only in numbers.
 
     Attributes:
-        kind: ``"grafted"``, ``"brought"``, ``"copied"``, ``"dropped"``, ``"extracted"``,
-            ``"kept"`` or ``"left out"``.
+        kind: ``"grafted"``, ``"moved"``, ``"brought"``, ``"copied"``, ``"dropped"``,
+            ``"extracted"``, ``"kept"`` or ``"left out"``.
         pattern: their names with every number replaced by ``*``.
         tensors: how many.
         parameters: how many elements they have in all.
@@ -84,8 +84,8 @@ class Report:
         command: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
         output: the folder.
         written: whether the folder was written.
-        tensors: number of tensors by fate: grafted, brought, copied, dropped, extracted, kept,
-            left out, refused.
+        tensors: number of tensors by fate: grafted, moved, brought, copied, dropped,
+            extracted, kept, left out, refused.
         parameters: number of elements by fate.
         plan: the fates, grouped.
         refused: tensors that cannot be matched; empty unless it was a dry run.
@@ -141,6 +141,13 @@ class Report:
         return {**asdict(self), "output": str(self.output), "requantized": errors}
 
 
+_ORDER = (
+    *("tuned", "grafted", "moved", "extracted", "brought"),
+    *("copied", "kept", "dropped", "left out"),
+)
+"""The kinds of fates in the order in which a user sees them."""
+
+
 def group_fates(fates: Iterable[Fate]) -> tuple[FateGroup, ...]:
     """Group fates whose names differ only in numbers, in the order of their kinds."""
     tensors: Counter[tuple[str, str, str]] = Counter()
@@ -149,10 +156,9 @@ def group_fates(fates: Iterable[Fate]) -> tuple[FateGroup, ...]:
         key = fate.kind, pattern(fate.name), fate.why
         tensors[key] += 1
         parameters[key] += fate.elements
-    order = ("tuned", "grafted", "extracted", "brought", "copied", "kept", "dropped", "left out")
     return tuple(
         FateGroup(kind, name, tensors[kind, name, why], parameters[kind, name, why], why)
-        for kind, name, why in sorted(tensors, key=lambda key: (order.index(key[0]), key[1:]))
+        for kind, name, why in sorted(tensors, key=lambda key: (_ORDER.index(key[0]), key[1:]))
     )
 
 

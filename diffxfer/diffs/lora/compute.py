@@ -33,6 +33,10 @@ class Sized(Protocol):
         """Decides the random start of its decomposition."""
 
     @property
+    def dtype(self) -> str:
+        """Finetuned's dtype, as safetensors names it."""
+
+    @property
     def elements(self) -> int:
         """Its number of elements."""
 
@@ -71,8 +75,9 @@ def factorise_all(
         if not hasattr(local, "reader"):
             local.reader = DeltaReader(one_at_a_time())
         matrix, squares = read(local.reader, part)
-        ranks, seed = options.ranks, part.seed
-        return factorise(matrix, ranks, seed=seed, exact=options.exact, device=device), squares
+        ranks, seed, dtype = options.ranks, part.seed, options.dtype or part.dtype
+        made = factorise(matrix, ranks, seed=seed, exact=options.exact, device=device, dtype=dtype)
+        return made, squares
 
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
         running: deque[tuple[T, Future[tuple[Factorisation, float]]]] = deque()

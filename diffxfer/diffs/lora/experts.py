@@ -48,6 +48,11 @@ class Expert:
         return f"{self.stacked.name}.{self.number}"
 
     @property
+    def dtype(self) -> str:
+        """Finetuned's dtype, as safetensors names it."""
+        return self.parts[0][1].dtype
+
+    @property
     def elements(self) -> int:
         """Its number of elements."""
         return self.stacked.shape[1] * self.stacked.shape[2]

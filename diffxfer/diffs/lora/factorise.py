@@ -10,6 +10,7 @@ The energy of a matrix is the sum of its squared elements.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ _WIDEST = 64
 _SETTLED = 1e-3
 """The energy that more steps are expected to add, as a share, at which the space is complete."""
 _STEPS = 40
+_USUAL = 40
+"""Matrices whose largest element is between 2**-40 and 2**40 need no scaling."""
 _SMALL = 192
 """Up to this smaller dimension, the Gram matrix takes less time than a Krylov space."""
 _WEAK = 1e-5
@@ -62,7 +65,7 @@ class Factorisation:
     Attributes:
         left: L, of shape ``(rows, rank)``.
         right: R, of shape ``(rank, columns)``; both have the square roots of the singular values.
-        energy: the energy of the approximation.
+        energy: the energy of the approximation, with the factors as they are stored.
         total: the energy of the matrix.
     """
 
@@ -83,7 +86,13 @@ class Factorisation:
 
 
 def factorise(
-    matrix: Matrix, ranks: Ranks, *, seed: str, exact: bool = False, device: str = "cpu"
+    matrix: Matrix,
+    ranks: Ranks,
+    *,
+    seed: str,
+    exact: bool = False,
+    device: str = "cpu",
+    dtype: str = "F32",
 ) -> Factorisation:
     """Approximate a matrix by two factors.
 
@@ -93,13 +102,15 @@ def factorise(
         seed: decides the random start, so that the same matrix gives the same factors.
         exact: compute the singular vectors to the last digits, in float64.
         device: where torch computes: ``"cpu"`` or a GPU.
+        dtype: the dtype in which the factors will be stored, as safetensors names it; it decides
+            the energy that they keep.
 
     Returns:
-        The factors and their energy.
+        The factors, in float32, and their energy.
     """
     import torch
 
-    given = torch.from_numpy(matrix).to(device)
+    given, scale = _scaled(torch.from_numpy(matrix).to(device))
     wide = given.shape[0] < given.shape[1]
     tall = given.T if wide else given
     total = _energy(tall)
@@ -115,12 +126,42 @@ def factorise(
         basis = _gram(tall, most)
     u, values, v = _within(tall, basis, exact=exact)
     rank = _rank(values, most, wanted)
-    root = values[:rank].sqrt()
+    root = (values[:rank] * scale).sqrt()
     left, right = u[:, :rank] * root, v[:, :rank] * root
+    lost = _lost(tall, left, right, scale, dtype)
     if wide:
         left, right = right, left
-    energy = float(values[:rank].square().sum())
-    return Factorisation(_plain(left), _plain(right.T), energy, total)
+    return Factorisation(
+        _plain(left), _plain(right.T), max(total - lost, 0.0) * scale**2, total * scale**2
+    )
+
+
+def _scaled(given: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """A matrix whose products are finite in float32, and its scale: a power of 2."""
+    import torch
+
+    largest = float(torch.linalg.vector_norm(given, torch.inf)) if given.numel() else 0.0
+    exponent = math.frexp(largest)[1]
+    if abs(exponent) <= _USUAL:
+        return given, 1.0
+    # In two steps, since one factor alone could be beyond float32.
+    half = exponent // 2
+    return given * 2.0**-half * 2.0 ** (half - exponent), 2.0**exponent
+
+
+def _lost(
+    tall: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float, dtype: str
+) -> float:
+    """The energy of what the factors lack of a matrix, if they are stored in a dtype."""
+    from diffxfer.streaming.torch_ops import TORCH_DTYPES
+
+    stored = TORCH_DTYPES[dtype]
+    ours, theirs = (each.float().to(stored).double() / math.sqrt(scale) for each in (left, right))
+    lost, start = 0.0, 0
+    for rows in _widened(tall):
+        lost += float((rows - ours[start : start + len(rows)] @ theirs.T).square().sum())
+        start += len(rows)
+    return lost if math.isfinite(lost) else math.inf
 
 
 def _plain(values: torch.Tensor) -> Matrix:

@@ -91,6 +91,11 @@ class Part:
         return self.difference.name
 
     @property
+    def dtype(self) -> str:
+        """Finetuned's dtype, as safetensors names it."""
+        return self.difference.sources[0].dtype
+
+    @property
     def elements(self) -> int:
         """Its number of elements."""
         return self.difference.sources[0].elements

@@ -77,8 +77,8 @@ class Fate:
     """What happens to a tensor, for the table that the user sees.
 
     Attributes:
-        kind: ``"grafted"``, ``"brought"``, ``"copied"``, ``"dropped"``, ``"extracted"``,
-            ``"kept"`` or ``"left out"``.
+        kind: ``"grafted"``, ``"moved"``, ``"brought"``, ``"copied"``, ``"dropped"``,
+            ``"extracted"``, ``"kept"`` or ``"left out"``.
         name: its name.
         elements: its number of elements.
         why: the reason, empty in the ordinary case.

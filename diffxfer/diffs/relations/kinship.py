@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.matching.match import Difference
+from diffxfer.diffs.matching.names import is_known_vocabulary
 from diffxfer.diffs.relations.relatedness import refuse_unrelated, relate, warn_of_relations
 from diffxfer.diffs.relations.sampling import sample_graft, sample_models
 from diffxfer.errors import listed
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.artifact.manifest import Manifest
-    from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.relations.relatedness import Relation
 
 _SUCCESSION = ("base", "target")
@@ -111,6 +112,34 @@ def kinship_of_diff(differences: Iterable[Difference], *, allow_unrelated: bool)
     relations = () if relation is None else (relation,)
     if not allow_unrelated:
         refuse_unrelated(relations, "extract")
+    return Kinship(relations, warn_of_relations(samples, relations), (), {})
+
+
+def kinship_of_move(
+    pairs: Iterable[tuple[StoredTensor, StoredTensor]], *, allow_unrelated: bool
+) -> Kinship:
+    """Compare the base that an adapter was made for with the target that it is moved to.
+
+    Args:
+        pairs: tensors of equal shapes, base's and the target's.
+        allow_unrelated: accept unrelated models.
+
+    Returns:
+        How they relate.
+
+    Raises:
+        RelatednessError: if they are unrelated, unless `allow_unrelated` is set.
+        CheckpointError: if one cannot be read.
+    """
+    differences = [
+        (Difference(ours.name, (ours,), is_known_vocabulary(ours.name)), theirs)
+        for ours, theirs in pairs
+    ]
+    samples = sample_models(differences, _SUCCESSION)
+    relation = relate(samples, *_SUCCESSION)
+    relations = () if relation is None else (relation,)
+    if not allow_unrelated:
+        refuse_unrelated(relations, "apply")
     return Kinship(relations, warn_of_relations(samples, relations), (), {})
 
 

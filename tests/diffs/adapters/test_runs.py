@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -308,6 +311,28 @@ class TestDisturbed:
         assert json.loads(done.out)["resumed_bytes"] > 0
         assert [path.name for path in out.parent.iterdir()] == ["out"]
         assert (out / tiny.SHARD).read_bytes() == expected
+
+    def test_what_a_killed_run_left_in_the_temporary_folder_goes_with_the_next(
+        self, plain: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "temporary").mkdir()
+
+        def follow(*, killed: bool) -> int:
+            code = (
+                "import os, signal, sys, diffxfer\n"
+                "kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+                f"diffxfer.transfer(*sys.argv[1:], progress={'kill' if killed else None})"
+            )
+            return subprocess.run(
+                [sys.executable, "-c", code, *map(str, roles(plain)), str(plain / "out")],
+                env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+                check=False,
+            ).returncode
+
+        assert follow(killed=True) == -signal.SIGKILL
+        assert list((tmp_path / "temporary").iterdir()), "the kill left something behind"
+        assert follow(killed=False) == 0
+        assert not list((tmp_path / "temporary").iterdir())
 
     def test_another_scaling_is_another_run(self, large: Path, tmp_path: Path) -> None:
         """What is left of a run must not be continued with another adapter_config.json."""

@@ -109,6 +109,24 @@ class TestPeft:
         assert torch.equal(merged[:48], state_of(finetuned))
         assert torch.equal(merged[48:], state_of(base)[48:])
 
+    def test_the_table_says_what_is_left_out(self, tmp_path):
+        finetuned, base = save_pair(tmp_path, "untied")
+        argv = ("extract", finetuned, base, "-o", tmp_path / "a", "--as", "lora", "--rank", "4")
+        done = tiny.run(*argv, "--rest", "drop", summary=True)
+        row = next(line for line in done.out.splitlines() if line.startswith("model.norm"))
+        assert row.split()[1:5] == ["0.00%", "left", "out", "0"]
+        done = tiny.run(*argv, "--overwrite", summary=True)
+        row = next(line for line in done.out.splitlines() if line.startswith("model.norm"))
+        assert row.split()[1:3] == ["100.00%", "whole"]
+
+    def test_added_tokens_are_those_of_finetuned(self, tmp_path):
+        finetuned, base = save_pair(tmp_path, "untied", rows=52)
+        words = [f"w{i}" for i in range(50)]
+        save_tokenizer(base, fast_tokenizer(words=words))
+        save_tokenizer(finetuned, fast_tokenizer(words=[*words, "new1", "new2"]))
+        done = tiny.run("extract", finetuned, base, "-o", tmp_path / "d", summary=True)
+        assert "tokens added by finetuned: new1, new2" in done.err
+
     def test_modules_without_factors_are_no_targets(self, tmp_path):
         finetuned, base = save_pair(
             tmp_path, "untied", lambda name: "layers.1" in name or "q_proj.weight" in name

@@ -96,3 +96,37 @@ def test_the_largest_rank_bounds_what_energy_wants():
 def test_a_zero_matrix_has_no_factors():
     found = factorise(np.zeros((30, 20), np.float32), Ranks(4), seed="x")
     assert (found.rank, found.kept, found.left.shape, found.right.shape) == (0, 1, (30, 0), (0, 20))
+
+
+@pytest.mark.parametrize("shape", [(600, 400), (60, 50)])
+@pytest.mark.parametrize("size", [1e-30, 1e19, 1e36])
+@pytest.mark.parametrize("exact", [False, True])
+def test_very_large_and_very_small_matrices(shape, size, exact):
+    matrix = spectrum(*shape, 0.5)
+    usual = factorise(matrix, Ranks(8), seed="x", exact=exact)
+    found = factorise((matrix * size).astype(np.float32), Ranks(8), seed="x", exact=exact)
+    assert np.isfinite(found.left).all()
+    assert np.isfinite(found.right).all()
+    assert found.kept == pytest.approx(usual.kept, abs=1e-6)
+    product = found.left.astype(np.float64) @ found.right.astype(np.float64) / size
+    lost = np.sum((matrix - product) ** 2)
+    assert 1 - lost / usual.total == pytest.approx(found.kept, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("BF16", "bfloat16"), ("F16", "float16"), ("F32", "")])
+@pytest.mark.parametrize("shape", [(300, 250), (250, 300), (40, 50)])
+def test_the_energy_is_that_of_the_factors_as_stored(shape, dtype, name):
+    import torch
+
+    rng = np.random.default_rng(3)
+    matrix = (rng.standard_normal((shape[0], 4)) @ rng.standard_normal((4, shape[1]))) * 1e-3
+    matrix = matrix.astype(np.float32)
+    found = factorise(matrix, Ranks(4), seed="x", dtype=dtype)
+    halves = [torch.from_numpy(np.array(each)) for each in (found.left, found.right)]
+    if name:
+        halves = [each.to(getattr(torch, name)) for each in halves]
+    product = (halves[0].double() @ halves[1].double()).numpy()
+    lost = np.sum((matrix - product) ** 2) / found.total
+    assert 1 - found.kept == pytest.approx(lost, rel=1e-3, abs=1e-15)
+    expected = {"BF16": (1e-6, 1e-4), "F16": (1e-8, 1e-6), "F32": (0, 1e-12)}[dtype]
+    assert expected[0] <= 1 - found.kept <= expected[1]

@@ -1,6 +1,7 @@
 """Adapters that `apply --as lora` moves: PEFT merges them as our graft does."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -9,7 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from diffxfer import apply_diff, extract_diff, verify
-from diffxfer.errors import CheckpointError, MatchError, OptionError, OutputExistsError
+from diffxfer.errors import (
+    CheckpointError,
+    MatchError,
+    OptionError,
+    OutputExistsError,
+    RelatednessError,
+)
+from diffxfer.family import family_folder
 from tests.diffs.lora.models import merged_by_peft, save_adapter, tensors
 from tests.families import fast_tokenizer, llama, save_model, save_tokenizer
 
@@ -76,10 +84,11 @@ def test_layers_that_store_their_weight_transposed(tmp_path):
 
 def test_the_config_names_the_target_and_the_scale(tmp_path):
     adapter, target = save_adapter(tmp_path)
-    apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.5)
+    report = apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.5)
     before, after = config_of(adapter), config_of(tmp_path / "moved")
     assert after["base_model_name_or_path"] == str(target.resolve())
     assert (before["lora_alpha"], after["lora_alpha"]) == (6, 3)
+    assert report.tensors == {"moved": 4}
     assert (after["r"], after["alpha_pattern"], after["rank_pattern"]) == (4, {}, {})
     assert sorted(after["target_modules"]) == sorted(before["target_modules"])
     old, new = (load_file(f / "adapter_model.safetensors") for f in (adapter, tmp_path / "moved"))
@@ -117,11 +126,136 @@ def test_rows_of_tokens_move_with_the_tokens(tmp_path):
     assert tokenizer["model"]["vocab"]["new5"] == 55, "the tokenizer is the target's"
 
 
+def made_for(adapter, base):
+    """The adapter, with the name of its base."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(config_of(adapter) | {"base_model_name_or_path": str(base)}))
+    return adapter
+
+
+def column_norms(tensor, name):
+    """The norms that DoRA divides by: of rows, but of columns for an embedding."""
+    return tensor.norm(dim=0 if "embed" in name else 1, keepdim=True)
+
+
+class TestDora:
+    @pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["embed_tokens"]])
+    def test_the_magnitudes_stay_and_peft_scales_the_target_to_them(self, tmp_path, targets):
+        adapter, target = save_adapter(tmp_path, use_dora=True, target_modules=targets)
+        report = apply_diff(adapter, target, tmp_path / "moved", as_="lora")
+        (said,) = report.warnings
+        assert "the magnitudes m of this DoRA are those of its own base" in said
+        merged = merged_by_peft(tmp_path / "moved", target, "untied")
+        old, new = (
+            load_file(f / "adapter_model.safetensors") for f in (adapter, tmp_path / "moved")
+        )
+        assert {name for name in old if "base_layer" not in name} == new.keys()
+        assert all(torch.equal(old[name], new[name]) for name in new)
+        for name, before in tensors(target).items():
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            if f"{module}.lora_magnitude_vector" not in new:
+                assert torch.equal(merged[name], before)
+                continue
+            if f"{module}.lora_embedding_A" in new:
+                a, b = (new[f"{module}.lora_embedding_{half}"].double() for half in "AB")
+                total = before + 1.5 * (b @ a).T
+                m = new[f"{module}.lora_magnitude_vector"].double().reshape(1, -1)
+            else:
+                a, b = (new[f"{module}.lora_{half}.weight"].double() for half in "AB")
+                total = before + 1.5 * b @ a
+                m = new[f"{module}.lora_magnitude_vector"].double().reshape(-1, 1)
+            expected = m * total / column_norms(total, name)
+            assert torch.allclose(merged[name], expected, rtol=0, atol=1e-12), name
+
+    def test_no_other_alpha(self, tmp_path):
+        adapter, target = save_adapter(tmp_path, use_dora=True)
+        with pytest.raises(OptionError, match="not proportional to its factors") as caught:
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.5)
+        assert "diffxfer transfer ADAPTER BASE TARGET -o OUT --alpha A" in str(caught.value)
+        options = {"as_": "lora", "alpha_for": {"q_proj": 0.0}}
+        apply_diff(adapter, target, tmp_path / "moved", **options)
+        left = load_file(tmp_path / "moved" / "adapter_model.safetensors")
+        assert not any("q_proj" in name for name in left), "alpha 0 leaves a tensor out"
+
+    def test_no_magnitudes_of_tokens_that_move(self, tmp_path):
+        adapter, _ = save_adapter(tmp_path, use_dora=True, target_modules=["lm_head"])
+        save_tokenizer(adapter, fast_tokenizer(words=WORDS))
+        larger = save_model(tmp_path / "larger", llama(vocab_size=56), 3, dtype=torch.float32)
+        save_tokenizer(larger, fast_tokenizer(words=[*WORDS, *(f"new{i}" for i in range(6))]))
+        with pytest.raises(CheckpointError, match="magnitude of DoRA, and the tokens of lm_head"):
+            apply_diff(adapter, larger, tmp_path / "moved", as_="lora")
+
+
+class TestRelatedness:
+    """On the shipped family: smaller models have too few weights for a verdict."""
+
+    @pytest.fixture
+    def adapter(self, tmp_path):
+        shutil.copytree(family_folder() / "adapter", tmp_path / "adapter")
+        return made_for(tmp_path / "adapter", family_folder() / "base")
+
+    def test_an_unrelated_target_is_refused_if_base_is_here(self, adapter, tmp_path):
+        target = shutil.copytree(family_folder() / "target", tmp_path / "target")
+        torch.manual_seed(0)
+        drawn = {n: torch.randn_like(t) for n, t in load_file(target / "model.safetensors").items()}
+        save_file(drawn, target / "model.safetensors", {"format": "pt"})
+        with pytest.raises(RelatednessError, match="base and target are unrelated"):
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora")
+        assert not (tmp_path / "moved").exists()
+        options = {"as_": "lora", "allow_unrelated": True}
+        report = apply_diff(adapter, target, tmp_path / "moved", **options)
+        assert [relation.roles for relation in report.relations] == [("base", "target")]
+        assert not any("was not checked" in note for note in report.notes)
+
+    def test_a_successor_is_not(self, adapter, tmp_path):
+        target = family_folder() / "target"
+        report = apply_diff(adapter, target, tmp_path / "moved", as_="lora")
+        name = "model.layers.0.mlp.up_proj.weight"
+        pair = [tensors(family_folder() / role)[name].flatten() for role in ("base", "target")]
+        cosine = torch.cosine_similarity(*pair, dim=0)
+        assert report.relations[0].cosine == pytest.approx(float(cosine), abs=0.1)
+        assert not report.warnings
+
+    @pytest.mark.parametrize("named", ["", "org/never-downloaded", "/no/such/folder"])
+    def test_without_base_it_is_said_that_nothing_was_checked(self, tmp_path, named):
+        adapter, target = save_adapter(tmp_path)
+        made_for(adapter, named)
+        report = apply_diff(adapter, target, tmp_path / "moved", as_="lora")
+        assert report.relations == ()
+        assert any("was not checked" in note for note in report.notes)
+
+
+def test_an_embedding_that_base_did_not_resize_is_left_out(tmp_path):
+    """The target has more rows than base; the copy that PEFT stored has base's."""
+    adapter, _ = save_adapter(tmp_path, target_modules=["embed_tokens", "q_proj"])
+    made_for(adapter, tmp_path / "base")
+    save_tokenizer(adapter, fast_tokenizer(words=WORDS))
+    larger = tmp_path / "larger"
+    save_model(larger, llama(vocab_size=56, attention_bias=True), 3, dtype=torch.float32)
+    save_tokenizer(larger, fast_tokenizer(words=[*WORDS, *(f"new{i}" for i in range(6))]))
+    options = {"as_": "lora", "allow_unrelated": True}
+    apply_diff(adapter, larger, tmp_path / "moved", **options)
+    new = load_file(tmp_path / "moved" / "adapter_model.safetensors")
+    assert new["base_model.model.model.embed_tokens.lora_embedding_A"].shape == (4, 56)
+    with pytest.raises(CheckpointError, match="an embedding of 50 rows, and the target has 56"):
+        apply_diff(adapter, larger, tmp_path / "graft")
+
+
+def test_a_target_whose_head_has_a_prefix(tmp_path):
+    adapter, target = save_adapter(tmp_path, target_modules=["lm_head", "q_proj"])
+    file = target / "model.safetensors"
+    save_file(
+        {f"language_model.{n}": t for n, t in load_file(file).items()}, file, {"format": "pt"}
+    )
+    apply_diff(adapter, target, tmp_path / "moved", as_="lora")
+    moved = load_file(tmp_path / "moved" / "adapter_model.safetensors")
+    assert "base_model.model.language_model.lm_head.lora_A.weight" in moved
+
+
 class TestRefusal:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            ({"use_dora": True}, "is a magnitude of DoRA"),
             ({"modules_to_save": ["lm_head"]}, "is stored whole"),
             ({"trainable_token_indices": [1, 2]}, "rows of tokens"),
         ],
@@ -157,6 +291,11 @@ class TestRefusal:
         adapter, target = save_adapter(tmp_path)
         with pytest.raises(MatchError, match="no tensor of the adapter is left"):
             apply_diff(adapter, target, tmp_path / "moved", as_="lora", exclude=["proj"])
+
+    def test_of_alpha_0(self, tmp_path):
+        adapter, target = save_adapter(tmp_path)
+        with pytest.raises(OptionError, match="--alpha: 0 leaves no factors"):
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.0)
 
     def test_of_an_output_that_exists(self, tmp_path):
         adapter, target = save_adapter(tmp_path)
