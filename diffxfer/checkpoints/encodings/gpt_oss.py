@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import Files, TensorSpec
 
 FORMAT = "mxfp4 of gpt-oss"
+METHODS = ("mxfp4",)
 BLOCKS, SCALES = "_blocks", "_scales"
 _AGAIN = "download or save it again"
 _CODES, _EXPONENTS = 0, 1
@@ -108,4 +109,4 @@ def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterat
         yield TransposedCodes(weight, "F32", shape, blocks.shard, blocks, scales)
 
 
-ENCODING = Encoding(FORMAT, find)
+ENCODING = Encoding(FORMAT, find, METHODS)

@@ -33,6 +33,7 @@ class Grid:
         shared: a float32 by which every scale is divided; None if there is none.
         zero: the zero points, one for each scale; None if they are zero.
         zero_bits: 4 if `zero` has eight to an int32, along the rows; 8 if it has one to an int8.
+        zero_scale: whether a scale may be zero, for a block of zeros.
     """
 
     scale: TensorSpec
@@ -41,6 +42,7 @@ class Grid:
     shared: TensorSpec | None = None
     zero: TensorSpec | None = None
     zero_bits: int = 8
+    zero_scale: bool = False
 
     @property
     def rows(self) -> int:
@@ -82,8 +84,9 @@ class Grid:
         if self.shared is not None:
             shared = scales_in_float32(files.read(self.shared, 0, 1, _SHARED), self.shared.dtype)
             _refuse_bad(shared, self.shared, 0)
-            scales = scales / shared[0]
-        _refuse_bad(scales, self.scale, first * self.columns)
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                scales = scales / shared[0]
+        _refuse_bad(scales, self.scale, first * self.columns, zero=self.zero_scale)
         shape = last + 1 - first, self.columns
         return scales.reshape(shape), self._zeros(files, first, last).reshape(shape)
 
