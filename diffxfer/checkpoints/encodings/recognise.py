@@ -102,6 +102,7 @@ def _refuse_none(config: Mapping[str, Any], weights: Weights) -> None:
     if method in _methods():
         problem = f"has no tensor that is stored as {method}, but config.json says so"
         code = next((s for s in weights.on_disk.values() if s.dtype not in FLOATS), None)
-        if code is not None:
-            problem = f"{problem}: {code.name} is {code.dtype} {code.shape}"
-        raise CheckpointError(weights.folder, problem, _REMEDY)
+        if code is None:
+            raise CheckpointError(weights.folder, problem, _REMEDY)
+        problem = f"{problem}: {code.name} is {code.dtype} {code.shape}"
+        raise CheckpointError(weights.folder, problem, _AGAIN)

@@ -68,8 +68,10 @@ def _inspect_weights(path: Path | str, place: Place) -> Inspection:
     manifest = read_manifest(folder)
     is_diff = manifest is not None and manifest.kind == "diff"
     config = optional_object(folder / _COMPANIONS if is_diff else folder, "config.json")
-    weights = decoded(open_weights(place), config)
-    quantized = _quantized(folder, config, weights)
+    # A diff vector is not quantised, even if finetuned, whose config it has, is.
+    of_weights = {} if is_diff else config
+    weights = decoded(open_weights(place), of_weights)
+    quantized = _quantized(folder, of_weights, weights)
     beside = list_companions(folder)
     specs = weights.tensors
     measured = dict(_measured(manifest, specs)) if manifest is not None and is_diff else {}
