@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from diffxfer.checkpoints.json_edit import KeyPath
+
 _MAX_BLOCK = 1 << 40
 
 
@@ -43,6 +45,17 @@ class QuantizationConfig:
             problem = f"states weight_block_size {told}, expected two positive integers"
             raise CheckpointError(folder / "config.json", problem, "download it again")
         return found
+
+
+def paths_to_quantization(config: Mapping[str, Any]) -> list[KeyPath]:
+    """Where a config describes how weights are quantised.
+
+    Args:
+        config: ``config.json``.
+    """
+    nested = [(name, part) for name, part in config.items() if isinstance(part, dict)]
+    top: list[KeyPath] = [(key,) for key in CONFIG_KEYS if key in config]
+    return top + [(name, key) for name, part in nested for key in CONFIG_KEYS if key in part]
 
 
 def shortened(value: object) -> str:

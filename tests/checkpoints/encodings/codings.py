@@ -150,6 +150,33 @@ def nf4_values(parts: dict[str, Tensor]) -> Tensor:
     return values[: math.prod(told["shape"])].reshape(told["shape"])
 
 
+def nf4_double_parts(tensor: Tensor) -> dict[str, Tensor]:
+    """With scales that are codes themselves, four to a block."""
+    parts = nf4_parts(tensor)
+    absmax = parts[".absmax"]
+    offset = absmax.mean()
+    padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 4)).reshape(-1, 4)
+    outer = padded.abs().amax(1).clamp(min=1e-4)
+    values = torch.linspace(-1, 1, 256)
+    codes = (padded / outer[:, None])[:, :, None].sub(values).abs().argmin(2)
+    told = {"nested_blocksize": 4, "nested_offset": float(offset), "blocksize": 64}
+    return {
+        **parts,
+        ".absmax": codes.reshape(-1)[: len(absmax)].to(torch.uint8),
+        ".nested_absmax": outer,
+        ".nested_quant_map": values,
+        ".quant_state.bitsandbytes__nf4": bytes_of({**told, "shape": list(tensor.shape)}),
+    }
+
+
+def nf4_double_values(parts: dict[str, Tensor]) -> Tensor:
+    told = json.loads(bytes(parts[".quant_state.bitsandbytes__nf4"].tolist()))
+    codes = parts[".absmax"]
+    outer = parts[".nested_absmax"].repeat_interleave(4)[: len(codes)]
+    absmax = parts[".nested_quant_map"][codes.long()] * outer + told["nested_offset"]
+    return nf4_values({**parts, ".absmax": absmax})
+
+
 def bytes_of(value: Any) -> Tensor:
     """JSON as a tensor, as bitsandbytes stores its description."""
     return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
@@ -189,6 +216,13 @@ NF4_BLOCKS = Coding(
     nf4_parts,
     nf4_values,
     {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+)
+NF4_DOUBLE = Coding(
+    "nf4-double",
+    bitsandbytes.ENCODING,
+    nf4_double_parts,
+    nf4_double_values,
+    {"quantization_config": {"quant_method": "bitsandbytes", "bnb_4bit_use_double_quant": True}},
 )
 
 

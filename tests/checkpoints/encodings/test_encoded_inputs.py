@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UP = "model.layers.0.mlp.up_proj.weight"
 CONFIG = {**tiny.CONFIG, "vocab_size": 12, "hidden_size": 8}
 ROLES = ("finetuned", "base", "target")
-CODINGS = (codings.HALVES, codings.FP8, codings.INT4, codings.INT8, codings.NF4_BLOCKS)
+CODINGS = (codings.HALVES, codings.FP8, codings.INT4, codings.INT8, codings.NF4_DOUBLE)
 """With an `ENCODING`, its `encode`, `decode` and `config`: most tests run with each of them."""
 HALVES = pytest.mark.parametrize("coding", [codings.HALVES], indirect=True, ids=["halves"])
 
