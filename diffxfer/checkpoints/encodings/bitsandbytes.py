@@ -93,6 +93,12 @@ class FourBits(StoredTensor):
         return "BF16"
 
     @property
+    def encoding(self) -> str:
+        """The kind of number, and the block size."""
+        double = "" if self.double is None else ", scales quantised too"
+        return f"{self.kind}, blocks of {self.block}{double}"
+
+    @property
     def parts(self) -> tuple[TensorSpec, ...]:
         """The codes, their scales, and the description."""
         nested = () if self.double is None else (self.double.absmax, self.double.values)
@@ -105,7 +111,12 @@ class FourBits(StoredTensor):
         return self.block, *nested
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
-        """Decode elements."""
+        """Decode elements.
+
+        Raises:
+            CheckpointError: if the values of the codes or a scale are invalid, or a part cannot be
+                read.
+        """
         from diffxfer.kernels.native import kernel
 
         count, block = len(buffer) // 4, self.block
@@ -167,7 +178,12 @@ class EightBits(ScaledCodes):
         return self.codes, *self.grid.parts, *(() if self.layout is None else (self.layout,))
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
-        """Decode elements."""
+        """Decode elements.
+
+        Raises:
+            CheckpointError: if the codes are not stored row by row, a scale is invalid, or a part
+                cannot be read.
+        """
         if self.layout is not None and bytes(files.read(self.layout, 0, 1, _LAYOUT)) != b"\0":
             problem = f"{self.layout.name} says that the codes are not stored row by row"
             raise CheckpointError(self.layout.shard.path, problem, _SAVE)

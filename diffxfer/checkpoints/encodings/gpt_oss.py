@@ -48,6 +48,11 @@ class TransposedCodes(StoredTensor):
         return "BF16"
 
     @property
+    def encoding(self) -> str:
+        """The kind of number, and the size of a group."""
+        return "E2M1, groups of 32, transposed"
+
+    @property
     def parts(self) -> tuple[TensorSpec, ...]:
         """The codes and the exponents."""
         return self.blocks, self.scales

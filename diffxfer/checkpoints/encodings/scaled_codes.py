@@ -20,6 +20,7 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 INT4 = tuple(float(code - 8) for code in range(16))
 """The values of an integer of 4 bits, stored with 8 added."""
 _CODES, _SHAPE = 0, 4
+_KINDS = {"F8_E4M3": "E4M3", "I8": "int8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ class ScaledCodes(StoredTensor):
     def written_dtype(self) -> str:
         """bfloat16: its range is that of the decoded float32."""
         return "BF16"
+
+    @property
+    def encoding(self) -> str:
+        """The kind of number, and the size of a block."""
+        return f"{_KINDS.get(self.codes.dtype, self.codes.dtype)}, {self.grid.in_words}"
 
     @property
     def parts(self) -> tuple[TensorSpec, ...]:
@@ -91,6 +97,12 @@ class PackedCodes(StoredTensor):
     def written_dtype(self) -> str:
         """bfloat16: its range is that of the decoded float32."""
         return "BF16"
+
+    @property
+    def encoding(self) -> str:
+        """The kind of number, and the size of a block."""
+        kind = {E2M1: "E2M1", INT4: "int4"}.get(self.table, "4 bits")
+        return f"{kind}, {self.grid.in_words}"
 
     @property
     def parts(self) -> tuple[TensorSpec, ...]:

@@ -59,6 +59,17 @@ class Grid:
         """The tensors on disk."""
         return tuple(part for part in (self.scale, self.shared, self.zero) if part is not None)
 
+    @property
+    def in_words(self) -> str:
+        """What has a scale, such as ``"blocks of 128 × 128"``."""
+        zero = "" if self.zero is None else ", zero points"
+        if self.scale.elements <= 1:
+            return f"one scale{zero}"
+        if self.block[0] > 1 or self.matrix[0] == 1:
+            return f"blocks of {_of(self.block)}{zero}"
+        whole = self.block[1] >= self.matrix[1]
+        return f"{'a scale a row' if whole else f'groups of {self.block[1]}'}{zero}"
+
     def row(self, row: int) -> int:
         """The row of scales for a row of values, counted over all matrices."""
         matrix, inside = divmod(row, self.matrix[0])

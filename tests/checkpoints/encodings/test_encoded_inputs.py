@@ -169,3 +169,51 @@ def test_work_is_counted_in_stored_bytes(save, encoded) -> None:
     )
     stored = sum(t.numel() * t.element_size() for m in encoded.values() for t in m.values())
     assert told["bytes_to_read"] == pytest.approx(stored, abs=100)
+
+
+REAL = pytest.mark.parametrize(
+    ("coding", "stored", "bits"),
+    [
+        (codings.FP8, "E4M3, blocks of 128 × 128", 8 + 32 * 5 * 8 / (600 * 1003)),
+        (codings.INT4, "int4, a scale a row", 4 * 1008 / 1003 + 32 / 1003 + 128 / (600 * 1003)),
+        (codings.INT8, "int8, a scale a row, zero points", 8 + 40 / 1003),
+        (codings.NF4_DOUBLE, "nf4, blocks of 64, scales quantised too", 4 + 8 / 64 + 32 / 256),
+    ],
+    indirect=["coding"],
+    ids=["fp8", "int4", "int8", "nf4"],
+)
+
+
+@REAL
+def test_inspect_says_how_tensors_are_stored(save, stored: str, bits: float) -> None:
+    _, base, _ = save(*ROLES)
+    told = json.loads(run("inspect", base, "--json"))
+    groups = {group["pattern"]: group for group in told["groups"] if group["shape"] == [600, 1003]}
+    (group,) = groups.values()
+    assert group["encoding"] == stored
+    assert group["bits"] == pytest.approx(bits, abs=0.02)
+    (norm,) = (group for group in told["groups"] if group["pattern"] == "model.norm.weight")
+    assert (norm["encoding"], norm["bits"]) == ("", 32)
+    assert told["bits_per_weight"] == pytest.approx(bits, abs=0.1)
+    table = run("inspect", base)
+    assert stored.partition(",")[0] in table
+    assert "bits a weight with scales" in table
+
+
+@REAL
+def test_a_diff_vector_says_what_it_was_decoded_from(
+    save, tmp_path: Path, coding, stored: str, bits: float
+) -> None:
+    finetuned, base, _ = save("finetuned")
+    done = tiny.run("extract", finetuned, base, "-o", tmp_path / "diff", summary=True)
+    said = f"decoded from {coding.ENCODING.format}"
+    assert f"finetuned is {said}" in done.err + done.out
+    assert f"base is {said}" not in done.err + done.out
+    manifest = json.loads((tmp_path / "diff" / "diffxfer.json").read_text())
+    assert manifest["sources"]["finetuned"]["decoded_from"] == [coding.ENCODING.format]
+    assert manifest["sources"]["base"]["decoded_from"] == []
+    card = (tmp_path / "diff" / "README.md").read_text()
+    assert said.replace("(", r"\(").replace(")", r"\)") in card or said in card
+    assert said in " ".join(run("inspect", tmp_path / "diff").split())
+    told = json.loads(run("inspect", tmp_path / "diff", "--json"))
+    assert (told["quantized"], told["encodings"], told["bits_per_weight"]) == (None, [], None)
