@@ -113,6 +113,11 @@ class StoredTensor(ABC):
         return self.dtype
 
     @property
+    def encoding(self) -> str:
+        """How its values are encoded, in words; empty if they are not."""
+        return ""
+
+    @property
     def elements(self) -> int:
         """Its number of elements."""
         return math.prod(self.shape)

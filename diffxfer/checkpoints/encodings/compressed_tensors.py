@@ -10,11 +10,19 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from diffxfer.checkpoints.encodings.encoding import Encoding
-from diffxfer.checkpoints.encodings.quantization_config import pair_of, read_quantization
-from diffxfer.checkpoints.encodings.scaled_codes import E2M1, INT4, PackedCodes, ScaledCodes
+from diffxfer.checkpoints.encodings.quantization_config import (
+    pair_of,
+    read_quantization,
+    shortened,
+)
+from diffxfer.checkpoints.encodings.scaled_codes import (
+    E2M1,
+    INT4,
+    PackedCodes,
+    ScaledCodes,
+    stored_shape,
+)
 from diffxfer.checkpoints.encodings.scales import grid_of
 from diffxfer.checkpoints.files import one_at_a_time
 from diffxfer.errors import CheckpointError, QuantizedError
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, TensorSpec]
 
 FORMAT = "compressed-tensors"
+METHODS = ("compressed-tensors",)
 FORMATS = (
     "dense",
     "float-quantized",
@@ -43,6 +52,7 @@ FORMATS = (
 _AGAIN = "download or save it again"
 _REMEDY = "use the checkpoint in its full precision; quantise the graft afterwards"
 _CODES = ("F8_E4M3", "I8")
+_PARTS = ("_scale", "_shape", "_zero_point", "_global_scale", "_g_idx")
 
 
 def find(config: Mapping[str, Any], tensors: Tensors) -> Iterator[StoredTensor]:
@@ -55,27 +65,66 @@ def find(config: Mapping[str, Any], tensors: Tensors) -> Iterator[StoredTensor]:
     stated = read_quantization(config)
     if stated.method != "compressed-tensors":
         return
-    groups = [g for g in (stated.values.get("config_groups") or {}).values() if isinstance(g, dict)]
+    groups = _groups(stated.values)
     weights = [group["weights"] for group in groups if isinstance(group.get("weights"), dict)]
-    first = next(iter(tensors.values()))
-    for named in (stated.values.get("format"), *(group.get("format") for group in groups)):
-        if named is not None and named not in FORMATS:
-            problem = f"has the compressed-tensors format {named}, expected {', '.join(FORMATS)}"
-            raise QuantizedError(first.shard.path.parent, problem, _REMEDY)
+    formats = [stated.values.get("format"), *(group.get("format") for group in groups)]
+    used: set[str] = set()
     for name, spec in tensors.items():
+        _refuse_unknown(formats, spec)
         if name.endswith(".weight_packed"):
-            yield _packed(name.removesuffix("_packed"), spec, tensors, weights)
+            found: PackedCodes | ScaledCodes
+            found = _packed(name.removesuffix("_packed"), spec, tensors, weights)
         elif spec.dtype in _CODES and name + "_scale" in tensors:
-            yield _plain(spec, tensors, weights)
-        elif name.endswith(".weight_scale"):
-            _refuse_lonely(name, spec, tensors)
+            found = _plain(spec, tensors, weights)
+        else:
+            continue
+        _refuse_disagreement(formats, found)
+        used.update(part.name for part in found.parts)
+        yield found
+    for name, spec in tensors.items():
+        weight, is_part, _ = name.rpartition(".weight_")
+        if is_part and name.endswith(_PARTS) and name not in used:
+            problem = f"{name} belongs to no weight: {weight}.weight is missing or not quantised"
+            raise CheckpointError(spec.shard.path, problem, _AGAIN)
 
 
-def _refuse_lonely(name: str, scale: TensorSpec, tensors: Tensors) -> None:
-    weight = name.removesuffix("_scale")
-    if weight + "_packed" not in tensors and weight not in tensors:
-        problem = f"{name} has no weight: {weight} and {weight}_packed are missing"
-        raise CheckpointError(scale.shard.path, problem, _AGAIN)
+def _groups(stated: Mapping[str, Any]) -> list[dict[str, Any]]:
+    groups = stated.get("config_groups")
+    found = groups.values() if isinstance(groups, dict) else ()
+    return [group for group in found if isinstance(group, dict)]
+
+
+def _refuse_unknown(formats: list[Any], spec: TensorSpec) -> None:
+    for named in formats:
+        if named is not None and named not in FORMATS:
+            problem = f"has the compressed-tensors format {shortened(named)}"
+            problem = f"{problem}, expected {', '.join(FORMATS)}"
+            raise QuantizedError(spec.shard.path.parent, problem, _REMEDY)
+
+
+def _refuse_disagreement(formats: list[Any], found: PackedCodes | ScaledCodes) -> None:
+    """Refuse a weight that is stored in another format than the config states."""
+    named = {each for each in formats if each in FORMATS} - {"mixed-precision", "dense"}
+    shown = _formats_of(found)
+    if named and not named & shown:
+        codes = found.parts[0]
+        problem = f"{codes.name} is {codes.dtype}, as in {' or '.join(sorted(shown))}"
+        problem = f"{problem}, but config.json says {' and '.join(sorted(named))}"
+        raise CheckpointError(codes.shard.path, problem, _AGAIN)
+
+
+def _formats_of(found: PackedCodes | ScaledCodes) -> set[str]:
+    """The formats that a weight may have, by the dtypes of its parts."""
+    codes, scale = found.parts[0].dtype, found.grid.scale.dtype
+    if isinstance(found, PackedCodes):
+        if codes == "I32":
+            return {"pack-quantized"}
+        return {"nvfp4-pack-quantized" if scale == "F8_E4M3" else "mxfp4-pack-quantized"}
+    if codes == "I8":
+        return {"int-quantized", "naive-quantized"}
+    if scale in ("U8", "F8_E8M0"):
+        return {"mxfp8-quantized"}
+    return {"float-quantized", "naive-quantized"}
 
 
 def _plain(codes: TensorSpec, tensors: Tensors, weights: list[Any]) -> ScaledCodes:
@@ -86,6 +135,9 @@ def _plain(codes: TensorSpec, tensors: Tensors, weights: list[Any]) -> ScaledCod
     grid = grid_of(codes, codes.shape, scale, block)
     zero = tensors.get(codes.name + "_zero_point")
     if zero is not None:
+        if codes.dtype != "I8":
+            problem = f"{zero.name} has zero points for {codes.dtype}, expected none"
+            raise QuantizedError(zero.shard.path, problem, _REMEDY)
         _expect(zero, ("I8",), scale.shape)
         grid = replace(grid, zero=zero)
     return ScaledCodes(codes.name, "F32", codes.shape, codes.shard, codes, grid)
@@ -126,9 +178,9 @@ def _packed_integers(
     name: str, codes: TensorSpec, scale: TensorSpec, tensors: Tensors, weights: list[Any]
 ) -> PackedCodes:
     """Integers of 4 bits, eight to an int32."""
-    widths = {args.get("num_bits") for args in weights if args.get("type", "int") == "int"}
+    widths = [args.get("num_bits") for args in weights if args.get("type", "int") == "int"]
     if widths and 4 not in widths:
-        problem = f"has packed integers of {', '.join(map(str, sorted(widths)))} bits, expected 4"
+        problem = f"has packed integers of {', '.join(map(shortened, widths))} bits, expected 4"
         raise QuantizedError(codes.shard.path, f"{codes.name} {problem}", _REMEDY)
     if name + "_g_idx" in tensors:
         problem = f"{name}_g_idx assigns columns to groups in another order (actorder)"
@@ -137,6 +189,7 @@ def _packed_integers(
     if stated is None:
         problem = f"{codes.name} has no shape: {name}_shape is missing"
         raise CheckpointError(codes.shard.path, problem, _AGAIN)
+    _expect(stated, ("I64", "I32"), (len(codes.shape),))
     blocks = [args for args in weights if args.get("num_bits") == 4]
     stride = codes.shape[-1] * 8
     shape = _shape(codes, scale, stated, blocks)
@@ -149,23 +202,24 @@ def _packed_integers(
             problem = f"{zero.name} has zero points for several matrices, which are not read"
             raise QuantizedError(codes.shard.path, problem, _REMEDY)
         grid = replace(grid, zero=zero, zero_bits=4)
-    other = (stated,)
-    return PackedCodes(name, "F32", shape, codes.shard, codes, grid, INT4, stride, other=other)
+    made = name, "F32", shape, codes.shard
+    return PackedCodes(*made, codes, grid, INT4, stride, other=(stated,))
 
 
 def _shape(
     codes: TensorSpec, scale: TensorSpec, stated: TensorSpec, weights: list[Any]
 ) -> tuple[int, ...]:
-    """The shape of the values: from the scales if they show it, else as it is stored."""
+    """The shape of the values: from the scales if they show it, else as it is stored.
+
+    One read for each weight would take long for many weights on the Hub. Where the scales show the
+    shape, it is compared with the stored one when the weight is read.
+    """
     words = codes.shape[-1]
     size = next((args.get("group_size") for args in weights if args.get("group_size")), None)
     if isinstance(size, int) and size > 0 and scale.shape and scale.shape[-1] > 1:
         columns = scale.shape[-1] * size
     else:
-        _expect(stated, ("I64", "I32"), (len(codes.shape),))
-        memory = one_at_a_time().read(stated, 0, stated.elements)
-        kind = "<i8" if stated.dtype == "I64" else "<i4"
-        *_, columns = map(int, np.frombuffer(memory, kind))
+        columns = stored_shape(one_at_a_time(), stated)[-1]
     if -(-columns // 8) != words:
         problem = f"{codes.name} has room for {words * 8} columns, but its shape has {columns}"
         raise CheckpointError(codes.shard.path, problem, _AGAIN)
@@ -203,4 +257,4 @@ def _expect(part: TensorSpec, dtypes: tuple[str, ...], shape: tuple[int, ...]) -
         raise CheckpointError(part.shard.path, problem, _AGAIN)
 
 
-ENCODING = Encoding(FORMAT, find)
+ENCODING = Encoding(FORMAT, find, METHODS)

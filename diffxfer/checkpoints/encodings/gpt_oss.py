@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from diffxfer.checkpoints.encodings.encoding import Encoding
 from diffxfer.checkpoints.encodings.scaled_codes import E2M1, addresses
 from diffxfer.checkpoints.encodings.scales import checked_scales
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import Files, TensorSpec
 
 FORMAT = "mxfp4 of gpt-oss"
+METHODS = ("mxfp4",)
 BLOCKS, SCALES = "_blocks", "_scales"
 _AGAIN = "download or save it again"
 _CODES, _EXPONENTS = 0, 1
@@ -47,6 +46,11 @@ class TransposedCodes(StoredTensor):
         return "BF16"
 
     @property
+    def encoding(self) -> str:
+        """The kind of number, and the size of a group."""
+        return "E2M1, groups of 32, transposed"
+
+    @property
     def parts(self) -> tuple[TensorSpec, ...]:
         """The codes and the exponents."""
         return self.blocks, self.scales
@@ -62,6 +66,8 @@ class TransposedCodes(StoredTensor):
             done += some
 
     def _decode(self, files: Files, expert: int, start: int, buffer: memoryview) -> None:
+        import numpy as np
+
         from diffxfer.kernels.native import kernel
 
         _, rows, groups, _ = self.blocks.shape
@@ -108,4 +114,4 @@ def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterat
         yield TransposedCodes(weight, "F32", shape, blocks.shard, blocks, scales)
 
 
-ENCODING = Encoding(FORMAT, find)
+ENCODING = Encoding(FORMAT, find, METHODS)

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.quantized import CONFIG_KEYS
+from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from diffxfer.checkpoints.json_edit import KeyPath
+
+_MAX_BLOCK = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +29,42 @@ class QuantizationConfig:
     method: str
     values: Mapping[str, Any]
 
-    @property
-    def block(self) -> tuple[int, int] | None:
-        """``weight_block_size``: rows and columns of a block; None if it states none."""
-        return pair_of(self.values.get("weight_block_size"))
+    def block(self, folder: Path) -> tuple[int, int] | None:
+        """``weight_block_size``: rows and columns of a block; None if it states none.
+
+        Args:
+            folder: the checkpoint, for messages.
+
+        Raises:
+            CheckpointError: if it is no pair of positive integers.
+        """
+        stated = self.values.get("weight_block_size")
+        found = pair_of(stated)
+        if stated is not None and found is None:
+            told = shortened(stated)
+            problem = f"states weight_block_size {told}, expected two positive integers"
+            raise CheckpointError(folder / "config.json", problem, "download it again")
+        return found
+
+
+def paths_to_quantization(config: Mapping[str, Any]) -> list[KeyPath]:
+    """Where a config describes how weights are quantised.
+
+    Args:
+        config: ``config.json``.
+    """
+    nested = [(name, part) for name, part in config.items() if isinstance(part, dict)]
+    top: list[KeyPath] = [(key,) for key in CONFIG_KEYS if key in config]
+    return top + [(name, key) for name, part in nested for key in CONFIG_KEYS if key in part]
+
+
+def shortened(value: object) -> str:
+    """A value of a config, as a message shows it.
+
+    Args:
+        value: any JSON value.
+    """
+    return str(value)[:40]
 
 
 def pair_of(value: object) -> tuple[int, int] | None:
@@ -37,7 +75,7 @@ def pair_of(value: object) -> tuple[int, int] | None:
     """
     if not isinstance(value, list) or len(value) != 2:
         return None
-    if not all(isinstance(each, int) and each > 0 for each in value):
+    if not all(type(each) is int and 0 < each < _MAX_BLOCK for each in value):
         return None
     return value[0], value[1]
 
@@ -48,7 +86,10 @@ def read_quantization(config: Mapping[str, Any]) -> QuantizationConfig:
     Args:
         config: ``config.json``.
     """
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    parts: list[Mapping[str, Any]] = [
+        config,
+        *(part for part in config.values() if isinstance(part, dict)),
+    ]
     for part in parts:
         for key in CONFIG_KEYS:
             found = part.get(key)

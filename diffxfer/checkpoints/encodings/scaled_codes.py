@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from diffxfer.checkpoints.stored import BITS, StoredTensor
+from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from diffxfer.checkpoints.encodings.scales import Floats, Grid
     from diffxfer.checkpoints.stored import Files, TensorSpec
 
@@ -18,7 +19,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 """The values of a float of 4 bits (OCP Microscaling Formats, 2023)."""
 INT4 = tuple(float(code - 8) for code in range(16))
 """The values of an integer of 4 bits, stored with 8 added."""
-_CODES = 0
+_CODES, _SHAPE = 0, 4
+_KINDS = {"F8_E4M3": "E4M3", "I8": "int8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class ScaledCodes(StoredTensor):
     def written_dtype(self) -> str:
         """bfloat16: its range is that of the decoded float32."""
         return "BF16"
+
+    @property
+    def encoding(self) -> str:
+        """The kind of number, and the size of a block."""
+        return f"{_KINDS.get(self.codes.dtype, self.codes.dtype)}, {self.grid.in_words}"
 
     @property
     def parts(self) -> tuple[TensorSpec, ...]:
@@ -76,7 +83,7 @@ class PackedCodes(StoredTensor):
         table: the value of each of the 16 codes.
         stride: the codes that a row takes on disk, with those that fill its last word.
         high_first: whether the upper half of a byte comes first.
-        other: tensors on disk that the values do not depend on.
+        other: tensors that contain the shape of the values, which must agree.
     """
 
     codes: TensorSpec
@@ -92,6 +99,12 @@ class PackedCodes(StoredTensor):
         return "BF16"
 
     @property
+    def encoding(self) -> str:
+        """The kind of number, and the size of a block."""
+        kind = {E2M1: "E2M1", INT4: "int4"}.get(self.table, "4 bits")
+        return f"{kind}, {self.grid.in_words}"
+
+    @property
     def parts(self) -> tuple[TensorSpec, ...]:
         """The codes, their scales, and what belongs to them."""
         return self.codes, *self.grid.parts, *self.other
@@ -103,8 +116,11 @@ class PackedCodes(StoredTensor):
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Decode elements."""
+        import numpy as np
+
         from diffxfer.kernels.native import kernel
 
+        self._check_shape(files)
         count, columns = len(buffer) // 4, self.grid.matrix[1]
         first, scales, zeros = rows_of_scales(files, self.grid, start, count)
         # Whole elements of the part: a byte has two codes, an int32 eight.
@@ -119,10 +135,30 @@ class PackedCodes(StoredTensor):
             *(*_layout(self.grid), first),
         )
 
+    def _check_shape(self, files: Files) -> None:
+        for stated in self.other:
+            found = stored_shape(files, stated)
+            if found != self.shape:
+                problem = f"{stated.name} contains {found}, expected {self.shape} by the scales"
+                raise CheckpointError(stated.shard.path, problem, "download or save it again")
+
     def _place(self, element: int) -> int:
         """The position of an element's code on disk, counted in codes."""
         row, column = divmod(element, self.grid.matrix[1])
         return row * self.stride + column
+
+
+def stored_shape(files: Files, part: TensorSpec) -> tuple[int, ...]:
+    """The shape that a tensor contains.
+
+    Args:
+        files: opens the files.
+        part: the tensor, of int32 or int64.
+    """
+    import numpy as np
+
+    kind = "<i8" if part.dtype == "I64" else "<i4"
+    return tuple(map(int, np.frombuffer(files.read(part, 0, part.elements, _SHAPE), kind)))
 
 
 def rows_of_scales(files: Files, grid: Grid, start: int, count: int) -> tuple[int, Floats, Floats]:
@@ -155,4 +191,6 @@ def addresses(*arrays: memoryview | npt.NDArray[np.float32] | npt.NDArray[np.uin
     Args:
         arrays: contiguous memory, which the caller keeps.
     """
+    import numpy as np
+
     return [np.frombuffer(array, np.uint8).ctypes.data for array in arrays]
