@@ -41,7 +41,6 @@ def _to_e2m1(value: Any) -> Any:
     code += np.uint32(size > np.float32(2.5))
     code += np.uint32(size >= np.float32(3.5))
     code += np.uint32(size > np.float32(5.0))
-    # The reference gives −0.0 the code of 0.0.
     sign = np.uint32(8) if value < np.float32(0.0) else np.uint32(0)
     return np.uint8(code | sign)
 
@@ -89,7 +88,8 @@ def encode(
                     target[i] = _to_e4m3(part[i] * factor)
             elif kind == 1:
                 for i in range(stop - begin):
-                    target[i] = _to_e4m3(part[i] / factor)
+                    # The reference adds a zero point of 0, and so makes −0.0 to 0.0.
+                    target[i] = _to_e4m3(np.float32(part[i] / factor) + offset)
             elif kind == 2:
                 for i in range(stop - begin):
                     value = np.float32(part[i] / factor) + offset
@@ -97,7 +97,7 @@ def encode(
                     target[i] = np.uint8(np.int32(value) & 255)
             else:
                 for i in range(stop - begin):
-                    target[i] = _to_e2m1(np.float32(part[i] / factor))
+                    target[i] = _to_e2m1(np.float32(part[i] / factor) + offset)
             begin = stop
             block += 1
     return np.int64(0)

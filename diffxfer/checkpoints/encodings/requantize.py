@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import ShardFile, StoredTensor, TensorSpec
 
 _EXPONENT_DTYPES = ("U8", "F8_E8M0")
+_INT4_ERRORS = ((16, 0.075), (32, 0.095), (64, 0.1), (128, 0.111))
+"""The largest width of a block, and the typical error of 4-bit integers in such blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,26 @@ def requantize(values: StoredTensor, like: StoredTensor) -> Requantized | None:
     if type(like) is PackedCodes:
         return _nibbles(values, like)
     return _transposed(values, like) if type(like) is TransposedCodes else None
+
+
+def typical_error(like: StoredTensor) -> float | None:
+    """‖error‖ / ‖values‖ of values with a normal distribution in an encoding; None if not known.
+
+    Measured on 1024 × 2048 values with the formats' own libraries.
+
+    Args:
+        like: an encoded tensor.
+    """
+    if type(like) is ScaledCodes:
+        return 0.008 if like.codes.dtype == "I8" else 0.0265
+    if type(like) is TransposedCodes:
+        return 0.112
+    if type(like) is not PackedCodes or like.high_first:
+        return None
+    if like.table != INT4:
+        return 0.112 if like.grid.shared is None else 0.095
+    width = like.grid.block[1]
+    return next((error for most, error in _INT4_ERRORS if width <= most), 0.14)
 
 
 def _transposed(values: StoredTensor, like: TransposedCodes) -> Requantized:

@@ -17,6 +17,8 @@ from diffxfer.diffs.grafting.pairing import (
     other_fates,
 )
 from diffxfer.diffs.grafting.requantization import (
+    expected_losses,
+    note_of_decoding,
     requantized_tasks,
     stored_errors,
     warnings_of_errors,
@@ -127,13 +129,16 @@ def plan_graft(
     made = whole_model(tasks, output, options.dtype)
     if options.requantize:
         made = requantized_tasks(made, target, stored_names(output))
+        if diff is not None and options.run.dry_run:
+            warnings += expected_losses(match.grafts, diff[1], selection.alpha_of)
     tasks = [*compared, *kinship.tasks, *made]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)
     finish = _finish_of(kinship, said)
     job = _job(source, output, out, options, tasks, companions, pairing, finish)
     job = replace(job, problems=problems, warnings=said, relations=kinship.relations)
-    job = replace(job, notes=notes_of_names(roles))
+    decoding = [] if options.requantize or options.dtype else note_of_decoding(target)
+    job = replace(job, notes=[*notes_of_names(roles), *decoding])
     if options.requantize:
         job.observe = partial(_observe_errors, job)
     return PlannedGraft(job, kinship, options)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.encodings.requantize import requantize
+from diffxfer.checkpoints.encodings.requantize import requantize, typical_error
 from diffxfer.checkpoints.stored import TensorSpec
 from diffxfer.diffs.jobs.report import StoredError
 from diffxfer.errors import OptionError
@@ -14,11 +14,13 @@ from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 from diffxfer.streaming.task_values import TaskValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from diffxfer.checkpoints.encodings.requantize import Requantized
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.checkpoints.stored import StoredTensor
+    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.matching.match import Difference
     from diffxfer.streaming.statistics import TensorResult
 
 _ERROR, _CHANGE = "requantised: ", "changed: "
@@ -140,4 +142,55 @@ def warnings_of_errors(errors: Sequence[StoredError]) -> list[str]:
         f"the steps of the target's format swallow the change in {len(lost):,} of"
         f" {len(errors):,} quantised tensors: the error is {share} of ‖α·Δ‖ in {worst.name};"
         f" without {_OPTION} the graft is written in bfloat16"
+    ]
+
+
+def expected_losses(
+    pairs: Iterable[tuple[Difference, StoredTensor]],
+    manifest: Manifest,
+    alpha_of: Callable[[str], float],
+) -> list[str]:
+    """A warning, before anything is computed, if the steps of the format will swallow Δ.
+
+    Args:
+        pairs: the tensors of a diff vector, each with the target's tensor that it is added to.
+        manifest: the diff vector's, which has the norms.
+        alpha_of: the scale of Δ for a tensor of the target.
+    """
+    lost, known = [], 0
+    for difference, spec in pairs:
+        entry = manifest.tensors.get(difference.name)
+        step = typical_error(spec)
+        if entry is None or step is None or not entry.delta_norm or not entry.base_norm:
+            continue
+        known += 1
+        change = abs(alpha_of(spec.name)) * entry.delta_norm / entry.base_norm
+        if change and step >= SWALLOWED * change:
+            lost.append((step / change, spec.name))
+    if not lost:
+        return []
+    ratio, name = max(lost)
+    return [
+        f"the steps of the target's format are about {ratio:.0%} of ‖α·Δ‖ in {name}, and"
+        f" {SWALLOWED:.0%} or more in {len(lost):,} of {known:,} quantised tensors, where much of Δ"
+        f" will be lost; without {_OPTION} the graft is written in bfloat16"
+    ]
+
+
+def note_of_decoding(target: Checkpoint) -> list[str]:
+    """A note on what a graft of a quantised target is, if the target is quantised.
+
+    Args:
+        target: the target.
+    """
+    formats = target.weights.formats
+    if not formats:
+        return []
+    encoded = [spec for spec in target.tensors.values() if not isinstance(spec, TensorSpec)]
+    named = " and ".join(formats)
+    can = all(typical_error(spec) is not None for spec in encoded)
+    more = f"; {_OPTION} writes it in the target's format" if can else ""
+    return [
+        f"the target is quantised ({named}): the graft is written in bfloat16, and its config has"
+        f" no quantization_config{more}"
     ]

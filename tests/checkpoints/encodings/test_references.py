@@ -116,6 +116,17 @@ def test_compressed_tensors(
     tmp_path: Path, kind: str, stated: dict[str, Any], shape: tuple[int, int]
 ) -> None:
     pytest.importorskip("compressed_tensors")
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    parts, config, expected = compress(kind, stated, values)
+    found = opened(tmp_path / "model", parts, config)
+    assert list(found) == [UP]
+    check(found[UP], expected)
+
+
+def compress(
+    kind: str, stated: dict[str, Any], values: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], torch.Tensor]:
+    """The parts of a matrix as the library stores it, the config, and what it decodes to."""
     from compressed_tensors.compressors.base import BaseCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
@@ -123,7 +134,6 @@ def test_compressed_tensors(
     args = QuantizationArgs(**{"symmetric": True, **stated})
     scheme = QuantizationScheme(targets=["Linear"], weights=args)
     library = BaseCompressor.get_value_from_registry(kind)
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     low, high = extremes(values, stated)
     shared = None
     if kind.startswith("nvfp4"):
@@ -133,15 +143,10 @@ def test_compressed_tensors(
     parts = {"weight": values, "weight_scale": scale, "weight_zero_point": zero}
     parts |= {} if shared is None else {"weight_global_scale": shared}
     made = library.compress(parts, scheme)
-    expected = decoded(library, made, scheme, shape)
+    expected = decoded(library, made, scheme, (values.shape[0], values.shape[1]))
     prefix = UP.removesuffix("weight")
-    found = opened(
-        tmp_path / "model",
-        {prefix + name: tensor for name, tensor in made.items()},
-        compressed(kind, **args.model_dump(mode="json")),
-    )
-    assert list(found) == [UP]
-    check(found[UP], expected)
+    named = {prefix + name: tensor for name, tensor in made.items()}
+    return named, compressed(kind, **args.model_dump(mode="json")), expected
 
 
 def extremes(values: torch.Tensor, stated: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
