@@ -319,7 +319,6 @@ def chunks(
     Yields:
         Every chunk not in `done`, in the order of the tasks and of their elements.
     """
-    assert chunk_elements % BLOCK_ELEMENTS == 0
     number = 0
     for index, task in enumerate(plan.tasks):
         elements, step = task.elements, step_of(task, chunk_elements)
@@ -327,26 +326,15 @@ def chunks(
         for start in range(0, elements, step):
             if number not in done:
                 count = min(step, elements - start)
-                pieces = _pieces(task, run_starts, start, count)
+                pieces = pieces_of(task, run_starts, start, count)
                 yield Chunk(number, index, start, count, pieces)
             number += 1
 
 
-def chunk_of(task: TensorTask, start: int, count: int) -> Chunk:
-    """Any elements of a task's output as a chunk, outside of a plan.
-
-    Args:
-        task: the task.
-        start: the first element.
-        count: the number of elements.
-    """
-    run_starts = [run.start * task.row_elements for run in task.runs]
-    return Chunk(0, 0, start, count, _pieces(task, run_starts, start, count))
-
-
-def _pieces(
+def pieces_of(
     task: TensorTask, run_starts: Sequence[int], start: int, count: int
 ) -> tuple[Piece, ...]:
+    """The pieces of some elements of an output; `run_starts` has the first one of each run."""
     width = task.row_elements
     pieces = []
     position, stop = start, start + count

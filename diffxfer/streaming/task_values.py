@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from diffxfer.checkpoints.stored import BITS, StoredTensor
-from diffxfer.streaming.plan import BLOCK_ELEMENTS, chunk_of
+from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, pieces_of
 from diffxfer.streaming.worker import Worker
 
 if TYPE_CHECKING:
@@ -54,10 +54,12 @@ class TaskValues(StoredTensor):
             NonFiniteError: at NaN, infinity or overflow.
         """
         size = BITS[self.dtype] // 8
-        worker = _worker(files)
+        worker, task = _worker(files), self.task
+        run_starts = [run.start * task.row_elements for run in task.runs]
         for done in range(0, len(buffer) // size, BLOCK_ELEMENTS):
             count = min(BLOCK_ELEMENTS, len(buffer) // size - done)
-            data, _ = worker.process(chunk_of(self.task, start + done, count), self.task)
+            pieces = pieces_of(task, run_starts, start + done, count)
+            data, _ = worker.process(Chunk(0, 0, start + done, count, pieces), task)
             buffer[done * size : (done + count) * size] = data
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.encodings import chosen_scales as scales
 from diffxfer.checkpoints.encodings.chosen_scales import Recipe
 from diffxfer.checkpoints.encodings.gpt_oss import TransposedCodes
+from diffxfer.checkpoints.encodings.quantizer import Quantizer
 from diffxfer.checkpoints.encodings.requantized import (
     NewCodes,
     NewPackedCodes,
@@ -16,7 +17,6 @@ from diffxfer.checkpoints.encodings.requantized import (
     NewTransposedBlocks,
     NewValues,
     NewZeros,
-    Quantizer,
     Transposed,
 )
 from diffxfer.checkpoints.encodings.scaled_codes import E2M1, INT4, PackedCodes, ScaledCodes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -126,22 +126,41 @@ def plan_graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]
-    made = whole_model(tasks, output, options.dtype)
-    if options.requantize:
-        made = requantized_tasks(made, target, stored_names(output))
-        if diff is not None and options.run.dry_run:
-            warnings += expected_losses(match.grafts, diff[1], selection.alpha_of)
+    made, more_said = _written(tasks, output, options, diff)
+    warnings += more_said
     tasks = [*compared, *kinship.tasks, *made]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)
     finish = _finish_of(kinship, said)
     job = _job(source, output, out, options, tasks, companions, pairing, finish)
-    job = replace(job, problems=problems, warnings=said, relations=kinship.relations)
-    decoding = [] if options.requantize or options.dtype else note_of_decoding(target)
-    job = replace(job, notes=[*notes_of_names(roles), *decoding])
+    job.problems, job.warnings, job.relations = problems, said, kinship.relations
+    job.notes = notes_of_names(roles)
+    _tell_of_format(job, target, options)
+    return PlannedGraft(job, kinship, options)
+
+
+def _tell_of_format(job: Job, target: Checkpoint, options: GraftOptions) -> None:
+    """Note that a quantised target is decoded, or measure what quantising it anew loses."""
     if options.requantize:
         job.observe = partial(_observe_errors, job)
-    return PlannedGraft(job, kinship, options)
+    elif options.dtype is None:
+        job.notes += note_of_decoding(target)
+
+
+def _written(
+    tasks: Sequence[TensorTask],
+    output: Output,
+    options: GraftOptions,
+    diff: tuple[Path, Manifest] | None,
+) -> tuple[list[TensorTask], list[str]]:
+    """The tasks of all tensors that are written, and warnings of what their format will lose."""
+    made = whole_model(tasks, output, options.dtype)
+    if not options.requantize:
+        return made, []
+    made = requantized_tasks(made, output.role.checkpoint, stored_names(output))
+    if diff is None or not options.run.dry_run:
+        return made, []
+    return made, expected_losses(output.match.grafts, diff[1], options.selection.alpha_of)
 
 
 def _observe_errors(job: Job, silent: Mapping[str, TensorResult]) -> None:

@@ -84,12 +84,7 @@ def check_options(
         OptionError: if a value is invalid.
     """
     began = time.perf_counter()
-    if out_dtype is not None and out_dtype not in DTYPES:
-        problem = f"{out_dtype!r} is unknown"
-        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
-    if requantize and allow_nonfinite:
-        problem = "NaN and infinity have no code in most quantised formats"
-        raise OptionError("--requantize", problem, "leave out --allow-nonfinite or --requantize")
+    _check_format(out_dtype, requantize, allow_nonfinite=allow_nonfinite)
     check_mode(vocab)
     check_added(added)
     renames = parse_renames(rename, roles)
@@ -105,8 +100,7 @@ def check_options(
         "max_shard_size": max_shard_size or "target",
         "allow_nonfinite": str(allow_nonfinite).lower(),
     }
-    if requantize:
-        command["requantize"] = "true"
+    command |= {"requantize": "true"} if requantize else {}
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device)
     memory = parse_size(device_memory, "--device-memory")
@@ -119,6 +113,15 @@ def check_options(
         *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began),
         requantize,
     )
+
+
+def _check_format(out_dtype: str | None, requantize: bool, *, allow_nonfinite: bool) -> None:
+    if out_dtype is not None and out_dtype not in DTYPES:
+        problem = f"{out_dtype!r} is unknown"
+        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
+    if requantize and allow_nonfinite:
+        problem = "NaN and infinity have no code in most quantised formats"
+        raise OptionError("--requantize", problem, "leave out --allow-nonfinite or --requantize")
 
 
 class WeightOptions(TypedDict, total=False):
