@@ -47,7 +47,9 @@ LONG_FUNCTIONS = {
     "diffxfer.evaluation.eval_settings.make_settings",
     "diffxfer.cli.eval.eval_models",
     "diffxfer.cli.extract.extract",
+    "diffxfer.cli.apply.apply",
     "diffxfer.cli.probe.probe",
+    "diffxfer.cli.transfer.transfer",
     "diffxfer.probing.probe.probe",
     "diffxfer.recycling.tune.tune",
 }

@@ -108,6 +108,16 @@ class StoredTensor(ABC):
         """
 
     @property
+    def written_dtype(self) -> str:
+        """The dtype in which a graft or a diff vector stores it, unless the user names another."""
+        return self.dtype
+
+    @property
+    def encoding(self) -> str:
+        """How its values are encoded, in words; empty if they are not."""
+        return ""
+
+    @property
     def elements(self) -> int:
         """Its number of elements."""
         return math.prod(self.shape)
@@ -211,6 +221,7 @@ class Files:
         self._memory: dict[int, memoryview] = {}
         self._read: dict[int, tuple[TensorSpec, int, int]] = {}
         self._derived: tuple[StoredTensor, Any] | None = None
+        self._kept: tuple[StoredTensor, dict[Any, Any]] | None = None
 
     def derived(self, stored: StoredTensor, make: Callable[[Files], T]) -> T:
         """What is derived once from all of a tensor, kept until another tensor asks.
@@ -223,6 +234,19 @@ class Files:
             self._derived = stored, make(self)
         found: T = self._derived[1]
         return found
+
+    def kept(self, stored: StoredTensor) -> dict[Any, Any]:
+        """What a reader has found out about a tensor, kept until another tensor asks.
+
+        Args:
+            stored: the tensor.
+
+        Returns:
+            A dictionary to read and to add to.
+        """
+        if self._kept is None or self._kept[0] is not stored:
+            self._kept = stored, {}
+        return self._kept[1]
 
     def memory(self, size: int, slot: int) -> memoryview:
         """Memory that is reused.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json as json_module
+import math
 import os
 import signal
 import sys
@@ -303,6 +304,20 @@ def _continued(resumed: int, total: int) -> list[str]:
     return [f"continued: {resumed * 100 // total} % was already done"] if resumed else []
 
 
+def _errors_of_codes(report: Report) -> list[str]:
+    """How far tensors that were quantised anew are from the exact graft, in all and the worst."""
+    errors = report.requantized
+    if not errors:
+        return []
+    change, error = (math.hypot(*(getattr(e, f) for e in errors)) for f in ("change", "error"))
+    worst = max(errors, key=lambda each: each.ratio)
+    whole = f"{error / change:.1%} of ‖α·Δ‖" if change else f"{error:.3g}"
+    return [
+        f"quantised anew: {len(errors):,} tensors; ‖stored − exact graft‖ is {whole},"
+        f" and {worst.ratio:.1%} in {worst.name}"
+    ]
+
+
 def _remarks(report: Report) -> list[str]:
     """Remarks besides the counts, one line each."""
     lines = [
@@ -326,6 +341,7 @@ def _remarks(report: Report) -> list[str]:
             f"inexact: base + diff vector does not give back {total:,} of finetuned's {every:,}"
             " elements bit for bit; a wider --diff-dtype, such as float32, gives back more"
         )
+    lines += _errors_of_codes(report)
     if report.left_out:
         lines.append(f"files left out: {listed(report.left_out)}")
     return lines

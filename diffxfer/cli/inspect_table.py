@@ -55,10 +55,12 @@ def print_inspection(found: Inspection) -> None:
 
 def _groups(groups: Sequence[TensorGroup]) -> Table:
     table = make_table()
-    add_columns(table, "tensors", "dtype")
+    encoded = any(group.encoding for group in groups)
+    add_columns(table, "tensors", "stored as" if encoded else "dtype")
     add_columns(table, "shape", "count", "parameters", numbers=True)
     for group in groups[:_GROUPS]:
         shape = " × ".join(map(str, group.shape)) or "scalar"
-        cells = (group.pattern, group.dtype, shape, f"{group.tensors:,}", f"{group.parameters:,}")
+        stored = f"{group.encoding}; {group.bits:.2f} bits" if group.encoding else group.dtype
+        cells = (group.pattern, stored, shape, f"{group.tensors:,}", f"{group.parameters:,}")
         table.add_row(*map(folded, cells))
     return table

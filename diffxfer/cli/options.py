@@ -170,6 +170,15 @@ OutDtype = Annotated[
         help="Dtype of the output; by default the target's, tensor by tensor.",
     ),
 ]
+Requantize = Annotated[
+    bool,
+    typer.Option(
+        "--requantize",
+        rich_help_panel=OUTPUT,
+        help="Write the target's quantised tensors in their own format, with new scales; by default"
+        " they become bfloat16.",
+    ),
+]
 MaxShardSize = Annotated[
     str | None,
     typer.Option(

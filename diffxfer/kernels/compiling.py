@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 from numba import cfunc, types
 
-from diffxfer.kernels import distance_loops, loops
+from diffxfer.kernels import decoding, distance_loops, encoding, loops
 from diffxfer.kernels.dtypes import TYPES
 from diffxfer.kernels.processor import this_processor
 from diffxfer.kernels.signatures import ENTRY, KERNELS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _NUMBERS = {"count": types.int64, "alpha": types.float64, "array": types.CPointer(types.float64)}
 
@@ -22,7 +22,7 @@ def compile_kernel(name: str, dtypes: Sequence[str]) -> bytes:
     """Compile a kernel to an object file for this processor; its function is named `ENTRY`.
 
     Args:
-        name: the name of a function of `loops` or `distance_loops`.
+        name: one of `KERNELS`.
         dtypes: the dtypes of its first arguments, which are pointers.
     """
     code: bytes = this_processor().emit_object(optimize(name, dtypes))
@@ -33,14 +33,13 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
     """Compile a kernel to optimised LLVM code that needs only the C library.
 
     Args:
-        name: the name of a function of `loops` or `distance_loops`.
+        name: one of `KERNELS`.
         dtypes: the dtypes of its first arguments, which are pointers.
     """
     rest = [_NUMBERS[kind] for kind in KERNELS[name]]
     pointers = [types.CPointer(TYPES[dtype]) for dtype in dtypes]
     # numpy's error model: a division by zero raises nothing.
-    room = loops if hasattr(loops, name) else distance_loops
-    made = cfunc(types.int64(*pointers, *rest), error_model="numpy")(getattr(room, name))
+    made = cfunc(types.int64(*pointers, *rest), error_model="numpy")(_function(name))
     module = llvm.parse_assembly(made.inspect_llvm())
     for function in module.functions:
         if function.name == made.native_name:
@@ -55,3 +54,9 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
     needed = [f.name for f in module.functions if f.is_declaration]
     assert all(each.startswith("llvm.") for each in needed), f"{name} needs {needed}"
     return module
+
+
+def _function(name: str) -> Callable[..., Any]:
+    modules = (loops, distance_loops, decoding, encoding)
+    found: Callable[..., Any] = next(vars(m)[name] for m in modules if name in vars(m))
+    return found

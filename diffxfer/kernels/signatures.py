@@ -21,9 +21,13 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "give_back": ("count",),
     "equal": ("count",),
     "low_rank": (*("count",) * 9, "alpha", "array"),
+    "decode_e4m3": ("count",) * 9,
+    "decode_int8": ("count",) * 9,
+    "decode_nibbles": ("count",) * 12,
+    "decode_transposed": ("count",) * 4,
+    "encode": ("count",) * 12,
 }
-"""The functions of `loops` and `distance_loops`, and the arguments of each after its pointers to
-elements."""
+"""The kernels, and the arguments of each after its pointers to elements."""
 
 ENTRY = "diffxfer_kernel"
 SCRATCH = 8 * 256

@@ -322,7 +322,6 @@ def chunks(
     Yields:
         Every chunk not in `done`, in the order of the tasks and of their elements.
     """
-    assert chunk_elements % BLOCK_ELEMENTS == 0
     number = 0
     for index, task in enumerate(plan.tasks):
         elements, step = task.elements, step_of(task, chunk_elements)
@@ -330,14 +329,15 @@ def chunks(
         for start in range(0, elements, step):
             if number not in done:
                 count = min(step, elements - start)
-                pieces = _pieces(task, run_starts, start, count)
+                pieces = pieces_of(task, run_starts, start, count)
                 yield Chunk(number, index, start, count, pieces)
             number += 1
 
 
-def _pieces(
+def pieces_of(
     task: TensorTask, run_starts: Sequence[int], start: int, count: int
 ) -> tuple[Piece, ...]:
+    """The pieces of some elements of an output; `run_starts` has the first one of each run."""
     width = task.row_elements
     pieces = []
     position, stop = start, start + count

@@ -32,7 +32,7 @@ SHARED = {
     *("--device", "--device-memory", "--restart", "--stream", "--dry-run"),
     *("--json", "--quiet", "-q", "--help", "-h"),
 }
-GRAFTING = {"--alpha", "--alpha-for", "--out-dtype"}
+GRAFTING = {"--alpha", "--alpha-for", "--out-dtype", "--requantize"}
 OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING | {"--as"},

@@ -161,6 +161,13 @@ def test_the_user_s_cache_comes_after_the_installation(
     assert [path.name for path in user.iterdir()] == ["name"]
 
 
+def test_every_module_that_is_compiled_decides_the_folder() -> None:
+    sources = {path.name for path in cache._HERE.glob("*.py") if "import njit" in path.read_text()}
+    sources |= {path.name for path in cache._HERE.glob("*.py") if "carray" in path.read_text()}
+    assert sources <= set(cache._SOURCES)
+    assert {"decoding.py", "encoding.py", "loops.py"} <= sources
+
+
 def test_other_sources_and_other_processors_have_other_folders(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

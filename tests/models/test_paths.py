@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from diffxfer.errors import DiffxferError, MatchError, OptionError, QuantizedError
+from diffxfer.errors import DiffxferError, MatchError, OptionError
 from diffxfer.models import path as path_module
 from diffxfer.models.checkpoint import checkpoint_source
 from diffxfer.models.loading import load, refill
@@ -137,14 +137,3 @@ def test_a_refill_with_another_model_is_refused(tmp_path: Path) -> None:
     other = families.llama(num_hidden_layers=1)
     with pytest.raises(DiffxferError, match="lacks tensors that transformers expects"):
         refill(loaded, checkpoint_source(families.save_model(tmp_path / "b", other, 1)))
-
-
-def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
-    weights = {
-        "w.weight": torch.ones(128, 128).to(torch.float8_e4m3fn),
-        "w.weight_scale_inv": torch.ones(1, 1),
-    }
-    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    folder = families.save_tensors(tmp_path / "q", weights, {"quantization_config": quantised})
-    with pytest.raises(QuantizedError):
-        checkpoint_source(folder)

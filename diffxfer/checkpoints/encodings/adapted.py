@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Values = npt.NDArray[np.float64]
 
-_DELTA, _WEIGHT, _DORA, _ROWS = 3, 4, 5, 6
+# Numbers of memory that no encoding of base uses.
+_DELTA, _WEIGHT, _DORA, _ROWS = 30, 31, 32, 33
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _AT_ONCE = 1 << 18
 
@@ -39,6 +40,11 @@ class Adapted(StoredTensor):
     def parts(self) -> tuple[TensorSpec, ...]:
         """The parts of Δ and of base."""
         return *self.base.parts, *self.delta.parts
+
+    @property
+    def written_dtype(self) -> str:
+        """Base's, unless the dtype is wider than base's."""
+        return self.base.written_dtype if self.dtype == self.base.dtype else self.dtype
 
     @property
     def parameters(self) -> tuple[object, ...]:

@@ -20,7 +20,10 @@ class Encoding:
         find: finds the tensors that are stored in this way, given the checkpoint's config and its
             tensors on disk. It raises a `CheckpointError` if a part is missing or has a wrong
             shape or dtype.
+        methods: the values of ``quant_method`` in configs of checkpoints that are stored so; empty
+            if configs do not tell.
     """
 
     format: str
     find: Callable[[Mapping[str, Any], Mapping[str, TensorSpec]], Iterable[StoredTensor]]
+    methods: tuple[str, ...] = ()

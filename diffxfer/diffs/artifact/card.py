@@ -209,9 +209,10 @@ def details(manifest: Manifest) -> str:
     """
     rows = [("command", f"diffxfer {manifest.command.get('verb', '')}")]
     for role, source in manifest.sources.items():
-        rows.append((role, _named(source)))
+        rows.append((role, _described(source)))
         rows += [
-            (f"{role}: {plain(inner)}", _named(made)) for inner, made in source.made_from.items()
+            (f"{role}: {plain(inner)}", _described(made))
+            for inner, made in source.made_from.items()
         ]
     options = [
         (name, _value(value))
@@ -235,6 +236,12 @@ def _kept(manifest: Manifest) -> str:
     )
     head = "| layer | of ‖Δ‖² kept | rank | bytes | bytes of the whole Δ |\n|---|---|---|---|---|\n"
     return f"\nBy layer (rank 0: stored whole or left out):\n\n{head}{rows}"
+
+
+def _described(source: SourceEntry) -> str:
+    """Its name, and what its tensors were decoded from."""
+    formats = ", ".join(source.decoded_from)
+    return f"{_named(source)}, decoded from {formats}" if formats else _named(source)
 
 
 def _named(source: SourceEntry) -> str:

@@ -92,6 +92,7 @@ class SourceEntry(_Model):
         shards: its safetensors files.
         license: the licence that its README states, if any.
         made_from: for a diff vector, its own inputs by role.
+        decoded_from: the formats that its tensors were decoded from, if it is quantised.
     """
 
     name: str
@@ -99,6 +100,7 @@ class SourceEntry(_Model):
     shards: dict[str, ShardEntry]
     license: LicenseEntry | None = None
     made_from: dict[str, SourceEntry] = {}
+    decoded_from: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from diffxfer.checkpoints.companions import (
     read_bytes,
     read_config,
 )
+from diffxfer.checkpoints.encodings.quantization_config import paths_to_quantization
 from diffxfer.checkpoints.json_edit import Changes, KeyPath, edit_json
 from diffxfer.checkpoints.json_read import parse_json, parse_object
-from diffxfer.checkpoints.quantized import CONFIG_FILES, CONFIG_KEYS
+from diffxfer.checkpoints.quantized import CONFIG_FILES
 from diffxfer.diffs.companions.config_edit import (
     config_changes,
     generation_changes,
@@ -191,9 +192,7 @@ def inherit_companions(
 def _drop_quantization(draft: _Draft, config: Mapping[str, Any]) -> list[str | KeyPath]:
     """Drop the files that describe how the target is quantised; returns the config's keys."""
     draft.files = {name: path for name, path in draft.files.items() if name not in CONFIG_FILES}
-    found: list[str | KeyPath] = [(key,) for key in CONFIG_KEYS if key in config]
-    nested = [(name, part) for name, part in config.items() if isinstance(part, dict)]
-    return found + [(name, key) for name, part in nested for key in CONFIG_KEYS if key in part]
+    return [*paths_to_quantization(config)]
 
 
 def _token_edits(

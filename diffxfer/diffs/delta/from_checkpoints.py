@@ -35,7 +35,7 @@ from diffxfer.diffs.vocab.tensors import refuse_ambiguous, sort_tensors
 from diffxfer.streaming.plan import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.reader import Checkpoint
@@ -303,4 +303,30 @@ def source_entry(
         # A file name may not be valid UTF-8, but a manifest must be.
         name = folder.resolve().name.encode("utf-8", "backslashreplace").decode()
         revision = None
-    return SourceEntry(name=name, revision=revision, shards=shards, license=stated, made_from=inner)
+    return SourceEntry(
+        name=name,
+        revision=revision,
+        shards=shards,
+        license=stated,
+        made_from=inner,
+        decoded_from=quantised_formats(weights),
+    )
+
+
+def quantised_formats(weights: Weights) -> list[str]:
+    """The formats that the tensors of an input are decoded from; none if it is not quantised.
+
+    Args:
+        weights: the input.
+    """
+    return [name for name in weights.formats if name != LORA]
+
+
+def notes_of_formats(roles: Iterable[Checkpoint]) -> list[str]:
+    """A line for each input that is quantised.
+
+    Args:
+        roles: the inputs.
+    """
+    found = ((role.role, quantised_formats(role.weights)) for role in roles)
+    return [f"{role} is decoded from {' and '.join(formats)}" for role, formats in found if formats]

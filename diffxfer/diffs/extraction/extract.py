@@ -12,7 +12,13 @@ from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME, samples_file
 from diffxfer.diffs.companions.inherit import diff_companions
 from diffxfer.diffs.delta.from_adapter import LORA
-from diffxfer.diffs.delta.from_checkpoints import COMPANIONS, Source, from_checkpoints, read_roles
+from diffxfer.diffs.delta.from_checkpoints import (
+    COMPANIONS,
+    Source,
+    from_checkpoints,
+    notes_of_formats,
+    read_roles,
+)
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.jobs.job import Job, RunOptions, do
 from diffxfer.diffs.jobs.shards import parse_size
@@ -195,7 +201,7 @@ def extract_diff(
             *source.vocabulary.warnings,
             *companions.warnings,
         ],
-        notes=notes_of_names(roles),
+        notes=[*notes_of_names(roles), *notes_of_formats(opened)],
         began=began,
         relations=kinship.relations,
     )

@@ -69,7 +69,7 @@ def _task(
         name=difference.name,
         operation=Operation.SUBTRACT if delta is None else Operation.STORE,
         inputs=(delta or ours, theirs),
-        dtype=dtype or ours.dtype,
+        dtype=dtype or ours.written_dtype,
         shape=ours.shape,
         runs=runs,
         shard=last_shard if from_embedding else _shard_of(ours, theirs.shard.path.name),

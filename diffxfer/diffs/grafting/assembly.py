@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.companions.inherit import inherit_companions
@@ -15,7 +16,14 @@ from diffxfer.diffs.grafting.pairing import (
     names_to_choose,
     other_fates,
 )
-from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
+from diffxfer.diffs.grafting.requantization import (
+    expected_losses,
+    note_of_decoding,
+    requantized_tasks,
+    stored_errors,
+    warnings_of_errors,
+)
+from diffxfer.diffs.grafting.tasks import graft_tasks, stored_names, whole_model
 from diffxfer.diffs.jobs.job import Job, do, nothing_more
 from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.relations.kinship import kinship_of_graft, warning_of_digests
@@ -118,13 +126,47 @@ def plan_graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]
-    tasks = [*compared, *kinship.tasks, *whole_model(tasks, output, options.dtype)]
+    made, more_said = _written(tasks, output, options, diff)
+    warnings += more_said
+    tasks = [*compared, *kinship.tasks, *made]
     said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
     said += check_result(companions.files, tasks)
     finish = _finish_of(kinship, said)
     job = _job(source, output, out, options, tasks, companions, pairing, finish)
-    job = replace(job, problems=problems, warnings=said, relations=kinship.relations)
-    return PlannedGraft(replace(job, notes=notes_of_names(roles)), kinship, options)
+    job.problems, job.warnings, job.relations = problems, said, kinship.relations
+    job.notes = notes_of_names(roles)
+    _tell_of_format(job, target, options)
+    return PlannedGraft(job, kinship, options)
+
+
+def _tell_of_format(job: Job, target: Checkpoint, options: GraftOptions) -> None:
+    """Note that a quantised target is decoded, or measure what quantising it anew loses."""
+    if options.requantize:
+        job.observe = partial(_observe_errors, job)
+    elif options.dtype is None:
+        job.notes += note_of_decoding(target)
+
+
+def _written(
+    tasks: Sequence[TensorTask],
+    output: Output,
+    options: GraftOptions,
+    diff: tuple[Path, Manifest] | None,
+) -> tuple[list[TensorTask], list[str]]:
+    """The tasks of all tensors that are written, and warnings of what their format will lose."""
+    made = whole_model(tasks, output, options.dtype)
+    if not options.requantize:
+        return made, []
+    made = requantized_tasks(made, output.role.checkpoint, stored_names(output))
+    if diff is None or not options.run.dry_run:
+        return made, []
+    return made, expected_losses(output.match.grafts, diff[1], options.selection.alpha_of)
+
+
+def _observe_errors(job: Job, silent: Mapping[str, TensorResult]) -> None:
+    """Keep the errors of tensors that were quantised anew, and warn of large ones."""
+    job.requantized += stored_errors(silent)
+    job.warnings += warnings_of_errors(job.requantized)
 
 
 def _job(
@@ -187,5 +229,5 @@ def _companions(
         vocab_size=vocab_size,
         dtype=options.out_dtype,
         head=bool(source.match.added),
-        decoded=bool(target.weights.formats),
+        decoded=bool(target.weights.formats) and not options.requantize,
     )

@@ -51,6 +51,7 @@ def apply_diff(
     rename: Sequence[str] = (),
     vocab: str = "auto",
     out_dtype: str | None = None,
+    requantize: bool = False,
     allow_nonfinite: bool = False,
     allow_unrelated: bool = False,
     max_shard_size: str | None = None,
@@ -81,7 +82,9 @@ def apply_diff(
             or ``"refuse"``.
         rename: ``"ROLE:REGEX=TEXT"``, new names under which a role's tensors are paired.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
-        out_dtype: such as ``"bfloat16"``; None keeps the dtype of each of the target's tensors.
+        out_dtype: such as ``"bfloat16"``; None keeps the dtype of each of the target's tensors, and
+            writes its quantised tensors in bfloat16.
+        requantize: write the target's quantised tensors in their own format, with new scales.
         allow_nonfinite: let NaN, infinity and overflow through.
         allow_unrelated: graft even if base and target are unrelated.
         max_shard_size: such as ``"5GB"``; None keeps the target's division into shards.
@@ -109,6 +112,7 @@ def apply_diff(
         *(alpha, alpha_for, include, exclude, allow_missing, added, rename, vocab, out_dtype),
         *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
         *(overwrite, restart, stream, dry_run, progress, ("target",)),
+        requantize=requantize,
     )
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
@@ -134,6 +138,7 @@ def transfer(
     rename: Sequence[str] = (),
     vocab: str = "auto",
     out_dtype: str | None = None,
+    requantize: bool = False,
     allow_nonfinite: bool = False,
     allow_unrelated: bool = False,
     max_shard_size: str | None = None,
@@ -163,7 +168,9 @@ def transfer(
             or ``"refuse"``.
         rename: ``"ROLE:REGEX=TEXT"``, new names under which a role's tensors are paired.
         vocab: how rows of tokens pair: ``"ids"``, ``"tokens"``, or ``"auto"`` to decide.
-        out_dtype: such as ``"bfloat16"``; None keeps the dtype of each of the target's tensors.
+        out_dtype: such as ``"bfloat16"``; None keeps the dtype of each of the target's tensors, and
+            writes its quantised tensors in bfloat16.
+        requantize: write the target's quantised tensors in their own format, with new scales.
         allow_nonfinite: let NaN, infinity and overflow through.
         allow_unrelated: graft even if base and target are unrelated.
         max_shard_size: such as ``"5GB"``; None keeps the target's division into shards.
@@ -191,6 +198,7 @@ def transfer(
         *(alpha, alpha_for, include, exclude, allow_missing, added, rename, vocab, out_dtype),
         *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
         *(overwrite, restart, stream, dry_run, progress, ("finetuned", "base", "target")),
+        requantize=requantize,
     )
     out = Path(out)
     return plan_transfer(finetuned, base, target, out, options).make()

@@ -34,6 +34,7 @@ class GraftOptions:
         command: the options that affect the result, for manifest and card.
         run: the other options.
         began: the `time.perf_counter` reading when the verb was called.
+        requantize: write encoded tensors of the target in their encoding.
     """
 
     selection: Selection
@@ -45,6 +46,7 @@ class GraftOptions:
     command: dict[str, str | float | list[str] | dict[str, float]]
     run: RunOptions
     began: float
+    requantize: bool = False
 
     @property
     def dtype(self) -> str | None:
@@ -74,6 +76,7 @@ def check_options(
     dry_run: bool,
     progress: Callable[[int, int], None] | None,
     roles: Sequence[str],
+    requantize: bool = False,
 ) -> GraftOptions:
     """Check the arguments of `apply_diff` or `transfer`; `rename` may name only `roles`.
 
@@ -81,9 +84,7 @@ def check_options(
         OptionError: if a value is invalid.
     """
     began = time.perf_counter()
-    if out_dtype is not None and out_dtype not in DTYPES:
-        problem = f"{out_dtype!r} is unknown"
-        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
+    _check_format(out_dtype, requantize, allow_nonfinite=allow_nonfinite)
     check_mode(vocab)
     check_added(added)
     renames = parse_renames(rename, roles)
@@ -99,6 +100,7 @@ def check_options(
         "max_shard_size": max_shard_size or "target",
         "allow_nonfinite": str(allow_nonfinite).lower(),
     }
+    command |= {"requantize": "true"} if requantize else {}
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device)
     memory = parse_size(device_memory, "--device-memory")
@@ -108,8 +110,18 @@ def check_options(
         stream=stream,
     )
     return GraftOptions(
-        *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began)
+        *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began),
+        requantize,
     )
+
+
+def _check_format(out_dtype: str | None, requantize: bool, *, allow_nonfinite: bool) -> None:
+    if out_dtype is not None and out_dtype not in DTYPES:
+        problem = f"{out_dtype!r} is unknown"
+        raise OptionError("--out-dtype", problem, f"use one of {', '.join(DTYPES)}")
+    if requantize and allow_nonfinite:
+        problem = "NaN and infinity have no code in most quantised formats"
+        raise OptionError("--requantize", problem, "leave out --allow-nonfinite or --requantize")
 
 
 class WeightOptions(TypedDict, total=False):

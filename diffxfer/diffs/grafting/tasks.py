@@ -154,7 +154,7 @@ def copy_task(spec: StoredTensor, out_dtype: str | None) -> TensorTask:
         name=spec.name,
         operation=Operation.COPY,
         inputs=(spec,),
-        dtype=out_dtype if out_dtype and spec.dtype in FLOATS else spec.dtype,
+        dtype=out_dtype if out_dtype and spec.dtype in FLOATS else spec.written_dtype,
         shape=spec.shape,
         runs=whole(RunKind.COPY, 1),
         shard=spec.shard.path.name,
@@ -187,7 +187,7 @@ def whole_model(
         by_name[name] = replace(by_name[same], name=name, shard=shard)
     for name, spec in role.buffers.items():
         by_name[name] = replace(copy_task(spec, None), operation=Operation.KEEP)
-    names = _stored_names(output)
+    names = stored_names(output)
     order = {name: number for number, name in enumerate((*target.tensors, *role.buffers))}
     placed = sorted(by_name.values(), key=lambda task: order[task.name])
     placed = [
@@ -201,7 +201,7 @@ def whole_model(
             raise MatchError((), problem, f"leave it out with --exclude '{re.escape(spec.name)}'")
         taken.add(name)
         task = bring_task(spec, target.weights.shards[-1].path.name)
-        dtype = out_dtype if out_dtype and spec.dtype in FLOATS else spec.dtype
+        dtype = out_dtype if out_dtype and spec.dtype in FLOATS else spec.written_dtype
         placed.append(replace(task, name=name, dtype=dtype))
     return [*silent, *placed]
 
@@ -243,7 +243,7 @@ def _moved(name: str, old: str, new: str) -> str:
     return f"{new}.{inner}" if new else inner
 
 
-def _stored_names(output: Output) -> Callable[[str], str]:
+def stored_names(output: Output) -> Callable[[str], str]:
     """A function that gives a tensor's output name: the target's name without wrappers.
 
     ``module.`` is a wrapper if the target has it in a name and finetuned does not.
@@ -302,7 +302,7 @@ def _graft_task(
         name=spec.name,
         operation=operation,
         inputs=inputs,
-        dtype=out_dtype or spec.dtype,
+        dtype=out_dtype or spec.written_dtype,
         shape=shape,
         alpha=alpha,
         runs=runs,

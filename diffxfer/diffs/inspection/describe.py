@@ -26,7 +26,7 @@ from diffxfer.errors import QuantizedError, listed
 from diffxfer.pages.report_folder import report_folder, write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from diffxfer.checkpoints.adapters.adapter import Adapter
     from diffxfer.checkpoints.location import Place
@@ -68,8 +68,10 @@ def _inspect_weights(path: Path | str, place: Place) -> Inspection:
     manifest = read_manifest(folder)
     is_diff = manifest is not None and manifest.kind == "diff"
     config = optional_object(folder / _COMPANIONS if is_diff else folder, "config.json")
-    weights = decoded(open_weights(place), config)
-    quantized = _quantized(folder, config, weights)
+    # A diff vector is not quantised, even if finetuned, whose config it has, is.
+    of_weights = {} if is_diff else config
+    weights = decoded(open_weights(place), of_weights)
+    quantized = _quantized(folder, of_weights, weights)
     beside = list_companions(folder)
     specs = weights.tensors
     measured = dict(_measured(manifest, specs)) if manifest is not None and is_diff else {}
@@ -103,6 +105,7 @@ def _inspect_weights(path: Path | str, place: Place) -> Inspection:
         ),
         encodings=weights.formats,
         sizes=sizes((where[name], spec.elements) for name, spec in specs.items()),
+        bits_per_weight=_bits_per_weight(specs),
     )
 
 
@@ -176,11 +179,34 @@ def _dtypes(specs: Mapping[str, StoredTensor]) -> dict[str, int]:
 
 
 def _groups(specs: Mapping[str, StoredTensor]) -> tuple[TensorGroup, ...]:
-    found = Counter((pattern(name), spec.dtype, spec.shape) for name, spec in specs.items())
-    elements = {
-        (pattern(name), spec.dtype, spec.shape): spec.elements for name, spec in specs.items()
-    }
-    return tuple(TensorGroup(*key, count, count * elements[key]) for key, count in found.items())
+    groups: dict[tuple[str, str, tuple[int, ...], str], list[StoredTensor]] = {}
+    for name, spec in specs.items():
+        key = pattern(name), spec.dtype, spec.shape, spec.encoding
+        groups.setdefault(key, []).append(spec)
+    return tuple(
+        TensorGroup(
+            named,
+            dtype,
+            shape,
+            len(each),
+            sum(spec.elements for spec in each),
+            encoding,
+            _bits(each),
+        )
+        for (named, dtype, shape, encoding), each in groups.items()
+    )
+
+
+def _bits(specs: Iterable[StoredTensor]) -> float:
+    """The bits on disk for each element."""
+    sizes = [(spec.stored_bytes, spec.elements) for spec in specs]
+    elements = sum(count for _, count in sizes)
+    return 8 * sum(stored for stored, _ in sizes) / elements if elements else 0.0
+
+
+def _bits_per_weight(specs: Mapping[str, StoredTensor]) -> float | None:
+    encoded = [spec for spec in specs.values() if spec.encoding]
+    return _bits(encoded) if encoded else None
 
 
 def _measured(

@@ -24,6 +24,9 @@ class TensorGroup:
         shape: one size a dimension.
         tensors: number of tensors.
         parameters: total number of elements.
+        encoding: how they are encoded, such as ``"E4M3, blocks of 128 × 128"``; empty if they are
+            not. `dtype` is then that of the decoded values.
+        bits: the bits on disk for each parameter, with scales.
     """
 
     pattern: str
@@ -31,6 +34,8 @@ class TensorGroup:
     shape: tuple[int, ...]
     tensors: int
     parameters: int
+    encoding: str = ""
+    bits: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Inspection:
         findings: contradictions between its files.
         adapter: for a LoRA adapter, what it says of itself.
         encodings: the formats that its tensors are decoded from.
+        bits_per_weight: for a quantised checkpoint, the bits on disk for each parameter of its
+            encoded tensors, with scales; None for others.
         sizes: number of parameters by layer and kind of module; for an adapter, of the factors.
     """
 
@@ -91,6 +98,7 @@ class Inspection:
     adapter: AdapterFacts | None = None
     encodings: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = ()
+    bits_per_weight: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""

@@ -69,7 +69,9 @@ def inspection_facts(found: Inspection) -> Iterator[tuple[str, str]]:
     if found.architecture:
         yield "architecture", found.architecture
     if found.encodings:
-        yield "decoded from", ", ".join(found.encodings)
+        bits = found.bits_per_weight
+        size = "" if bits is None else f"; {bits:.2f} bits a weight with scales"
+        yield "decoded from", ", ".join(found.encodings) + size
     if found.quantized:
         yield "quantised", found.quantized
     yield "tensors", f"{found.tensors:,}, {found.parameters:,} parameters ({_dtypes(found.dtypes)})"
@@ -111,7 +113,10 @@ def _source(source: SourceEntry) -> str:
     named = source.name if source.revision is None else f"{source.name}@{source.revision}"
     size = gigabytes(sum(shard.size for shard in source.shards.values()))
     inner = ", ".join(f"{role} {made.name}" for role, made in source.made_from.items())
-    return f"{named} ({size}{'; from ' + inner if inner else ''})"
+    told = [size]
+    told += [f"decoded from {', '.join(source.decoded_from)}"] if source.decoded_from else []
+    told += [f"from {inner}"] if inner else []
+    return f"{named} ({'; '.join(told)})"
 
 
 def _options(found: Inspection) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
 
 from diffxfer.checkpoints.companions import README, read_bytes
 from diffxfer.checkpoints.fetch import fetch_shards, missing_files
-from diffxfer.checkpoints.header import HEADER_OFFSET
 from diffxfer.checkpoints.output_place import MANIFEST_NAME, free_bytes, refuse_small_disk
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.checkpoints.shard_index import names_like
@@ -19,10 +17,8 @@ from diffxfer.checkpoints.stored import stat_identity
 from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
 from diffxfer.diffs.artifact.manifest import (
-    FORMAT,
     FileEntry,
     Manifest,
-    ShardEntry,
     SourceEntry,
     TensorEntry,
     VocabularyEntry,
@@ -30,12 +26,19 @@ from diffxfer.diffs.artifact.manifest import (
 )
 from diffxfer.diffs.jobs.damaged_inputs import refuse_damaged
 from diffxfer.diffs.jobs.fingerprint import fingerprint
-from diffxfer.diffs.jobs.report import Report, count_fates, group_fates, losses, remarks
+from diffxfer.diffs.jobs.job_manifest import make_manifest
+from diffxfer.diffs.jobs.report import (
+    Report,
+    StoredError,
+    count_fates,
+    group_fates,
+    losses,
+    remarks,
+)
 from diffxfer.diffs.jobs.run_options import RunOptions as RunOptions  # noqa: TC001 for others
 from diffxfer.diffs.jobs.shards import cut_shards
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.errors import InputChangedError
-from diffxfer.streaming import checksum
 from diffxfer.streaming.device import Choice, choose_device
 from diffxfer.streaming.plan import Plan, TensorTask, make_plan
 from diffxfer.streaming.run import default_threads, run_plan
@@ -59,9 +62,6 @@ if TYPE_CHECKING:
 
 _JOURNAL_SHARE = 2048
 """A journal takes a few hundred bytes for every half MiB that is written."""
-
-_KINDS: Mapping[str, Literal["diff", "tuned"]] = {"extract": "diff", "tune": "tuned"}
-"""The kind of folder that a verb writes, if not a graft."""
 
 
 def nothing_more(
@@ -98,6 +98,8 @@ class Job:
         began: the `time.perf_counter` reading when the verb was called.
         relations: how the compared models relate.
         identities: the identities of the files to copy, recorded when the job was planned.
+        observe: called with the results of tasks that write nothing, before the folder is complete.
+        requantized: the errors of tensors that are quantised anew, once they are known.
     """
 
     verb: str
@@ -120,6 +122,8 @@ class Job:
     began: float = field(default_factory=time.perf_counter)
     relations: tuple[Relation, ...] = ()
     identities: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    observe: Callable[[Mapping[str, TensorResult]], None] | None = None
+    requantized: list[StoredError] = field(default_factory=list)
 
 
 def do(job: Job, options: RunOptions) -> Report:
@@ -164,7 +168,11 @@ def do(job: Job, options: RunOptions) -> Report:
             for task, result in zip(plan.tasks, results, strict=True)
             if task.shard is not None
         }
-        _write_rest(job, plan, folder, by_name, _silent(plan, results))
+        silent = _silent(plan, results)
+        if job.observe is not None:
+            job.observe(silent)
+        checksums = {name: result.checksum for name, result in silent.items()}
+        _write_rest(job, plan, folder, by_name, checksums)
         folder.publish()
     return _report(job, plan, free, choice, to_fetch, results=by_name, resumed=resumed)
 
@@ -210,10 +218,10 @@ def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
     )
 
 
-def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, str]:
-    """The checksums of tensors that were only read, by task name."""
+def _silent(plan: Plan, results: Sequence[TensorResult]) -> dict[str, TensorResult]:
+    """The results of tasks that write nothing, by name."""
     return {
-        task.name: result.checksum
+        task.name: result
         for task, result in zip(plan.tasks, results, strict=True)
         if task.shard is None
     }
@@ -245,7 +253,11 @@ def _write_rest(
             sum(task.elements for task in written),
             sum(task.elements * task.itemsize for task in written),
         )
-    manifest, tensors, more = job.finish(_manifest(job, plan), results, silent)
+    vocabulary = VocabularyEntry(
+        pairing=job.vocabulary, added=list(job.added_tokens), dropped=list(job.dropped_tokens)
+    )
+    made = make_manifest(job.verb, job.command, vocabulary, job.sources, plan)
+    manifest, tensors, more = job.finish(made, results, silent)
     files |= more
     files[README] = write_card(job.out.absolute().name, manifest)
     entries: dict[str, FileEntry] = {}
@@ -279,31 +291,6 @@ def companion_bytes(job: Job, name: str) -> bytes:
             "run it again, and do not change the inputs while it runs",
         )
     return data
-
-
-def _manifest(job: Job, plan: Plan) -> Manifest:
-    return Manifest(
-        diffxfer_format=FORMAT,
-        kind=_KINDS.get(job.verb, "graft"),
-        diffxfer_version=version("diffxfer"),
-        command={"verb": job.verb, **job.command},
-        vocabulary=VocabularyEntry(
-            pairing=job.vocabulary,
-            added=list(job.added_tokens),
-            dropped=list(job.dropped_tokens),
-        ),
-        checksum=checksum.NAME,
-        sources=dict(job.sources),
-        shards={
-            name: ShardEntry(
-                size=layout.size,
-                header_xxh3=xxhash.xxh3_128_hexdigest(layout.header[HEADER_OFFSET:]),
-            )
-            for name, layout in plan.layouts.items()
-        },
-        files={},
-        tensors={},  # `finish` knows them
-    )
 
 
 def _report(
@@ -346,4 +333,5 @@ def _report(
         relations=job.relations,
         warnings=tuple(job.warnings),
         notes=(*job.notes, *remarks(job.fates)),
+        requantized=tuple(job.requantized),
     )

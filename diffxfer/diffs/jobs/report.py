@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,33 @@ class FateGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredError:
+    """How far a quantised tensor of the graft is from the exact one.
+
+    Attributes:
+        name: the tensor.
+        change: ‖exact graft − target‖: ‖α·Δ‖.
+        error: ‖stored graft − exact graft‖.
+    """
+
+    name: str
+    change: float
+    error: float
+
+    @property
+    def ratio(self) -> float:
+        """Error / change; infinite if only the change is zero."""
+        if self.change:
+            return self.error / self.change
+        return math.inf if self.error else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields and the ratio as JSON values; infinity becomes null."""
+        ratio = self.ratio if math.isfinite(self.ratio) else None
+        return {"name": self.name, "change": self.change, "error": self.error, "ratio": ratio}
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was done, or with `dry_run` what would be done.
 
@@ -77,6 +105,7 @@ class Report:
         relations: how the compared models relate, by sampled elements.
         warnings: one line each.
         notes: remarks on unusual tensors and on names; one line each.
+        requantized: how far each tensor that was quantised anew is from the exact graft.
     """
 
     command: str
@@ -102,12 +131,14 @@ class Report:
     relations: tuple[Relation, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    requantized: tuple[StoredError, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         from dataclasses import asdict
 
-        return {**asdict(self), "output": str(self.output)}
+        errors = [error.as_json() for error in self.requantized]
+        return {**asdict(self), "output": str(self.output), "requantized": errors}
 
 
 _ORDER = (

@@ -1,0 +1,196 @@
+"""A graft in the encoding of its target: tasks that write codes and scales, and their errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.encodings.requantize import requantize, typical_error
+from diffxfer.checkpoints.stored import TensorSpec
+from diffxfer.diffs.jobs.report import StoredError
+from diffxfer.errors import OptionError
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
+from diffxfer.streaming.task_values import TaskValues
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from diffxfer.checkpoints.encodings.requantize import Requantized
+    from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import StoredTensor
+    from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.matching.match import Difference
+    from diffxfer.streaming.statistics import TensorResult
+
+_ERROR, _CHANGE = "requantised: ", "changed: "
+SWALLOWED = 0.5
+"""Warn where the error is this share of ‖α·Δ‖ or more."""
+_OPTION = "--requantize"
+
+
+def requantized_tasks(
+    tasks: Sequence[TensorTask], target: Checkpoint, on_disk: Callable[[str], str]
+) -> list[TensorTask]:
+    """Replace the tasks of encoded tensors by those that write their parts.
+
+    Args:
+        tasks: the tasks of a whole graft, or none.
+        target: the target.
+        on_disk: from a name of the target to the name that is written.
+
+    Returns:
+        The tasks, those that measure errors first.
+
+    Raises:
+        OptionError: if no tensor of the target is encoded, or an encoding cannot be written.
+    """
+    if not tasks:
+        return []
+    encoded = {
+        on_disk(name): spec
+        for name, spec in target.tensors.items()
+        if not isinstance(spec, TensorSpec)
+    }
+    if not encoded:
+        problem = f"no tensor of {target.folder.name or target.folder} is quantised"
+        raise OptionError(_OPTION, problem, f"leave out {_OPTION}")
+    silent: list[TensorTask] = []
+    written: list[TensorTask] = []
+    for task in tasks:
+        spec = encoded.get(task.name) if task.shard is not None else None
+        if spec is None:
+            written.append(task)
+        elif task.operation is Operation.COPY:
+            written += [_keep(part, on_disk) for part in spec.parts]
+        else:
+            values = TaskValues(spec.name, "F32", task.shape, spec.shard, _in_float32(task))
+            found = _requantize(values, spec, target)
+            written += [_keep(part, on_disk) for part in found.written]
+            silent += [_contrast(_ERROR, task.name, values, found.decoded)]
+            silent += [_contrast(_CHANGE, task.name, spec, values)]
+    written += [_keep(part, on_disk) for part in _unused(target)]
+    return [*silent, *written]
+
+
+def _requantize(values: TaskValues, spec: StoredTensor, target: Checkpoint) -> Requantized:
+    found = requantize(values, spec) if values.shape == spec.shape else None
+    if found is None:
+        grown = values.shape != spec.shape
+        what = "gains rows" if grown else f"is stored as {', '.join(target.weights.formats)}"
+        problem = f"{spec.name} {what}, and cannot be written so"
+        remedy = f"leave out {_OPTION}, and quantise the graft afterwards"
+        raise OptionError(_OPTION, problem, remedy)
+    return found
+
+
+def _in_float32(task: TensorTask) -> TensorTask:
+    return replace(task, dtype="F32", expected=None, sample=())
+
+
+def _unused(target: Checkpoint) -> list[TensorSpec]:
+    """Tensors on disk that no value of a weight depends on, such as scales of activations."""
+    used = {part.name for spec in target.tensors.values() for part in spec.parts}
+    return [part for name, part in target.weights.on_disk.items() if name not in used]
+
+
+def _keep(part: StoredTensor, on_disk: Callable[[str], str]) -> TensorTask:
+    """The task that writes a part as it is."""
+    return TensorTask(
+        name=on_disk(part.name),
+        operation=Operation.KEEP,
+        inputs=(part,),
+        dtype=part.dtype,
+        shape=part.shape,
+        runs=whole(RunKind.COPY, 1),
+        shard=part.shard.path.name,
+    )
+
+
+def _contrast(prefix: str, name: str, left: StoredTensor, right: StoredTensor) -> TensorTask:
+    runs = whole(RunKind.GRAFT, 2)
+    return TensorTask(
+        prefix + name, Operation.CONTRAST, (left, right), left.dtype, left.shape, runs=runs
+    )
+
+
+def stored_errors(results: Mapping[str, TensorResult]) -> tuple[StoredError, ...]:
+    """The errors that the tasks have measured.
+
+    Args:
+        results: the results of tasks that write nothing, by name.
+    """
+    names = [name.removeprefix(_ERROR) for name in results if name.startswith(_ERROR)]
+    return tuple(
+        StoredError(name, results[_CHANGE + name].delta_norm, results[_ERROR + name].delta_norm)
+        for name in names
+    )
+
+
+def warnings_of_errors(errors: Sequence[StoredError]) -> list[str]:
+    """A warning if the steps of the format swallow Δ.
+
+    Args:
+        errors: the errors, of every tensor that was quantised anew.
+    """
+    lost = sorted((each for each in errors if each.ratio >= SWALLOWED), key=lambda e: -e.ratio)
+    if not lost:
+        return []
+    worst = lost[0]
+    share = "all" if math.isinf(worst.ratio) else f"{worst.ratio:.0%}"
+    return [
+        f"the steps of the target's format swallow the change in {len(lost):,} of"
+        f" {len(errors):,} quantised tensors: the error is {share} of ‖α·Δ‖ in {worst.name};"
+        f" without {_OPTION} the graft is written in bfloat16"
+    ]
+
+
+def expected_losses(
+    pairs: Iterable[tuple[Difference, StoredTensor]],
+    manifest: Manifest,
+    alpha_of: Callable[[str], float],
+) -> list[str]:
+    """A warning, before anything is computed, if the steps of the format will swallow Δ.
+
+    Args:
+        pairs: the tensors of a diff vector, each with the target's tensor that it is added to.
+        manifest: the diff vector's, which has the norms.
+        alpha_of: the scale of Δ for a tensor of the target.
+    """
+    lost, known = [], 0
+    for difference, spec in pairs:
+        entry = manifest.tensors.get(difference.name)
+        step = typical_error(spec)
+        if entry is None or step is None or not entry.delta_norm or not entry.base_norm:
+            continue
+        known += 1
+        change = abs(alpha_of(spec.name)) * entry.delta_norm / entry.base_norm
+        if change and step >= SWALLOWED * change:
+            lost.append((step / change, spec.name))
+    if not lost:
+        return []
+    ratio, name = max(lost)
+    return [
+        f"the steps of the target's format are about {ratio:.0%} of ‖α·Δ‖ in {name}, and"
+        f" {SWALLOWED:.0%} or more in {len(lost):,} of {known:,} quantised tensors, where much of Δ"
+        f" will be lost; without {_OPTION} the graft is written in bfloat16"
+    ]
+
+
+def note_of_decoding(target: Checkpoint) -> list[str]:
+    """A note on what a graft of a quantised target is, if the target is quantised.
+
+    Args:
+        target: the target.
+    """
+    formats = target.weights.formats
+    if not formats:
+        return []
+    encoded = [spec for spec in target.tensors.values() if not isinstance(spec, TensorSpec)]
+    named = " and ".join(formats)
+    can = all(typical_error(spec) is not None for spec in encoded)
+    more = f"; {_OPTION} writes it in the target's format" if can else ""
+    return [
+        f"the target is quantised ({named}): the graft is written in bfloat16, and its config has"
+        f" no quantization_config{more}"
+    ]

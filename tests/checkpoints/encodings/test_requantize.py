@@ -1,0 +1,151 @@
+"""New codes and scales are those of the libraries that define the formats, byte for byte."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffxfer.checkpoints.encodings.requantize import requantize
+from diffxfer.checkpoints.files import one_at_a_time
+from diffxfer.checkpoints.reader import read_shard
+from diffxfer.checkpoints.stored import BITS
+from tests.checkpoints.encodings.codings import NF4_BLOCKS
+from tests.checkpoints.encodings.test_references import CASES, UP, compress, opened, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffxfer.checkpoints.stored import StoredTensor
+
+
+def matrix(shape: tuple[int, ...]) -> torch.Tensor:
+    """Values with a row of zeros, outliers, and both signs of zero."""
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    made[..., 5, :] = 0
+    made[..., :3] *= 50
+    made[..., 0, 0] = -0.0
+    return made
+
+
+def as_stored(folder: Path, values: torch.Tensor) -> StoredTensor:
+    save_file({"w": values.contiguous()}, folder / "values.safetensors")
+    return read_shard(folder / "values.safetensors")["w"]
+
+
+def written(part: StoredTensor, start: int, count: int) -> np.ndarray[Any, Any]:
+    buffer = bytearray(count * BITS[part.dtype] // 8)
+    part.read(one_at_a_time(), start, memoryview(buffer))
+    return np.frombuffer(buffer, np.uint8)
+
+
+def check_parts(parts: tuple[StoredTensor, ...], expected: dict[str, torch.Tensor]) -> None:
+    assert {part.name for part in parts} == expected.keys()
+    rng = np.random.default_rng(1)
+    for part in parts:
+        whole = expected[part.name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        size, count = BITS[part.dtype] // 8, part.elements
+        assert np.array_equal(written(part, 0, count), whole), part.name
+        for start in map(int, rng.integers(0, count, 12)):
+            some = int(rng.integers(1, count - start + 1))
+            found = written(part, start, some)
+            assert np.array_equal(found, whole[start * size : (start + some) * size]), part.name
+
+
+@pytest.mark.parametrize(("kind", "stated", "shape"), CASES)
+def test_compressed_tensors(
+    tmp_path: Path, kind: str, stated: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    values = matrix(shape)
+    parts, config, decoded = compress(kind, stated, values)
+    like = opened(tmp_path / "like", parts, config)[UP]
+    made = requantize(as_stored(tmp_path, values), like)
+    assert made is not None
+    check_parts(made.written, parts)
+    bits = decoded.float().contiguous().reshape(-1).numpy().view(np.uint32)
+    assert np.array_equal(read(made.decoded, 0, len(bits)), bits)
+    assert np.array_equal(read(made.decoded, 7, 200), bits[7:207])
+
+
+@pytest.mark.parametrize("scale_format", [None, "ue8m0"])
+@pytest.mark.parametrize("shape", [(256, 384), (3, 128, 256)])
+def test_fp8_of_transformers(
+    tmp_path: Path, scale_format: str | None, shape: tuple[int, ...]
+) -> None:
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
+
+    class Quantizer:
+        class quantization_config:  # noqa: N801 as transformers names it
+            weight_block_size = (128, 128)
+            scale_fmt = scale_format
+
+    values = matrix(shape)
+    parts = Fp8Quantize(Quantizer()).convert({UP: values.clone()})
+    stated = {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": scale_format}
+    like = opened(tmp_path / "like", parts, {"quantization_config": stated})[UP]
+    made = requantize(as_stored(tmp_path, values), like)
+    assert made is not None
+    check_parts(made.written, parts)
+    decode = Fp8Dequantize(Quantizer())._dequantize_one
+    decoded = decode(parts[UP], parts[UP + "_scale_inv"], torch.float32)
+    bits = decoded.contiguous().reshape(-1).numpy().view(np.uint32)
+    assert np.array_equal(read(made.decoded, 0, len(bits)), bits)
+
+
+def test_gpt_oss_gives_back_what_its_codes_can_say(tmp_path: Path) -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(1)
+    blocks = torch.randint(0, 256, (3, 96, 4, 16), dtype=torch.uint8, generator=generator)
+    blocks[..., 0] |= 7  # every group has the code of 6, so the scale is known
+    scales = torch.randint(100, 140, (3, 96, 4), dtype=torch.uint8, generator=generator)
+    values = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    parts = {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    stated = {"quantization_config": {"quant_method": "mxfp4"}}
+    like = opened(tmp_path / "like", parts, stated)[name]
+    made = requantize(as_stored(tmp_path, values), like)
+    assert made is not None
+    bits = values.contiguous().reshape(-1).numpy().view(np.uint32)
+    found = read(made.decoded, 0, len(bits))
+    # −0.0 has the code of 0.0.
+    assert np.array_equal(found.view(np.float32), bits.view(np.float32))
+    by_name = {part.name: part for part in made.written}
+    new = by_name[f"{name}_scales"]
+    assert np.array_equal(written(new, 0, new.elements), scales.reshape(-1).numpy())
+    again = by_name[f"{name}_blocks"]
+    codes = torch.from_numpy(written(again, 0, again.elements).copy()).reshape(blocks.shape)
+    decoded = convert_moe_packed_tensors(codes, scales, dtype=torch.float32)
+    assert torch.equal(decoded, values)
+    assert np.array_equal(written(again, 77, 1000), codes.reshape(-1).numpy()[77:1077])
+
+
+def test_values_between_codes_of_gpt_oss_are_rounded_to_the_nearest(tmp_path: Path) -> None:
+    values = torch.randn(2, 64, 24, generator=torch.Generator().manual_seed(2))
+    name = "model.layers.0.mlp.experts.down_proj"
+    parts = {
+        f"{name}_blocks": torch.zeros(2, 24, 2, 16, dtype=torch.uint8),
+        f"{name}_scales": torch.full((2, 24, 2), 127, dtype=torch.uint8),
+    }
+    like = opened(tmp_path / "like", parts, {"quantization_config": {"quant_method": "mxfp4"}})
+    made = requantize(as_stored(tmp_path, values), like[name])
+    assert made is not None
+    found = torch.from_numpy(read(made.decoded, 0, values.numel()).view(np.float32).copy())
+    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    groups = values.reshape(2, 2, 32, 24).abs().amax(2)
+    scale = torch.exp2(torch.ceil(torch.log2(groups / 6)))[:, :, None].expand(2, 2, 32, 24)
+    scaled = values.reshape(2, 2, 32, 24) / scale
+    nearest = (scaled.abs()[..., None] - grid).abs().argmin(-1)
+    expected = grid[nearest] * scaled.sign() * scale
+    assert torch.equal(found.reshape(expected.shape), expected)
+
+
+def test_an_encoding_that_cannot_be_written(tmp_path: Path) -> None:
+    values = matrix((64, 64))
+    parts = {UP + suffix: part for suffix, part in NF4_BLOCKS.parts(values).items()}
+    like = opened(tmp_path / "like", parts, NF4_BLOCKS.config)[UP]
+    assert requantize(as_stored(tmp_path, values), like) is None

@@ -1,0 +1,195 @@
+"""Grafts in the format of their target, against a computation in float64."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.checkpoints.encodings import scaled_halves
+from tests.checkpoints.encodings.codings import FP8, INT4, INT8, NF4_BLOCKS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from tests.checkpoints.encodings.codings import Coding
+
+CONFIG = {**tiny.CONFIG, "vocab_size": 12, "hidden_size": 8}
+ROLES = ("finetuned", "base", "target")
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, dict[str, Tensor]]:
+    base = scaled_halves.example(1)
+    near = {"finetuned": scaled_halves.example(2, base), "target": scaled_halves.example(3, base)}
+    return {"base": base, **near}
+
+
+def save(root: Path, weights: dict[str, dict[str, Tensor]], coding: Coding) -> list[Path]:
+    """Write the three models, all of one format."""
+    config = {**CONFIG, **coding.config}
+    return [
+        tiny.save_model(root / role, coding.encode(weights[role]), config=config) for role in ROLES
+    ]
+
+
+def run(*argv: str | Path) -> str:
+    done = tiny.run(*argv)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def exact(folders: list[Path], coding: Coding, alpha: float) -> dict[str, Tensor]:
+    """The graft in float64, of the decoded values."""
+    finetuned, base, target = (
+        coding.decode(load_file(folder / "model.safetensors")) for folder in folders
+    )
+    return {
+        name: tensor.double() + (finetuned[name].double() - base[name].double()) * alpha
+        for name, tensor in target.items()
+    }
+
+
+@pytest.mark.parametrize("coding", [FP8, INT4, INT8], ids=lambda coding: coding.name)
+def test_the_stored_graft_is_near_the_exact_one(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]], coding: Coding
+) -> None:
+    folders = save(tmp_path, weights, coding)
+    out = tmp_path / "out"
+    told = json.loads(
+        run("transfer", *folders, "-o", out, "--requantize", "--alpha", "0.7", "--json")
+    )
+    stored = load_file(out / "model.safetensors")
+    target = load_file(folders[2] / "model.safetensors")
+    assert {name: (t.dtype, t.shape) for name, t in stored.items()} == {
+        name: (t.dtype, t.shape) for name, t in target.items()
+    }
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization_config"] == coding.config["quantization_config"]
+    due, found = exact(folders, coding, 0.7), coding.decode(stored)
+    decoded = coding.decode(target)
+    errors = {each["name"]: each for each in told["requantized"]}
+    encoded = {name for name, tensor in weights["target"].items() if tensor.dim() > 1}
+    assert errors.keys() == encoded
+    for name, tensor in due.items():
+        if name not in encoded:
+            assert torch.equal(found[name], tensor.to(found[name].dtype))
+            continue
+        # The exact graft is rounded to float32 before it is quantised.
+        single = tensor.float().double()
+        error = float((found[name].double() - single).norm())
+        change = float((single - decoded[name].double()).norm())
+        assert errors[name]["error"] == pytest.approx(error, rel=1e-6)
+        assert errors[name]["change"] == pytest.approx(change, rel=1e-6)
+        assert errors[name]["ratio"] == pytest.approx(error / change, rel=1e-6)
+    run("verify", out)
+
+
+def test_threads_do_not_change_a_byte(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    made = []
+    for threads in ("1", "3"):
+        out = tmp_path / f"threads-{threads}"
+        run("transfer", *folders, "-o", out, "--requantize", "--threads", threads)
+        made.append((out / "model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_apply_gives_the_same_as_transfer(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    run("extract", *folders[:2], "-o", tmp_path / "diff", "--diff-dtype", "float64")
+    run("apply", tmp_path / "diff", folders[2], "-o", tmp_path / "two", "--requantize")
+    run("transfer", *folders, "-o", tmp_path / "one", "--requantize")
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_what_is_not_grafted_keeps_its_bytes(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    target = load_file(folders[2] / "model.safetensors")
+    scale = {"model.layers.0.mlp.up_proj.input_scale": torch.tensor(0.5)}
+    config = {**CONFIG, **FP8.config}
+    folders[2] = tiny.save_model(tmp_path / "static", {**target, **scale}, config=config)
+    run("transfer", *folders, "-o", tmp_path / "kept", "--requantize", "--exclude", "up_proj")
+    kept = load_file(tmp_path / "kept" / "model.safetensors")
+    assert kept["model.layers.0.mlp.up_proj.input_scale"] == 0.5
+    for name in (UP, UP + "_scale_inv"):
+        same = kept[name].view(torch.uint8), target[name].view(torch.uint8)
+        assert torch.equal(*same), name
+    assert kept.keys() == target.keys() | scale.keys()
+
+
+def test_large_errors_are_warned_of(tmp_path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+    base = weights["base"]
+    tiny_step = {name: tensor + 1e-5 * torch.sign(tensor) for name, tensor in base.items()}
+    folders = save(tmp_path, {"base": base, "finetuned": tiny_step, "target": base}, INT4)
+    done = tiny.run("transfer", *folders, "-o", tmp_path / "out", "--requantize")
+    assert done.status == 0
+    # The steps of 4 bits are so coarse that base and finetuned decode to nearly the same values.
+    assert "swallow the change" in done.err
+
+
+@pytest.mark.parametrize(
+    ("coding", "problem"),
+    [(NF4_BLOCKS, "is stored as bitsandbytes, and cannot be written so"), (None, "is quantised")],
+)
+def test_what_cannot_be_requantized(
+    tmp_path: Path,
+    weights: dict[str, dict[str, Tensor]],
+    coding: Coding | None,
+    problem: str,
+) -> None:
+    folders = save(tmp_path, weights, FP8 if coding is None else coding)
+    if coding is None:
+        folders[2] = tiny.save_model(tmp_path / "plain", weights["target"], config=CONFIG)
+    done = tiny.run("transfer", *folders, "-o", tmp_path / "out", "--requantize")
+    assert done.status == 2
+    assert problem in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nonfinite_values_have_no_code(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    done = tiny.run(
+        *("transfer", *folders, "-o", tmp_path / "out", "--requantize", "--allow-nonfinite")
+    )
+    assert done.status == 2
+    assert "--requantize" in done.err
+
+
+def test_a_dry_run_says_that_steps_will_swallow_the_difference(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    base = weights["base"]
+    near = {name: tensor * 1.01 for name, tensor in base.items()}
+    config = {**CONFIG, **INT4.config}
+    plain = [
+        tiny.save_model(tmp_path / role, model, config=CONFIG)
+        for role, model in (("finetuned", near), ("base", base))
+    ]
+    target = tiny.save_model(tmp_path / "target", INT4.encode(base), config=config)
+    run("extract", *plain, "-o", tmp_path / "diff")
+    apply = ("apply", tmp_path / "diff", target, "-o", tmp_path / "out", "--dry-run")
+    done = tiny.run(*apply, "--requantize")
+    # A step of 1 %, and an error of 14 % of the weights.
+    assert "are about 1400% of ‖α·Δ‖" in done.err
+    assert "1400%" not in tiny.run(*apply, "--requantize", "--alpha", "100").err
+    plain_run = tiny.run(*apply)
+    assert "the target is quantised (compressed-tensors): the graft is written in" in (
+        plain_run.err + plain_run.out
+    )
