@@ -24,7 +24,8 @@ def make_family(root: Path, coding: Coding) -> dict[str, Path]:
     folders = {}
     for role in ROLES:
         plain = weights(role)
-        layers = {name: plain.pop(name) for name in list(plain) if "proj" in name}
+        # Eight times as many rows: much of a small shard would be fetched twice.
+        layers = {n: plain.pop(n).repeat(8, 1) for n in list(plain) if "proj" in n}
         config = {**tiny.CONFIG, "hidden_size": WIDTH, **coding.config}
         encoded = {**coding.encode(layers), **plain}
         folders[role] = tiny.save_model(root / role, encoded, config=config, sharded=True)
@@ -44,6 +45,6 @@ def test_a_stream_gives_the_same_bytes(
     assert contents(user.home / "out") == contents(tmp_path / "out")
     shards = [path for folder in folders.values() for path in folder.glob("model-*.safetensors")]
     size = sum(path.stat().st_size for path in shards)
-    # Headers come first, with the first 64 KiB of each of six shards.
-    assert hub.sent("^/cdn/") < 1.2 * size + 6 * 65536
+    # A few tensors are sampled before.
+    assert hub.sent("^/cdn/") < 1.1 * size
     assert not list(user.cache.rglob("*.safetensors"))

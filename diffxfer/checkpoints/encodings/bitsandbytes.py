@@ -205,13 +205,14 @@ def find(config: Mapping[str, Any], tensors: Tensors) -> Iterator[StoredTensor]:
         CheckpointError: if a weight lacks a part, or a part has a wrong shape or dtype.
     """
     del config
+    files = one_at_a_time()
     for name, spec in tensors.items():
         base, found, kind = name.partition(_STATE)
         if found:
             if kind not in _TABLES:
                 problem = f"{name} is of the kind {kind}, expected {' or '.join(_TABLES)}"
                 raise CheckpointError(spec.shard.path, problem, _AGAIN)
-            yield _four_bits(base, kind, spec, tensors)
+            yield _four_bits(base, kind, spec, tensors, files)
         elif name.endswith(".SCB"):
             yield from _eight_bits(name.removesuffix("SCB") + "weight", spec, tensors)
 
@@ -234,9 +235,9 @@ def _eight_bits(name: str, scale: TensorSpec, tensors: Tensors) -> Iterator[Stor
     yield EightBits(*made, codes, grid, layout=layout)
 
 
-def _four_bits(name: str, kind: str, state: TensorSpec, tensors: Tensors) -> FourBits:
+def _four_bits(name: str, kind: str, state: TensorSpec, tensors: Tensors, files: Files) -> FourBits:
     codes = _part(name, ("U8",), state, tensors)
-    told = _read_state(state)
+    told = _read_state(state, files)
     shape, block = told["shape"], told["blocksize"]
     count = math.prod(shape)
     if codes.elements != (count + 1) // 2:
@@ -274,11 +275,11 @@ def _part(
     return part
 
 
-def _read_state(state: TensorSpec) -> dict[str, Any]:
+def _read_state(state: TensorSpec, files: Files) -> dict[str, Any]:
     """Read the JSON that a U8 tensor contains."""
     told: Any = None
     if state.dtype == "U8" and state.elements <= _MAX_STATE:
-        data = bytes(one_at_a_time().read(state, 0, state.elements))
+        data = bytes(files.read(state, 0, state.elements))
         try:
             told = json.loads(data)
         except (ValueError, RecursionError):

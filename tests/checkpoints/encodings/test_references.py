@@ -247,12 +247,12 @@ def test_some_rows_need_only_their_codes_and_scales(tmp_path: Path) -> None:
     class Recorded:
         def read_into(self, buffer: memoryview, offset: int) -> None:
             asked.append((offset, len(buffer)))
-            with open(codes.shard.path, "rb") as file:
+            with codes.shard.path.open("rb") as file:
                 file.seek(offset)
                 buffer[:] = file.read(len(buffer))
 
     buffer = bytearray(4 * 512 * 2)
-    stored.read(Files(lambda shard: Recorded()), 300 * 512, memoryview(buffer))
+    stored.read(Files(lambda _: Recorded()), 300 * 512, memoryview(buffer))
     assert sorted(asked) == sorted(
         [(codes.start + 300 * 512, 2 * 512), (scales.start + 2 * 16, 16)]
     )
