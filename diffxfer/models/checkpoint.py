@@ -71,8 +71,7 @@ def open_plain(model: Path | str) -> Checkpoint:
     """
     place = find(model, "a model")
     refuse_diff(place.folder, "model")
-    checkpoint = open_checkpoint(place, "model")
-    return checkpoint
+    return open_checkpoint(place, "model")
 
 
 class _CheckpointSource(ModelSource):

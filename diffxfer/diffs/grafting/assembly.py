@@ -126,13 +126,18 @@ def plan_graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     compared = [compare(*pair) for pair in source.match.integers]
-    made, more_said = _written(tasks, output, options, diff)
-    warnings += more_said
+    made, lost = _written(tasks, output, options, diff)
     tasks = [*compared, *kinship.tasks, *made]
-    said = [*warnings, *kinship.warnings, *source.vocabulary.warnings, *more, *companions.warnings]
+    said = [
+        *warnings,
+        *lost,
+        *kinship.warnings,
+        *source.vocabulary.warnings,
+        *more,
+        *companions.warnings,
+    ]
     said += check_result(companions.files, tasks)
-    finish = _finish_of(kinship, said)
-    job = _job(source, output, out, options, tasks, companions, pairing, finish)
+    job = _job(source, output, out, options, tasks, companions, pairing, _finish_of(kinship, said))
     job.problems, job.warnings, job.relations = problems, said, kinship.relations
     job.notes = notes_of_names(roles)
     _tell_of_format(job, target, options)
