@@ -144,10 +144,10 @@ def _reason(basis: str, ratio: float, low: float, high: float, rule: Rule) -> st
             "before you rely on it."
         )
     seen = (
-        f"In {rule.settings} trained settings, grafts at about this distance recovered {low:.0f} "
-        f"to {high:.0f} % of what direct fine-tuning gains."
+        f"The rule, fixed on {rule.settings} trained settings, expects {low:.0f} to {high:.0f} % of "
+        "what direct fine-tuning gains at this distance."
     )
     smallest, largest = rule.knots[0].ratio, rule.knots[-1].ratio
     if not smallest <= ratio <= largest:
-        seen += f" None was measured {'closer' if ratio < smallest else 'farther'} than that."
+        seen += f" No setting was measured {'closer' if ratio < smallest else 'farther'} than that."
     return f"{what} {seen} {so}"

@@ -42,6 +42,9 @@ ON_THE_HUB = {
     "meta-llama/Llama-3.1-8B": "target",
     "meta-llama/Llama-3.1-8B-Instruct": "direct",
     "me/llama-3.0-sft": "finetuned",
+    "deepseek-ai/DeepSeek-V3-Base": "base",
+    "deepseek-ai/DeepSeek-V3.1-Base": "target",
+    "deepseek-ai/DeepSeek-R1": "finetuned",
 }
 
 TASKS = ("gsm8k", "ifeval")
