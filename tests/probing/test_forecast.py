@@ -47,9 +47,9 @@ def test_beyond_the_table_the_ends_hold_and_it_is_said() -> None:
     near, far = forecast(first.ratio / 100), forecast(last.ratio * 100)
     assert (near.low, near.high) == (first.low, first.high)
     assert (far.low, far.high) == (last.low, last.high)
-    assert "None was measured closer" in near.reason
-    assert "None was measured farther" in far.reason
-    assert "None was measured" not in forecast(first.ratio).reason
+    assert "No setting was measured closer" in near.reason
+    assert "No setting was measured farther" in far.reason
+    assert "No setting was measured" not in forecast(first.ratio).reason
 
 
 def test_activations_win_where_they_are_given() -> None:
