@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
-
 from diffxfer.checkpoints.encodings.encoding import Encoding
 from diffxfer.checkpoints.encodings.scaled_codes import ScaledCodes, addresses
 from diffxfer.checkpoints.encodings.scales import checked_scales, grid_of
@@ -41,7 +39,7 @@ _FP4 = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
 _TABLES = {"nf4": _NF4, "fp4": (*_FP4, *(-value for value in _FP4))}
 """The values of the codes; the files have them too, rounded."""
 _MAX_STATE, _MAX_DIMENSIONS = 1 << 16, 64
-_TO_INT8 = np.float32(7.874015718698502e-3)
+_TO_INT8 = 7.874015718698502e-3
 """1/127, as bitsandbytes writes it."""
 _AGAIN = "download or save it again"
 _SAVE = "save it again with bitsandbytes 0.45 or newer"
@@ -117,6 +115,8 @@ class FourBits(StoredTensor):
             CheckpointError: if the values of the codes or a scale are invalid, or a part cannot be
                 read.
         """
+        import numpy as np
+
         from diffxfer.kernels.native import kernel
 
         count, block = len(buffer) // 4, self.block
@@ -136,6 +136,8 @@ class FourBits(StoredTensor):
 
     def _table(self, files: Files) -> Floats:
         """The values of the codes, as the file has them: bitsandbytes uses those of the kind."""
+        import numpy as np
+
         table = np.frombuffer(files.read(self.values, 0, 16, _MAP), "<f4")
         if not np.allclose(table, _TABLES[self.kind], rtol=0, atol=1e-4):
             problem = f"{self.values.name} does not contain the 16 values of {self.kind}"
@@ -143,6 +145,8 @@ class FourBits(StoredTensor):
         return table
 
     def _scales(self, files: Files, first: int, count: int) -> Floats:
+        import numpy as np
+
         if self.double is None:
             data = files.read(self.absmax, first, count, _ABSMAX)
             return checked_scales(data, self.absmax, first, zero=True)
@@ -184,12 +188,14 @@ class EightBits(ScaledCodes):
             CheckpointError: if the codes are not stored row by row, a scale is invalid, or a part
                 cannot be read.
         """
+        import numpy as np
+
         if self.layout is not None and bytes(files.read(self.layout, 0, 1, _LAYOUT)) != b"\0":
             problem = f"{self.layout.name} says that the codes are not stored row by row"
             raise CheckpointError(self.layout.shard.path, problem, _SAVE)
         ScaledCodes.read(self, files, start, buffer)
         made = np.frombuffer(buffer, "<f4")
-        np.multiply(made, _TO_INT8, out=made)
+        np.multiply(made, np.float32(_TO_INT8), out=made)
 
 
 def find(config: Mapping[str, Any], tensors: Tensors) -> Iterator[StoredTensor]:
@@ -199,13 +205,14 @@ def find(config: Mapping[str, Any], tensors: Tensors) -> Iterator[StoredTensor]:
         CheckpointError: if a weight lacks a part, or a part has a wrong shape or dtype.
     """
     del config
+    files = one_at_a_time()
     for name, spec in tensors.items():
         base, found, kind = name.partition(_STATE)
         if found:
             if kind not in _TABLES:
                 problem = f"{name} is of the kind {kind}, expected {' or '.join(_TABLES)}"
                 raise CheckpointError(spec.shard.path, problem, _AGAIN)
-            yield _four_bits(base, kind, spec, tensors)
+            yield _four_bits(base, kind, spec, tensors, files)
         elif name.endswith(".SCB"):
             yield from _eight_bits(name.removesuffix("SCB") + "weight", spec, tensors)
 
@@ -228,9 +235,9 @@ def _eight_bits(name: str, scale: TensorSpec, tensors: Tensors) -> Iterator[Stor
     yield EightBits(*made, codes, grid, layout=layout)
 
 
-def _four_bits(name: str, kind: str, state: TensorSpec, tensors: Tensors) -> FourBits:
+def _four_bits(name: str, kind: str, state: TensorSpec, tensors: Tensors, files: Files) -> FourBits:
     codes = _part(name, ("U8",), state, tensors)
-    told = _read_state(state)
+    told = _read_state(state, files)
     shape, block = told["shape"], told["blocksize"]
     count = math.prod(shape)
     if codes.elements != (count + 1) // 2:
@@ -268,11 +275,11 @@ def _part(
     return part
 
 
-def _read_state(state: TensorSpec) -> dict[str, Any]:
+def _read_state(state: TensorSpec, files: Files) -> dict[str, Any]:
     """Read the JSON that a U8 tensor contains."""
     told: Any = None
     if state.dtype == "U8" and state.elements <= _MAX_STATE:
-        data = bytes(one_at_a_time().read(state, 0, state.elements))
+        data = bytes(files.read(state, 0, state.elements))
         try:
             told = json.loads(data)
         except (ValueError, RecursionError):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from diffxfer.checkpoints.encodings.scales import Grid
-    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
+    from diffxfer.checkpoints.stored import Files, StoredTensor, TensorSpec
 
     Tensors = Mapping[str, TensorSpec]
 
@@ -69,11 +69,12 @@ def find(config: Mapping[str, Any], tensors: Tensors) -> Iterator[StoredTensor]:
     weights = [group["weights"] for group in groups if isinstance(group.get("weights"), dict)]
     formats = [stated.values.get("format"), *(group.get("format") for group in groups)]
     used: set[str] = set()
+    files = one_at_a_time()
     for name, spec in tensors.items():
         _refuse_unknown(formats, spec)
         if name.endswith(".weight_packed"):
             found: PackedCodes | ScaledCodes
-            found = _packed(name.removesuffix("_packed"), spec, tensors, weights)
+            found = _packed(name.removesuffix("_packed"), spec, tensors, weights, files)
         elif spec.dtype in _CODES and name + "_scale" in tensors:
             found = _plain(spec, tensors, weights)
         else:
@@ -143,7 +144,9 @@ def _plain(codes: TensorSpec, tensors: Tensors, weights: list[Any]) -> ScaledCod
     return ScaledCodes(codes.name, "F32", codes.shape, codes.shard, codes, grid)
 
 
-def _packed(name: str, codes: TensorSpec, tensors: Tensors, weights: list[Any]) -> PackedCodes:
+def _packed(
+    name: str, codes: TensorSpec, tensors: Tensors, weights: list[Any], files: Files
+) -> PackedCodes:
     """A weight whose codes take 4 bits each."""
     scale = tensors.get(name + "_scale")
     if scale is None:
@@ -154,7 +157,7 @@ def _packed(name: str, codes: TensorSpec, tensors: Tensors, weights: list[Any]) 
         raise CheckpointError(codes.shard.path, problem, _AGAIN)
     if codes.dtype == "U8":
         return _packed_floats(name, codes, scale, tensors)
-    return _packed_integers(name, codes, scale, tensors, weights)
+    return _packed_integers(name, codes, scale, tensors, weights, files)
 
 
 def _packed_floats(
@@ -175,7 +178,12 @@ def _packed_floats(
 
 
 def _packed_integers(
-    name: str, codes: TensorSpec, scale: TensorSpec, tensors: Tensors, weights: list[Any]
+    name: str,
+    codes: TensorSpec,
+    scale: TensorSpec,
+    tensors: Tensors,
+    weights: list[Any],
+    files: Files,
 ) -> PackedCodes:
     """Integers of 4 bits, eight to an int32."""
     widths = [args.get("num_bits") for args in weights if args.get("type", "int") == "int"]
@@ -192,7 +200,7 @@ def _packed_integers(
     _expect(stated, ("I64", "I32"), (len(codes.shape),))
     blocks = [args for args in weights if args.get("num_bits") == 4]
     stride = codes.shape[-1] * 8
-    shape = _shape(codes, scale, stated, blocks)
+    shape = _shape(codes, scale, stated, blocks, files)
     grid = grid_of(codes, shape, scale, _block(blocks, shape, scale))
     zero = tensors.get(name + "_zero_point")
     if zero is not None:
@@ -207,7 +215,7 @@ def _packed_integers(
 
 
 def _shape(
-    codes: TensorSpec, scale: TensorSpec, stated: TensorSpec, weights: list[Any]
+    codes: TensorSpec, scale: TensorSpec, stated: TensorSpec, weights: list[Any], files: Files
 ) -> tuple[int, ...]:
     """The shape of the values: from the scales if they show it, else as it is stored.
 
@@ -219,7 +227,7 @@ def _shape(
     if isinstance(size, int) and size > 0 and scale.shape and scale.shape[-1] > 1:
         columns = scale.shape[-1] * size
     else:
-        columns = stored_shape(one_at_a_time(), stated)[-1]
+        columns = stored_shape(files, stated)[-1]
     if -(-columns // 8) != words:
         problem = f"{codes.name} has room for {words * 8} columns, but its shape has {columns}"
         raise CheckpointError(codes.shard.path, problem, _AGAIN)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from diffxfer.checkpoints.encodings.encoding import Encoding
 from diffxfer.checkpoints.encodings.scaled_codes import E2M1, addresses
 from diffxfer.checkpoints.encodings.scales import checked_scales
@@ -68,6 +66,8 @@ class TransposedCodes(StoredTensor):
             done += some
 
     def _decode(self, files: Files, expert: int, start: int, buffer: memoryview) -> None:
+        import numpy as np
+
         from diffxfer.kernels.native import kernel
 
         _, rows, groups, _ = self.blocks.shape

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from diffxfer.checkpoints.stored import BITS, StoredTensor
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from diffxfer.checkpoints.encodings.scales import Floats, Grid
     from diffxfer.checkpoints.stored import Files, TensorSpec
 
@@ -116,6 +116,8 @@ class PackedCodes(StoredTensor):
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Decode elements."""
+        import numpy as np
+
         from diffxfer.kernels.native import kernel
 
         self._check_shape(files)
@@ -153,6 +155,8 @@ def stored_shape(files: Files, part: TensorSpec) -> tuple[int, ...]:
         files: opens the files.
         part: the tensor, of int32 or int64.
     """
+    import numpy as np
+
     kind = "<i8" if part.dtype == "I64" else "<i4"
     return tuple(map(int, np.frombuffer(files.read(part, 0, part.elements, _SHAPE), kind)))
 
@@ -187,4 +191,6 @@ def addresses(*arrays: memoryview | npt.NDArray[np.float32] | npt.NDArray[np.uin
     Args:
         arrays: contiguous memory, which the caller keeps.
     """
+    import numpy as np
+
     return [np.frombuffer(array, np.uint8).ctypes.data for array in arrays]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from diffxfer.checkpoints.stored import Files, TensorSpec
 
-Floats = npt.NDArray[np.float32]
+    Floats = npt.NDArray[np.float32]
 
 SCALE_DTYPES = frozenset({"F32", "BF16", "F16", "F8_E4M3", "F8_E8M0", "U8"})
 """The dtypes of scales; one byte without a float's dtype is an exponent of 2, with bias 127."""
@@ -89,6 +90,8 @@ class Grid:
         Raises:
             CheckpointError: if a scale is NaN, infinite, negative or zero.
         """
+        import numpy as np
+
         count = (last + 1 - first) * self.columns
         data = files.read(self.scale, first * self.columns, count, _SCALE)
         scales = scales_in_float32(data, self.scale.dtype)
@@ -102,6 +105,8 @@ class Grid:
         return scales.reshape(shape), self._zeros(files, first, last).reshape(shape)
 
     def _zeros(self, files: Files, first: int, last: int) -> Floats:
+        import numpy as np
+
         if self.zero is None:
             return np.zeros((last + 1 - first) * self.columns, np.float32)
         if self.zero_bits == 8:
@@ -124,6 +129,8 @@ def scales_in_float32(data: memoryview, dtype: str) -> Floats:
         data: their bytes.
         dtype: one of `SCALE_DTYPES`.
     """
+    import numpy as np
+
     if dtype == "F32":
         return np.frombuffer(data, "<f4")
     if dtype == "F16":
@@ -131,7 +138,7 @@ def scales_in_float32(data: memoryview, dtype: str) -> Floats:
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     codes = np.frombuffer(data, np.uint8)
-    found: Floats = (_E4M3 if dtype == "F8_E4M3" else _E8M0)[codes]
+    found: Floats = (_e4m3_values() if dtype == "F8_E4M3" else _e8m0_values())[codes]
     return found
 
 
@@ -152,7 +159,10 @@ def checked_scales(data: memoryview, part: TensorSpec, begin: int, *, zero: bool
     return scales
 
 
+@functools.cache
 def _e4m3_values() -> Floats:
+    import numpy as np
+
     codes = np.arange(256)
     exponent, mantissa = (codes >> 3) & 15, codes & 7
     small = np.ldexp(mantissa, -9)
@@ -161,17 +171,19 @@ def _e4m3_values() -> Floats:
     return np.where(codes & 128, -values, values).astype(np.float32)
 
 
+@functools.cache
 def _e8m0_values() -> Floats:
+    import numpy as np
+
     values = np.ldexp(1.0, np.arange(256) - 127)
     values[255] = np.nan
     return values.astype(np.float32)
 
 
-_E4M3, _E8M0 = _e4m3_values(), _e8m0_values()
-
-
 def _refuse_bad(scales: Floats, part: TensorSpec, begin: int, *, zero: bool = False) -> None:
     """Refuse scales that are not positive and finite."""
+    import numpy as np
+
     good = np.isfinite(scales) & (scales >= 0 if zero else scales > 0)
     if not good.all():
         at = int(np.argmin(good))

@@ -41,6 +41,11 @@ BUDGET = 128 << 20
 
 _AT_A_TIME = 8
 _AHEAD = 2
+_LEAST_AHEAD = 1 << 16
+"""The bytes that are read in order before many others are fetched ahead.
+
+Samples of a few quantised tensors are fewer, even if their scales are neighbours in the file.
+"""
 _FIRST_OF_HEADER = 1 << 16
 _EXPIRED = (400, 401, 403, 404, 410)
 """Status codes with which a CDN may refuse an expired link."""
@@ -248,7 +253,7 @@ class _Parts:
             if part is None:
                 part = self._begin(file, offset, max(min(wanted, MAX_PART), _following(before)))
             self._held.move_to_end((id(file), part.start))
-            if before is not None:
+            if before is not None and before.stop - before.start >= _LEAST_AHEAD:
                 self._fetch_ahead(file, part)
         try:
             return part.start, part.data.result()
@@ -278,7 +283,9 @@ class _Parts:
             part = following
 
     def _begin(self, file: RemoteFile, start: int, size: int) -> _Part:
-        part = _Part(start, min(file.file.size, start + size))
+        # Up to the next part: scales and codes of a quantised tensor are read in turns.
+        later = [begin for owner, begin in self._held if owner == id(file) and begin > start]
+        part = _Part(start, min(file.file.size, start + size, *later))
         self._held[id(file), start] = part
         self._bytes += part.stop - part.start
         for key in [*self._held]:
@@ -299,7 +306,11 @@ class _Parts:
 
 def _following(part: _Part | None) -> int:
     """The size of the part to fetch after this one: twice its size, up to a limit."""
-    return 0 if part is None else max(MIN_PART, min(MAX_PART, 2 * (part.stop - part.start)))
+    if part is None:
+        return 0
+    size = part.stop - part.start
+    least = MIN_PART if size >= _LEAST_AHEAD else _LEAST_AHEAD // 2
+    return max(least, min(MAX_PART, 2 * size))
 
 
 def _fill(part: _Part, file: RemoteFile) -> None:

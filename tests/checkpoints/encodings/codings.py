@@ -131,7 +131,8 @@ def int8_values(parts: dict[str, Tensor]) -> Tensor:
 def nf4_parts(tensor: Tensor) -> dict[str, Tensor]:
     flat = torch.nn.functional.pad(tensor.reshape(-1), (0, -tensor.numel() % 64)).reshape(-1, 64)
     absmax = flat.abs().amax(1)
-    codes = (flat / absmax[:, None].clamp(min=1e-9))[:, :, None].sub(NF4).abs().argmin(2)
+    middles = (NF4[1:] + NF4[:-1]) / 2
+    codes = torch.bucketize(flat / absmax[:, None].clamp(min=1e-9), middles)
     codes = codes.reshape(-1)[: tensor.numel() + tensor.numel() % 2].reshape(-1, 2)
     told = {"blocksize": 64, "shape": list(tensor.shape), "quant_type": "nf4", "dtype": "bfloat16"}
     return {
@@ -158,7 +159,7 @@ def nf4_double_parts(tensor: Tensor) -> dict[str, Tensor]:
     padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 4)).reshape(-1, 4)
     outer = padded.abs().amax(1).clamp(min=1e-4)
     values = torch.linspace(-1, 1, 256)
-    codes = (padded / outer[:, None])[:, :, None].sub(values).abs().argmin(2)
+    codes = ((padded / outer[:, None] + 1) * 127.5).round()
     told = {"nested_blocksize": 4, "nested_offset": float(offset), "blocksize": 64}
     return {
         **parts,

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from diffxfer.checkpoints.files import one_at_a_time
 from diffxfer.checkpoints.reader import open_checkpoint
+from diffxfer.checkpoints.stored import Files
 from tests import tiny
 from tests.checkpoints.encodings import make_bitsandbytes
-from tests.checkpoints.encodings.codings import compressed
+from tests.checkpoints.encodings.codings import FP8, compressed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,3 +227,28 @@ def test_bitsandbytes(tmp_path: Path) -> None:
         assert make_bitsandbytes.digest(values) == digests[name], name
         assert stored.written_dtype == "BF16"
         check_in_part(stored, bits)
+
+
+# What is read.
+
+
+def test_some_rows_need_only_their_codes_and_scales(tmp_path: Path) -> None:
+    """In a matrix of 1,000 rows: a read of row 300 to 301, in blocks of 128 rows."""
+    values = torch.randn(1000, 512, generator=torch.Generator().manual_seed(3))
+    stored = opened(tmp_path / "model", FP8.encode({UP: values}), FP8.config)[UP]
+    codes, scales = stored.parts
+    asked: list[tuple[int, int]] = []
+
+    class Recorded:
+        def read_into(self, buffer: memoryview, offset: int) -> None:
+            asked.append((offset, len(buffer)))
+            with codes.shard.path.open("rb") as file:
+                file.seek(offset)
+                buffer[:] = file.read(len(buffer))
+
+    buffer = bytearray(4 * 512 * 2)
+    stored.read(Files(lambda _: Recorded()), 300 * 512, memoryview(buffer))
+    assert sorted(asked) == sorted(
+        [(codes.start + 300 * 512, 2 * 512), (scales.start + 2 * 16, 16)]
+    )
+    assert np.array_equal(np.frombuffer(buffer, np.uint32), read(stored, 300 * 512, 1024))
