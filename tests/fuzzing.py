@@ -44,10 +44,13 @@ from diffxfer import apply_diff, extract_diff, transfer
 from diffxfer.checkpoints.companions import TEMPLATE_FOLDER
 from diffxfer.errors import DiffxferError
 from tests import mutators, tiny
+from tests.checkpoints.encodings.codings import FP8, INT4, INT8, NF4_DOUBLE
 from tests.tiny import INDEX, SHARD, SHARDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.checkpoints.encodings.codings import Coding
 
 TIME_LIMIT_S = 10
 PER_BYTE = 200
@@ -72,8 +75,14 @@ TARGETED = {
     "chat_template.jinja": 1,
     TEMPLATE_FOLDER: 1,
     "manifest at OUT": 1,
+    "quantised header": 6,
+    "quantised config.json": 2,
 }
 """Kinds of files, and the relative frequency with which each is broken."""
+
+MXFP4 = replace(FP8, name="mxfp4", config={"quantization_config": {"quant_method": "mxfp4"}})
+QUANTISED = {coding.name: coding for coding in (FP8, INT4, INT8, NF4_DOUBLE, MXFP4)}
+"""Families whose models are quantised, by the name of the format."""
 
 VERBS = {"extract": extract_diff, "apply": apply_diff, "transfer": transfer}
 _MODELS = ("finetuned", "base", "target")
@@ -85,7 +94,7 @@ class Case:
 
     Attributes:
         kind: a kind in `TARGETED`.
-        family: ``"grown"`` or ``"pieces"``.
+        family: ``"grown"``, ``"pieces"`` or one of `QUANTISED`.
         role: the role of the broken file.
         verb: the command.
         dry_run: whether it is a dry run.
@@ -183,9 +192,32 @@ def _pieces(words: list[str]) -> bytes:
     return b"".join(parts)
 
 
+def _quantised(coding: Coding, role: str) -> dict[str, torch.Tensor]:
+    """The matrices of layers are encoded; the format of gpt-oss has experts of its own."""
+    weights = tiny.tensors(role)
+    layers = {name: weights.pop(name) for name in list(weights) if "proj" in name}
+    if coding is not MXFP4:
+        return {**weights, **coding.encode(layers)}
+    codes = torch.arange(2 * 3 * 16, dtype=torch.uint8).reshape(2, 3, 1, 16) * len(role)
+    scales = torch.full((2, 3, 1), 120, dtype=torch.uint8)
+    name = "model.layers.0.mlp.experts.up_proj"
+    return {**weights, f"{name}_blocks": codes, f"{name}_scales": scales}
+
+
+def _make_quantised(folders: dict[str, Path], coding: Coding) -> dict[str, Path]:
+    """Three roles in a format, and their diff vector."""
+    for role in _MODELS:
+        config = {**tiny.CONFIG, **coding.config}
+        tiny.save_model(folders[role], _quantised(coding, role), config=config)
+    extract_diff(folders["finetuned"], folders["base"], folders["diff"], threads=1)
+    return folders
+
+
 def _make_family(root: Path, family: str) -> dict[str, Path]:
     """Three roles and their diff vector, with every kind of file."""
     folders = {role: root / role for role in (*_MODELS, "diff")}
+    if family in QUANTISED:
+        return _make_quantised(folders, QUANTISED[family])
     for role in _MODELS:
         found = _companions(role)
         rows = found["config.json"]["vocab_size"]
@@ -323,10 +355,10 @@ class Arena:
         self.outside = self.root / "outside"
         self.outside.mkdir(parents=True)
         (self.outside / "secret.json").write_text('{"vocab_size": 8}')
-        for family in ("grown", "pieces"):
+        for family in ("grown", "pieces", *QUANTISED):
             inside = self.root / family
             self.families[family] = _make_family(inside, family)
-            shutil.copy(inside / "base" / (SHARD if family == "pieces" else SHARDS[0]), inside)
+            shutil.copy(inside / "base" / (SHARDS[0] if family == "grown" else SHARD), inside)
         self._donors = [
             path.read_bytes()
             for path in sorted(self.root.rglob("*"))
@@ -365,6 +397,8 @@ class Arena:
             verb, role = "apply", "diff"
         family = {"index": "grown", "tokenizer.json": "grown"}.get(kind, family)
         family = {"added_tokens.json": "pieces", "tokenizer.model": "pieces"}.get(kind, family)
+        if kind.startswith("quantised"):
+            family, role = rng.choice(list(QUANTISED)), "target" if role == "diff" else role
         file = self._file(kind, family, role, rng)
         dry_run = rng.random() < 0.8 and kind != "manifest at OUT"
         return Case(kind, family, role, verb, dry_run, content, rng.random() < 0.9, file)
@@ -377,6 +411,8 @@ class Arena:
         """The broken file's name, relative to the role's folder."""
         if kind == "header":
             return rng.choice(SHARDS) if family == "grown" else SHARD
+        if kind.startswith("quantised"):
+            return SHARD if kind.endswith("header") else "config.json"
         if kind == "index":
             return INDEX
         if kind.startswith("manifest"):
@@ -391,9 +427,9 @@ class Arena:
 
     def _links(self, case: Case) -> list[mutators.Link]:
         """The links that may replace a file; a shard may be elsewhere, a folder is outside."""
-        outside = [] if case.kind == "header" else [str(self.outside / "secret.json")]
+        outside = [] if case.kind.endswith("header") else [str(self.outside / "secret.json")]
         outside += [str(self.outside)] * 2 if case.kind == TEMPLATE_FOLDER else []
-        shard = SHARD if case.family == "pieces" else SHARDS[0]
+        shard = SHARDS[0] if case.family == "grown" else SHARD
         names = [*outside, "gone", "config.json", ".", "/dev/zero", f"../{shard}", "/", "x" * 300]
         return [mutators.Link(name) for name in (*names, "../outside/../../outside/secret.json")]
 

@@ -84,6 +84,8 @@ STRINGS = (
     ),
     *("model.embed_tokens.weight", "BF16", "F64", "I64", "BOOL", "F4", "own", "tied", "graft"),
     *("x" * 300, "y" * 5000, "(a+)+$", "<" + "a" * 3000, "[" + "reserved" * 300, "\u0130"),
+    *("fp8", "compressed-tensors", "bitsandbytes", "mxfp4", "pack-quantized", "float-quantized"),
+    *("a.weight_packed", "a.weight_scale", "a.weight_scale_inv", "a.SCB", "a_blocks", "a_scales"),
     *("gptq", "Model", "LlamaModel", "float32", "1" * 25, "\u0661", "\u00b2"),
 )
 DTYPES = (
@@ -98,6 +100,9 @@ DTYPES = (
     "U8",
     "BOOL",
     "F8_E4M3",
+    "F8_E8M0",
+    "F8_E5M2",
+    "I32",
     "F4",
     "C64",
 )
