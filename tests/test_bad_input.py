@@ -473,14 +473,33 @@ PRECISE = "use the checkpoint in its full precision"
 
 QUANTISED = [
     *(
+        Fault(
+            f"{said} by config alone",
+            quantization({"quant_method": said, **more}),
+            ("no tensor that is stored as " + said, "remove quantization_config from config.json"),
+            MODELS,
+        )
+        for said, more in {
+            "bitsandbytes": {"load_in_4bit": True},
+            "fp8": {"weight_block_size": [128, 128]},
+            "compressed-tensors": {},
+            "mxfp4": {},
+        }.items()
+    ),
+    *(
+        Fault(
+            f"{key} without a weight",
+            add_tensors(**{key: torch.zeros(4)}),
+            (SHARD, UP.removesuffix("weight") + key, "has no weight", UP, dtype, "save it again"),
+            MODELS,
+        )
+        for key, dtype in (("SCB", "expected an I8 matrix"), ("weight_scale_inv", "F8_E4M3"))
+    ),
+    *(
         Fault(f"{said} by config", inflict, ("is quantised", said, PRECISE), MODELS)
         for said, inflict in {
-            "bitsandbytes": quantization({"quant_method": "bitsandbytes", "load_in_4bit": True}),
             "gptq": quantization({"quant_method": "gptq", "bits": 4}),
             "awq": quantization({"quant_method": "awq", "bits": 4}),
-            "fp8": quantization({"quant_method": "fp8", "weight_block_size": [128, 128]}),
-            "compressed-tensors": quantization({"quant_method": "compressed-tensors"}),
-            "mxfp4": quantization({"quant_method": "mxfp4"}),
             "compression_config": quantization({"format": "x"}, "compression_config"),
             "hqq": edit(
                 "config.json",
@@ -500,10 +519,8 @@ QUANTISED = [
         for said, key, more in (
             ("bitsandbytes", "weight.absmax", {"weight.absmax": torch.zeros(4)}),
             ("bitsandbytes", "weight.quant_map", {"weight.quant_map": torch.zeros(4)}),
-            ("bitsandbytes", "SCB", {"SCB": torch.zeros(4)}),
             ("GPTQ or AWQ", "qweight", {"qweight": torch.zeros(4, dtype=torch.int32)}),
             ("GPTQ or AWQ", "g_idx", {"g_idx": torch.zeros(4, dtype=torch.int32)}),
-            ("fp8", "weight_scale_inv", {"weight_scale_inv": torch.zeros(1)}),
             (
                 "compressed-tensors",
                 "weight_packed",

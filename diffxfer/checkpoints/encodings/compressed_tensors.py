@@ -223,9 +223,12 @@ def _shape(
     shape, it is compared with the stored one when the weight is read.
     """
     words = codes.shape[-1]
-    size = next((args.get("group_size") for args in weights if args.get("group_size")), None)
-    if isinstance(size, int) and size > 0 and scale.shape and scale.shape[-1] > 1:
-        columns = scale.shape[-1] * size
+    groups = scale.shape[-1] if scale.shape else 1
+    stated_sizes = [args.get("group_size") for args in weights]
+    sizes = [size for size in stated_sizes if type(size) is int and size > 0]
+    fitting = [size for size in sizes if -(-groups * size // 8) == words]
+    if sizes and groups > 1:
+        columns = groups * (fitting or sizes)[0]
     else:
         columns = stored_shape(files, stated)[-1]
     if -(-columns // 8) != words:
