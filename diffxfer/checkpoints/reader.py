@@ -134,7 +134,7 @@ def _read_headers(place: Place, names: Iterable[str]) -> dict[str, dict[str, Ten
     """The tensors of each shard, by the shard's name."""
     if place.files is None:
         return {name: read_shard(place.folder / name) for name in names}
-    from diffxfer.checkpoints.hub.ranges import fetch_headers
+    from diffxfer.checkpoints.hub.headers import fetch_headers
 
     files = place.files
     lost = next((name for name in names if name not in files), None)

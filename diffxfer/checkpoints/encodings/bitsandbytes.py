@@ -139,7 +139,9 @@ class FourBits(StoredTensor):
         import numpy as np
 
         table = np.frombuffer(files.read(self.values, 0, 16, _MAP), "<f4")
-        if not np.allclose(table, _TABLES[self.kind], rtol=0, atol=1e-4):
+        with np.errstate(all="ignore"):
+            furthest = np.abs(table - np.array(_TABLES[self.kind], np.float32)).max()
+        if not furthest < 1e-4:  # nor if it is NaN
             problem = f"{self.values.name} does not contain the 16 values of {self.kind}"
             raise CheckpointError(self.values.shard.path, problem, _AGAIN)
         return table

@@ -8,7 +8,6 @@ bytes of memory.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,6 @@ import httpx2
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from diffxfer.checkpoints.header import MAX_HEADER_BYTES
 from diffxfer.checkpoints.hub.failures import (
     PATIENCE_S,
     FalseAnswerError,
@@ -28,7 +26,7 @@ from diffxfer.checkpoints.hub.failures import (
 from diffxfer.checkpoints.hub.repo_ids import HubId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from diffxfer.checkpoints.hub.repo_ids import HubFile
 
@@ -46,7 +44,6 @@ _LEAST_AHEAD = 1 << 16
 
 Samples of a few quantised tensors are fewer, even if their scales are neighbours in the file.
 """
-_FIRST_OF_HEADER = 1 << 16
 _EXPIRED = (400, 401, 403, 404, 410)
 """Status codes with which a CDN may refuse an expired link."""
 
@@ -323,38 +320,3 @@ def _fill(part: _Part, file: RemoteFile) -> None:
 
 
 _parts = _Parts()
-
-
-def fetch_headers(files: Sequence[HubFile]) -> dict[str, bytes]:
-    """The beginning of safetensors files, including the header, fetched in parallel.
-
-    Args:
-        files: the files.
-
-    Returns:
-        The first bytes of each file by name: the length and the header, or less if the file is
-        too short.
-
-    Raises:
-        HubError: if they cannot be fetched.
-    """
-    opened = [RemoteFile(file) for file in files]
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        try:
-            found = pool.map(_fetch_header, opened)
-            return dict(zip((file.name for file in files), found, strict=True))
-        finally:  # close before the pool waits for requests in progress
-            for file in opened:
-                file.close()
-
-
-def _fetch_header(opened: RemoteFile) -> bytes:
-    size = opened.file.size
-    first = opened.fetch(0, min(size, _FIRST_OF_HEADER))
-    if len(first) < 8:
-        return first
-    (length,) = struct.unpack("<Q", first[:8])
-    if length > MAX_HEADER_BYTES:  # `parse_header` refuses it
-        return first
-    stop = min(size, 8 + length)
-    return first[:stop] + (opened.fetch(len(first), stop) if stop > len(first) else b"")

@@ -122,7 +122,7 @@ def _read(place: Place, name: str) -> dict[str, TensorSpec] | str:
     file = place.files[name] if place.files is not None else None
     try:
         if file is not None and not file.here:
-            from diffxfer.checkpoints.hub.ranges import fetch_headers
+            from diffxfer.checkpoints.hub.headers import fetch_headers
 
             return parse_header(fetch_headers([file])[name], file, whole=False)
         return read_shard(place.folder / name, whole=False)

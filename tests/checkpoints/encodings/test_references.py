@@ -16,7 +16,7 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.stored import Files
 from tests import tiny
 from tests.checkpoints.encodings import make_bitsandbytes
-from tests.checkpoints.encodings.codings import FP8, compressed
+from tests.checkpoints.encodings.codings import FP8, compressed, pack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,6 +180,20 @@ def decoded(library: Any, made: dict[str, Any], scheme: Any, shape: tuple[int, i
     scale = made["weight_scale"]
     wide = scale.float() if scale.dtype in (torch.bfloat16, torch.float16) else scale
     return library.decompress({**made, "weight_scale": wide}, scheme)["weight"].float()
+
+
+def test_groups_of_several_sizes(tmp_path: Path) -> None:
+    """The config has two sizes; which one a weight has is shown by its parts."""
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 16, (4, 96), generator=generator)
+    config = compressed("pack-quantized", num_bits=4, type="int", group_size=32)
+    other = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 16}}
+    config["quantization_config"]["config_groups"]["group_1"] = other
+    parts = {UP + "_packed": pack(codes), UP + "_shape": torch.tensor([4, 96])}
+    for size in (16, 32):
+        scale = torch.rand(4, 96 // size, generator=generator) + 0.1
+        found = opened(tmp_path / str(size), {**parts, UP + "_scale": scale}, config)
+        check(found[UP], (codes.float() - 8) * scale.repeat_interleave(size, 1))
 
 
 # transformers.
