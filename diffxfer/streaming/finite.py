@@ -8,12 +8,28 @@ import numpy as np
 
 from diffxfer.checkpoints.values import elements, in_float64
 from diffxfer.errors import NonFiniteError
-from diffxfer.streaming.plan import INPUTS, Chunk, Operation, Piece, TensorTask
+from diffxfer.streaming.plan import Chunk, Operation, Piece, TensorTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _ALLOW = "correct the checkpoint, or give --allow-nonfinite to accept it"
+_INPUTS: Mapping[Operation, tuple[str, ...]] = {
+    Operation.TRANSFER: ("finetuned", "base", "target"),
+    Operation.APPLY: ("diff vector", "target"),
+    Operation.SUBTRACT: ("finetuned", "base"),
+    Operation.STORE: ("adapter", "base"),
+    Operation.COPY: ("target",),
+    Operation.KEEP: ("target",),
+    Operation.BRING: ("finetuned",),
+    Operation.MOVE: ("the adapter",),
+    Operation.COMPARE: ("finetuned", "base"),
+    Operation.DIGEST: ("base",),
+    Operation.CONTRAST: ("A", "B"),
+    Operation.DISTANCES: ("finetuned", "base", "target", "direct"),
+    Operation.RESTORE: ("finetuned", "base", "diff vector"),
+}
+"""The inputs of a task, in order, by operation; direct is optional."""
 _WIDER: Mapping[Operation, str] = {
     Operation.TRANSFER: "a smaller --alpha, a wider --out-dtype",
     Operation.APPLY: "a smaller --alpha, a wider --out-dtype",
@@ -73,7 +89,7 @@ def _in_input(
 ) -> NonFiniteError:
     piece, inside = _locate(pieces, position)
     spec = task.inputs[slot]
-    role = spec.source or INPUTS[task.operation][slot]
+    role = spec.source or _INPUTS[task.operation][slot]
     index = _index(piece.sources[slot] + inside, spec.shape)
     value = "NaN" if nan else "infinity"
     problem = f"{value} in {role} at {list(index)} ({spec.shard.path})"

@@ -89,24 +89,6 @@ class Operation(Enum):
     """Writes nothing: whether base + Δ gives finetuned back, and the checksums of Δ and base."""
 
 
-INPUTS: Mapping[Operation, tuple[str, ...]] = {
-    Operation.TRANSFER: ("finetuned", "base", "target"),
-    Operation.APPLY: ("diff vector", "target"),
-    Operation.SUBTRACT: ("finetuned", "base"),
-    Operation.STORE: ("adapter", "base"),
-    Operation.COPY: ("target",),
-    Operation.KEEP: ("target",),
-    Operation.BRING: ("finetuned",),
-    Operation.MOVE: ("the adapter",),
-    Operation.COMPARE: ("finetuned", "base"),
-    Operation.DIGEST: ("base",),
-    Operation.CONTRAST: ("A", "B"),
-    Operation.DISTANCES: ("finetuned", "base", "target", "direct"),
-    Operation.RESTORE: ("finetuned", "base", "diff vector"),
-}
-"""The inputs of a task, in order, by operation; direct is optional."""
-
-
 @dataclass(frozen=True, slots=True)
 class TensorTask:
     """The work on one tensor.

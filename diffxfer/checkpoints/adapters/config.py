@@ -192,11 +192,11 @@ def _parse(raw: Mapping[str, Any]) -> AdapterConfig:
         alpha=_number(raw.get("lora_alpha"), "lora_alpha"),
         ranks=Patterns({k: _positive(v, "rank_pattern") for k, v in _items(raw, "rank_pattern")}),
         alphas=Patterns({k: _number(v, "alpha_pattern") for k, v in _items(raw, "alpha_pattern")}),
-        rank_stabilized=bool(raw.get("use_rslora")),
-        fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
-        dora=bool(raw.get("use_dora")),
+        rank_stabilized=_flag(raw, "use_rslora"),
+        fan_in_fan_out=_flag(raw, "fan_in_fan_out"),
+        dora=_flag(raw, "use_dora"),
         modules_to_save=_texts(raw, "modules_to_save"),
-        ties=bool(raw.get("ensure_weight_tying")),
+        ties=_flag(raw, "ensure_weight_tying"),
         parameters=_texts(raw, "target_parameters"),
         token_indices={
             key: tuple(map(_index, _listed(ids, _TOKENS))) for key, ids in tokens.items()
@@ -242,6 +242,13 @@ def _index(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"a token id is {_said(value)}, expected an integer from 0")
     return value
+
+
+def _flag(raw: Mapping[str, Any], key: str) -> bool:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{key} is {_said(value)}, expected true or false")
+    return bool(value)
 
 
 def _number(value: Any, key: str) -> float:

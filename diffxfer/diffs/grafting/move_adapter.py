@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from diffxfer.diffs.lora.peft_config import model_prefix, refuse_unknown_names, 
 from diffxfer.diffs.lora.tensors import PREFIX
 from diffxfer.diffs.matching.match import LEFT_OUT, Fate
 from diffxfer.diffs.matching.names import is_head, pair_names
-from diffxfer.errors import MatchError
+from diffxfer.errors import MatchError, OptionError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.statistics import TensorResult
+
+_WHOLE = 2.0**53
+"""Larger numbers are no exact integers."""
 
 
 def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOptions) -> Report:
@@ -226,9 +230,9 @@ class _Move:
         }
         alpha = self.options.selection.alpha
         if self.adapter.config.parameters:
-            raw["lora_alpha"] = self.adapter.config.alpha * alpha
+            raw["lora_alpha"] = _plain(self.adapter.config.alpha * alpha)
             raw["alpha_pattern"] = {
-                pattern: value * alpha
+                pattern: _plain(value * alpha)
                 for pattern, value in self.adapter.config.alphas.values.items()
             }
         else:
@@ -280,9 +284,11 @@ def _after(name: str, module: str) -> str:
 
 
 def _plain(value: float) -> float | int:
-    """A number as PEFT's configs write it, without rounding errors of 1e-12."""
-    rounded = round(value, 12)
-    return int(rounded) if rounded == int(rounded) else rounded
+    """A number as PEFT's configs write it, without the errors of its last digit."""
+    if not math.isfinite(value):
+        raise OptionError("--alpha", "makes lora_alpha infinite", "give a smaller one")
+    rounded = float(f"{value:.15g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < _WHOLE else rounded
 
 
 def _finish(

@@ -281,6 +281,8 @@ class TestConfig:
             ("lora_alpha", "16"),
             ("lora_alpha", None),
             ("lora_alpha", [1]),
+            ("use_rslora", "no"),
+            ("fan_in_fan_out", 1),
             ("rank_pattern", ["q_proj"]),
             ("rank_pattern", {"q_proj": "2"}),
             ("alpha_pattern", {"q_proj": None}),

@@ -135,6 +135,13 @@ def test_the_config_names_the_target_and_the_scale(tmp_path):
     assert all(torch.equal(old[name], new[name]) for name in old), "the factors are the same"
 
 
+@pytest.mark.parametrize(("alpha", "found"), [(1e-14, 6e-14), (0.1, 0.6), (1e300, 6e300)])
+def test_the_scale_keeps_its_digits(tmp_path, alpha, found):
+    adapter, target = save_adapter(tmp_path)
+    apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=alpha)
+    assert config_of(tmp_path / "moved")["lora_alpha"] == found
+
+
 def test_rows_of_tokens_move_with_the_tokens(tmp_path):
     adapter, _ = save_adapter(tmp_path, target_modules=["embed_tokens", "lm_head", "q_proj"])
     save_tokenizer(adapter, fast_tokenizer(words=WORDS))
@@ -335,6 +342,12 @@ class TestRefusal:
         adapter, target = save_adapter(tmp_path)
         with pytest.raises(OptionError, match="--alpha: 0 leaves no factors"):
             apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=0.0)
+
+    def test_of_an_infinite_alpha(self, tmp_path):
+        adapter, target = save_adapter(tmp_path)
+        with pytest.raises(OptionError, match="--alpha: makes lora_alpha infinite; give a smaller"):
+            apply_diff(adapter, target, tmp_path / "moved", as_="lora", alpha=1e308)
+        assert not (tmp_path / "moved").exists()
 
     def test_of_an_output_that_exists(self, tmp_path):
         adapter, target = save_adapter(tmp_path)
