@@ -144,8 +144,8 @@ def _reason(basis: str, ratio: float, low: float, high: float, rule: Rule) -> st
             "before you rely on it."
         )
     seen = (
-        f"The rule, fixed on {rule.settings} trained settings, expects {low:.0f} to {high:.0f} % of "
-        "what direct fine-tuning gains at this distance."
+        f"The rule, fixed on {rule.settings} trained settings, expects {low:.0f} to {high:.0f} %"
+        " of what direct fine-tuning gains at this distance."
     )
     smallest, largest = rule.knots[0].ratio, rule.knots[-1].ratio
     if not smallest <= ratio <= largest:
