@@ -110,12 +110,7 @@ def plan_graft(
     output = match_output(source, role, selection, options.added)
     match = output.match
     warnings = [*warnings, *count_tied_head(match, output.head, selection)]
-    pairing, more = relate_to_target(
-        source.vocabulary,
-        read_tokenizer(target.folder),
-        options.vocab,
-        same_rows=all(ours.shape == theirs.shape for ours, theirs in match.grafts),
-    )
+    pairing, more = _pair_tokens(source, output, options)
     problems = [*source.match.problems, *match.problems]
     tasks: list[TensorTask] = []
     vocab_size: int | None = None
@@ -125,31 +120,32 @@ def plan_graft(
     scaled = () if problems or is_related else match.scaled(selection)
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
-    compared = [compare(*pair) for pair in source.match.integers]
     made, lost = _written(tasks, output, options, diff)
-    tasks = [*compared, *kinship.tasks, *made]
-    said = [
-        *warnings,
-        *lost,
-        *kinship.warnings,
-        *source.vocabulary.warnings,
-        *more,
-        *companions.warnings,
-    ]
-    said += check_result(companions.files, tasks)
+    tasks = [*(compare(*pair) for pair in source.match.integers), *kinship.tasks, *made]
+    said = [*warnings, *lost, *kinship.warnings, *source.vocabulary.warnings, *more]
+    said += [*companions.warnings, *check_result(companions.files, tasks)]
     job = _job(source, output, out, options, tasks, companions, pairing, _finish_of(kinship, said))
     job.problems, job.warnings, job.relations = problems, said, kinship.relations
-    job.notes = notes_of_names(roles)
-    _tell_of_format(job, target, options)
+    job.notes = [*notes_of_names(roles), *_notes_of_format(target, options)]
+    job.observe = partial(_observe_errors, job) if options.requantize else None
     return PlannedGraft(job, kinship, options)
 
 
-def _tell_of_format(job: Job, target: Checkpoint, options: GraftOptions) -> None:
-    """Note that a quantised target is decoded, or measure what quantising it anew loses."""
-    if options.requantize:
-        job.observe = partial(_observe_errors, job)
-    elif options.dtype is None:
-        job.notes += note_of_decoding(target)
+def _pair_tokens(
+    source: Source, output: Output, options: GraftOptions
+) -> tuple[TargetPairing | None, Sequence[str]]:
+    """How rows of tokens pair with the target's, and warnings."""
+    return relate_to_target(
+        source.vocabulary,
+        read_tokenizer(output.role.checkpoint.folder),
+        options.vocab,
+        same_rows=all(ours.shape == theirs.shape for ours, theirs in output.match.grafts),
+    )
+
+
+def _notes_of_format(target: Checkpoint, options: GraftOptions) -> list[str]:
+    """A note if a quantised target is decoded, and the user has not said how."""
+    return [] if options.requantize or options.dtype else note_of_decoding(target)
 
 
 def _written(
