@@ -6,7 +6,6 @@ from diffxfer.cli import options as opt
 from diffxfer.cli import probe_options as own
 from diffxfer.cli.hub import tell_of_hub
 from diffxfer.cli.options import parse_alphas
-from diffxfer.cli.probe_console import ProbeConsole
 
 
 def probe(
@@ -39,6 +38,7 @@ def probe(
 ) -> None:
     """Measure whether a graft will work, and why, before it is made."""
     from diffxfer import probe as probe_models
+    from diffxfer.cli.probe_console import ProbeConsole
 
     loads = forward or data is not None or tasks is not None
     with ProbeConsole(json=json, quiet=quiet, loads=loads) as console:
