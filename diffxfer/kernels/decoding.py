@@ -17,21 +17,18 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from diffxfer.kernels.dtypes import float_of_bits
+from diffxfer.kernels.dtypes import read
 
 
 @njit(error_model="numpy")
 def _e4m3(code: Any) -> Any:
     """The value of a float8 of 4 exponent and 3 mantissa bits, with NaN and no infinity."""
-    magnitude = np.uint32(code) & np.uint32(0x7F)
-    sign = (np.uint32(code) & np.uint32(0x80)) << np.uint32(24)
-    # The exponent's bias is 7 here, and 127 in float32.
-    whole = (magnitude << np.uint32(20)) + np.uint32(120 << 23)
-    whole = np.uint32(0x7FC00000) if magnitude == np.uint32(0x7F) else whole
-    value = float_of_bits(np.uint32(whole | sign))
-    small = np.float32(np.int32(magnitude)) * np.float32(2.0**-9)
-    small = -small if sign else small
-    return small if magnitude < np.uint32(8) else value
+    magnitude = np.uint16(code) & np.uint16(0x7F)
+    sign = np.uint16(np.uint16(code) & np.uint16(0x80)) << np.uint16(8)
+    # The same bits in float16 are 2⁻⁸ times the value: its exponent's bias is 15, here 7.
+    half = np.int16(np.uint16(np.uint16(magnitude << np.uint16(7)) | np.uint16(sign)))
+    value = np.float32(read(half)) * np.float32(256.0)
+    return np.float32(np.nan) if magnitude == np.uint16(0x7F) else value
 
 
 @njit(error_model="numpy")

@@ -86,8 +86,8 @@ def _as_integer(context: Any, value: Any) -> Any:
     return made(value), lambda _, b, __, a: b.bitcast(a[0], ir.IntType(made.bitwidth))
 
 
-float_of_bits, bits_of_float = _as_float, _as_integer
-"""The float32 of some bits, a uint32, and the bits of a float32."""
+bits_of_float = _as_integer
+"""The bits of a float32, as an unsigned integer."""
 
 
 @intrinsic
