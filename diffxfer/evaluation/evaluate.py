@@ -13,6 +13,7 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import require_diff
+from diffxfer.evaluation.classifier_tasks import check_labels
 from diffxfer.evaluation.eval_page import REPORT, write_page
 from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
 from diffxfer.evaluation.model_roles import (
@@ -20,6 +21,7 @@ from diffxfer.evaluation.model_roles import (
     ModelUnderTest,
     assign_roles,
     supply_chat_templates,
+    supply_heads,
 )
 from diffxfer.evaluation.score_rows import (
     ScoredModel,
@@ -87,7 +89,8 @@ def evaluate(
             template.
         system_instruction: the system prompt.
         gen_kwargs: generation options: a mapping, or ``"key=value,key=value"``.
-        backend: the backend of lm-eval: ``"hf"``, ``"vllm"``, or another one.
+        backend: the backend of lm-eval: ``"hf"``, ``"vllm"``, or another one; ``"classifier"`` for
+            sequence classifiers.
         model_args: options for the backend: a mapping, or ``"key=value,key=value"``.
         seed: one number, or four: for Python, numpy, torch and the choice of examples.
         trust_remote_code: execute code in the checkpoint.
@@ -169,6 +172,7 @@ def _prepare(
     if settings.reads_folders:
         roles, shards = _find(roles, tell)
         roles = supply_chat_templates(roles, settings, tell)
+        roles = supply_heads(roles, settings, tell)
     folders = [] if roles.diff is None else [roles.folder(roles.diff)]
     folders += map(roles.folder, roles.labels()) if settings.reads_folders else []
     check_device(settings)
@@ -176,12 +180,13 @@ def _prepare(
     if store is not None and callbacks.opened is not None:
         callbacks.opened(store.folder)
     home = None if store is None else store.folder
-    warnings = list(check_grafts(roles, home, in_memory=settings.grafts_in_memory))
+    warnings = list(check_grafts(roles, home, settings))
     for warning in warnings:
         tell(f"warning: {warning}")
     fetch_shards(shards, callbacks.moved)
     tell(f"loading {', '.join(settings.tasks)}")
     tasks = find_tasks(settings, fingerprint=store is not None)
+    check_labels(roles, settings, tasks)
     return Scorer(roles, settings, tasks, store, callbacks), warnings
 
 
@@ -227,7 +232,7 @@ def _compare(
         columns=columns,
         best=best_alpha(rows, columns, str(roles.diff), roles.target),
         reused=tuple(map(str, reused)),
-        warnings=(*warnings, *([] if store is None else store.warnings)),
+        warnings=(*warnings, *scorer.warnings, *([] if store is None else store.warnings)),
         output=None if store is None else store.folder,
         elapsed_s=elapsed_s,
     )

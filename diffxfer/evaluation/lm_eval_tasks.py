@@ -30,6 +30,21 @@ _CODE = (".py", ".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionForm:
+    """What a task asks, and how.
+
+    Attributes:
+        output_type: as lm-eval names it, such as ``"multiple_choice"``.
+        shots: the number of examples before each question.
+        choices: the choices of its first question; empty if it is not multiple choice.
+    """
+
+    output_type: str
+    shots: int
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSet:
     """The tasks of an evaluation, loaded once to check that this is possible.
 
@@ -40,6 +55,7 @@ class TaskSet:
         groups: for each name, its groups, the outermost first.
         fingerprints: for each name, a hash of its definition and questions.
         sampled: whether a task samples its answers.
+        forms: what each task asks, by its name.
     """
 
     manager: TaskManager
@@ -48,6 +64,7 @@ class TaskSet:
     groups: Mapping[str, tuple[str, ...]]
     fingerprints: Mapping[str, str]
     sampled: bool
+    forms: Mapping[str, QuestionForm]
 
 
 def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
@@ -90,9 +107,19 @@ def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) 
         if fingerprint
     }
     groups = {name: tuple(found.get("groups", {})) for name, found in loaded.items()}
-    tasks = [task for found in loaded.values() for task in found["tasks"].values()]
-    sampled = any(_samples(task, settings) for task in tasks)
-    return TaskSet(manager, names, leaves, groups, fingerprints, sampled)
+    tasks = {leaf: task for found in loaded.values() for leaf, task in found["tasks"].items()}
+    sampled = any(_samples(task, settings) for task in tasks.values())
+    forms = {leaf: _form(task, settings) for leaf, task in tasks.items()}
+    return TaskSet(manager, names, leaves, groups, fingerprints, sampled, forms)
+
+
+def _form(task: Task, settings: EvalSettings) -> QuestionForm:
+    kind = str(task.OUTPUT_TYPE)
+    own = task.get_config("num_fewshot") or 0
+    # lm-eval keeps a task's own number if that is 0.
+    shots = own if settings.num_fewshot is None or own == 0 else settings.num_fewshot
+    choices = task.doc_to_choice(task.eval_docs[0]) if kind == "multiple_choice" else ()
+    return QuestionForm(kind, shots, tuple(map(str, choices)))
 
 
 def _refuse_overlap(leaves: Mapping[str, Sequence[str]]) -> None:
