@@ -225,10 +225,10 @@ class ClassifierLM(LM):  # type: ignore[misc]
         parts = tuple(text.split(self._pair_separator))
         if len(parts) != 2:
             problem = (
-                f"{short(text)} is {len(parts)} texts by the separator"
-                f" {short(self._pair_separator)}, expected 2"
+                f"{short(self._pair_separator)} is {len(parts) - 1} times in {short(text)},"
+                " expected once"
             )
-            remedy = "write the separator once into doc_to_text, and choose one that no text has"
+            remedy = "write it between the texts in doc_to_text, and choose one that no text has"
             raise EvaluationError("pair_separator", problem, remedy)
         return parts
 
