@@ -13,15 +13,14 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import require_diff
-from diffxfer.evaluation.classifier_tasks import check_labels
 from diffxfer.evaluation.eval_page import REPORT, write_page
 from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
+from diffxfer.evaluation.model_heads import check_labels, supply_heads
 from diffxfer.evaluation.model_roles import (
     ModelRoles,
     ModelUnderTest,
     assign_roles,
     supply_chat_templates,
-    supply_heads,
 )
 from diffxfer.evaluation.score_rows import (
     ScoredModel,

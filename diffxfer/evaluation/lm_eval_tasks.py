@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.errors import EvaluationError, OptionError, first_line
+from diffxfer.evaluation.head_labels import not_multiple_choice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,16 +76,20 @@ def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
         fingerprint: whether to fingerprint the tasks, which reads all questions.
 
     Raises:
-        EvaluationError: if a task is unknown, or its data cannot be loaded.
+        EvaluationError: if a task is unknown, its data cannot be loaded, or a classifier cannot
+            answer it.
     """
     own = settings.include_path is not None or all(map(_is_file, settings.tasks))
     try:
-        return _find(settings, include_defaults=not own, fingerprint=fingerprint)
+        found = _find(settings, include_defaults=not own, fingerprint=fingerprint)
     except EvaluationError as exc:
         if not own or not isinstance(exc.__cause__, KeyError | ValueError | None):
             raise
         # It is a built-in task, or a custom group that refers to one.
-        return _find(settings, include_defaults=True, fingerprint=fingerprint)
+        found = _find(settings, include_defaults=True, fingerprint=fingerprint)
+    if settings.is_classifier:
+        _check_forms(found.forms)
+    return found
 
 
 def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) -> TaskSet:
@@ -111,6 +116,19 @@ def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) 
     sampled = any(_samples(task, settings) for task in tasks.values())
     forms = {leaf: _form(task, settings) for leaf, task in tasks.items()}
     return TaskSet(manager, names, leaves, groups, fingerprints, sampled, forms)
+
+
+def _check_forms(forms: Mapping[str, QuestionForm]) -> None:
+    """Refuse tasks that are not multiple choice without examples, which classifiers answer."""
+    for task, form in forms.items():
+        if form.output_type != "multiple_choice":
+            raise not_multiple_choice(task, f"has the output_type {form.output_type}")
+        if form.shots:
+            problem = (
+                f"puts {form.shots} examples before each question, but a classifier reads the"
+                " question alone"
+            )
+            raise EvaluationError(task, problem, "give --num-fewshot 0")
 
 
 def _form(task: Task, settings: EvalSettings) -> QuestionForm:

@@ -140,7 +140,7 @@ class Scorer:
                 moved = self.callbacks.moved
                 results = score(
                     *(folder, str(model), tasks, names, self.settings, tracker, graft, moved),
-                    warn=self._warn,
+                    warn=self.warnings.append,
                 )
         fresh = read_scores(results, results["samples"])
         entries = {name: (*tasks.groups[name], *tasks.leaves[name]) for name in names}
@@ -160,10 +160,6 @@ class Scorer:
             store.save(model, content, labels, results, scored, tracker)
 
         return scores, content, keep
-
-    def _warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.callbacks.tell(f"warning: {text}")
 
     def _request_callback(
         self, model: ModelUnderTest, place: str

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.tasks import TaskManager
 from tokenizers import processors
 from transformers import (
     AutoModelForMaskedLM,
@@ -28,9 +34,7 @@ from diffxfer.evaluation.head_labels import labels_in, match_choices
 from tests import families, tiny
 from tests.evaluation.conftest import FAMILY
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+GUIDE = Path(__file__).parents[2] / "examples" / "evaluation" / "README.md"
 LABELS = ["docs", "code", "news"]
 NAMES = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
 SIZES: dict[str, Any] = {
@@ -511,3 +515,46 @@ def test_scores_are_reused_only_for_the_same_backend(
     again = ask(roberta, tasks, output=tmp_path)
     assert (first.reused, other.reused, again.reused) == ((), (), (str(roberta),))
     assert first.rows == again.rows != other.rows
+
+
+class TestInLmEval:
+    def test_it_is_a_model_under_its_name(self, roberta: Path, tasks: Path) -> None:
+        manager = TaskManager(include_path=str(tasks), include_defaults=False)
+        found = simple_evaluate(
+            model="diffxfer-classifier",
+            model_args=f"pretrained={roberta},dtype=float32",
+            tasks=["kinds"],
+            task_manager=manager,
+            batch_size=4,
+            device="cpu",
+        )
+        (row,) = ask(roberta, tasks).rows
+        assert found["results"]["kinds"]["acc,none"] == row.value
+
+    @pytest.mark.slow  # lm-eval's command reads the index of all tasks
+    def test_its_own_command_finds_it(self, roberta: Path, tasks: Path, tmp_path: Path) -> None:
+        (code,) = re.findall(r'^python -c "(.*)"', GUIDE.read_text("utf-8"), re.MULTILINE)
+        argv = ["--model", "diffxfer-classifier", "--model_args", f"pretrained={roberta}"]
+        argv += ["--tasks", "kinds", "--include_path", str(tasks), "--device", "cpu"]
+        argv += ["--batch_size", "4", "--output_path", str(tmp_path), "--log_samples"]
+        subprocess.run([sys.executable, "-c", code, *argv], check=True, capture_output=True)
+        answers = answers_of(tmp_path, "roberta")
+        assert_answers(answers, expected_logits(roberta))
+
+
+@pytest.mark.parametrize("json_wanted", [True, False])
+def test_from_the_command_line(
+    roberta: Path, tasks: Path, tmp_path: Path, json_wanted: bool
+) -> None:
+    argv = ["eval", str(roberta), "--tasks", "kinds", "--include-path", str(tasks)]
+    argv += ["--backend", "classifier", "--device", "cpu", "--model-args", "max_length=5"]
+    done = tiny.run(*argv, *(["--json"] if json_wanted else ["--quiet"]))
+    assert done.status == 0, done
+    expected = "of 12 texts are longer than 5 tokens, and were truncated"
+    assert done.err.count(expected) == 1
+    if json_wanted:
+        found = json.loads(done.out)
+        assert found["rows"][0]["metric"] == "acc"
+        assert expected in found["warnings"][0]
+    else:
+        assert "acc ↑" in done.out
