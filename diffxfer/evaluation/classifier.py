@@ -52,7 +52,7 @@ class ClassifierLM(LM):  # type: ignore[misc]
     Args:
         pretrained: a folder, a model on the Hub, or a source of weights, which stays open.
         batch_size: texts per batch; with ``"auto"`` 64, and half as many each time memory runs out.
-        device: such as ``"cuda:0"``; None for a GPU if there is one.
+        device: such as ``"cuda:0"``; None for a GPU if there is one. Without CUDA it is the CPU.
         dtype: the dtype of the loaded model; ``"auto"`` for that of the checkpoint.
         max_length: the maximum number of tokens of a text, if below the model's own.
         pair_separator: what separates two texts in a context, for models of pairs; None for single
@@ -84,7 +84,7 @@ class ClassifierLM(LM):  # type: ignore[misc]
         warn: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = _device(device)
         self._pair_separator = pair_separator
         options = {
             "dtype": None if dtype == "auto" else dtype,
@@ -262,6 +262,14 @@ class ClassifierLM(LM):  # type: ignore[misc]
             problem = f"its tokenizer has no pad token, which batches of {self.batch_size} need"
             remedy = "give --batch-size 1, or set pad_token in its tokenizer_config.json"
             raise EvaluationError(self.name, problem, remedy)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device; lm-eval's command asks for CUDA unless told otherwise, also where there is none."""
+    has_cuda = torch.cuda.is_available()
+    if name is None:
+        return torch.device("cuda" if has_cuda else "cpu")
+    return torch.device("cpu" if name.startswith("cuda") and not has_cuda else name)
 
 
 def _load(
