@@ -265,7 +265,7 @@ class ClassifierLM(LM):  # type: ignore[misc]
 
 
 def _device(name: str | None) -> torch.device:
-    """The device; lm-eval's command asks for CUDA unless told otherwise, also where there is none."""
+    """The device; lm-eval's command asks for CUDA by default, also where there is none."""
     has_cuda = torch.cuda.is_available()
     if name is None:
         return torch.device("cuda" if has_cuda else "cpu")

@@ -534,10 +534,11 @@ class TestInLmEval:
     @pytest.mark.slow  # lm-eval's command reads the index of all tasks
     def test_its_own_command_finds_it(self, roberta: Path, tasks: Path, tmp_path: Path) -> None:
         (code,) = re.findall(r'^python -c "(.*)"', GUIDE.read_text("utf-8"), re.MULTILINE)
-        argv = ["--model", "diffxfer-classifier", "--model_args", f"pretrained={roberta}"]
-        argv += ["--tasks", "kinds", "--include_path", str(tasks), "--device", "cpu"]
+        argv = ["--model", "diffxfer-classifier", "--model_args", "pretrained=roberta"]
+        argv += ["--tasks", "kinds", "--include_path", str(tasks)]
         argv += ["--batch_size", "4", "--output_path", str(tmp_path), "--log_samples"]
-        subprocess.run([sys.executable, "-c", code, *argv], check=True, capture_output=True)
+        command = [sys.executable, "-c", code, *argv]
+        subprocess.run(command, check=True, capture_output=True, cwd=roberta.parent)
         answers = answers_of(tmp_path, "roberta")
         assert_answers(answers, expected_logits(roberta))
 
