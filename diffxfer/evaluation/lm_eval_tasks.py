@@ -56,7 +56,7 @@ class TaskSet:
         groups: for each name, its groups, the outermost first.
         fingerprints: for each name, a hash of its definition and questions.
         sampled: whether a task samples its answers.
-        forms: what each task asks, by its name.
+        forms: what each task asks, by its name; empty unless classifiers are asked.
     """
 
     manager: TaskManager
@@ -87,8 +87,7 @@ def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
             raise
         # It is a built-in task, or a custom group that refers to one.
         found = _find(settings, include_defaults=True, fingerprint=fingerprint)
-    if settings.is_classifier:
-        _check_forms(found.forms)
+    _check_forms(found.forms)
     return found
 
 
@@ -114,7 +113,8 @@ def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) 
     groups = {name: tuple(found.get("groups", {})) for name, found in loaded.items()}
     tasks = {leaf: task for found in loaded.values() for leaf, task in found["tasks"].items()}
     sampled = any(_samples(task, settings) for task in tasks.values())
-    forms = {leaf: _form(task, settings) for leaf, task in tasks.items()}
+    asked = tasks if settings.is_classifier else {}
+    forms = {leaf: _form(task, settings) for leaf, task in asked.items()}
     return TaskSet(manager, names, leaves, groups, fingerprints, sampled, forms)
 
 

@@ -122,9 +122,11 @@ def answers_of(output: Path, model: str) -> torch.Tensor:
     return torch.tensor([[float(value) for value, _ in row] for row in rows], dtype=torch.float64)
 
 
-def expected_logits(folder: Path, texts: list[str] = TEXTS) -> torch.Tensor:
+def expected_logits(
+    folder: Path, texts: list[str] = TEXTS, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """transformers' own logits, text by text, without padding."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         return torch.cat([model(**tokenizer(t, return_tensors="pt")).logits for t in texts])
@@ -244,6 +246,14 @@ class TestAnswers:
         answers = found.loglikelihood(requests_of(TEXTS))
         assert sizes == [12, 6, 3, 3, 3, 3]
         assert [best for _, best in answers] == [best for _, best in expected]
+
+    def test_are_float32_from_logits_of_another_dtype(self, family: Path) -> None:
+        found = ClassifierLM(family / "target", device="cpu", dtype="bfloat16")
+        answers = found.loglikelihood(requests_of(TEXTS))
+        values = torch.tensor([value for value, _ in answers], dtype=torch.float64)
+        logits = expected_logits(family / "target", dtype=torch.bfloat16)
+        assert logits.dtype == torch.bfloat16
+        assert_answers(values.view(-1, len(LABELS)), logits.float())
 
     def test_in_another_order_of_choices(self, roberta: Path, tmp_path: Path) -> None:
         tasks = save_task(tmp_path / "tasks", choices=["news", "docs", "code"])
