@@ -247,6 +247,20 @@ class TestAnswers:
         assert sizes == [12, 6, 3, 3, 3, 3]
         assert [best for _, best in answers] == [best for _, best in expected]
 
+    @pytest.mark.parametrize("padding", [None, 7])
+    def test_of_a_decoder_whose_config_has_another_pad_token(
+        self, padding: int | None, tmp_path: Path
+    ) -> None:
+        """Its head reads the last token that is not padding, which the tokenizer knows."""
+        model = save_classifier(tmp_path / "llama", "llama")
+        expected = expected_logits(model)
+        path = model / "config.json"
+        tiny.write_json(path, {**json.loads(path.read_text()), "pad_token_id": padding})
+        found = ClassifierLM(model, batch_size=5, device="cpu")
+        answers = found.loglikelihood(requests_of(TEXTS))
+        values = torch.tensor([value for value, _ in answers], dtype=torch.float64)
+        assert_answers(values.view(-1, len(LABELS)), expected)
+
     def test_are_float32_from_logits_of_another_dtype(self, family: Path) -> None:
         found = ClassifierLM(family / "target", device="cpu", dtype="bfloat16")
         answers = found.loglikelihood(requests_of(TEXTS))
