@@ -6,7 +6,7 @@ from diffxfer.cli import options as opt
 from diffxfer.cli import tune_options as own
 from diffxfer.cli.hub import tell_of_hub
 from diffxfer.cli.tune_console import TuneConsole
-from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE
+from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE, WARMUP
 
 
 def tune(
@@ -15,10 +15,12 @@ def tune(
     output: opt.Out,
     steps: own.Steps,
     learning_rate: own.LearningRate = 2e-5,
+    warmup: own.Warmup = WARMUP,
     batch_size: own.BatchSize = 8,
     gradient_accumulation: own.GradientAccumulation = 1,
     gradient_checkpointing: own.GradientCheckpointing = False,
     max_length: own.MaxLength = 1024,
+    end_token: own.EndToken = True,
     seed: own.Seed = 0,
     teacher: own.Teacher = None,
     distill_weight: own.DistillWeight = DISTILL_WEIGHT,
@@ -41,10 +43,12 @@ def tune(
             output,
             steps=steps,
             learning_rate=learning_rate,
+            warmup=warmup,
             batch_size=batch_size,
             gradient_accumulation=gradient_accumulation,
             gradient_checkpointing=gradient_checkpointing,
             max_length=max_length,
+            end_token=end_token,
             seed=seed,
             teacher=teacher,
             distill_weight=distill_weight,

@@ -34,7 +34,16 @@ LearningRate = Annotated[
     typer.Option(
         rich_help_panel=TRAINING,
         metavar="FLOAT",
-        help="AdamW's learning rate at the first step; it falls linearly to zero.",
+        help="AdamW's learning rate after the warm-up; it falls linearly to zero.",
+    ),
+]
+Warmup = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=TRAINING,
+        metavar="FLOAT",
+        help="Steps in which the learning rate rises linearly from zero; below 1, a share of all"
+        " steps.",
     ),
 ]
 BatchSize = Annotated[
@@ -65,6 +74,14 @@ MaxLength = Annotated[
         metavar="TOKENS",
         min=2,
         help="Cut rows that are longer, with a warning; at most the model's context.",
+    ),
+]
+EndToken = Annotated[
+    bool,
+    typer.Option(
+        "--end-token/--no-end-token",
+        rich_help_panel=TRAINING,
+        help="End each text and completion with the end-of-text token, and count it in the loss.",
     ),
 ]
 Seed = Annotated[

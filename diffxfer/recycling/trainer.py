@@ -90,6 +90,8 @@ def train(
         trainer = _make_trainer(
             model, teacher, rows, options, config, workspace, fresh=newest is None
         )
+        if not options.end_token:
+            _remove_end_tokens(trainer, rows)
         truncation = _truncate_rows(trainer, length, rows.name)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout
         trainer.add_callback(TrainingCallback(trainer, options, workspace, progress))
@@ -143,6 +145,21 @@ def _make_trainer(
         # Other types save parts of tensors, which only the same number of processes can read.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     return trainer
+
+
+def _remove_end_tokens(trainer: SFTTrainer, rows: TrainingRows) -> None:
+    """Remove the end token that TRL adds to each row; one that a text has itself stays."""
+    dataset = trainer.train_dataset
+    assert isinstance(dataset, datasets.Dataset)
+    texts = rows.columns["completion" if "completion" in rows.columns else "text"]
+    tokenizer: Any = trainer.processing_class
+    end = tokenizer.eos_token
+
+    def remove(row: dict[str, list[int]], number: int) -> dict[str, list[int]]:
+        own = texts[number].endswith(end) or row["input_ids"][-1] != tokenizer.eos_token_id
+        return row if own else {name: values[:-1] for name, values in row.items()}
+
+    trainer.train_dataset = dataset.map(remove, with_indices=True)
 
 
 def _truncate_rows(trainer: SFTTrainer, length: int, name: str) -> Truncation:

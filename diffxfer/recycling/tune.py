@@ -13,13 +13,14 @@ from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_o
 from diffxfer.checkpoints.partial import find_unfinished
 from diffxfer.diffs.delta.from_checkpoints import open_roles, source_entry
 from diffxfer.diffs.extraction.extract import every_input
-from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
+from diffxfer.errors import NonFiniteError, OptionError, TrainingError, UnfinishedError
 from diffxfer.recycling.teacher import check_teacher, context_length
 from diffxfer.recycling.trained_model import read_log, write_trained_model
 from diffxfer.recycling.training_data import is_local_file, read_rows
 from diffxfer.recycling.training_options import (
     DISTILL_WEIGHT,
     TEMPERATURE,
+    WARMUP,
     TuneOptions,
     check_options,
     peak_training_bytes,
@@ -42,10 +43,12 @@ def tune(
     *,
     steps: int,
     learning_rate: float = 2e-5,
+    warmup: float = WARMUP,
     batch_size: int = 8,
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
     max_length: int = 1024,
+    end_token: bool = True,
     seed: int = 0,
     teacher: Path | str | None = None,
     distill_weight: float = DISTILL_WEIGHT,
@@ -70,11 +73,15 @@ def tune(
             rows have `messages`, `prompt` and `completion`, or `text`.
         out: the folder to write.
         steps: the number of optimizer steps.
-        learning_rate: of AdamW at the first step; it decays linearly to zero.
+        learning_rate: of AdamW after the warm-up; it decays linearly to zero.
+        warmup: the number of steps in which the learning rate rises linearly from zero; below 1, a
+            share of all steps, rounded down.
         batch_size: rows per process and batch.
         gradient_accumulation: batches per step.
         gradient_checkpointing: save memory by recomputing activations.
         max_length: the maximum number of tokens of a row; longer rows are truncated.
+        end_token: end each text and each completion with the end-of-text token, and count it in
+            the loss; messages end as the chat template says.
         seed: of the order of the rows and of dropout.
         teacher: a model of the same vocabulary to learn from as well, such as the outdated
             fine-tuned model; a folder or a model on the Hub.
@@ -102,10 +109,12 @@ def tune(
     options = TuneOptions(
         steps=steps,
         learning_rate=learning_rate,
+        warmup=warmup,
         batch_size=batch_size,
         gradient_accumulation=gradient_accumulation,
         gradient_checkpointing=gradient_checkpointing,
         max_length=max_length,
+        end_token=end_token,
         seed=seed,
         distill_weight=distill_weight,
         temperature=temperature,
@@ -184,6 +193,9 @@ def _prepare(
         hidden = options.hidden_weight > 0
         check_teacher(opened["starting"], opened["teacher"], hidden=hidden)
     rows = read_rows(data)
+    if rows.chat and not options.end_token:
+        problem = f"has no effect on rows of {' and '.join(rows.columns)}, which have messages"
+        raise OptionError("--no-end-token", problem, "omit it, and change the chat template")
     fetch_shards((shard for each in opened.values() for shard in each.weights.shards), moved)
     return _TrainingJob(opened["starting"], opened.get("teacher"), rows, options, out, overwrite)
 
