@@ -21,8 +21,19 @@ Data = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar=EITHER,
-        help="Rows with messages, prompt and completion, or text: a .jsonl, .json or .parquet"
-        " file, or the id of a data set on the Hub (its train split).",
+        help="Rows with messages, prompt and completion, or text; for a classifier text and label,"
+        " or text, text_pair and label: a .jsonl, .json or .parquet file, or the id of a data set"
+        " on the Hub (its train split).",
+    ),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=WHAT,
+        metavar="NAME",
+        help="What to predict: causal (the next token), classification (the label of a row) or mlm"
+        " (masked tokens). By default what MODEL predicts; the label, if the rows of a masked"
+        " language model or a bare encoder have one.",
     ),
 ]
 Steps = Annotated[
@@ -90,7 +101,7 @@ Seed = Annotated[
         rich_help_panel=TRAINING,
         metavar="N",
         min=0,
-        help="Seed for the order of rows and for dropout.",
+        help="Seed for the order of rows, dropout, masks, and a new classification head.",
     ),
 ]
 Teacher = Annotated[
@@ -99,7 +110,7 @@ Teacher = Annotated[
         rich_help_panel=DISTILLATION,
         metavar=EITHER,
         help="Also learn from this model, for example the outdated fine-tune; it must have the same"
-        " vocabulary.",
+        " vocabulary, and a classifier the same labels.",
     ),
 ]
 DistillWeight = Annotated[

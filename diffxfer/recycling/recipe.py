@@ -44,6 +44,7 @@ class TrainSection(_Section):
     """
 
     data: Name | None = None
+    objective: Literal["causal", "classification", "mlm"] | None = None
     steps: int | None = Field(None, ge=1)
     learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
     warmup: float = Field(WARMUP, ge=0, allow_inf_nan=False)

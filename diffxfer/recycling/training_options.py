@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from diffxfer.errors import OptionError
+from diffxfer.recycling.objectives import CAUSAL, check_known_objective
 
 # Both values are in the grid of the paper. On the shipped family, T = 1 adds almost nothing to the
 # rows, since the teacher is certain of every answer; T = 5 also preserves more of what the student
@@ -28,6 +29,8 @@ class TuneOptions:
     """The options that, beside the inputs, determine the trained model.
 
     Attributes:
+        objective: what is predicted: ``"causal"``, ``"classification"`` or ``"mlm"``; None until
+            the model and the rows decide.
         steps: the number of optimizer steps.
         learning_rate: of the first step after the warm-up; it decays linearly to zero.
         warmup: the steps in which the learning rate rises from zero; below 1, a share of all steps.
@@ -35,14 +38,15 @@ class TuneOptions:
         gradient_accumulation: batches per step.
         gradient_checkpointing: recompute activations instead of storing them.
         max_length: the maximum number of tokens of a row; longer rows are truncated.
-        end_token: end each text or completion with the end-of-text token.
-        seed: of the order of the rows and of dropout.
+        end_token: end each text or completion with the end-of-text token; for ``"causal"`` alone.
+        seed: of the order of the rows, of dropout, of masks and of a new head.
         distill_weight: the weight w of the loss, if there is a teacher.
         temperature: the temperature T of the loss.
         hidden_weight: the weight b of the loss.
         save_every: steps between resumable states; None for a tenth of all steps, but at least 50.
     """
 
+    objective: str | None
     steps: int
     learning_rate: float
     warmup: float
@@ -72,19 +76,20 @@ class TuneOptions:
             return int(self.warmup)
         return math.floor(self.warmup * self.steps + 1e-9)  # 0.29 · 100 is 28.999…
 
-    def recorded(self, *, distilled: bool) -> dict[str, float]:
+    def recorded(self, *, distilled: bool) -> dict[str, str | float]:
         """The options that the manifest records: those that determine the result.
 
         Args:
             distilled: whether there is a teacher.
         """
-        names = ["steps", "learning_rate", "batch_size", "gradient_accumulation", "max_length"]
-        names += [
-            "seed",
+        names = [
+            *("objective", "steps", "learning_rate", "batch_size", "gradient_accumulation"),
+            *("max_length", "seed"),
             *(("distill_weight", "temperature", "hidden_weight") if distilled else ()),
         ]
         found = {name: getattr(self, name) for name in names}
-        return {**found, "warmup": self.warmup_steps, "end_token": self.end_token}
+        found["warmup"] = self.warmup_steps
+        return found | ({"end_token": self.end_token} if self.objective == CAUSAL else {})
 
 
 def _save_interval(steps: int, save_every: int | None) -> int:
@@ -118,6 +123,7 @@ def check_options(options: TuneOptions, *, distilled: bool, device: str | None) 
     Raises:
         OptionError: for the first invalid option.
     """
+    check_known_objective(options.objective)
     least = {"steps": 1, "batch_size": 1, "gradient_accumulation": 1, "max_length": 2, "seed": 0}
     if options.save_every is not None:
         least["save_every"] = 1
