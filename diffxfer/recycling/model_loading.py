@@ -97,7 +97,9 @@ def load_encoder(
     return model
 
 
-def _load(kind: Any, checkpoint: Checkpoint, **more: Any) -> tuple[Any, dict[str, Any]]:
+def _load(
+    kind: Any, checkpoint: Checkpoint, **more: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     folder = checkpoint.folder
     try:
         # The annotation does not cover `output_loading_info`.
@@ -107,7 +109,7 @@ def _load(kind: Any, checkpoint: Checkpoint, **more: Any) -> tuple[Any, dict[str
     except _LOAD_ERRORS as exc:
         problem = f"cannot be loaded by transformers ({first_line(exc)})"
         raise TrainingError(folder, problem, "try a newer version of transformers") from exc
-    return loaded
+    return loaded[0], loaded[1]
 
 
 def _refuse_other_tensors(checkpoint: Checkpoint, info: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ _WORDS: dict[Kind, str] = {
     "other": "another kind of model",
     "unknown": "of an architecture that its config.json does not name",
 }
-_LEARNERS = {
+_LEARNERS: dict[str, tuple[Kind, ...]] = {
     CLASSIFICATION: ("classifier", "masked", "bare", "unknown"),
     MLM: ("masked", "unknown"),
     CAUSAL: ("causal", "bare", "other", "unknown"),
@@ -157,7 +157,7 @@ def check_teacher_kind(teacher: Checkpoint, objective: str) -> None:
         VocabularyError: if it does not.
     """
     kind = model_kind(teacher.config)
-    taught: tuple[Kind, ...] = _LEARNERS[objective]
+    taught = _LEARNERS[objective]
     if objective == CLASSIFICATION:
         taught = ("classifier", "unknown")  # a new head could teach nothing
     if kind not in taught:

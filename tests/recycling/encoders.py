@@ -42,8 +42,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
         special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     named = ("bos", "pad", "eos", "unk", "mask")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, **{f"{n}_token": t for n, t in zip(named, SPECIALS, strict=True)}
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=words,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{n}_token": t for n, t in zip(named, SPECIALS, strict=True)},
     )
 
 
