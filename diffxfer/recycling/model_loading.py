@@ -97,9 +97,7 @@ def load_encoder(
     return model
 
 
-def _load(
-    kind: Any, checkpoint: Checkpoint, **more: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _load(kind: Any, checkpoint: Checkpoint, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     folder = checkpoint.folder
     try:
         # The annotation does not cover `output_loading_info`.

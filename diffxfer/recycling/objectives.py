@@ -99,6 +99,10 @@ def rows_accepted(
 
     Returns:
         A function of the keys of the first row.
+
+    Raises:
+        TrainingError: when that function is called, if labelled rows are given to a model that
+            does not learn from labels.
     """
     kind = model_kind(model.config)
 

@@ -18,6 +18,7 @@ from diffxfer.errors import DataError, OptionError, TrainingError, VocabularyErr
 from tests import families, tiny
 from tests.recycling import encoders
 from tests.recycling.encoders import LABELS, SPECIALS, WORDS, tune_shortly
+from tests.recycling.test_resume import launch_two
 from tests.recycling.training import FAMILY
 
 if TYPE_CHECKING:
@@ -232,6 +233,20 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     whole = tune_shortly(home / model, data, tmp_path / "whole" / "out", **options)
     assert report.log == whole.log
     assert families.contents(out) == families.contents(whole.output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ["texts", "labels"])
+def test_two_processes_are_as_one(rows: str, home: Path, tmp_path: Path) -> None:
+    model, data = encoders.save("masked", tmp_path / "model"), home / f"{rows}.jsonl"
+    argv = [model, "--data", data, "-o", tmp_path / "two", "--steps", 3, "--batch-size", 4]
+    argv += ["--gradient-accumulation", 2, "--warmup", 0, "--learning-rate", encoders.RATE]
+    done = launch_two(*argv, "--json")
+    assert done.returncode == 0, done.stderr
+    # All rows are in every step, so that only the order in which they are summed differs.
+    alone = tune_shortly(model, data, tmp_path / "alone", steps=3, batch_size=16)
+    for one, other in zip(json.loads(done.stdout)["log"], alone.log, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
 
 
 class TestMasks:
