@@ -14,7 +14,7 @@ import xxhash
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, Trainer
 
-from diffxfer.errors import TrainingError
+from diffxfer.errors import OptionError, TrainingError
 from diffxfer.recycling.distillation_loss import (
     IGNORED,
     TERMS,
@@ -202,6 +202,9 @@ def make_encoder_trainer(job: TrainingJob, config: SFTConfig) -> tuple[EncoderTr
     tokenizer = load_encoder_tokenizer(job.model.folder, masked=masked)
     model: Any = load_encoder(job.model, torch.float32, job.labels, options.seed)
     _check_vocabulary(job, len(tokenizer), model)
+    if options.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        problem = f"is not supported by {type(model).__name__}"
+        raise OptionError("--gradient-checkpointing", problem, "omit it, and use smaller batches")
     if model.config.pad_token_id is None:  # a decoder finds the last token of a row by it
         model.config.pad_token_id = tokenizer.pad_token_id
     teacher = None

@@ -7,6 +7,7 @@ tensor names, dtypes, shards and companions of the original model.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ CONFIG = "config.json"
 
 _LOGGED = ("step", "loss", "ce", "kl", "hidden", "learning_rate", "grad_norm")
 _NOT_LOADED = "transformers does not load it"
+_DECODER = re.compile(r"decoder\.(?:weight|bias)|.*position_ids")
+"""The decoder of ModernBERT, which is outside its head, and stored position numbers."""
 _OTHER_HEAD = "it belongs to another head"
 _TIED_TO = {
     "weight": ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight"),
@@ -57,7 +60,7 @@ def is_unused(name: str) -> bool:
     Args:
         name: its name on disk.
     """
-    return is_head_name(name) or name.endswith("position_ids")
+    return is_head_name(name) or _DECODER.fullmatch(name) is not None
 
 
 def pair_trained_tensors(

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForPreTraining,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+)
 
 from diffxfer import DiffxferError, transfer
 from diffxfer.checkpoints.reader import open_weights
@@ -178,6 +190,68 @@ class TestWhatIsWritten:
         data, out = home / "labels.jsonl", tmp_path / "out"
         tune_shortly(home / "masked", data, out, steps=1, teacher=teacher)
         assert list(config_of(out)["id2label"].values()) == ["mild", "cold", "hot", "dry"]
+
+
+class TestOtherArchitectures:
+    """Heads that other families name or tie in their own way."""
+
+    SIZE: ClassVar[dict[str, Any]] = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 40,
+        "pad_token_id": 1,
+    }
+
+    def save(self, model: Any, folder: Path) -> Path:
+        model.save_pretrained(folder)
+        encoders.tokenizer().save_pretrained(folder)
+        return folder
+
+    def test_a_head_that_shares_a_layer_with_words(self, home: Path, tmp_path: Path) -> None:
+        ends = dict.fromkeys(("cls_token_id", "bos_token_id"), 0)
+        ends |= dict.fromkeys(("sep_token_id", "eos_token_id"), 2)
+        config = ModernBertConfig(**self.SIZE, **ends)
+        model = self.save(ModernBertForMaskedLM(config), tmp_path / "model")
+        report = tune_shortly(model, home / "labels.jsonl", tmp_path / "out", steps=1)
+        assert report.tensors["left out"] == 1  # the decoder's bias
+        families.load_whole(tmp_path / "out", AutoModelForSequenceClassification)
+
+    def test_heads_of_pre_training(self, home: Path, tmp_path: Path) -> None:
+        model = self.save(BertForPreTraining(BertConfig(**self.SIZE)), tmp_path / "model")
+        report = tune_shortly(model, home / "texts.jsonl", tmp_path / "out", steps=1)
+        assert report.objective == "mlm"
+        assert len(report.warnings) == 4
+        before, after = (load_file(f / "model.safetensors") for f in (model, tmp_path / "out"))
+        kept = [name for name in before if torch.equal(before[name], after[name])]
+        heads = {"bert.pooler.dense", "cls.seq_relationship"}
+        assert {name.rpartition(".")[0] for name in kept} >= heads
+
+    def test_a_decoder_that_classifies(self, home: Path, tmp_path: Path) -> None:
+        settings = {name: value for name, value in self.SIZE.items() if name != "pad_token_id"}
+        config = LlamaConfig(**settings, num_labels=3)
+        model = self.save(LlamaForSequenceClassification(config), tmp_path / "model")
+        data = home / "numbers.jsonl"
+        whole, parts = (
+            tune_shortly(
+                *(model, data, tmp_path / str(size)),
+                steps=2,
+                batch_size=size,
+                gradient_accumulation=16 // size,
+            )
+            for size in (16, 4)
+        )
+        # Without the padding token, the last token of a padded row would not be found.
+        for one, other in zip(whole.log, parts.log, strict=True):
+            assert one == pytest.approx(other, rel=1e-3)
+
+    def test_activations_that_cannot_be_recomputed(self, home: Path, tmp_path: Path) -> None:
+        model = self.save(MPNetForMaskedLM(MPNetConfig(**self.SIZE)), tmp_path / "model")
+        said = "--gradient-checkpointing: is not supported by MPNetForMaskedLM; omit it"
+        with pytest.raises(OptionError, match=said):
+            tune_shortly(model, home / "texts.jsonl", tmp_path / "out", gradient_checkpointing=True)
 
 
 class TestTheNewHead:
