@@ -200,7 +200,8 @@ def launch_two(*argv: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("taught", [False, True])
 def test_two_processes_are_as_one(taught: bool, data: Path, tmp_path: Path) -> None:
     teacher = ["--teacher", str(FAMILY / "finetuned"), "--hidden-weight", "0.1"] if taught else []
     out = tmp_path / "made" / "out"

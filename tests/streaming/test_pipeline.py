@@ -100,8 +100,9 @@ def check(folder: Path, plan: Plan, **options: Any) -> dict[str, TensorResult]:
 def test_every_mix_of_dtypes(tmp_path: Path, operation: Operation, alpha: float) -> None:
     cases = []
     for number, mix in enumerate(product(DTYPES, repeat=OPERATIONS[operation] + 1)):
-        if len(mix) == 4 and number % 7:
-            continue  # 37 of 256
+        # With three inputs 37 of 256 mixes; another alpha changes no path of a mix.
+        if number % 7 and (len(mix) == 4 or alpha != 1.0):
+            continue
         tensors = [values(dtype, (7, 61), number + slot) for slot, dtype in enumerate(mix[:-1])]
         name = f"{number:03d}"
         cases.append(make_case(tmp_path / "in", name, operation, tensors, mix[-1], alpha=alpha))
