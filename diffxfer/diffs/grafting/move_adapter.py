@@ -14,6 +14,7 @@ from diffxfer.checkpoints.hub.repo_ids import cached_id
 from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import TensorEntry
 from diffxfer.diffs.delta.adapted_folder import has_tokenizer
+from diffxfer.diffs.delta.adapter_remarks import warnings_of_adapter
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
 from diffxfer.diffs.delta.from_checkpoints import HEAD, source_entry
 from diffxfer.diffs.delta.right_base import stated_base
@@ -82,7 +83,8 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
     # The tensors whose tokens do not move are checked as those of a graft are.
     fixed = fixed_part(adapter, base, moved)
     overlay = adapted_checkpoint(fixed, checkpoint, is_base=False).folder
-    warnings = [*moved.warnings, *warn_of_dora(adapter, moved), *kinship.warnings]
+    warnings = [*warnings_of_adapter(adapter), *moved.warnings, *warn_of_dora(adapter, moved)]
+    warnings += kinship.warnings
     with Holder(out) as holder:
         made = _Move(adapter, target, options, holder, moved)
         made.run()
