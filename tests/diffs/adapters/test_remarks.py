@@ -111,7 +111,8 @@ def test_a_rank_larger_than_full_rank(plain: Path, verb: str) -> None:
     adapt(plain, trained=True, target_modules=["q_proj", "k_proj"], r=9)
     assert told(plain, verb) == [
         "the rank of 'model.layers.0.self_attn.k_proj' is 9, and its full rank is 8 (2 such"
-        " modules): the adapter is larger than it has to be; diffxfer extract --as lora makes a smaller one"
+        " modules): the adapter is larger than it has to be; diffxfer extract --as lora makes a"
+        " smaller one"
     ]
 
 
