@@ -7,10 +7,9 @@ The adapter learns what `finetuned` learned: to write words in Pig Latin. It is 
 
 A small one learns little if it starts from nothing. It starts from a larger one that knows the
 task, which `diffxfer extract --as lora` has cut down to a lower rank or to fewer modules. So the
-shipped `small-adapter` was made, by the two commands in `examples/adapters/README.md`; the first is
+shipped `small-adapter` was made; `examples/adapters/README.md` has the whole commands:
 
-    $ python examples/train_adapter.py rank-2 --start diffxfer/family/adapter --rank 2 \\
-        --questions 128 --text 256 --steps 300 --learning-rate 2e-2 --noise 0.1
+    $ python examples/train_adapter.py rank-2 --start diffxfer/family/adapter --rank 2 --noise 0.1
 
 With `--noise`, other noise is added to base's weights at every step. The adapter learns to work on
 weights near base's, as target's are, without having seen target.

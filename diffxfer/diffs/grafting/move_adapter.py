@@ -83,8 +83,7 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
     # The tensors whose tokens do not move are checked as those of a graft are.
     fixed = fixed_part(adapter, base, moved)
     overlay = adapted_checkpoint(fixed, checkpoint, is_base=False).folder
-    warnings = [*warnings_of_adapter(adapter), *moved.warnings, *warn_of_dora(adapter, moved)]
-    warnings += kinship.warnings
+    warnings = [*moved.warnings, *warn_of_dora(adapter, moved), *kinship.warnings]
     with Holder(out) as holder:
         made = _Move(adapter, target, options, holder, moved)
         made.run()
@@ -108,7 +107,7 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
             finish=_finish,
             vocabulary=moved.mode,
             dropped_tokens=moved.dropped,
-            warnings=warnings,
+            warnings=[*warnings_of_adapter(adapter), *warnings],
             notes=made.notes(is_compared=bool(kinship.relations)),
             relations=kinship.relations,
             began=options.began,
