@@ -45,7 +45,7 @@ def adapt(family: Path, *, trained: bool = False, **options: Any) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(load(family / "base", torch.float32), LoraConfig(**options))
+        model: Any = get_peft_model(load(family / "base", torch.float32), LoraConfig(**options))
         made = randomised(model) if trained else model
         made.save_pretrained(family / "adapter")
 
@@ -136,8 +136,6 @@ def test_the_smaller_one_that_the_warning_names(plain: Path) -> None:
 @pytest.mark.parametrize("name", ["embedding and head", "square Mixtral gates", "convolution"])
 def test_full_rank_itself_is_no_mistake(made: Callable[[str], Path], name: str) -> None:
     family = made(name)
-    found = tiny.run(
-        *("transfer", *(family / role for role in ("adapter", "base", "target"))),
-        *("-o", family / "unused", "--dry-run", "--json"),
-    )
+    roles = [family / role for role in ("adapter", "base", "target")]
+    found = tiny.run("transfer", *roles, "-o", family / "unused", "--dry-run", "--json")
     assert json.loads(found.out)["warnings"] == []
