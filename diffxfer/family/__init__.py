@@ -2,7 +2,7 @@
 
 The folder holds four checkpoints in bfloat16 (`base`, its continuation `target`, and a fine-tune
 of each on one task, `finetuned` and `direct`), two LoRA adapters of base that learned the task too
-(`adapter`, and `small-adapter` of 19 kB, which gets half of the words right;
+(`adapter`, and `small-adapter` of 19 kB, which gets two words of three right;
 `examples/train_adapter.py` made both), the held-out questions of that task (`task.jsonl`),
 held-out text of the kind that `target` was trained on (`text.txt`: docstrings of Hugging Face's
 accelerate 1.15.0, Apache-2.0, shuffled and cut), what the members and grafts scored on both when
