@@ -182,8 +182,10 @@ def text_batches(
         yield window, window
 
 
-def task_batches(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Yield 256 questions with answers a batch; only the answer and its end are learned."""
+def task_batches(
+    words: Sequence[str], tokenizer: PreTrainedTokenizerFast, questions: int = 256
+) -> Iterator[Batch]:
+    """Yield questions with answers; only the answer and its end are learned."""
     asked = [tokenizer(prompt(word))["input_ids"] for word in words]
     written = [tokenizer(pig_latin(word) + EOS)["input_ids"][1:] for word in words]
     longest = max(len(a) + len(w) for a, w in zip(asked, written, strict=True))
@@ -194,7 +196,7 @@ def task_batches(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> It
         labels[row, len(a) : len(a) + len(w)] = torch.tensor(w)
     draw = torch.Generator().manual_seed(SEED)
     while True:
-        rows = torch.randint(len(words), (256,), generator=draw)
+        rows = torch.randint(len(words), (questions,), generator=draw)
         yield inputs[rows], labels[rows]
 
 

@@ -30,6 +30,8 @@ _MADE_FROM = "give the safetensors model that it was made from"
 
 _ZERO_SCRIPT = "zero_to_fp32.py"
 _GATHER = "stage3_gather_16bit_weights_on_model_save"
+_STEP = "checkpoint-"
+"""How transformers' Trainer names the folder of a step."""
 _SIZES = ("hidden_size", "d_model", "n_embd", "dim", "vocab_size")
 """Config keys of sizes that cannot be 0 in the model's tensors."""
 
@@ -49,7 +51,7 @@ def refuse_foreign(place: Place) -> None:
     # Whole pickles are preferable to another format beside them: they can be saved again.
     if place.shard_names is not None or place.matching(_WHOLE):
         return
-    for form in (_zero, _adapter, _pipeline, _gguf, _mlx, _consolidated):
+    for form in (_zero, _adapter, _pipeline, _gguf, _mlx, _consolidated, _training_run):
         found = form(place)
         if found is not None:
             raise CheckpointError(place.label, *found)
@@ -229,6 +231,25 @@ def _consolidated(place: Place) -> tuple[str, str] | None:
         f"has weights only in Meta's or Mistral's own layout ({found[0]})",
         f"give the same model in transformers format, with config.json and {SINGLE_SHARD}",
     )
+
+
+def _training_run(place: Place) -> tuple[str, str] | None:
+    """A trainer's output folder that has only the checkpoints of its steps."""
+    if place.files is not None:
+        return None
+    steps = {
+        int(path.name.removeprefix(_STEP)): path
+        for path in place.folder.glob(f"{_STEP}*")
+        if path.name.removeprefix(_STEP).isdecimal() and _has_weights(Place(path))
+    }
+    if not steps:
+        return None
+    folders = f"{len(steps)} {_STEP}* folder{'s' if len(steps) > 1 else ''} of a training run"
+    return f"has no weights, only {folders}", f"give the newest one: {steps[max(steps)]}"
+
+
+def _has_weights(place: Place) -> bool:
+    return place.shard_names is not None or _adapter(place) is not None
 
 
 def _unpickle(place: Place, pickle: str) -> str:

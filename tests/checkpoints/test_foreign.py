@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +18,6 @@ from diffxfer.checkpoints.shard_index import names_like
 from diffxfer.diffs.inspection.describe import inspect_checkpoint
 from diffxfer.errors import CheckpointError, QuantizedError
 from tests.helpers import save_shard
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONFIG = LlamaConfig(
     vocab_size=32,
@@ -248,3 +245,32 @@ class TestMlx:
             QuantizedError, match=r"is quantised \(MLX, according to its tensor a\.weight\)"
         ):
             open_checkpoint(tmp_path, "base")
+
+
+class TestTrainingRun:
+    """A trainer's output folder without weights: the newest checkpoint in it is named."""
+
+    @pytest.mark.parametrize("weights", ["model.safetensors", "adapter_model.safetensors"])
+    def test_the_newest_step_is_named(self, tmp_path: Path, weights: str) -> None:
+        files(tmp_path, *(f"checkpoint-{step}/{weights}" for step in (90, 1000)), "README.md")
+        # These have no weights: a step that was cut short, a folder of another kind, a file.
+        files(tmp_path, "checkpoint-2000/optimizer.pt", f"checkpoint-best/{weights}")
+        files(tmp_path, "checkpoint-3000")
+        assert refusal(tmp_path) == (
+            f"{tmp_path}: has no weights, only 2 checkpoint-* folders of a training run;"
+            f" give the newest one: {tmp_path}/checkpoint-1000"
+        )
+
+    def test_the_folder_that_is_named_can_be_opened(self, tmp_path: Path) -> None:
+        llama().save_pretrained(tmp_path / "checkpoint-7")
+        named = Path(refusal(tmp_path).rpartition(" give the newest one: ")[2])
+        assert open_checkpoint(named, "base").tensors
+
+    def test_no_step_with_weights(self, tmp_path: Path) -> None:
+        text = refusal(files(tmp_path, "config.json", "checkpoint-5/optimizer.pt"))
+        assert "found none" in text
+
+    def test_its_own_weights_come_first(self, tmp_path: Path) -> None:
+        files(tmp_path, "checkpoint-5/model.safetensors")
+        llama().save_pretrained(tmp_path)
+        assert open_checkpoint(tmp_path, "base").tensors

@@ -12,6 +12,7 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.license import read_license
 from diffxfer.diffs.artifact.manifest import ShardEntry, SourceEntry, refuse_diff
+from diffxfer.diffs.delta.adapter_remarks import warnings_of_adapter
 from diffxfer.diffs.delta.from_adapter import LORA, adapted_checkpoint
 from diffxfer.diffs.delta.right_base import note_of_base
 from diffxfer.diffs.matching.added import find_added, find_added_buffers
@@ -130,7 +131,8 @@ def read_roles(named: Mapping[str, Path | str], renames: Sequence[Rename] = ()) 
     roles = {role: read_role(found, renames) for role, found in _open(others).items()}
     made = adapted_checkpoint(adapter, roles["base"].checkpoint)
     note = note_of_base(adapter.config.base, places["base"])
-    return {"finetuned": Role(made, {}, {}, 0, 0, () if note is None else (note,)), **roles}
+    notes, warnings = () if note is None else (note,), tuple(warnings_of_adapter(adapter))
+    return {"finetuned": Role(made, {}, {}, 0, 0, notes, warnings), **roles}
 
 
 def from_checkpoints(

@@ -195,6 +195,7 @@ def extract_diff(
         added_tokens=tuple(source.vocabulary.added.values()),
         left_out=companions.left_out,
         warnings=[
+            *roles[0].warnings,
             *warn_of_one_model(opened[0], opened[1]),
             *odd,
             *kinship.warnings,

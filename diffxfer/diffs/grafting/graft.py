@@ -12,6 +12,7 @@ from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
+from diffxfer.diffs.delta.adapter_remarks import warnings_of_adapter
 from diffxfer.diffs.delta.from_adapter import LORA, adapted_checkpoint, is_without_tokenizer
 from diffxfer.diffs.delta.from_artifact import from_diff
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints, read_roles
@@ -262,7 +263,7 @@ def plan_transfer(
     is_merge = LORA in opened[0].weights.formats and (
         opened[1].weights.shards == opened[2].weights.shards
     )
-    warnings = [] if is_merge else warn_of_one_model(*opened)
+    warnings = [*roles["finetuned"].warnings, *([] if is_merge else warn_of_one_model(*opened))]
     graft = source, tuple(roles.values()), out, options, labels, None, warnings
     return plan_graft(*graft, is_related=is_merge)
 
@@ -289,7 +290,7 @@ def _plan_adapter(
     made = from_checkpoints(roles["finetuned"], base, options.selection, label, options.vocab)
     entry = made.entries["finetuned"]
     source = replace(made, operation=Operation.APPLY, entries={"adapter": entry})
-    warnings: list[str] = []
+    warnings = warnings_of_adapter(adapter)
     if is_without_tokenizer(finetuned):
         source = replace(source, behaviour=target.folder)
         rows = [difference.name for difference in source.match.differences if difference.vocabulary]

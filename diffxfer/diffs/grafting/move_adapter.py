@@ -14,6 +14,7 @@ from diffxfer.checkpoints.hub.repo_ids import cached_id
 from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.diffs.artifact.manifest import TensorEntry
 from diffxfer.diffs.delta.adapted_folder import has_tokenizer
+from diffxfer.diffs.delta.adapter_remarks import warnings_of_adapter
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
 from diffxfer.diffs.delta.from_checkpoints import HEAD, source_entry
 from diffxfer.diffs.delta.right_base import stated_base
@@ -106,7 +107,7 @@ def move_adapter(adapter: Adapter, target: Role, out: Path, options: GraftOption
             finish=_finish,
             vocabulary=moved.mode,
             dropped_tokens=moved.dropped,
-            warnings=warnings,
+            warnings=[*warnings_of_adapter(adapter), *warnings],
             notes=made.notes(is_compared=bool(kinship.relations)),
             relations=kinship.relations,
             began=options.began,

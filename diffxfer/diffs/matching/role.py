@@ -30,6 +30,7 @@ class Role:
         unwrapped: number of names that had wrappers.
         renamed: number of names that `--rename` changed.
         notes: what else a user may want to know of it, one line each.
+        warnings: what is most likely a mistake, one line each.
     """
 
     checkpoint: Checkpoint
@@ -38,6 +39,7 @@ class Role:
     unwrapped: int
     renamed: int
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
