@@ -71,6 +71,7 @@ def _worker(files: Files) -> Worker:
             BLOCK_ELEMENTS,
             allow_nonfinite=False,
             open_shard=cast("Callable[[ShardFile], OpenShard]", files.open),
+            shared=files.shared,
         )
         known = _own.worker = files, worker
     found: Worker = known[1]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.checkpoints.encodings.encoding import Encoding
 from diffxfer.checkpoints.encodings.scaled_codes import E2M1, addresses
 from diffxfer.checkpoints.encodings.scales import checked_scales
+from diffxfer.checkpoints.shared import Together
 from diffxfer.checkpoints.stored import StoredTensor
 from diffxfer.errors import CheckpointError
 
@@ -25,7 +26,6 @@ FORMAT = "mxfp4 of gpt-oss"
 METHODS = ("mxfp4",)
 BLOCKS, SCALES = "_blocks", "_scales"
 _AGAIN = "download or save it again"
-_CODES, _EXPONENTS = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,36 @@ class TransposedCodes(StoredTensor):
         from diffxfer.kernels.native import kernel
 
         _, rows, groups, _ = self.blocks.shape
-        # A row of values has one code of every row of blocks, so the whole expert is read; `files`
-        # keeps it for the next chunk.
-        codes = files.read(self.blocks, expert * rows * groups * 16, rows * groups * 16, _CODES)
-        begin = expert * rows * groups
-        exponents = files.read(self.scales, begin, rows * groups, _EXPONENTS)
-        scales = checked_scales(exponents, self.scales, begin)
+        size = rows * groups * 17
+        found = files.shared.of(self, expert, size, lambda: _Expert(rows * groups))
+
+        def read(_: int) -> None:
+            self.blocks.read(files, expert * rows * groups * 16, found.codes.data)
+            self.scales.read(files, expert * rows * groups, found.exponents.data)
+
+        # A row of values has one code of every row of blocks, so the whole expert is read, once.
+        found.together.finish(read)
+        exponents = found.exponents.data
+        scales = checked_scales(exponents, self.scales, expert * rows * groups)
         table = np.array(E2M1, np.float32)
         decode = kernel("decode_transposed", ("U8", "F32", "F32", "F32"))
-        decode(*addresses(codes, table, scales, buffer), start, len(buffer) // 4, rows, groups)
+        decode(
+            *addresses(found.codes, table, scales, buffer), start, len(buffer) // 4, rows, groups
+        )
+
+
+class _Expert:
+    """The codes and exponents of an expert, which one thread reads for all.
+
+    Args:
+        count: the number of groups.
+    """
+
+    def __init__(self, count: int) -> None:
+        import numpy as np
+
+        self.codes, self.exponents = np.empty(count * 16, np.uint8), np.empty(count, np.uint8)
+        self.together = Together(1)
 
 
 def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterator[TransposedCodes]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffxfer.checkpoints.encodings.scaled_codes import addresses
+from diffxfer.checkpoints.shared import Together
 from diffxfer.checkpoints.stored import BITS, StoredTensor
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ class NewPackedCodes(_Part):
             low = max(begin - row * stride, 0)
             high = min(end - row * stride, columns)
             if stride == columns:  # no row ends before its last word
-                codes, _ = self.quantizer.codes(files, begin, end - begin)
-                made[:] = codes + np.uint8(self.offset)
+                for at in range(begin, end, _AT_ONCE):
+                    codes, _ = self.quantizer.codes(files, at, min(_AT_ONCE, end - at))
+                    made[at - begin :][: len(codes)] = codes + np.uint8(self.offset)
                 break
             if low < high:
                 codes, _ = self.quantizer.codes(files, row * columns + low, high - low)
@@ -189,6 +191,18 @@ class NewValues(_Part):
 
 
 @dataclass(frozen=True, slots=True)
+class ExactValues(_Part):
+    """The values before they are quantised: cheap if `NewValues` has just been read there."""
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Copy values, or compute them."""
+        made = np.frombuffer(buffer, np.float32)
+        for done in range(0, len(made), _AT_ONCE):
+            part = made[done : done + _AT_ONCE]
+            part[:] = self.quantizer.exact(files, start + done, len(part))
+
+
+@dataclass(frozen=True, slots=True)
 class NewTransposedBlocks(_Part):
     """The codes of gpt-oss: those of the transposed matrices, in groups of 32.
 
@@ -238,12 +252,27 @@ class Transposed(StoredTensor):
     def _strip(self, files: Files, matrix: int, first: int, stop: int) -> Floats:
         """Columns of a matrix, one after the other: (columns, rows)."""
         _, rows, columns = self.values.shape
-        known = files.kept(self)
-        if known.get("matrix") != matrix:
-            whole = known.setdefault("data", np.empty((rows, columns), np.float32))
-            step = max(_AT_ONCE // columns, 1)
-            for row in range(0, rows, step):
-                data = memoryview(whole[row : row + step]).cast("B")
-                self.values.read(files, (matrix * rows + row) * columns, data)
-            known["matrix"] = matrix
-        return np.ascontiguousarray(known["data"][:, first:stop].T)
+        size = rows * columns * 4
+        found = files.shared.of(self, matrix, size, lambda: _Whole(rows, columns))
+
+        def fill(part: int) -> None:
+            values = found.values[part * found.step : (part + 1) * found.step]
+            at = (matrix * rows + part * found.step) * columns
+            self.values.read(files, at, values.data.cast("B"))
+
+        found.together.finish(fill)
+        return np.ascontiguousarray(found.values[:, first:stop].T)
+
+
+class _Whole:
+    """A matrix that threads compute together, to read its columns.
+
+    Args:
+        rows: its rows.
+        columns: its columns.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.values = np.empty((rows, columns), np.float32)
+        self.step = max(_AT_ONCE // max(columns, 1), 1)
+        self.together = Together(-(-rows // self.step))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,16 +13,19 @@ import torch
 from safetensors.torch import save_file
 
 from diffxfer.checkpoints.encodings.requantize import requantize
-from diffxfer.checkpoints.files import one_at_a_time
+from diffxfer.checkpoints.files import OpenShard, one_at_a_time
 from diffxfer.checkpoints.reader import read_shard
-from diffxfer.checkpoints.stored import BITS
-from tests.checkpoints.encodings.codings import NF4_BLOCKS
+from diffxfer.checkpoints.shared import Shared
+from diffxfer.checkpoints.stored import BITS, Files, StoredTensor
+from diffxfer.streaming.plan import BLOCK_ELEMENTS
+from tests.checkpoints.encodings.codings import FP8, INT8, NF4_BLOCKS
 from tests.checkpoints.encodings.test_references import CASES, UP, compress, opened, read
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffxfer.checkpoints.stored import StoredTensor
+    from diffxfer.checkpoints.stored import TensorSpec
+    from tests.checkpoints.encodings.codings import Coding
 
 
 def matrix(shape: tuple[int, ...]) -> torch.Tensor:
@@ -110,7 +116,8 @@ def test_gpt_oss_gives_back_what_its_codes_can_say(tmp_path: Path) -> None:
     like = opened(tmp_path / "like", parts, stated)[name]
     made = requantize(as_stored(tmp_path, values), like)
     assert made is not None
-    bits = values.contiguous().reshape(-1).numpy().view(np.uint32)
+    # Quantised in the order of the codes, in which a group is consecutive.
+    bits = values.mT.contiguous().reshape(-1).numpy().view(np.uint32)
     found = read(made.decoded, 0, len(bits))
     # −0.0 has the code of 0.0.
     assert np.array_equal(found.view(np.float32), bits.view(np.float32))
@@ -140,8 +147,8 @@ def test_values_between_codes_of_gpt_oss_are_rounded_to_the_nearest(tmp_path: Pa
     scale = torch.exp2(torch.ceil(torch.log2(groups / 6)))[:, :, None].expand(2, 2, 32, 24)
     scaled = values.reshape(2, 2, 32, 24) / scale
     nearest = (scaled.abs()[..., None] - grid).abs().argmin(-1)
-    expected = grid[nearest] * scaled.sign() * scale
-    assert torch.equal(found.reshape(expected.shape), expected)
+    expected = (grid[nearest] * scaled.sign() * scale).reshape(values.shape)
+    assert torch.equal(found.reshape(2, 24, 64).mT, expected)
 
 
 def test_an_encoding_that_cannot_be_written(tmp_path: Path) -> None:
@@ -149,3 +156,69 @@ def test_an_encoding_that_cannot_be_written(tmp_path: Path) -> None:
     parts = {UP + suffix: part for suffix, part in NF4_BLOCKS.parts(values).items()}
     like = opened(tmp_path / "like", parts, NF4_BLOCKS.config)[UP]
     assert requantize(as_stored(tmp_path, values), like) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Counted(StoredTensor):
+    """Values in float32, with a count of those that were read."""
+
+    values: np.ndarray[Any, Any]
+    counts: list[int]
+
+    @property
+    def parts(self) -> tuple[TensorSpec, ...]:
+        return ()
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        del files
+        count = len(buffer) // 4
+        self.counts.append(count)
+        np.frombuffer(buffer, np.float32)[:] = self.values.reshape(-1)[start : start + count]
+
+
+def computed(
+    folder: Path, coding: Coding, shape: tuple[int, ...], threads: int
+) -> tuple[int, dict[str, bytes]]:
+    """How often a value is computed in chunks by several threads, and what is written."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    like = opened(folder / f"{coding.name}-{threads}", coding.encode({UP: values}), coding.config)
+    counts: list[int] = []
+    stored = Counted(UP, "F32", shape, like[UP].shard, values.numpy(), counts)
+    made = requantize(stored, like[UP])
+    assert made is not None
+    shared, found = Shared(), {}
+    mine = threading.local()
+
+    def read(part: StoredTensor, start: int, count: int) -> bytes:
+        if not hasattr(mine, "files"):
+            mine.files = Files(OpenShard, shared)
+        buffer = bytearray(count * BITS[part.dtype] // 8)
+        part.read(mine.files, start, memoryview(buffer))
+        return bytes(buffer)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for part in made.written:
+            chunks = [
+                pool.submit(read, part, start, min(BLOCK_ELEMENTS, part.elements - start))
+                for start in range(0, part.elements, BLOCK_ELEMENTS)
+            ]
+            found[part.name] = b"".join([chunk.result() for chunk in chunks])
+    return sum(counts), found
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_values_are_computed_twice_whatever_the_width_and_the_threads(
+    tmp_path: Path, threads: int
+) -> None:
+    """Once for scales, once for codes, where a block has the rows of several chunks."""
+    shape = 300, 7168
+    count, found = computed(tmp_path, FP8, shape, threads)
+    assert count == 2 * 300 * 7168
+    assert found == computed(tmp_path / "again", FP8, shape, 5 - threads)[1]
+
+
+def test_values_of_rows_are_computed_once_for_each_part(tmp_path: Path) -> None:
+    shape = 500, 2000
+    count, found = computed(tmp_path, INT8, shape, 2)
+    # The codes' four chunks have three rows in common with their neighbours.
+    assert count == len(found) * 500 * 2000 + 3 * 2000

@@ -193,3 +193,23 @@ def test_a_dry_run_says_that_steps_will_swallow_the_difference(
     assert "the target is quantised (compressed-tensors): the graft is written in" in (
         plain_run.err + plain_run.out
     )
+
+
+def test_a_bad_value_in_a_block_of_several_chunks_is_told_alike_by_any_threads(
+    tmp_path: Path,
+) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    wide = {name: torch.randn(128, 7168, generator=torch.Generator().manual_seed(5))}
+    folders = save(tmp_path, dict.fromkeys(ROLES, wide), FP8)
+    parts = load_file(folders[0] / "model.safetensors")
+    codes = parts[name].view(torch.uint8)
+    codes[60, 5], codes[127, 9] = 0x7F, 0x7F  # NaN
+    folders[0] = tiny.save_model(tmp_path / "bad", parts, config={**CONFIG, **FP8.config})
+    told = set()
+    for threads in ("1", "2", "4", "4"):
+        out = tmp_path / "out"
+        done = tiny.run("transfer", *folders, "-o", out, "--requantize", "--threads", threads)
+        assert done.status == 1
+        told.add(done.err.splitlines()[-1])
+    assert len(told) == 1, told
+    assert "[60, 5]" in told.pop()
