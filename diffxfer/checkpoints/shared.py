@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAX_BYTES = 64 << 20
-_AT_LEAST = 3
-"""Threads work on adjacent chunks, which may need the findings about several tensors."""
+_AT_LEAST = 8
+"""Adjacent chunks may need these findings at once: about each role's part of two tensors."""
 
 
 class Shared:

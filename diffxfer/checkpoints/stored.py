@@ -148,6 +148,10 @@ class StoredTensor(ABC):
         del other
         return None
 
+    def transposed(self) -> StoredTensor | None:
+        """The same matrices with rows and columns exchanged, if they are stored so; else None."""
+        return None
+
     def bytes_to_read(self, count: int) -> int:
         """The bytes read from disk for some of its elements, to estimate work.
 

@@ -75,21 +75,21 @@ def test_every_thread_raises_the_failure_that_one_thread_would() -> None:
 
 
 def test_findings_are_kept_while_they_fit() -> None:
-    shared, tensors = Shared(max_bytes=100), [tensor() for _ in range(5)]
+    shared, tensors = Shared(max_bytes=100), [tensor() for _ in range(11)]
     made: list[int] = []
 
     def find(number: int) -> None:
-        shared.of(tensors[number], "most", 25, lambda: made.append(number))
+        shared.of(tensors[number], "most", 10, lambda: made.append(number))
 
-    for number in (0, 1, 2, 3, 0, 1, 2, 3, 0):
+    for number in (*range(10), 0, *range(2, 10)):
         find(number)
-    assert made == [0, 1, 2, 3]
-    find(4)  # does not fit, and 1 was asked for least recently
-    for number in (2, 3, 0, 4):
+    assert made == [*range(10)]
+    find(10)  # does not fit, and 1 was asked for least recently
+    for number in (0, *range(2, 11)):
         find(number)
-    assert made == [0, 1, 2, 3, 4]
+    assert made == [*range(11)]
     find(1)
-    assert made == [0, 1, 2, 3, 4, 1]
+    assert made == [*range(11), 1]
 
 
 def test_a_tensor_has_several_findings() -> None:
@@ -107,9 +107,9 @@ def test_the_last_findings_are_kept_whatever_their_size() -> None:
     def find(key: int) -> None:
         shared.of(stored, key, 1000, lambda: made.append(key))
 
-    for key in (1, 2, 3, 3, 2, 1):
+    for key in (*range(8), *range(8)):
         find(key)
-    assert made == [1, 2, 3]
-    find(4)
-    find(3)
-    assert made == [1, 2, 3, 4, 3]
+    assert made == [*range(8)]
+    find(8)
+    find(0)
+    assert made == [*range(9), 0]

@@ -87,13 +87,13 @@ def typical_error(like: StoredTensor) -> float | None:
 
 def _transposed(values: StoredTensor, like: TransposedCodes) -> Requantized:
     experts, rows, groups, _ = like.blocks.shape
-    turned = Transposed(values.name, "F32", (experts, rows, groups * 32), values.shard, values)
+    shape = experts, rows, groups * 32
+    turned = values.transposed() or Transposed(values.name, "F32", shape, values.shard, values)
     grid = Grid(like.scales, (rows, groups * 32), (1, 32))
     quantizer = Quantizer(turned, grid, Recipe(3, 0, 0, scales.rounded_up))
     blocks = NewTransposedBlocks(*_as(like.blocks), quantizer)
     written = blocks, NewScales(*_as(like.scales), quantizer)
-    original = Transposed(like.name, "F32", turned.shape, like.shard, like)
-    return Requantized(written, *_compared(quantizer, E2M1), original)
+    return Requantized(written, *_compared(quantizer, E2M1), like.transposed())
 
 
 def _bytes(values: StoredTensor, like: ScaledCodes) -> Requantized | None:
