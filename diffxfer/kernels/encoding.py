@@ -43,7 +43,7 @@ def _to_e2m1(value: Any) -> Any:
     code += np.uint32(size > np.float32(2.5))
     code += np.uint32(size >= np.float32(3.5))
     code += np.uint32(size > np.float32(5.0))
-    sign = np.uint32(8) if value < np.float32(0.0) else np.uint32(0)
+    sign = (bits_of_float(value) >> np.uint32(28)) & np.uint32(8)
     return np.uint8(code | sign)
 
 
@@ -118,7 +118,8 @@ def encode(
     """Write a code of a byte for each value.
 
     `kind` is 0 for float8 E4M3 of value·scale, 1 for that of value/scale, 2 for an integer from
-    `low` to `high` near value/scale + zero, and 3 for a float of 4 bits near value/scale.
+    `low` to `high` near value/scale + zero, and 3 for a float of 4 bits near value/scale. 4 is 3
+    without a zero point, so that −0.0 keeps its sign.
     """
     given, made = carray(values, count), carray(codes, count)
     first, last = start // columns, (start + count - 1) // columns
@@ -147,9 +148,12 @@ def encode(
                     value = np.float32(part[i] / factor) + offset
                     value = np.rint(min(max(value, least), most))
                     target[i] = np.uint8(np.int32(value) & 255)
-            else:
+            elif kind == 3:
                 for i in range(stop - begin):
                     target[i] = _to_e2m1(np.float32(part[i] / factor) + offset)
+            else:
+                for i in range(stop - begin):
+                    target[i] = _to_e2m1(np.float32(part[i] / factor))
             begin = stop
             block += 1
     return np.int64(0)

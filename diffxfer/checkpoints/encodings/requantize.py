@@ -90,7 +90,7 @@ def _transposed(values: StoredTensor, like: TransposedCodes) -> Requantized:
     shape = experts, rows, groups * 32
     turned = values.transposed() or Transposed(values.name, "F32", shape, values.shard, values)
     grid = Grid(like.scales, (rows, groups * 32), (1, 32))
-    quantizer = Quantizer(turned, grid, Recipe(3, 0, 0, scales.rounded_up))
+    quantizer = Quantizer(turned, grid, Recipe(4, 0, 0, scales.rounded_up))
     blocks = NewTransposedBlocks(*_as(like.blocks), quantizer)
     written = blocks, NewScales(*_as(like.scales), quantizer)
     return Requantized(written, *_compared(quantizer, E2M1), like.transposed())

@@ -169,7 +169,7 @@ class NewValues(_Part):
         if quantizer.recipe.kind == 2:
             decode = kernel("decode_int8", ("U8", "F32", "F32", "F32"))
             arrays = addresses(codes, scales, zeros, buffer)
-        elif quantizer.recipe.kind == 3:
+        elif quantizer.recipe.kind > 2:
             flat = np.array(self.table, np.float32)[codes]
             np.frombuffer(buffer, np.float32)[:] = flat
             return self._scale(buffer, start, scales, layout)

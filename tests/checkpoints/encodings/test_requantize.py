@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,24 +132,60 @@ def test_gpt_oss_gives_back_what_its_codes_can_say(tmp_path: Path) -> None:
     assert np.array_equal(written(again, 77, 1000), codes.reshape(-1).numpy()[77:1077])
 
 
-def test_values_between_codes_of_gpt_oss_are_rounded_to_the_nearest(tmp_path: Path) -> None:
-    values = torch.randn(2, 64, 24, generator=torch.Generator().manual_seed(2))
+def mxfp4(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks and scales by the rule of triton_kernels' `downcast_to_mxfp_torch`, rounding up.
+
+    The scale of 32 values is the least power of 2 that is not below their largest / 6, in float32.
+    Codes are of the nearest value, of the even one at a tie, and keep the sign of zero.
+
+    Args:
+        values: of the shape (experts, columns, rows).
+    """
+    groups = values.mT.unflatten(-1, (-1, 32))
+    sixth = groups.abs().amax(-1) / torch.tensor(6.0)
+    # A power of 2 is 0.5 · 2^e; a subnormal number needs the least normal exponent.
+    mantissa, exponent = torch.frexp(sixth.double())
+    power = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=-126)
+    scales = torch.where(sixth > 0, power + 127, 0)
+    size = groups.abs().double() / torch.exp2(power.double())[..., None]
+    codes = torch.zeros_like(groups, dtype=torch.int64)
+    ladder = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    for code, (low, high) in enumerate(pairwise(ladder)):
+        middle = (low + high) / 2
+        above = size > middle if code % 2 == 0 else size >= middle
+        codes = torch.where(above, code + 1, codes)
+    codes += 8 * torch.signbit(groups)
+    packed = codes[..., 0::2] + 16 * codes[..., 1::2]
+    return packed.to(torch.uint8), scales.to(torch.uint8)
+
+
+def test_gpt_oss_is_quantised_as_its_library_does(tmp_path: Path) -> None:
+    values = torch.randn(2, 128, 24, generator=torch.Generator().manual_seed(2))
+    scale = torch.exp2(torch.arange(-12.0, 12))
+    values[0] *= scale
+    # Every tie, from both sides, and both zeros; the largest of the group is 6.
+    ties = torch.tensor([6, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, -0.25, -0.75, -2.5, -5, -0.0, 0])
+    values[1, :14, :8] = ties[:, None] * scale[::3]
+    values[1, 14:32, :8] = 0
+    values[1, 32:64, 0] = 0  # a group of zeros
+    values[1, 64:96, 1] *= 1e-39  # subnormal
+    values[1, 96:, 2] *= 1e37
+    values[0, 3, :] = torch.nextafter(values[0, 4, :], torch.tensor(10.0))
     name = "model.layers.0.mlp.experts.down_proj"
-    parts = {
-        f"{name}_blocks": torch.zeros(2, 24, 2, 16, dtype=torch.uint8),
-        f"{name}_scales": torch.full((2, 24, 2), 127, dtype=torch.uint8),
-    }
+    blocks, scales = mxfp4(values)
+    parts = {f"{name}_blocks": blocks, f"{name}_scales": scales}
     like = opened(tmp_path / "like", parts, {"quantization_config": {"quant_method": "mxfp4"}})
     made = requantize(as_stored(tmp_path, values), like[name])
     assert made is not None
-    found = torch.from_numpy(read(made.decoded, 0, values.numel()).view(np.float32).copy())
-    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-    groups = values.reshape(2, 2, 32, 24).abs().amax(2)
-    scale = torch.exp2(torch.ceil(torch.log2(groups / 6)))[:, :, None].expand(2, 2, 32, 24)
-    scaled = values.reshape(2, 2, 32, 24) / scale
-    nearest = (scaled.abs()[..., None] - grid).abs().argmin(-1)
-    expected = (grid[nearest] * scaled.sign() * scale).reshape(values.shape)
-    assert torch.equal(found.reshape(2, 24, 64).mT, expected)
+    check_parts(made.written, parts)
+    # What is said to be stored is what a reader decodes.
+    count = values.numel()
+    turned = read(made.decoded, 0, count).reshape(2, 24, 128).transpose(0, 2, 1)
+    assert np.array_equal(turned.reshape(-1), read(like[name], 0, count))
+    assert np.array_equal(read(made.original, 0, count), read(made.decoded, 0, count))
+    exact = values.mT.contiguous().reshape(-1).numpy().view(np.uint32)
+    assert np.array_equal(read(made.exact, 0, count), exact)
+    assert np.array_equal(read(made.exact, 100, 1000), exact[100:1100])
 
 
 def test_an_encoding_that_cannot_be_written(tmp_path: Path) -> None:
