@@ -14,8 +14,6 @@ from diffxfer.errors import DiffxferError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diffxfer.checkpoints.stored import StoredTensor
-
 T = TypeVar("T")
 
 _MAX_BYTES = 64 << 20
@@ -34,10 +32,10 @@ class Shared:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         # The tensor is kept too, so that its id cannot become another tensor's.
-        self._known: OrderedDict[tuple[int, object], tuple[StoredTensor, int, Any]] = OrderedDict()
+        self._known: OrderedDict[tuple[int, object], tuple[object, int, Any]] = OrderedDict()
         self._size = 0
 
-    def of(self, stored: StoredTensor, key: object, size: int, make: Callable[[], T]) -> T:
+    def of(self, stored: object, key: object, size: int, make: Callable[[], T]) -> T:
         """A finding about a tensor; it is made if it is not known.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,12 +12,6 @@ from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from diffxfer.checkpoints.stored import StoredTensor
-
-
-def tensor() -> StoredTensor:
-    return cast("StoredTensor", object())
 
 
 def in_threads(count: int, work: Callable[[], None]) -> list[BaseException]:
@@ -75,7 +69,7 @@ def test_every_thread_raises_the_failure_that_one_thread_would() -> None:
 
 
 def test_findings_are_kept_while_they_fit() -> None:
-    shared, tensors = Shared(max_bytes=100), [tensor() for _ in range(11)]
+    shared, tensors = Shared(max_bytes=100), [object() for _ in range(11)]
     made: list[int] = []
 
     def find(number: int) -> None:
@@ -93,7 +87,7 @@ def test_findings_are_kept_while_they_fit() -> None:
 
 
 def test_a_tensor_has_several_findings() -> None:
-    shared, one, other = Shared(), tensor(), tensor()
+    shared, one, other = Shared(), object(), object()
     assert shared.of(one, 1, 10, lambda: "first") == "first"
     assert shared.of(one, 2, 10, lambda: "second") == "second"
     assert shared.of(other, 1, 10, lambda: "third") == "third"
@@ -101,7 +95,7 @@ def test_a_tensor_has_several_findings() -> None:
 
 
 def test_the_last_findings_are_kept_whatever_their_size() -> None:
-    shared, stored = Shared(max_bytes=100), tensor()
+    shared, stored = Shared(max_bytes=100), object()
     made: list[int] = []
 
     def find(key: int) -> None:

@@ -90,6 +90,11 @@ def test_the_stored_graft_is_near_the_exact_one(
         assert errors[name]["change"] == pytest.approx(change, rel=1e-6)
         assert errors[name]["ratio"] == pytest.approx(error / change, rel=1e-6)
     run("verify", out)
+    argv = ("transfer", *folders, "-o", tmp_path / "told", "--requantize", "--alpha", "0.7")
+    table = tiny.run(*argv, summary=True).out
+    worst = max(told["requantized"], key=lambda each: each["ratio"])
+    assert f"{worst['ratio']:.1%}" in table
+    assert table.splitlines()[-1].endswith(worst["name"])
 
 
 def test_threads_do_not_change_a_byte(
