@@ -32,7 +32,7 @@ def test_one_line_a_layer_in_their_order(capsys: pytest.CaptureFixture[str]) -> 
         [
             "all",
             "4",
-            f"{(1 + 0.36**2 + 0.4**2 + 0.5**2) ** 0.5 / 41**0.5:.1%}",
+            "19.4%",
             "∞",
             "lm_head.weight",
         ],

@@ -47,10 +47,18 @@ class _Part(StoredTensor):
             *(recipe.kind, recipe.low, recipe.high),
         )
 
+    @property
+    def times(self) -> int:
+        """How often each value is computed, if errors are measured before codes are written.
+
+        The extremes of blocks of several rows, and of a whole tensor, are known then.
+        """
+        return 1
+
     def bytes_to_read(self, count: int) -> int:
         """The bytes read for some of its elements."""
         values = self.quantizer.values
-        return values.bytes_to_read(values.elements * count // max(self.elements, 1))
+        return self.times * values.bytes_to_read(values.elements * count // max(self.elements, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,11 @@ class NewPackedCodes(_Part):
 class NewScales(_Part):
     """The scales of blocks, in row-major order."""
 
+    @property
+    def times(self) -> int:
+        """Once, if every block is in one row."""
+        return int(self.quantizer.grid.block[0] == 1)
+
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Choose scales."""
         size, columns = BITS[self.dtype] // 8, self.quantizer.grid.columns
@@ -114,6 +127,11 @@ class NewScales(_Part):
 class NewShared(_Part):
     """The scale of a whole tensor."""
 
+    @property
+    def times(self) -> int:
+        """Never: it is known."""
+        return 0
+
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Find the largest value."""
         del start
@@ -123,6 +141,11 @@ class NewShared(_Part):
 @dataclass(frozen=True, slots=True)
 class NewZeros(_Part):
     """The zero points of blocks: an int8 each, or eight rows to an int32."""
+
+    @property
+    def times(self) -> int:
+        """Once, if every block is in one row."""
+        return int(self.quantizer.grid.block[0] == 1)
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Choose zero points."""
@@ -155,6 +178,12 @@ class NewValues(_Part):
     """
 
     table: tuple[float, ...]
+
+    @property
+    def times(self) -> int:
+        """Once for codes, and once each for the extremes of blocks and of the tensor."""
+        quantizer = self.quantizer
+        return 1 + (quantizer.grid.block[0] > 1) + quantizer.shared
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Quantise values, and decode them again."""
@@ -193,6 +222,11 @@ class NewValues(_Part):
 @dataclass(frozen=True, slots=True)
 class ExactValues(_Part):
     """The values before they are quantised: cheap if `NewValues` has just been read there."""
+
+    @property
+    def times(self) -> int:
+        """Never: `NewValues` has just computed them."""
+        return 0
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Copy values, or compute them."""

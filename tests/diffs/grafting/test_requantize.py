@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffxfer.checkpoints.files import OpenShard
 from tests import tiny
 from tests.checkpoints.encodings import scaled_halves
 from tests.checkpoints.encodings.codings import FP8, INT4, INT8, NF4_BLOCKS
@@ -218,3 +219,25 @@ def test_a_bad_value_in_a_block_of_several_chunks_is_told_alike_by_any_threads(
         told.add(done.err.splitlines()[-1])
     assert len(told) == 1, told
     assert "[60, 5]" in told.pop()
+
+
+@pytest.mark.parametrize("coding", [FP8, INT4, INT8], ids=lambda coding: coding.name)
+def test_the_bytes_that_are_told_are_those_that_are_read(
+    tmp_path: Path,
+    weights: dict[str, dict[str, Tensor]],
+    coding: Coding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = save(tmp_path, weights, coding)
+    read: list[int] = []
+    read_into = OpenShard.read_into
+
+    def counted(self: OpenShard, buffer: memoryview, offset: int) -> None:
+        read.append(len(buffer))
+        read_into(self, buffer, offset)
+
+    monkeypatch.setattr(OpenShard, "read_into", counted)
+    argv = ("transfer", *folders, "-o", tmp_path / "out", "--requantize", "--json", "--threads")
+    told = json.loads(run(*argv, "1"))["bytes_to_read"]
+    # Rows that two chunks have in common are read twice, and samples are read to compare models.
+    assert sum(read) == pytest.approx(told, rel=0.03)
