@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAX_BYTES = 64 << 20
-_AT_LEAST = 8
-"""Adjacent chunks may need these findings at once: about each role's part of two tensors."""
+_AT_LEAST = 6
+"""Adjacent chunks may need these findings at once: about three tensors each."""
 
 
 class Shared:

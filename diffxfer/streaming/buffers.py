@@ -44,6 +44,7 @@ class Reader:
     ) -> None:
         self._allow_nonfinite = allow_nonfinite
         self._files = Files(open_shard, shared)
+        self.shared = self._files.shared
         # Bytes for the widest dtype; pages that a run does not use take no memory.
         self._views = [
             memoryview(mmap.mmap(-1, chunk_elements * 8)) for _ in range(_MAX_INPUTS + 2)
