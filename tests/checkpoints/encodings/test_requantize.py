@@ -244,13 +244,14 @@ def computed(
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_values_are_computed_twice_whatever_the_width_and_the_threads(
+def test_values_are_computed_at_most_twice_whatever_the_width_and_the_threads(
     tmp_path: Path, threads: int
 ) -> None:
     """Once for scales, once for codes, where a block has the rows of several chunks."""
     shape = 300, 7168
     count, found = computed(tmp_path, FP8, shape, threads)
-    assert count == 2 * 300 * 7168
+    # A thread that has just read a chunk for its scales does not compute it again for its codes.
+    assert 300 * 7168 < count <= 2 * 300 * 7168
     assert found == computed(tmp_path / "again", FP8, shape, 5 - threads)[1]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -241,3 +243,28 @@ def test_the_bytes_that_are_told_are_those_that_are_read(
     told = json.loads(run(*argv, "1"))["bytes_to_read"]
     # Rows that two chunks have in common are read twice, and samples are read to compare models.
     assert sum(read) == pytest.approx(told, rel=0.03)
+
+
+def test_a_run_that_goes_on_knows_the_errors(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    argv = ("transfer", *folders, "--requantize", "--json", "-o")
+    whole = json.loads(run(*argv, tmp_path / "whole"))
+    pwrite, written = os.pwrite, []
+
+    def failing(fd: int, data: bytes, offset: int) -> int:
+        if len(data) > 1 << 16:
+            written.append(offset)
+            if len(written) > 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing)
+        assert tiny.run(*argv, tmp_path / "out").status == 1
+    rest = json.loads(run(*argv, tmp_path / "out"))
+    assert rest["resumed_bytes"] > 0
+    assert rest["requantized"] == whole["requantized"]
+    made = [tmp_path / name / "model.safetensors" for name in ("whole", "out")]
+    assert made[0].read_bytes() == made[1].read_bytes()
