@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.companions import optional_object
 from diffxfer.errors import QuantizedError
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 """Keys of ``config.json``, or of a part of it, that describe how weights are quantised."""
-CONFIG_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+MODELOPT_FILE = "hf_quant_config.json"
+CONFIG_FILES = (MODELOPT_FILE, "quantize_config.json", "quant_config.json")
 """Files that describe the same."""
 
 _KEY_FORMATS = (
@@ -64,14 +66,37 @@ def _refuse_by_config(folder: Path, config: Mapping[str, Any]) -> None:
         )
     for name in CONFIG_FILES:
         if os.path.lexists(folder / name):
-            raise QuantizedError(folder, f"is quantised (it has {name})", _REMEDY)
+            algorithm = modelopt_algorithm(folder, config) if name == MODELOPT_FILE else ""
+            told = f"{algorithm}, according to its {name}" if algorithm else f"it has {name}"
+            raise QuantizedError(folder, f"is quantised ({told})", _REMEDY)
+
+
+def modelopt_algorithm(folder: Path, config: Mapping[str, Any]) -> str:
+    """How NVIDIA's Model Optimizer has quantised a checkpoint, such as ``"modelopt NVFP4"``.
+
+    Args:
+        folder: the checkpoint.
+        config: its config.json, or another one that may say it.
+
+    Returns:
+        Its algorithm; empty if none is stated.
+    """
+    parts = [config.get(key) for key in CONFIG_KEYS]
+    if os.path.lexists(folder / MODELOPT_FILE):
+        parts.append(optional_object(folder, MODELOPT_FILE).get("quantization"))
+    for part in parts:
+        algorithm = part.get("quant_algo") if isinstance(part, dict) else None
+        if isinstance(algorithm, str) and algorithm:
+            return f"modelopt {algorithm.upper()}"[:40]
+    return ""
 
 
 def _method_in(config: Mapping[str, Any]) -> str | None:
     for key in CONFIG_KEYS:
         found = config.get(key)
         if isinstance(found, dict) and found:
-            method = found.get("quant_method") or found.get("quant_algo")
+            stated = (found.get("quant_method"), found.get("quant_algo"))
+            method = " ".join(str(each) for each in stated if each)
             if not method and {"bits", "group_size"} <= found.keys():
                 method = f"MLX, {found['bits']} bits"
             return str(method or key)[:40]

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from diffxfer.checkpoints.shared import Shared
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
@@ -146,6 +148,10 @@ class StoredTensor(ABC):
         del other
         return None
 
+    def transposed(self) -> StoredTensor | None:
+        """The same matrices with rows and columns exchanged, if they are stored so; else None."""
+        return None
+
     def bytes_to_read(self, count: int) -> int:
         """The bytes read from disk for some of its elements, to estimate work.
 
@@ -214,14 +220,17 @@ class Files:
 
     Args:
         open_shard: opens a shard, or returns it if it is open.
+        shared: what the threads of a run find out together; None if there is one thread.
     """
 
-    def __init__(self, open_shard: Callable[[ShardFile], Readable]) -> None:
+    def __init__(
+        self, open_shard: Callable[[ShardFile], Readable], shared: Shared | None = None
+    ) -> None:
         self.open = open_shard
+        self.shared = shared or Shared()
         self._memory: dict[int, memoryview] = {}
-        self._read: dict[int, tuple[TensorSpec, int, int]] = {}
+        self._read: dict[int, tuple[StoredTensor, int, int]] = {}
         self._derived: tuple[StoredTensor, Any] | None = None
-        self._kept: tuple[StoredTensor, dict[Any, Any]] | None = None
 
     def derived(self, stored: StoredTensor, make: Callable[[Files], T]) -> T:
         """What is derived once from all of a tensor, kept until another tensor asks.
@@ -234,19 +243,6 @@ class Files:
             self._derived = stored, make(self)
         found: T = self._derived[1]
         return found
-
-    def kept(self, stored: StoredTensor) -> dict[Any, Any]:
-        """What a reader has found out about a tensor, kept until another tensor asks.
-
-        Args:
-            stored: the tensor.
-
-        Returns:
-            A dictionary to read and to add to.
-        """
-        if self._kept is None or self._kept[0] is not stored:
-            self._kept = stored, {}
-        return self._kept[1]
 
     def memory(self, size: int, slot: int) -> memoryview:
         """Memory that is reused.
@@ -264,11 +260,11 @@ class Files:
         self._read.pop(slot, None)
         return memory[:size]
 
-    def read(self, part: TensorSpec, start: int, count: int, slot: int = 0) -> memoryview:
-        """Read elements of a part into memory that is reused, unless it already has them.
+    def read(self, part: StoredTensor, start: int, count: int, slot: int = 0) -> memoryview:
+        """Read elements of a tensor into memory that is reused, unless it already has them.
 
         Args:
-            part: a tensor on disk.
+            part: a tensor on disk, or one that is computed.
             start: the first element.
             count: the number of elements.
             slot: which memory: an encoding with two parts uses two slots.

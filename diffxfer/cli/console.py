@@ -21,6 +21,7 @@ import typer
 from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.adapter_table import print_kept
 from diffxfer.cli.display import Display, hush_stdout
+from diffxfer.cli.error_table import print_stored_errors
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
@@ -194,6 +195,7 @@ class Console:
             elif not self._quiet:
                 _print_summary(report)
                 print_kept(report)
+                print_stored_errors(report)
             print_warnings(report.warnings)
         if refusal:
             print_error(refusal)

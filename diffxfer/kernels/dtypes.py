@@ -88,6 +88,8 @@ def _as_integer(context: Any, value: Any) -> Any:
 
 bits_of_float = _as_integer
 """The bits of a float32, as an unsigned integer."""
+float_of_bits = _as_float
+"""The float32 of 32 bits."""
 
 
 @intrinsic

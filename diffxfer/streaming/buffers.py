@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffxfer.checkpoints.files import OpenShard
+    from diffxfer.checkpoints.shared import Shared
 
 _MAX_INPUTS = 4
 
@@ -30,6 +31,7 @@ class Reader:
         chunk_elements: the most elements of a chunk.
         allow_nonfinite: let NaN, infinity and overflow through.
         open_shard: opens an input file.
+        shared: what the threads of the run find out together.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class Reader:
         *,
         allow_nonfinite: bool,
         open_shard: Callable[[ShardFile], OpenShard],
+        shared: Shared | None = None,
     ) -> None:
         self._allow_nonfinite = allow_nonfinite
-        self._files = Files(open_shard)
+        self._files = Files(open_shard, shared)
+        self.shared = self._files.shared
         # Bytes for the widest dtype; pages that a run does not use take no memory.
         self._views = [
             memoryview(mmap.mmap(-1, chunk_elements * 8)) for _ in range(_MAX_INPUTS + 2)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.plan import Chunk, Plan
 
-_COUNTS = struct.Struct("<2Q4I")
+_COUNTS, _BLOCKS = struct.Struct("<2Q4I"), struct.Struct("<I")
 
 
 def pack(result: ChunkResult) -> bytes:
@@ -37,10 +37,14 @@ def pack(result: ChunkResult) -> bytes:
     counts = len(digests), len(result.input_digests), len(result.delta_squares), len(result.samples)
     head = _COUNTS.pack(result.inexact, result.unchanged, *counts)
     head += digests + result.input_digests
-    if not squares and not result.samples:
+    if squares or result.samples:
+        flat = [value for sample in result.samples for value in sample]
+        layout = f"<{len(squares)}d" + "Qd" * len(result.samples)
+        head += struct.pack(layout, *squares, *flat)
+    if not result.sums:
         return head
-    flat = [value for sample in result.samples for value in sample]
-    return head + struct.pack(f"<{len(squares)}d" + "Qd" * len(result.samples), *squares, *flat)
+    sums = [value for block in result.sums for value in block]
+    return head + _BLOCKS.pack(len(result.sums)) + struct.pack(f"<{len(sums)}d", *sums)
 
 
 def unpack(payload: bytes) -> ChunkResult:
@@ -54,6 +58,7 @@ def unpack(payload: bytes) -> ChunkResult:
     layout = f"<{2 * blocks}d" + "Qd" * samples
     found = struct.unpack_from(layout, payload, at + input_digests)
     flat = found[2 * blocks :]
+    rest = payload[at + input_digests + struct.calcsize(layout) :]
     return ChunkResult(
         payload[_COUNTS.size : at],
         payload[at : at + input_digests],
@@ -62,7 +67,15 @@ def unpack(payload: bytes) -> ChunkResult:
         found[:blocks],
         found[blocks : 2 * blocks],
         tuple(zip(flat[::2], flat[1::2], strict=True)),
+        sums=_sums(rest) if rest else (),
     )
+
+
+def _sums(payload: bytes) -> tuple[tuple[float, ...], ...]:
+    (blocks,) = _BLOCKS.unpack_from(payload)
+    values = struct.unpack_from(f"<{(len(payload) - _BLOCKS.size) // 8}d", payload, _BLOCKS.size)
+    width = len(values) // blocks
+    return tuple([values[at : at + width] for at in range(0, len(values), width)])
 
 
 class Completed:

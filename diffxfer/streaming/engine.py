@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.files import OpenShard
+from diffxfer.checkpoints.shared import Shared
 from diffxfer.kernels.processor import use_default_settings
 from diffxfer.streaming.batch import batches
 from diffxfer.streaming.plan import Chunk, Plan, TensorTask, chunks, inputs_used
@@ -71,6 +72,7 @@ class Engine:
         self._completed = completed
         rest = chunks(plan, chunk_elements, completed)
         self._source = accelerator.batches(rest) if accelerator else batches(rest, plan)
+        self._shared = Shared()
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._failures: list[tuple[int, BaseException]] = []
         self._done_bytes = completed.resumed_bytes
@@ -145,6 +147,7 @@ class Engine:
                 self._chunk_elements,
                 allow_nonfinite=self._allow_nonfinite,
                 open_shard=self._input,
+                shared=self._shared,
             )
             if self._accelerator is not None:
                 pipeline = self._accelerator.pipeline(

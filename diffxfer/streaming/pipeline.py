@@ -169,7 +169,7 @@ class Pipeline:
         self._shared = shared
         self._tasks = shared.plan.tasks
         self._worker = worker
-        self._files = Files(open_shard)
+        self._files = Files(open_shard, worker.shared)
         self._allow_nonfinite = allow_nonfinite
         sizes = buffer_bytes(shared.plan, shared.elements)
         self._free = [Slot(shared.device, sizes) for _ in range(SLOTS)]

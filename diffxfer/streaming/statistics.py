@@ -184,9 +184,16 @@ def exact_sum(numbers: Sequence[float]) -> float:
         return math.nan
 
 
+def norm(square: float) -> float:
+    """The root of a sum of squares, in nine digits: the last ones depend on the processor.
+
+    Args:
+        square: the sum.
+    """
+    return float(f"{math.sqrt(square):.9g}")
+
+
 def _norm(squares: Sequence[float]) -> float:
-    # `fsum` is exact, so the order in which blocks were finished has no effect. Nine digits,
-    # because the last digits of a block's sum depend on the processor.
-    if not squares:
-        return 0.0  # one object for all tensors without squares
-    return float(f"{math.sqrt(exact_sum(squares)):.9g}")
+    # `fsum` is exact, so the order in which blocks were finished has no effect.
+    # 0.0 is one object for all tensors without squares.
+    return norm(exact_sum(squares)) if squares else 0.0

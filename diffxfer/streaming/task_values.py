@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from diffxfer.checkpoints.stored import BITS, StoredTensor
@@ -43,6 +43,20 @@ class TaskValues(StoredTensor):
         inputs = tuple(stored.parameters for stored in task.inputs)
         return task.operation.value, task.dtype, task.alpha, runs, inputs
 
+    def transposed(self) -> TaskValues | None:
+        """The same computation on transposed inputs, if all are stored so."""
+        inputs = tuple(
+            turned
+            for stored in self.task.inputs
+            if (turned := stored.transposed()) is not None and stored.shape == self.shape
+        )
+        if len(self.task.runs) > 1 or len(inputs) < len(self.task.inputs):
+            return None
+        *matrices, rows, columns = self.shape
+        shape = *matrices, columns, rows
+        task = replace(self.task, inputs=inputs, shape=shape)
+        return TaskValues(self.name, self.dtype, shape, self.shard, task)
+
     def bytes_to_read(self, count: int) -> int:
         """The bytes read for some of its elements."""
         return sum(stored.bytes_to_read(count) for stored in self.task.inputs)
@@ -71,6 +85,7 @@ def _worker(files: Files) -> Worker:
             BLOCK_ELEMENTS,
             allow_nonfinite=False,
             open_shard=cast("Callable[[ShardFile], OpenShard]", files.open),
+            shared=files.shared,
         )
         known = _own.worker = files, worker
     found: Worker = known[1]

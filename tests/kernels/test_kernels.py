@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -281,3 +282,23 @@ def test_lanes_are_what_they_are_said_to_be(count: int) -> None:
     _, (of_delta_too, of_left, of_right, _) = call_with_sums("contrast", theirs, ours)
     assert (of_delta_too, of_left) == (of_delta, of_base)
     assert of_right == call_with_sums("contrast", ours, theirs)[1][1]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 128])
+def test_extremes_of_blocks(rows: int) -> None:
+    values = torch.randn(2, 200, 70, generator=torch.Generator().manual_seed(rows)).numpy()
+    values[0, :5] = -np.abs(values[0, :5])
+    blocks = -(-200 // rows)
+    padded = np.full((2, blocks * rows, 96), np.nan, np.float32)
+    padded[:, :200, :70] = values
+    grid = padded.reshape(2, blocks, rows, 3, 32)
+    expected = np.nanmin(grid, (2, 4)), np.nanmax(grid, (2, 4))
+    found = np.full((2 * blocks, 3), np.inf, np.float32), np.full((2 * blocks, 3), -np.inf, "f4")
+    flat = values.reshape(-1)
+    for start in range(0, len(flat), 999):  # pieces that begin and end inside blocks
+        part = flat[start : start + 999].copy()
+        place = start, len(part), 70, 200, rows, 32, blocks, 3, 0
+        addresses = [array.ctypes.data for array in (part, *found)]
+        kernel("extremes", ("F32", "F32", "F32"))(*addresses, *place)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(ours.reshape(theirs.shape), theirs)

@@ -42,6 +42,8 @@ def chunk_results(draw: st.DrawFn) -> ChunkResult:
     blocks = draw(st.integers(0, 3))
     norms = st.lists(DOUBLES, min_size=blocks, max_size=blocks).map(tuple)
     samples = st.lists(st.tuples(st.integers(0, (1 << 64) - 1), DOUBLES), max_size=4).map(tuple)
+    width = draw(st.integers(1, 17))
+    sums = st.lists(st.tuples(*[DOUBLES] * width), max_size=3).map(tuple)
     return ChunkResult(
         draw(st.binary(max_size=64)),
         draw(st.binary(max_size=64)),
@@ -50,14 +52,16 @@ def chunk_results(draw: st.DrawFn) -> ChunkResult:
         draw(norms),
         draw(norms),
         draw(samples),
+        sums=draw(sums),
     )
 
 
 def bits(result: ChunkResult) -> tuple[Any, ...]:
     doubles = (*result.delta_squares, *result.base_squares, *(x for _, x in result.samples))
+    doubles += tuple(x for block in result.sums for x in block)
     return (
         *(result.digests, result.input_digests, result.inexact, result.unchanged),
-        len(result.delta_squares),
+        *(len(result.delta_squares), [len(block) for block in result.sums]),
         *(struct.pack("<d", x) for x in doubles),
         *(index for index, _ in result.samples),
     )

@@ -160,8 +160,9 @@ def exponents(offset: int) -> Choose:
 def rounded_up(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
     """Scales of gpt-oss: the largest / 6, rounded up to a power of 2.
 
-    It is the default of `triton_kernels.numerics_details.mxfp.downcast_to_mxfp`, which transformers
-    calls.
+    It is the default of `triton_kernels.numerics_details.mxfp.downcast_to_mxfp_torch`, which
+    transformers calls. Like the newest version of that, codes are rounded to the nearest, and a tie
+    to the even one; versions of 2025 rounded ties up.
 
     Args:
         mins: the least value of each block.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.encodings.encoding import Encoding
-from diffxfer.checkpoints.encodings.scaled_codes import E2M1, addresses
-from diffxfer.checkpoints.encodings.scales import checked_scales
+from diffxfer.checkpoints.encodings.scaled_codes import E2M1, PackedCodes, addresses
+from diffxfer.checkpoints.encodings.scales import Grid, checked_scales
+from diffxfer.checkpoints.shared import Together
 from diffxfer.checkpoints.stored import StoredTensor
 from diffxfer.errors import CheckpointError
 
@@ -25,7 +26,7 @@ FORMAT = "mxfp4 of gpt-oss"
 METHODS = ("mxfp4",)
 BLOCKS, SCALES = "_blocks", "_scales"
 _AGAIN = "download or save it again"
-_CODES, _EXPONENTS = 0, 1
+_EXPONENTS = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +66,48 @@ class TransposedCodes(StoredTensor):
             self._decode(files, expert, inside, buffer[done * 4 : (done + some) * 4])
             done += some
 
+    def transposed(self) -> PackedCodes:
+        """The values in the order of their codes."""
+        experts, columns, rows = self.shape
+        grid = Grid(self.scales, (rows, columns), (1, 32))
+        place = self.name, self.dtype, (experts, rows, columns), self.shard
+        return PackedCodes(*place, self.blocks, grid, E2M1, columns)
+
     def _decode(self, files: Files, expert: int, start: int, buffer: memoryview) -> None:
         import numpy as np
 
         from diffxfer.kernels.native import kernel
 
         _, rows, groups, _ = self.blocks.shape
-        # A row of values has one code of every row of blocks, so the whole expert is read; `files`
-        # keeps it for the next chunk.
-        codes = files.read(self.blocks, expert * rows * groups * 16, rows * groups * 16, _CODES)
-        begin = expert * rows * groups
-        exponents = files.read(self.scales, begin, rows * groups, _EXPONENTS)
-        scales = checked_scales(exponents, self.scales, begin)
-        table = np.array(E2M1, np.float32)
+        size = rows * groups * 20
+        found = files.shared.of(self, expert, size, lambda: _Expert(rows * groups))
+
+        def read(_: int) -> None:
+            begin = expert * rows * groups
+            self.blocks.read(files, begin * 16, found.codes.data)
+            exponents = files.read(self.scales, begin, rows * groups, _EXPONENTS)
+            found.scales[:] = checked_scales(exponents, self.scales, begin)
+
+        # A row of values has one code of every row of blocks, so the whole expert is read, once.
+        found.together.finish(read)
+        codes, scales, table = found.codes, found.scales, np.array(E2M1, np.float32)
         decode = kernel("decode_transposed", ("U8", "F32", "F32", "F32"))
-        decode(*addresses(codes, table, scales, buffer), start, len(buffer) // 4, rows, groups)
+        place = start, len(buffer) // 4, rows, groups
+        decode(*addresses(codes, table, scales, buffer), *place)
+
+
+class _Expert:
+    """The codes and scales of an expert, which one thread reads for all.
+
+    Args:
+        count: the number of groups.
+    """
+
+    def __init__(self, count: int) -> None:
+        import numpy as np
+
+        self.codes, self.scales = np.empty(count * 16, np.uint8), np.empty(count, np.float32)
+        self.together = Together(1)
 
 
 def find(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Iterator[TransposedCodes]:

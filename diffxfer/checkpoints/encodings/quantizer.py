@@ -1,11 +1,13 @@
 """How values become codes and scales, block by block, as they are read.
 
 Scales depend on whole blocks, so a read of some codes first reads the rows that their blocks cover.
-Nothing is kept but the extremes of a tensor whose blocks have many rows.
+Blocks of several rows belong to several chunks: threads compute their extremes together, and those
+that were computed last are kept.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from diffxfer.checkpoints.encodings.chosen_scales import Chosen, shared_scale
 from diffxfer.checkpoints.encodings.scaled_codes import addresses
+from diffxfer.checkpoints.shared import Together
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.encodings.chosen_scales import Recipe
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     Extremes = tuple[Floats, Floats]
 
 _AT_ONCE = 1 << 18
+_SMALL = 1 << 10
+"""The memory of a finding without its arrays, in bytes."""
 _VALUES, _CODES = 20, 21
 
 
@@ -54,16 +59,17 @@ class Quantizer:
         Returns:
             Arrays of the shape (rows, columns of blocks).
         """
-        if self.grid.block[0] == 1:
-            mins, maxs = self._extremes(files, first, last)
+        grid, shared = self.grid, self.shared_scale(files)
+        if grid.block[0] == 1:
+            mins, maxs = _nothing(last + 1 - first, grid.columns)
+            columns = grid.matrix[1]
+            for at, some in self._spans(first * columns, (last + 1) * columns):
+                self._widen(self._read(files, at, some), at, first, mins, maxs)
         else:
-            known = files.kept(self.values)
-            for row in range(first, last + 1):
-                if row not in known:
-                    known[row] = self._extremes(files, row, row)
-            mins = np.concatenate([known[row][0] for row in range(first, last + 1)])
-            maxs = np.concatenate([known[row][1] for row in range(first, last + 1)])
-        return self.recipe.choose(mins, maxs, self.shared_scale(files))
+            found = [self._of_blocks(files, row) for row in range(first, last + 1)]
+            mins = np.concatenate([each.mins for each in found])
+            maxs = np.concatenate([each.maxs for each in found])
+        return self.recipe.choose(mins, maxs, shared)
 
     def shared_scale(self, files: Files) -> np.float32:
         """The scale of the whole tensor; 1 if it has none.
@@ -73,14 +79,15 @@ class Quantizer:
         """
         if not self.shared:
             return np.float32(1)
-        known = files.kept(self.values)
-        if "most" not in known:
-            most = 0.0
-            for start in range(0, self.values.elements, _AT_ONCE):
-                count = min(_AT_ONCE, self.values.elements - start)
-                most = max(most, float(np.abs(self._read(files, start, count)).max()))
-            known["most"] = most
-        return shared_scale(known["most"])
+        spans = _pieces(0, self.values.elements)
+        found = files.shared.of(self.values, "most", _SMALL, lambda: _Extremes(1, 1, len(spans)))
+
+        def widen(part: int) -> None:
+            values = self._read(files, *spans[part])
+            found.merge(values.min().reshape(1, 1), values.max().reshape(1, 1))
+
+        found.together.finish(widen)
+        return shared_scale(float(max(-found.mins.min(), found.maxs.max())))
 
     def codes(self, files: Files, start: int, count: int) -> tuple[npt.NDArray[np.uint8], Chosen]:
         """Quantise some values.
@@ -101,58 +108,111 @@ class Quantizer:
         chosen = self.scales(files, first, last)
         codes = np.frombuffer(files.memory(count, _CODES), np.uint8)[:count]
         encode, recipe = kernel("encode", ("F32", "F32", "F32", "U8")), self.recipe
-        for done in range(0, count, _AT_ONCE):
-            at, some = start + done, min(_AT_ONCE, count - done)
-            values = self._read(files, at, some)
+        for at, some in _pieces(start, count):
+            values = self.exact(files, at, some)
             row = grid.row(at // columns)
             factors = np.ascontiguousarray(chosen.factors[row - first :], np.float32)
             zeros = np.ascontiguousarray(chosen.zeros[row - first :], np.float32)
-            layout = grid.matrix[0], *grid.block, grid.rows, grid.columns, row
             encode(
-                *addresses(values, factors, zeros, codes[done:]),
+                *addresses(values, factors, zeros, codes[at - start :]),
                 *(recipe.kind, recipe.low, recipe.high, at, some, columns),
-                *layout,
+                *(*self._layout, row),
             )
         return codes, chosen
 
+    def exact(self, files: Files, start: int, count: int) -> Floats:
+        """Values before they are quantised; they are not computed again after `codes`.
+
+        Args:
+            files: opens the files.
+            start: the first value.
+            count: the number of values, at most `_AT_ONCE`.
+
+        Returns:
+            The values, valid until the next call.
+        """
+        columns = self.grid.matrix[1]
+        begin, end = start, start + count
+        if self.grid.block[0] == 1:
+            whole = start // columns * columns, -(-end // columns) * columns
+            if len(self._spans(*whole)) == 1:  # as `scales` has read them
+                begin, end = whole
+        return self._read(files, begin, end - begin)[start - begin :][:count]
+
+    @property
+    def _layout(self) -> tuple[int, ...]:
+        grid = self.grid
+        return grid.matrix[0], *grid.block, grid.rows, grid.columns
+
+    def _spans(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Whole rows of values in pieces: one if they fit, with those that a chunk has in part."""
+        if end - begin <= _AT_ONCE + 2 * min(self.grid.matrix[1], _AT_ONCE):
+            return [(begin, end - begin)]
+        return _pieces(begin, end - begin)
+
     def _read(self, files: Files, start: int, count: int) -> Floats:
         """Values, valid until the next call."""
-        memory = files.memory(count * 4, _VALUES)
-        self.values.read(files, start, memory)
-        return np.frombuffer(memory, np.float32)
+        return np.frombuffer(files.read(self.values, start, count, _VALUES), np.float32)
 
-    def _extremes(self, files: Files, first: int, last: int) -> Extremes:
-        """The least and largest value of each block, in rows of blocks."""
+    def _of_blocks(self, files: Files, block: int) -> _Extremes:
+        """The extremes of a row of blocks, which the threads that need them compute together."""
         grid = self.grid
-        shape = last + 1 - first, grid.columns
-        mins, maxs = np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32)
-        for block in range(first, last + 1):
-            matrix, inside = divmod(block, grid.rows)
-            begin = matrix * grid.matrix[0] + inside * grid.block[0]
-            end = min(begin + grid.block[0], (matrix + 1) * grid.matrix[0])
-            at = block - first
-            self._reduce(files, begin, end, mins[at], maxs[at])
-        return mins, maxs
+        matrix, inside = divmod(block, grid.rows)
+        begin = matrix * grid.matrix[0] + inside * grid.block[0]
+        end = min(begin + grid.block[0], (matrix + 1) * grid.matrix[0])
+        columns = grid.matrix[1]
+        spans = _pieces(begin * columns, (end - begin) * columns)
+        size = grid.columns * 8 + _SMALL
+        found = files.shared.of(
+            self.values, block, size, lambda: _Extremes(1, grid.columns, len(spans))
+        )
 
-    def _reduce(self, files: Files, begin: int, end: int, mins: Floats, maxs: Floats) -> None:
-        """Lower and raise the extremes of a row of blocks by some rows of values."""
-        columns, width = self.grid.matrix[1], self.grid.block[1]
-        step = max(_AT_ONCE // max(columns, 1), 1)
-        starts = np.arange(0, columns, width)
-        for row in range(begin, end, step):
-            rows = min(step, end - row)
-            for left in range(0, columns, _wide(width)):
-                some = min(_wide(width), columns - left) if rows == 1 else columns
-                values = self._read(files, row * columns + left, rows * some).reshape(rows, some)
-                low, high = values.min(axis=0), values.max(axis=0)
-                inside = starts[left // width :][: -(-some // width)] - left
-                place = slice(left // width, left // width + len(inside))
-                np.minimum(mins[place], np.minimum.reduceat(low, inside), out=mins[place])
-                np.maximum(maxs[place], np.maximum.reduceat(high, inside), out=maxs[place])
-                if rows > 1:
-                    break
+        def widen(part: int) -> None:
+            at, some = spans[part]
+            mins, maxs = _nothing(1, grid.columns)
+            self._widen(self._read(files, at, some), at, block, mins, maxs)
+            found.merge(mins, maxs)
+
+        found.together.finish(widen)
+        return found
+
+    def _widen(self, values: Floats, at: int, first: int, mins: Floats, maxs: Floats) -> None:
+        """Lower and raise extremes, from a row of blocks on, by some values."""
+        from diffxfer.kernels.native import kernel
+
+        widen = kernel("extremes", ("F32", "F32", "F32"))
+        place = at, len(values), self.grid.matrix[1], *self._layout, first
+        widen(*addresses(values, mins, maxs), *place)
 
 
-def _wide(width: int) -> int:
-    """The most columns to read at once: whole blocks, or as many as fit if a block is wider."""
-    return max(_AT_ONCE // width, 1) * width
+class _Extremes:
+    """The least and largest value of some blocks, and the work on them.
+
+    Args:
+        rows: rows of blocks.
+        columns: columns of blocks.
+        parts: the number of parts in which their values are read.
+    """
+
+    def __init__(self, rows: int, columns: int, parts: int) -> None:
+        self.mins, self.maxs = _nothing(rows, columns)
+        self.together = Together(parts)
+        self._lock = threading.Lock()
+
+    def merge(self, mins: Floats, maxs: Floats) -> None:
+        """Add the extremes of a part."""
+        with self._lock:
+            np.minimum(self.mins, mins, out=self.mins)
+            np.maximum(self.maxs, maxs, out=self.maxs)
+
+
+def _nothing(rows: int, columns: int) -> Extremes:
+    """The extremes of no value."""
+    shape = rows, columns
+    return np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32)
+
+
+def _pieces(start: int, count: int) -> list[tuple[int, int]]:
+    """Values in pieces that are read at once: the first of each, and how many."""
+    stop = start + count
+    return [(at, min(_AT_ONCE, stop - at)) for at in range(start, stop, _AT_ONCE)]

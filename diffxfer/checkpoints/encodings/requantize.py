@@ -10,6 +10,7 @@ from diffxfer.checkpoints.encodings.chosen_scales import Recipe
 from diffxfer.checkpoints.encodings.gpt_oss import TransposedCodes
 from diffxfer.checkpoints.encodings.quantizer import Quantizer
 from diffxfer.checkpoints.encodings.requantized import (
+    ExactValues,
     NewCodes,
     NewPackedCodes,
     NewScales,
@@ -37,10 +38,14 @@ class Requantized:
     Attributes:
         written: the tensors to write, with the names, dtypes and shapes of the parts on disk.
         decoded: the values that they stand for.
+        exact: the values that were quantised, in the order of `decoded`.
+        original: those of the other tensor, in the same order.
     """
 
     written: tuple[StoredTensor, ...]
     decoded: StoredTensor
+    exact: StoredTensor
+    original: StoredTensor
 
 
 def requantize(values: StoredTensor, like: StoredTensor) -> Requantized | None:
@@ -82,20 +87,20 @@ def typical_error(like: StoredTensor) -> float | None:
 
 def _transposed(values: StoredTensor, like: TransposedCodes) -> Requantized:
     experts, rows, groups, _ = like.blocks.shape
-    turned = Transposed(values.name, "F32", (experts, rows, groups * 32), values.shard, values)
+    shape = experts, rows, groups * 32
+    turned = values.transposed() or Transposed(values.name, "F32", shape, values.shard, values)
     grid = Grid(like.scales, (rows, groups * 32), (1, 32))
-    quantizer = Quantizer(turned, grid, Recipe(3, 0, 0, scales.rounded_up))
+    quantizer = Quantizer(turned, grid, Recipe(4, 0, 0, scales.rounded_up))
     blocks = NewTransposedBlocks(*_as(like.blocks), quantizer)
     written = blocks, NewScales(*_as(like.scales), quantizer)
-    made = NewValues(values.name, "F32", turned.shape, values.shard, quantizer, E2M1)
-    return Requantized(written, Transposed(values.name, "F32", values.shape, values.shard, made))
+    return Requantized(written, *_compared(quantizer, E2M1), like.transposed())
 
 
 def _bytes(values: StoredTensor, like: ScaledCodes) -> Requantized | None:
     grid = like.grid
     quantizer = Quantizer(values, grid, _recipe_of_bytes(like))
     written: list[StoredTensor] = [NewCodes(*_as(like.codes), quantizer)]
-    return _with_scales(quantizer, written, ())
+    return _with_scales(quantizer, written, (), like)
 
 
 def _recipe_of_bytes(like: ScaledCodes) -> Recipe:
@@ -127,20 +132,29 @@ def _nibbles(values: StoredTensor, like: PackedCodes) -> Requantized | None:
         recipe = Recipe(3, 0, 0, scales.exponents(2))
     quantizer = Quantizer(values, grid, recipe, shared=grid.shared is not None)
     written: list[StoredTensor] = [NewPackedCodes(*_as(like.codes), quantizer, offset)]
-    return _with_scales(quantizer, [*written, *like.other], E2M1)
+    return _with_scales(quantizer, [*written, *like.other], E2M1, like)
 
 
 def _with_scales(
-    quantizer: Quantizer, written: list[StoredTensor], table: tuple[float, ...]
+    quantizer: Quantizer,
+    written: list[StoredTensor],
+    table: tuple[float, ...],
+    like: StoredTensor,
 ) -> Requantized:
-    grid, values = quantizer.grid, quantizer.values
+    grid = quantizer.grid
     written.append(NewScales(*_as(grid.scale), quantizer))
     if grid.shared is not None:
         written.append(NewShared(*_as(grid.shared), quantizer))
     if grid.zero is not None:
         written.append(NewZeros(*_as(grid.zero), quantizer))
-    decoded = NewValues(values.name, "F32", values.shape, values.shard, quantizer, table)
-    return Requantized(tuple(written), decoded)
+    return Requantized(tuple(written), *_compared(quantizer, table), like)
+
+
+def _compared(quantizer: Quantizer, table: tuple[float, ...]) -> tuple[StoredTensor, StoredTensor]:
+    """The values that codes stand for, and the values that were quantised."""
+    values = quantizer.values
+    made = values.name, "F32", values.shape, values.shard, quantizer
+    return NewValues(*made, table), ExactValues(*made)
 
 
 def _as(part: TensorSpec) -> tuple[str, str, tuple[int, ...], ShardFile]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffxfer.checkpoints.encodings.scaled_codes import addresses
+from diffxfer.checkpoints.shared import Together
 from diffxfer.checkpoints.stored import BITS, StoredTensor
 
 if TYPE_CHECKING:
@@ -46,10 +47,18 @@ class _Part(StoredTensor):
             *(recipe.kind, recipe.low, recipe.high),
         )
 
+    @property
+    def times(self) -> int:
+        """How often each value is computed, if errors are measured before codes are written.
+
+        The extremes of blocks of several rows, and of a whole tensor, are known then.
+        """
+        return 1
+
     def bytes_to_read(self, count: int) -> int:
         """The bytes read for some of its elements."""
         values = self.quantizer.values
-        return values.bytes_to_read(values.elements * count // max(self.elements, 1))
+        return self.times * values.bytes_to_read(values.elements * count // max(self.elements, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +91,9 @@ class NewPackedCodes(_Part):
             low = max(begin - row * stride, 0)
             high = min(end - row * stride, columns)
             if stride == columns:  # no row ends before its last word
-                codes, _ = self.quantizer.codes(files, begin, end - begin)
-                made[:] = codes + np.uint8(self.offset)
+                for at in range(begin, end, _AT_ONCE):
+                    codes, _ = self.quantizer.codes(files, at, min(_AT_ONCE, end - at))
+                    made[at - begin :][: len(codes)] = codes + np.uint8(self.offset)
                 break
             if low < high:
                 codes, _ = self.quantizer.codes(files, row * columns + low, high - low)
@@ -96,6 +106,11 @@ class NewPackedCodes(_Part):
 @dataclass(frozen=True, slots=True)
 class NewScales(_Part):
     """The scales of blocks, in row-major order."""
+
+    @property
+    def times(self) -> int:
+        """Once, if every block is in one row."""
+        return int(self.quantizer.grid.block[0] == 1)
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Choose scales."""
@@ -112,6 +127,11 @@ class NewScales(_Part):
 class NewShared(_Part):
     """The scale of a whole tensor."""
 
+    @property
+    def times(self) -> int:
+        """Never: it is known."""
+        return 0
+
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Find the largest value."""
         del start
@@ -121,6 +141,11 @@ class NewShared(_Part):
 @dataclass(frozen=True, slots=True)
 class NewZeros(_Part):
     """The zero points of blocks: an int8 each, or eight rows to an int32."""
+
+    @property
+    def times(self) -> int:
+        """Once, if every block is in one row."""
+        return int(self.quantizer.grid.block[0] == 1)
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Choose zero points."""
@@ -154,6 +179,12 @@ class NewValues(_Part):
 
     table: tuple[float, ...]
 
+    @property
+    def times(self) -> int:
+        """Once for codes, and once each for the extremes of blocks and of the tensor."""
+        quantizer = self.quantizer
+        return 1 + (quantizer.grid.block[0] > 1) + quantizer.shared
+
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Quantise values, and decode them again."""
         from diffxfer.kernels.native import kernel
@@ -167,7 +198,7 @@ class NewValues(_Part):
         if quantizer.recipe.kind == 2:
             decode = kernel("decode_int8", ("U8", "F32", "F32", "F32"))
             arrays = addresses(codes, scales, zeros, buffer)
-        elif quantizer.recipe.kind == 3:
+        elif quantizer.recipe.kind > 2:
             flat = np.array(self.table, np.float32)[codes]
             np.frombuffer(buffer, np.float32)[:] = flat
             return self._scale(buffer, start, scales, layout)
@@ -186,6 +217,23 @@ class NewValues(_Part):
         places = np.arange(start, start + len(values))
         rows, inside = places // columns, places % columns
         np.multiply(values, scales[rows - rows[0], inside // width], out=values)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactValues(_Part):
+    """The values before they are quantised: cheap if `NewValues` has just been read there."""
+
+    @property
+    def times(self) -> int:
+        """Never: `NewValues` has just computed them."""
+        return 0
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        """Copy values, or compute them."""
+        made = np.frombuffer(buffer, np.float32)
+        for done in range(0, len(made), _AT_ONCE):
+            part = made[done : done + _AT_ONCE]
+            part[:] = self.quantizer.exact(files, start + done, len(part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +286,27 @@ class Transposed(StoredTensor):
     def _strip(self, files: Files, matrix: int, first: int, stop: int) -> Floats:
         """Columns of a matrix, one after the other: (columns, rows)."""
         _, rows, columns = self.values.shape
-        known = files.kept(self)
-        if known.get("matrix") != matrix:
-            whole = known.setdefault("data", np.empty((rows, columns), np.float32))
-            step = max(_AT_ONCE // columns, 1)
-            for row in range(0, rows, step):
-                data = memoryview(whole[row : row + step]).cast("B")
-                self.values.read(files, (matrix * rows + row) * columns, data)
-            known["matrix"] = matrix
-        return np.ascontiguousarray(known["data"][:, first:stop].T)
+        size = rows * columns * 4
+        found = files.shared.of(self, matrix, size, lambda: _Whole(rows, columns))
+
+        def fill(part: int) -> None:
+            values = found.values[part * found.step : (part + 1) * found.step]
+            at = (matrix * rows + part * found.step) * columns
+            self.values.read(files, at, values.data.cast("B"))
+
+        found.together.finish(fill)
+        return np.ascontiguousarray(found.values[:, first:stop].T)
+
+
+class _Whole:
+    """A matrix that threads compute together, to read its columns.
+
+    Args:
+        rows: its rows.
+        columns: its columns.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.values = np.empty((rows, columns), np.float32)
+        self.step = max(_AT_ONCE // max(columns, 1), 1)
+        self.together = Together(-(-rows // self.step))

@@ -229,6 +229,8 @@ def _block(
 ) -> tuple[int, int]:
     """The size of a block: as stated, but for one scale a matrix, or one a row."""
     rows, columns = max(matrix[0], 1), max(matrix[1], 1)
+    if len(shape) == 4 and shape[1] == shape[3] == 1:  # blocks of Model Optimizer
+        shape = shape[0], shape[2]
     if each == 1:
         return rows, columns
     if each == rows and (len(shape) == 1 or shape[-1] == 1):

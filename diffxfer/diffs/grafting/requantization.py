@@ -11,6 +11,7 @@ from diffxfer.checkpoints.stored import TensorSpec
 from diffxfer.diffs.jobs.report import StoredError
 from diffxfer.errors import OptionError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
+from diffxfer.streaming.statistics import norm
 from diffxfer.streaming.task_values import TaskValues
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.streaming.statistics import TensorResult
 
-_ERROR, _CHANGE = "requantised: ", "changed: "
+_ERROR = "requantised: "
 SWALLOWED = 0.5
 """Warn where the error is this share of ‖α·Δ‖ or more."""
 _OPTION = "--requantize"
@@ -67,8 +68,7 @@ def requantized_tasks(
             values = TaskValues(spec.name, "F32", task.shape, spec.shard, _in_float32(task))
             found = _requantize(values, spec, target)
             written += [_keep(part, on_disk) for part in found.written]
-            silent += [_contrast(_ERROR, task.name, values, found.decoded)]
-            silent += [_contrast(_CHANGE, task.name, spec, values)]
+            silent.append(_errors_of(task.name, found))
     written += [_keep(part, on_disk) for part in _unused(target)]
     return [*silent, *written]
 
@@ -107,11 +107,12 @@ def _keep(part: StoredTensor, on_disk: Callable[[str], str]) -> TensorTask:
     )
 
 
-def _contrast(prefix: str, name: str, left: StoredTensor, right: StoredTensor) -> TensorTask:
-    runs = whole(RunKind.GRAFT, 2)
-    return TensorTask(
-        prefix + name, Operation.CONTRAST, (left, right), left.dtype, left.shape, runs=runs
-    )
+def _errors_of(name: str, found: Requantized) -> TensorTask:
+    """The task that measures what was stored and what was there, each from the exact graft."""
+    inputs = found.decoded, found.exact, found.original
+    runs = whole(RunKind.GRAFT, 3)
+    shape = found.exact.shape
+    return TensorTask(_ERROR + name, Operation.DISTANCES, inputs, "F32", shape, runs=runs)
 
 
 def stored_errors(results: Mapping[str, TensorResult]) -> tuple[StoredError, ...]:
@@ -120,11 +121,13 @@ def stored_errors(results: Mapping[str, TensorResult]) -> tuple[StoredError, ...
     Args:
         results: the results of tasks that write nothing, by name.
     """
-    names = [name.removeprefix(_ERROR) for name in results if name.startswith(_ERROR)]
-    return tuple(
-        StoredError(name, results[_CHANGE + name].delta_norm, results[_ERROR + name].delta_norm)
-        for name in names
-    )
+    found = []
+    for name, result in results.items():
+        if name.startswith(_ERROR):
+            # ‖decoded − exact‖² and ‖original − exact‖²: see the kernel `distances`.
+            error, change = result.sums[3:5] or (0.0, 0.0)
+            found.append(StoredError(name.removeprefix(_ERROR), norm(change), norm(error)))
+    return tuple(found)
 
 
 def warnings_of_errors(errors: Sequence[StoredError]) -> list[str]:

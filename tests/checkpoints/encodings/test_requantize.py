@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,16 +14,19 @@ import torch
 from safetensors.torch import save_file
 
 from diffxfer.checkpoints.encodings.requantize import requantize
-from diffxfer.checkpoints.files import one_at_a_time
+from diffxfer.checkpoints.files import OpenShard, one_at_a_time
 from diffxfer.checkpoints.reader import read_shard
-from diffxfer.checkpoints.stored import BITS
-from tests.checkpoints.encodings.codings import NF4_BLOCKS
+from diffxfer.checkpoints.shared import Shared
+from diffxfer.checkpoints.stored import BITS, Files, StoredTensor
+from diffxfer.streaming.plan import BLOCK_ELEMENTS
+from tests.checkpoints.encodings.codings import FP8, INT8, NF4_BLOCKS
 from tests.checkpoints.encodings.test_references import CASES, UP, compress, opened, read
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffxfer.checkpoints.stored import StoredTensor
+    from diffxfer.checkpoints.stored import TensorSpec
+    from tests.checkpoints.encodings.codings import Coding
 
 
 def matrix(shape: tuple[int, ...]) -> torch.Tensor:
@@ -110,7 +117,8 @@ def test_gpt_oss_gives_back_what_its_codes_can_say(tmp_path: Path) -> None:
     like = opened(tmp_path / "like", parts, stated)[name]
     made = requantize(as_stored(tmp_path, values), like)
     assert made is not None
-    bits = values.contiguous().reshape(-1).numpy().view(np.uint32)
+    # Quantised in the order of the codes, in which a group is consecutive.
+    bits = values.mT.contiguous().reshape(-1).numpy().view(np.uint32)
     found = read(made.decoded, 0, len(bits))
     # −0.0 has the code of 0.0.
     assert np.array_equal(found.view(np.float32), bits.view(np.float32))
@@ -124,24 +132,60 @@ def test_gpt_oss_gives_back_what_its_codes_can_say(tmp_path: Path) -> None:
     assert np.array_equal(written(again, 77, 1000), codes.reshape(-1).numpy()[77:1077])
 
 
-def test_values_between_codes_of_gpt_oss_are_rounded_to_the_nearest(tmp_path: Path) -> None:
-    values = torch.randn(2, 64, 24, generator=torch.Generator().manual_seed(2))
+def mxfp4(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks and scales by the rule of triton_kernels' `downcast_to_mxfp_torch`, rounding up.
+
+    The scale of 32 values is the least power of 2 that is not below their largest / 6, in float32.
+    Codes are of the nearest value, of the even one at a tie, and keep the sign of zero.
+
+    Args:
+        values: of the shape (experts, columns, rows).
+    """
+    groups = values.mT.unflatten(-1, (-1, 32))
+    sixth = groups.abs().amax(-1) / torch.tensor(6.0)
+    # A power of 2 is 0.5 · 2^e; a subnormal number needs the least normal exponent.
+    mantissa, exponent = torch.frexp(sixth.double())
+    power = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=-126)
+    scales = torch.where(sixth > 0, power + 127, 0)
+    size = groups.abs().double() / torch.exp2(power.double())[..., None]
+    codes = torch.zeros_like(groups, dtype=torch.int64)
+    ladder = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    for code, (low, high) in enumerate(pairwise(ladder)):
+        middle = (low + high) / 2
+        above = size > middle if code % 2 == 0 else size >= middle
+        codes = torch.where(above, code + 1, codes)
+    codes += 8 * torch.signbit(groups)
+    packed = codes[..., 0::2] + 16 * codes[..., 1::2]
+    return packed.to(torch.uint8), scales.to(torch.uint8)
+
+
+def test_gpt_oss_is_quantised_as_its_library_does(tmp_path: Path) -> None:
+    values = torch.randn(2, 128, 24, generator=torch.Generator().manual_seed(2))
+    scale = torch.exp2(torch.arange(-12.0, 12))
+    values[0] *= scale
+    # Every tie, from both sides, and both zeros; the largest of the group is 6.
+    ties = torch.tensor([6, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, -0.25, -0.75, -2.5, -5, -0.0, 0])
+    values[1, :14, :8] = ties[:, None] * scale[::3]
+    values[1, 14:32, :8] = 0
+    values[1, 32:64, 0] = 0  # a group of zeros
+    values[1, 64:96, 1] *= 1e-39  # subnormal
+    values[1, 96:, 2] *= 1e37
+    values[0, 3, :] = torch.nextafter(values[0, 4, :], torch.tensor(10.0))
     name = "model.layers.0.mlp.experts.down_proj"
-    parts = {
-        f"{name}_blocks": torch.zeros(2, 24, 2, 16, dtype=torch.uint8),
-        f"{name}_scales": torch.full((2, 24, 2), 127, dtype=torch.uint8),
-    }
+    blocks, scales = mxfp4(values)
+    parts = {f"{name}_blocks": blocks, f"{name}_scales": scales}
     like = opened(tmp_path / "like", parts, {"quantization_config": {"quant_method": "mxfp4"}})
     made = requantize(as_stored(tmp_path, values), like[name])
     assert made is not None
-    found = torch.from_numpy(read(made.decoded, 0, values.numel()).view(np.float32).copy())
-    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-    groups = values.reshape(2, 2, 32, 24).abs().amax(2)
-    scale = torch.exp2(torch.ceil(torch.log2(groups / 6)))[:, :, None].expand(2, 2, 32, 24)
-    scaled = values.reshape(2, 2, 32, 24) / scale
-    nearest = (scaled.abs()[..., None] - grid).abs().argmin(-1)
-    expected = grid[nearest] * scaled.sign() * scale
-    assert torch.equal(found.reshape(expected.shape), expected)
+    check_parts(made.written, parts)
+    # What is said to be stored is what a reader decodes.
+    count = values.numel()
+    turned = read(made.decoded, 0, count).reshape(2, 24, 128).transpose(0, 2, 1)
+    assert np.array_equal(turned.reshape(-1), read(like[name], 0, count))
+    assert np.array_equal(read(made.original, 0, count), read(made.decoded, 0, count))
+    exact = values.mT.contiguous().reshape(-1).numpy().view(np.uint32)
+    assert np.array_equal(read(made.exact, 0, count), exact)
+    assert np.array_equal(read(made.exact, 100, 1000), exact[100:1100])
 
 
 def test_an_encoding_that_cannot_be_written(tmp_path: Path) -> None:
@@ -149,3 +193,70 @@ def test_an_encoding_that_cannot_be_written(tmp_path: Path) -> None:
     parts = {UP + suffix: part for suffix, part in NF4_BLOCKS.parts(values).items()}
     like = opened(tmp_path / "like", parts, NF4_BLOCKS.config)[UP]
     assert requantize(as_stored(tmp_path, values), like) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Counted(StoredTensor):
+    """Values in float32, with a count of those that were read."""
+
+    values: np.ndarray[Any, Any]
+    counts: list[int]
+
+    @property
+    def parts(self) -> tuple[TensorSpec, ...]:
+        return ()
+
+    def read(self, files: Files, start: int, buffer: memoryview) -> None:
+        del files
+        count = len(buffer) // 4
+        self.counts.append(count)
+        np.frombuffer(buffer, np.float32)[:] = self.values.reshape(-1)[start : start + count]
+
+
+def computed(
+    folder: Path, coding: Coding, shape: tuple[int, ...], threads: int
+) -> tuple[int, dict[str, bytes]]:
+    """How often a value is computed in chunks by several threads, and what is written."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    like = opened(folder / f"{coding.name}-{threads}", coding.encode({UP: values}), coding.config)
+    counts: list[int] = []
+    stored = Counted(UP, "F32", shape, like[UP].shard, values.numpy(), counts)
+    made = requantize(stored, like[UP])
+    assert made is not None
+    shared, found = Shared(), {}
+    mine = threading.local()
+
+    def read(part: StoredTensor, start: int, count: int) -> bytes:
+        if not hasattr(mine, "files"):
+            mine.files = Files(OpenShard, shared)
+        buffer = bytearray(count * BITS[part.dtype] // 8)
+        part.read(mine.files, start, memoryview(buffer))
+        return bytes(buffer)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for part in made.written:
+            chunks = [
+                pool.submit(read, part, start, min(BLOCK_ELEMENTS, part.elements - start))
+                for start in range(0, part.elements, BLOCK_ELEMENTS)
+            ]
+            found[part.name] = b"".join([chunk.result() for chunk in chunks])
+    return sum(counts), found
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_values_are_computed_at_most_twice_whatever_the_width_and_the_threads(
+    tmp_path: Path, threads: int
+) -> None:
+    """Once for scales, once for codes, where a block has the rows of several chunks."""
+    shape = 300, 7168
+    count, found = computed(tmp_path, FP8, shape, threads)
+    # A thread that has just read a chunk for its scales does not compute it again for its codes.
+    assert 300 * 7168 < count <= 2 * 300 * 7168
+    assert found == computed(tmp_path / "again", FP8, shape, 5 - threads)[1]
+
+
+def test_values_of_rows_are_computed_once_for_each_part(tmp_path: Path) -> None:
+    shape = 500, 2000
+    count, found = computed(tmp_path, INT8, shape, 2)
+    # The codes' four chunks have three rows in common with their neighbours.
+    assert count == len(found) * 500 * 2000 + 3 * 2000

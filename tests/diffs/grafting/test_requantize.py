@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffxfer.checkpoints.files import OpenShard
 from tests import tiny
 from tests.checkpoints.encodings import scaled_halves
 from tests.checkpoints.encodings.codings import FP8, INT4, INT8, NF4_BLOCKS
@@ -90,6 +93,11 @@ def test_the_stored_graft_is_near_the_exact_one(
         assert errors[name]["change"] == pytest.approx(change, rel=1e-6)
         assert errors[name]["ratio"] == pytest.approx(error / change, rel=1e-6)
     run("verify", out)
+    argv = ("transfer", *folders, "-o", tmp_path / "told", "--requantize", "--alpha", "0.7")
+    table = tiny.run(*argv, summary=True).out
+    worst = max(told["requantized"], key=lambda each: each["ratio"])
+    assert f"{worst['ratio']:.1%}" in table
+    assert table.splitlines()[-1].endswith(worst["name"])
 
 
 def test_threads_do_not_change_a_byte(
@@ -193,3 +201,70 @@ def test_a_dry_run_says_that_steps_will_swallow_the_difference(
     assert "the target is quantised (compressed-tensors): the graft is written in" in (
         plain_run.err + plain_run.out
     )
+
+
+def test_a_bad_value_in_a_block_of_several_chunks_is_told_alike_by_any_threads(
+    tmp_path: Path,
+) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    wide = {name: torch.randn(128, 7168, generator=torch.Generator().manual_seed(5))}
+    folders = save(tmp_path, dict.fromkeys(ROLES, wide), FP8)
+    parts = load_file(folders[0] / "model.safetensors")
+    codes = parts[name].view(torch.uint8)
+    codes[60, 5], codes[127, 9] = 0x7F, 0x7F  # NaN
+    folders[0] = tiny.save_model(tmp_path / "bad", parts, config={**CONFIG, **FP8.config})
+    told = set()
+    for threads in ("1", "2", "4", "4"):
+        out = tmp_path / "out"
+        done = tiny.run("transfer", *folders, "-o", out, "--requantize", "--threads", threads)
+        assert done.status == 1
+        told.add(done.err.splitlines()[-1])
+    assert len(told) == 1, told
+    assert "[60, 5]" in told.pop()
+
+
+@pytest.mark.parametrize("coding", [FP8, INT4, INT8], ids=lambda coding: coding.name)
+def test_the_bytes_that_are_told_are_those_that_are_read(
+    tmp_path: Path,
+    weights: dict[str, dict[str, Tensor]],
+    coding: Coding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = save(tmp_path, weights, coding)
+    read: list[int] = []
+    read_into = OpenShard.read_into
+
+    def counted(self: OpenShard, buffer: memoryview, offset: int) -> None:
+        read.append(len(buffer))
+        read_into(self, buffer, offset)
+
+    monkeypatch.setattr(OpenShard, "read_into", counted)
+    argv = ("transfer", *folders, "-o", tmp_path / "out", "--requantize", "--json", "--threads")
+    told = json.loads(run(*argv, "1"))["bytes_to_read"]
+    # Rows that two chunks have in common are read twice, and samples are read to compare models.
+    assert sum(read) == pytest.approx(told, rel=0.03)
+
+
+def test_a_run_that_goes_on_knows_the_errors(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    argv = ("transfer", *folders, "--requantize", "--json", "-o")
+    whole = json.loads(run(*argv, tmp_path / "whole"))
+    pwrite, written = os.pwrite, []
+
+    def failing(fd: int, data: bytes, offset: int) -> int:
+        if len(data) > 1 << 16:
+            written.append(offset)
+            if len(written) > 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing)
+        assert tiny.run(*argv, tmp_path / "out").status == 1
+    rest = json.loads(run(*argv, tmp_path / "out"))
+    assert rest["resumed_bytes"] > 0
+    assert rest["requantized"] == whole["requantized"]
+    made = [tmp_path / name / "model.safetensors" for name in ("whole", "out")]
+    assert made[0].read_bytes() == made[1].read_bytes()
