@@ -24,6 +24,7 @@ FLOORS = {
     "checkpoints": 1,
     "streaming": 2,
     "pages": 2,
+    "cluster": 3,
     "diffs": 3,
     "models": 4,
     "evaluation": 5,

@@ -23,6 +23,7 @@ from diffxfer.checkpoints.journal import (
     summarize,
 )
 from diffxfer.checkpoints.output_place import MANIFEST_NAME, is_our_folder, place_of
+from diffxfer.checkpoints.part_journal import done_bytes_in_parts
 from diffxfer.errors import OutputError, UnfinishedError
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ def unfinished(partial: Path) -> Unfinished | None:
         partial: the folder.
     """
     known = summarize(partial / JOURNAL_NAME)
-    return Unfinished(partial, known.percent) if known and known.percent else None
+    if known is None:
+        return None
+    done = known.done_bytes + done_bytes_in_parts(partial, known.fingerprint)
+    percent = min(done, known.total_bytes) * 100 // max(known.total_bytes, 1)
+    return Unfinished(partial, percent) if percent else None
 
 
 def is_our_partial(partial: Path) -> bool:
@@ -151,7 +156,8 @@ def open_journal(partial: Path, fingerprint: str, *, restart: bool) -> tuple[Jou
     """
     path, known_as = partial / JOURNAL_NAME, bytes.fromhex(fingerprint)
     known = None if restart else summarize(path)
-    if known and known.done_bytes and known.fingerprint == known_as:
+    done = known is not None and (known.done_bytes or done_bytes_in_parts(partial, known_as))
+    if known and done and known.fingerprint == known_as:
         return Journal(path, known_as, known.inode, known), True
     empty(partial)
     return Journal(path, known_as, partial.stat().st_ino), False

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.jobs.report import Report
+    from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.statistics import TensorResult
 
@@ -82,6 +83,7 @@ def extract_diff(
     stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Write the diff vector of a fine-tuned model and its base, or a LoRA adapter.
 
@@ -122,6 +124,7 @@ def extract_diff(
         stream: read models from the Hub without downloading them into its cache.
         dry_run: plan and check only; write nothing.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was done.
@@ -150,7 +153,7 @@ def extract_diff(
         max_shard_size=max_shard_size,
     )
     check_mode(vocab)
-    check_run_options(threads, device)
+    check_run_options(threads, device, cluster)
     memory = parse_size(device_memory, "--device-memory")
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_added(added)
@@ -209,6 +212,7 @@ def extract_diff(
         *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
         progress=progress,
         stream=stream,
+        cluster=cluster,
     )
     if lora is not None:
         return extract_adapter(job, source, companions.files, roles, lora, options)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.diffs.grafting.options import GraftOptions
     from diffxfer.diffs.jobs.report import Report
+    from diffxfer.streaming.distribute import Cluster
 
 
 def apply_diff(
@@ -63,6 +64,7 @@ def apply_diff(
     stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Graft a diff vector onto a target: target + α·Δ.
 
@@ -97,6 +99,7 @@ def apply_diff(
         stream: read models from the Hub without downloading them into its cache.
         dry_run: plan and check only; write nothing.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was done.
@@ -113,6 +116,7 @@ def apply_diff(
         *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
         *(overwrite, restart, stream, dry_run, progress, ("target",)),
         requantize=requantize,
+        cluster=cluster,
     )
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
@@ -150,6 +154,7 @@ def transfer(
     stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Extract and graft in one pass: target + α·(finetuned − base); writes no diff vector.
 
@@ -183,6 +188,7 @@ def transfer(
         stream: read models from the Hub without downloading them into its cache.
         dry_run: plan and check only; write nothing.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was done.
@@ -199,6 +205,7 @@ def transfer(
         *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
         *(overwrite, restart, stream, dry_run, progress, ("finetuned", "base", "target")),
         requantize=requantize,
+        cluster=cluster,
     )
     out = Path(out)
     return plan_transfer(finetuned, base, target, out, options).make()

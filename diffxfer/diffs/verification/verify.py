@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.lora.distance import Distance
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
+    from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.statistics import TensorResult
 
@@ -95,6 +96,7 @@ def verify(
     threads: int | None = None,
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> VerifyReport:
     """Read a folder that diffxfer wrote, and compare it with its manifest.
 
@@ -107,6 +109,7 @@ def verify(
         threads: number of workers; None for one per processor.
         stream: read from the Hub without downloading into its cache.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was checked, if the folder is undamaged.
@@ -132,7 +135,7 @@ def verify(
     tasks, inputs = _what_to_read(manifest, survey, roles)
     if not stream:
         fetch_shards(inputs, progress)
-    results = _run(tasks, inputs, threads, progress)
+    results = _run(tasks, inputs, threads, progress, cluster)
     _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
     return VerifyReport(
         command="verify",
@@ -249,11 +252,12 @@ def _run(
     inputs: Sequence[ShardFile],
     threads: int | None,
     progress: Callable[[int, int], None] | None,
+    cluster: Cluster | None = None,
 ) -> dict[str, TensorResult]:
     """The results of the tensors to verify, by name."""
     plan = make_plan(tasks, tuple({shard.path: shard for shard in inputs}.values()))
     try:
-        results = measure_inputs(plan, threads=threads, progress=progress)
+        results = measure_inputs(plan, threads=threads, progress=progress, cluster=cluster)
     except MatchError as exc:  # integers that differ: `extract` would have refused them
         exc.remedy = ITS_MODELS
         raise
