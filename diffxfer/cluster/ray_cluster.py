@@ -15,7 +15,7 @@ import xxhash
 
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.cluster.node_work import Tally, do_piece, named, unseen, versions
-from diffxfer.errors import ClusterError, first_line
+from diffxfer.errors import ClusterError, first_line, listed
 from diffxfer.streaming.parts import PART_BYTES
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class RayCluster:
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Its own warnings, one a second while nobody answers, would hide the error.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
         local: dict[str, Any] = {"include_dashboard": False} if self.address == "local" else {}
         try:
             self._ray.init(
@@ -100,6 +102,15 @@ class RayCluster:
     def _nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive."""
         return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def description(self) -> str:
+        """The nodes, in words: what a command says before it begins."""
+        nodes = self._nodes
+        count = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
+        gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
+        hosts = sorted({node["NodeManagerHostname"] for node in nodes})
+        more = f", {gpus} GPUs" if gpus else ""
+        return f"on Ray: {len(nodes)} nodes ({listed(hosts)}), {count} processors{more}"
 
     def _check_versions(self) -> None:
         ours = versions()
