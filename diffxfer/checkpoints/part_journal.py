@@ -1,7 +1,9 @@
 """Journals of parts: what other processes did for a run, before its own journal has it.
 
 Each attempt at a part has a journal of its own in the partial folder, so that two processes never
-write to the same one. The run that owns the folder takes their records over.
+write to the same one. The run that owns the folder takes their records over. Their names begin with
+the run's token: what processes of a killed run still write after the next run has begun may be in
+files that the next run has replaced, so it does not count.
 """
 
 from __future__ import annotations
@@ -21,29 +23,31 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 20
 
 
-def new_part_journal(partial: Path, fingerprint: bytes, first_chunk: int) -> Journal:
+def new_part_journal(partial: Path, fingerprint: bytes, run: str, first_chunk: int) -> Journal:
     """Begin the journal of an attempt at a part.
 
     Args:
         partial: the partial folder.
         fingerprint: the job's fingerprint, 16 bytes.
+        run: the run's token.
         first_chunk: the number of the part's first chunk.
 
     Raises:
         OSError: if it cannot be written.
     """
-    path = partial / f"{_prefix(first_chunk)}{secrets.token_hex(4)}"
+    path = partial / f"{_prefix(run, first_chunk)}{secrets.token_hex(4)}"
     return Journal(path, fingerprint, partial.stat().st_ino)
 
 
-def part_journals(partial: Path, first_chunk: int | None = None) -> list[Path]:
+def part_journals(partial: Path, of: tuple[str, int] | None = None) -> list[Path]:
     """The journals of parts in a partial folder.
 
     Args:
         partial: the folder.
-        first_chunk: the first chunk of one part, to find only the journals of its attempts.
+        of: a run's token and the first chunk of one part, to find only the journals of the attempts
+            of that run at it.
     """
-    prefix = f"{JOURNAL_NAME}-" if first_chunk is None else _prefix(first_chunk)
+    prefix = f"{JOURNAL_NAME}-" if of is None else _prefix(*of)
     try:
         names = os.listdir(partial)  # noqa: PTH208 names alone
     except FileNotFoundError:
@@ -98,5 +102,5 @@ def checksum_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _prefix(first_chunk: int) -> str:
-    return f"{JOURNAL_NAME}-{first_chunk:012d}-"
+def _prefix(run: str, first_chunk: int) -> str:
+    return f"{JOURNAL_NAME}-{run}-{first_chunk:012d}-"

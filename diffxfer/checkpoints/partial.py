@@ -23,7 +23,7 @@ from diffxfer.checkpoints.journal import (
     summarize,
 )
 from diffxfer.checkpoints.output_place import MANIFEST_NAME, is_our_folder, place_of
-from diffxfer.checkpoints.part_journal import done_bytes_in_parts
+from diffxfer.checkpoints.part_journal import done_bytes_in_parts, part_journals
 from diffxfer.errors import OutputError, UnfinishedError
 
 if TYPE_CHECKING:
@@ -91,11 +91,14 @@ def unfinished(partial: Path) -> Unfinished | None:
 def is_our_partial(partial: Path) -> bool:
     """Whether a folder with the name of a partial folder is one.
 
-    It is one if it has our journal; if it is empty, because its run ended before it had one; or if
-    it is the former OUT, which the result replaced.
+    It is one if it has our journal, or that of a part, which a node may write after the rest was
+    removed; if it is empty, because its run ended before it had one; or if it is the former OUT,
+    which the result replaced.
     """
     journal = partial / JOURNAL_NAME
     if is_journal(journal) or is_our_folder(partial):
+        return True
+    if any(is_journal(path) for path in part_journals(partial)):
         return True
     names = os.listdir(partial)  # noqa: PTH208 names alone
     return not names or (names == [JOURNAL_NAME] and is_stillborn(journal))

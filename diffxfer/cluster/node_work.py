@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,14 @@ from diffxfer.checkpoints.stored import is_unchanged
 from diffxfer.errors import ClusterError, DiffxferError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.stored import ShardFile
 
 _REPORT_INTERVAL_S = 0.5
+_PROBE_WAITS_S = (0.5, 1, 2)
+SAME = "install the same version on both"
 PACKAGES = ("diffxfer", "torch", "numba")
 """The packages whose version the bytes of a result may depend on."""
 
@@ -60,9 +63,10 @@ class Tally:
         """Record how much of a piece is done."""
         self._done[index] = max(done, self._done.get(index, 0))
 
-    def total(self) -> int:
-        """The sum over all pieces."""
-        return sum(self._done.values())
+    def take(self) -> dict[int, int]:
+        """What was reported since the last call, by piece."""
+        found, self._done = self._done, {}
+        return found
 
 
 def node_name() -> str:
@@ -88,6 +92,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+def other_version(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """How a node's versions differ from this machine's, in words; empty if they do not.
+
+    Args:
+        ours: this machine's `versions()`.
+        theirs: the node's.
+    """
+    for package, wanted in ours.items():
+        if theirs[package] != wanted:
+            return f"has {package} {theirs[package]}, this machine has {wanted}"
+    return ""
+
+
 def unseen(probe: Path | None, token: str, inputs: Sequence[ShardFile]) -> str:
     """What a node does not see of a run's files, in words; empty if it sees all.
 
@@ -96,13 +113,8 @@ def unseen(probe: Path | None, token: str, inputs: Sequence[ShardFile]) -> str:
         token: what it contains.
         inputs: the files that the run reads.
     """
-    if probe is not None:
-        try:
-            seen = probe.read_text() == token
-        except OSError:
-            seen = False
-        if not seen:
-            return f"does not see the output folder {probe.parent.parent}"
+    if probe is not None and not _sees(probe, token):
+        return f"does not see the output folder {probe.parent.parent}"
     for shard in inputs:
         if shard.away:
             continue
@@ -115,38 +127,59 @@ def unseen(probe: Path | None, token: str, inputs: Sequence[ShardFile]) -> str:
     return ""
 
 
-def do_piece(function: Callable[..., Any], piece: Any, index: int, tally: Any) -> Outcome:
+def _sees(probe: Path, token: str) -> bool:
+    for wait_s in (0, *_PROBE_WAITS_S):
+        time.sleep(wait_s)
+        with suppress(OSError):
+            # An NFS client asks the server again when a folder is opened, not for a known name.
+            for folder in (probe.parent.parent, probe.parent):
+                os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+            if probe.read_text() == token:
+                return True
+    return False
+
+
+def do_piece(
+    ours: Mapping[str, str], function: Callable[..., Any], piece: Any, index: int, tally: Any
+) -> Outcome:
     """Call a function with a piece of work; a failure comes back as a value.
 
     Args:
+        ours: the versions that this node must have: it may have joined after the check.
         function: the function.
         piece: its first argument; the second reports how much is done.
         index: the piece's index.
         tally: the handle of the `Tally` actor.
     """
-    reported = time.monotonic() - _REPORT_INTERVAL_S
+    problem = other_version(ours, versions())
+    if problem:
+        return Outcome(node_name(), error=ClusterError(f"node {node_name()}", problem, SAME))
+    reported, last = time.monotonic() - _REPORT_INTERVAL_S, 0
 
     def report(done: int) -> None:
-        nonlocal reported
+        nonlocal reported, last
+        last = done
         if time.monotonic() - reported >= _REPORT_INTERVAL_S:
             reported = time.monotonic()
             tally.report.remote(index, done)
 
     try:
         data = pickle.dumps(function(piece, report))
+        tally.report.remote(index, last)
     except DiffxferError as exc:
         return Outcome(node_name(), error=exc)
     except Exception as exc:
         traceback.print_exc(file=sys.stderr)  # it goes to the log that the message names
         problem = f"a part of the work failed there: {type(exc).__name__}: {first_line(exc)}"
-        return Outcome(node_name(), error=ClusterError(node_name(), problem, f"read {_log()}"))
+        where = f"node {node_name()}"
+        return Outcome(node_name(), error=ClusterError(where, problem, f"read {_log()} there"))
     return Outcome(node_name(), data, xxhash.xxh3_128_hexdigest(data))
 
 
 def _log() -> str:
-    """Where this process's log is, in words."""
-    import ray
-
-    context = ray.get_runtime_context()
-    folder = "/tmp/ray/session_latest/logs"
-    return f"worker-{context.get_worker_id()}-*-{os.getpid()}.err in {folder} on that node"
+    """This process's log, as Ray has opened it; its name ends in the process's id otherwise."""
+    with suppress(OSError):
+        path = os.readlink("/proc/self/fd/2")  # noqa: PTH115 a name, not always a file's
+        if path.startswith("/"):
+            return path
+    return f"the log that ends in -{os.getpid()}.err in Ray's session folder"

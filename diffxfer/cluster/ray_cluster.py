@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import secrets
-from collections import deque
-from contextlib import suppress
+import signal
+import socket
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
 from diffxfer.checkpoints.writer import write_error
-from diffxfer.cluster.node_work import Tally, do_piece, named, unseen, versions
+from diffxfer.cluster.node_work import SAME, do_piece, named, other_version, unseen, versions
+from diffxfer.cluster.pieces import Patience, Pieces, Progress
 from diffxfer.errors import ClusterError, first_line, listed
 from diffxfer.streaming.parts import PART_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from diffxfer.checkpoints.stored import ShardFile
@@ -28,16 +32,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PROBE_NAME = "diffxfer.probe"
-_POLL_S = 0.3
-_CANCEL_S = 20.0
+_ADDRESS = re.compile(r"(?:ray://)?(?:\[([^]]+)\]|([^:/\[]+)):([0-9]+)(?:/.*)?")
+_REACH_S, _ANSWER_S, _PATIENCE_S = 5.0, 120.0, 120.0
+"""How long a cluster has to be reached, its nodes to answer, and a lost node to come back."""
 _QUEUED_PER_PLACE = 3
 """Pieces handed to Ray for each that can run at once: a trillion parameters have hundreds."""
 _RETRIES = 5
 _MOST_THREADS = 8
+_PIECE_BYTES, _THREAD_BYTES = 400_000_000, 64_000_000
+"""The memory that Ray sets aside for a piece, and for each of its threads."""
 
 
 class RayCluster:
     """A connection to a Ray cluster; use it as a context manager.
+
+    If the process is connected to a cluster already, that connection is used, and left open.
 
     Args:
         address: of the cluster's head, as `ray.init` takes it; by default what the environment
@@ -45,8 +54,12 @@ class RayCluster:
         part_bytes: the bytes that a part of a plan reads and writes, about.
 
     Raises:
-        ClusterError: if Ray is not installed, the cluster cannot be reached, or one of its nodes
-            has another version of diffxfer, torch, numba or Python.
+        ClusterError: if Ray is not installed, the cluster cannot be reached or has no processors,
+            or one of its nodes has another version of diffxfer, torch, numba or Python.
+
+    Example:
+        >>> with RayCluster("10.0.0.1:6379") as cluster:  # doctest: +SKIP
+        ...     transfer("sft", "base", "target", "graft", cluster=cluster)
     """
 
     def __init__(self, address: str | None = None, *, part_bytes: int = PART_BYTES) -> None:
@@ -61,9 +74,9 @@ class RayCluster:
             remedy = "install it: pip install 'diffxfer[ray]'"
             raise ClusterError("--ray", "needs Ray, which is not installed", remedy) from exc
         self._ray: Any = ray  # most of its interface is not typed
-        if not ray.is_initialized():
-            self._connect()
         try:
+            if not ray.is_initialized():
+                self._connect()
             self._check_versions()
         except BaseException:
             self.__exit__(None, None, None)
@@ -82,43 +95,52 @@ class RayCluster:
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Its own warnings, one a second while nobody answers, would hide the error.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
         local: dict[str, Any] = {"include_dashboard": False} if self.address == "local" else {}
         try:
-            self._ray.init(
-                address=self.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,
-            )
+            self._reach()
+            self._ours = True  # what a failed attempt has started must be stopped as well
+            with _signals_kept():
+                self._ray.init(
+                    address=self.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **local,
+                )
         except Exception as exc:  # Ray raises many kinds, down to RuntimeError and ValueError
-            problem = f"no cluster answers there ({first_line(exc)})"
-            remedy = "check that it runs: ray status"
+            problem = f"no cluster can be used there ({first_line(exc)})"
+            remedy = "check that it runs: ray status --address HOST:PORT"
             raise ClusterError(f"--ray {self.address}", problem, remedy) from exc
-        self._ours = True
+
+    def _reach(self) -> None:
+        """Raise `OSError` if nobody listens: Ray itself would try for minutes."""
+        if found := _ADDRESS.fullmatch(self.address):
+            place = found[1] or found[2], min(int(found[3]), 65535)
+            socket.create_connection(place, timeout=_REACH_S).close()
 
     @property
     def _nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive."""
-        return [node for node in self._ray.nodes() if node["Alive"]]
+        """The nodes that can take a piece: a head often has no processors for Ray."""
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        return [node for node in nodes if node["Resources"].get("CPU", 0) >= 1]
 
     def description(self) -> str:
         """The nodes, in words: what a command says before it begins."""
         nodes = self._nodes
-        count = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
+        count = sum(int(node["Resources"]["CPU"]) for node in nodes)
         gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
         hosts = sorted({node["NodeManagerHostname"] for node in nodes})
-        more = f", {gpus} GPUs" if gpus else ""
-        return f"on Ray: {len(nodes)} nodes ({listed(hosts)}), {count} processors{more}"
+        more = f", {_many(gpus, 'GPU')}" if gpus else ""
+        places = f"{_many(len(nodes), 'node')} ({listed(hosts)})"
+        return f"on Ray: {places}, {_many(count, 'processor')}{more}"
 
     def _check_versions(self) -> None:
+        if not self._nodes:
+            remedy = "start nodes with processors: ray start --num-cpus N"
+            raise ClusterError("--ray", "no node has a processor for Ray", remedy)
         ours = versions()
         for name, theirs in self._on_every_node(versions):
-            for package, version in ours.items():
-                if theirs[package] != version:
-                    problem = f"has {package} {theirs[package]}, this machine has {version}"
-                    raise ClusterError(f"node {name}", problem, "install the same version on both")
+            if problem := other_version(ours, theirs):
+                raise ClusterError(f"node {name}", problem, SAME)
 
     def check_folders(self, partial: Path | None, inputs: Sequence[ShardFile]) -> None:
         """Refuse nodes that do not see the files of a run.
@@ -153,18 +175,14 @@ class RayCluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task = self._ray.remote(num_cpus=0, max_retries=1)(function)
-        calls = [
-            (
-                named(node["NodeManagerHostname"], node["NodeID"]),
-                task.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ).remote(*arguments),
-            )
-            for node in self._nodes
-        ]
+        calls = []
+        for node in self._nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            call = task.options(scheduling_strategy=there).remote(*arguments)
+            calls.append((named(node["NodeManagerHostname"], node["NodeID"]), call))
         for name, call in calls:
             try:
-                yield name, self._ray.get(call)
+                yield name, self._ray.get(call, timeout=_ANSWER_S)
             except self._ray.exceptions.RayError as exc:
                 problem = f"cannot take part ({_cause(exc)})"
                 remedy = "check that diffxfer is installed there for the Python that Ray uses"
@@ -180,12 +198,12 @@ class RayCluster:
         Raises:
             ClusterError: if no node has so many processors.
         """
-        found = [int(node["Resources"].get("CPU", 0)) for node in self._nodes]
-        places = [count for count in found if count]
-        if not places or (wanted or 1) > max(places):
-            problem = f"no node has {wanted or 1} processors for Ray; they have {_listed(found)}"
+        found = [int(node["Resources"]["CPU"]) for node in self._nodes]
+        if not found or (wanted or 1) > max(found):
+            count = _many(wanted or 1, "processor")
+            problem = f"no node has {count} for Ray; they have {_listed(found)}"
             raise ClusterError("--threads", problem, "give fewer, or start larger nodes")
-        return wanted or min(_MOST_THREADS, *places)
+        return wanted or min(_MOST_THREADS, *found)
 
     def run(
         self,
@@ -195,44 +213,64 @@ class RayCluster:
         name: str,
         threads: int,
         gpus: float = 0,
+        memory: int | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[tuple[int, R]]:
+    ) -> Generator[tuple[int, R], None, None]:
         """Call a function once for each piece of work, somewhere on the cluster.
 
         See `streaming.distribute.Cluster.run`.
         """
         self._check_gpus(gpus)
-        tally = self._ray.remote(num_cpus=0)(Tally).remote()
+        if memory is None:
+            memory = _PIECE_BYTES + threads * _THREAD_BYTES
+        needs = {"CPU": threads, "GPU": gpus, "memory": memory}
+        shown, ours = self._progress(), versions()
         task = self._ray.remote(
-            num_cpus=threads, num_gpus=gpus, max_retries=_RETRIES, scheduling_strategy="SPREAD"
+            num_cpus=threads,
+            num_gpus=gpus,
+            memory=memory,
+            max_retries=_RETRIES,
+            scheduling_strategy="SPREAD",
         )(do_piece)
 
         def start(index: int) -> Any:
             label = f"{name} {index + 1} of {len(work)}"
-            return task.options(name=label).remote(function, work[index], index, tally)
+            return task.options(name=label).remote(ours, function, work[index], index, shown.actor)
 
-        places = self._places(threads, gpus)
-        pieces = _Pieces(self._ray, start, len(work), _QUEUED_PER_PLACE * places)
+        most = _QUEUED_PER_PLACE * max(self._places(needs), 1)
+        pieces, patience = Pieces(self._ray, start, len(work), most), Patience(_PATIENCE_S)
         try:
             while pieces.left():
-                for index, ref in pieces.wait():
+                ended = pieces.wait()
+                for index, ref in ended:
                     value = self._result(pieces, index, ref)
                     if value:
                         yield index, pickle.loads(value)
                 if progress is not None:
-                    progress(self._ray.get(tally.total.remote()))
+                    progress(shown.total())
+                if not ended and patience.is_over(self._places(needs)):
+                    raise _no_place(needs)
         finally:
-            pieces.stop(_CANCEL_S)
-            self._ray.kill(tally)
+            pieces.stop()
+            shown.close()
         pieces.raise_first()
 
-    def _result(self, pieces: _Pieces, index: int, ref: Any) -> bytes:
+    def _progress(self) -> Progress:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # On a node that has diffxfer, and better on this one, which lives as long as the run.
+        here = self._ray.get_runtime_context().get_node_id()
+        ids = [node["NodeID"] for node in self._nodes]
+        place = here if here in ids or not ids else ids[0]
+        return Progress(self._ray, NodeAffinitySchedulingStrategy(place, soft=True))
+
+    def _result(self, pieces: Pieces, index: int, ref: Any) -> bytes:
         """The pickled result of a piece that has ended; empty if it failed."""
         try:
             outcome = self._ray.get(ref)
         except self._ray.exceptions.RayError as exc:
             problem = f"part {index + 1} was lost on the cluster ({_cause(exc)})"
-            remedy = "run ray status, and read the logs in Ray's session folder"
+            remedy = "run ray status, and read the logs in /tmp/ray/session_latest/logs there"
             pieces.fail(index, ClusterError("--ray", problem, remedy))
             return b""
         if outcome.error is not None:
@@ -245,15 +283,12 @@ class RayCluster:
         data: bytes = outcome.data
         return data
 
-    def _places(self, threads: int, gpus: float) -> int:
-        """How many pieces can run at once, at least one."""
-        places = 0
-        for node in self._nodes:
-            here = int(node["Resources"].get("CPU", 0) // threads)
-            if gpus:
-                here = min(here, int(node["Resources"].get("GPU", 0) / gpus))
-            places += here
-        return max(places, 1)
+    def _places(self, needs: Mapping[str, float]) -> int:
+        """How many pieces that need so much can run at once."""
+        return sum(
+            min(int(node["Resources"].get(kind, 0) / need) for kind, need in needs.items() if need)
+            for node in self._nodes
+        )
 
     def _check_gpus(self, gpus: float) -> None:
         found = [node["Resources"].get("GPU", 0) for node in self._nodes]
@@ -262,52 +297,26 @@ class RayCluster:
             raise ClusterError("--ray", problem, "start nodes with GPUs, or use --device cpu")
 
 
-class _Pieces:
-    """Pieces of work that are queued, running or done."""
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which `ray.init` replaces."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
-    def __init__(self, ray: Any, start: Callable[[int], Any], count: int, most: int) -> None:
-        self._ray: Any = ray  # most of its interface is not typed
-        self._start = start
-        self._queue = deque(range(count))
-        self._most = most
-        self._running: dict[Any, int] = {}
-        self._failures: dict[int, BaseException] = {}
 
-    def left(self) -> bool:
-        """Whether any piece is queued or running."""
-        return bool(self._queue or self._running)
+def _no_place(needs: Mapping[str, float]) -> ClusterError:
+    gpus = f", {needs['GPU']:g} GPUs" if needs["GPU"] else ""
+    what = f"{_many(int(needs['CPU']), 'processor')}{gpus} and {needs['memory'] / 1e9:.1f} GB"
+    problem = f"no node has {what} for Ray any longer"
+    return ClusterError("--ray", problem, "start nodes, and run it again: it goes on from there")
 
-    def wait(self) -> list[tuple[int, Any]]:
-        """Start pieces, and wait a moment; returns those that have ended."""
-        while self._queue and len(self._running) < self._most:
-            index = self._queue.popleft()
-            self._running[self._start(index)] = index
-        ended, _ = self._ray.wait([*self._running], num_returns=1, timeout=_POLL_S)
-        return [(self._running.pop(ref), ref) for ref in ended]
 
-    def fail(self, index: int, exc: BaseException) -> None:
-        """Record a failure, and stop the pieces after it."""
-        self._failures[index] = exc
-        first = min(self._failures)
-        self._queue = deque(other for other in self._queue if other < first)
-        for ref, other in [*self._running.items()]:
-            if other > first:
-                self._ray.cancel(ref)
-
-    def stop(self, wait_s: float) -> None:
-        """Stop what still runs, and wait for it, so that it does not write any longer."""
-        self._queue.clear()
-        for ref in self._running:
-            self._ray.cancel(ref)
-        if self._running:
-            refs = [*self._running]
-            self._ray.wait(refs, num_returns=len(refs), timeout=wait_s)
-        self._running.clear()
-
-    def raise_first(self) -> None:
-        """Raise the earliest failure, if there is one."""
-        if self._failures:
-            raise self._failures[min(self._failures)]
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _cause(exc: BaseException) -> str:

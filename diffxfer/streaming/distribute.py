@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from diffxfer.checkpoints.journal import JOURNAL_NAME
@@ -15,7 +15,7 @@ from diffxfer.streaming.part_run import WrittenPart, measure_part, write_part
 from diffxfer.streaming.parts import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
     from pathlib import Path
 
     from diffxfer.checkpoints.shard_writer import ShardWriter
@@ -58,8 +58,9 @@ class Cluster(Protocol):
         name: str,
         threads: int,
         gpus: float = 0,
+        memory: int | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[tuple[int, R]]:
+    ) -> Generator[tuple[int, R], None, None]:
         """Call a function once for each piece of work, somewhere on the cluster.
 
         A piece whose node is lost is done again elsewhere. If one fails, those before it are still
@@ -72,6 +73,7 @@ class Cluster(Protocol):
             name: says what is done, for the cluster's own pages.
             threads: processors of a piece.
             gpus: GPUs of a piece.
+            memory: the bytes of memory to set aside for it; None for what a part of a plan needs.
             progress: called with the sum of what is reported.
 
         Yields:
@@ -115,15 +117,15 @@ def write_parts(
         if progress is not None:
             progress(min(before + done, total), total)
 
-    try:
-        for index, written in cluster.run(
-            *(write_part, parts), name="diffxfer", threads=load.threads, gpus=gpus, progress=show
-        ):
+    running = cluster.run(
+        *(write_part, parts), name="diffxfer", threads=load.threads, gpus=gpus, progress=show
+    )
+    # After a failure, the journals of unfinished parts stay in the folder, for the next run; but no
+    # part may still write when the folder is removed.
+    with closing(running):
+        for index, written in running:
             _absorb(parts[index], written, folder, completed)
-    except BaseException:
-        with suppress(OSError):  # they stay in the folder, for the next run
-            completed.absorb_parts(folder.partial)
-        raise
+    _remove_part_journals(folder)
     if progress is not None:
         progress(total, total)
 
@@ -149,13 +151,22 @@ def _absorb(part: Part, written: WrittenPart, folder: OutputFolder, completed: C
         if checksum_of(path) != written.checksum:
             problem = f"{path.name} is not what the node wrote"
             raise ClusterError(folder.out, problem, "check the file system that the nodes share")
-        paths = part_journals(folder.partial, first_chunk)
+        paths = part_journals(folder.partial, (part.load.run, first_chunk))
         for each in {path, *paths}:
             completed.absorb(done_in_part(each, fingerprint))
         # Its data is durable, since the node has synced it.
         folder.journal.mark(folder.journal.size)
         for each in {path, *paths}:
             each.unlink()
+    except OSError as exc:
+        raise write_error(folder.out, JOURNAL_NAME, exc) from exc
+
+
+def _remove_part_journals(folder: OutputFolder) -> None:
+    """Remove what attempts have left that Ray had given up, so that it is not published."""
+    try:
+        for path in part_journals(folder.partial):
+            path.unlink(missing_ok=True)
     except OSError as exc:
         raise write_error(folder.out, JOURNAL_NAME, exc) from exc
 

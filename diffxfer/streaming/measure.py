@@ -70,6 +70,7 @@ def _measure_on(
         out=Path(),
         partial=None,
         fingerprint=bytes(16),
+        run="",
         threads=cluster.threads(threads),
         device="cpu",
         device_memory=0,

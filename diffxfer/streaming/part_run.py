@@ -66,7 +66,7 @@ class _PartRecord:
         for number in part.done:
             self._done.add(number)
         self.resumed_bytes = 0
-        for path in part_journals(folder.partial, part.plan.first_chunk):
+        for path in part_journals(folder.partial, (part.load.run, part.plan.first_chunk)):
             if path != folder.journal.path:  # an earlier attempt, whose node was lost
                 for done in done_in_part(path, part.load.fingerprint):
                     if self._done.covers(done.number) and done.number not in self._done:
@@ -115,7 +115,7 @@ def write_part(part: Part, report: Report) -> WrittenPart:
     assert load.partial is not None
     check_device(load.device)
     try:
-        journal = new_part_journal(load.partial, load.fingerprint, part.plan.first_chunk)
+        journal = new_part_journal(load.partial, load.fingerprint, load.run, part.plan.first_chunk)
         journal.begin(part.nbytes)
     except OSError as exc:
         raise write_error(load.out, JOURNAL_NAME, exc) from exc

@@ -27,6 +27,7 @@ class Workload:
         partial: the partial folder, which every node sees under this path; None if the plan writes
             nothing.
         fingerprint: the job's fingerprint, 16 bytes.
+        run: the run's token, which the journals of its parts have in their names.
         threads: number of workers of a part.
         device: where the arithmetic runs.
         device_memory: the most bytes to allocate on a GPU.
@@ -37,6 +38,7 @@ class Workload:
     out: Path
     partial: Path | None
     fingerprint: bytes
+    run: str
     threads: int
     device: str
     device_memory: int
@@ -98,9 +100,10 @@ def cut(plan: Plan, done: ChunkSet, load: Workload, part_bytes: int) -> Iterator
 
 def _part(plan: Plan, done: ChunkSet, load: Workload, begin: int, end: int) -> Iterator[Part]:
     """The part of some tasks, without those at its ends that are done; none if all are."""
-    while begin < end and done.has_all(begin):
+    # A task without elements has no chunks: it stays, since every task has a result.
+    while begin < end and done.first[begin] < done.first[begin + 1] and done.has_all(begin):
         begin += 1
-    while begin < end and done.has_all(end - 1):
+    while begin < end and done.first[end - 1] < done.first[end] and done.has_all(end - 1):
         end -= 1
     if begin == end:
         return

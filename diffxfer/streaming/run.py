@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -101,6 +102,7 @@ def run_plan(
             out=folder.out,
             partial=folder.partial,
             fingerprint=folder.journal.fingerprint,
+            run=secrets.token_hex(4),
             threads=cluster.threads(threads),
             device=device,
             device_memory=device_memory,

@@ -23,7 +23,7 @@ from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.jobs.job import Job, RunOptions, do
 from diffxfer.diffs.jobs.shards import parse_size
 from diffxfer.diffs.lora.extract_adapter import extract_adapter
-from diffxfer.diffs.lora.options import check_lora_options
+from diffxfer.diffs.lora.options import check_lora_options, refuse_cluster
 from diffxfer.diffs.matching.added import check_added
 from diffxfer.diffs.matching.match import ADDED, BUFFER, IN_BASE, UNCHANGED, Fate
 from diffxfer.diffs.matching.rename import names_command, parse_renames
@@ -152,6 +152,8 @@ def extract_diff(
         dtype=DTYPES.get(diff_dtype),
         max_shard_size=max_shard_size,
     )
+    if lora is not None:
+        refuse_cluster(cluster)
     check_mode(vocab)
     check_run_options(threads, device, cluster)
     memory = parse_size(device_memory, "--device-memory")

@@ -20,7 +20,7 @@ from diffxfer.diffs.grafting.assembly import PlannedGraft, plan_graft
 from diffxfer.diffs.grafting.move_adapter import move_adapter
 from diffxfer.diffs.grafting.options import check_options
 from diffxfer.diffs.grafting.pairing import label_source
-from diffxfer.diffs.lora.options import check_apply_as
+from diffxfer.diffs.lora.options import check_apply_as, refuse_cluster
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import Role, read_role, shapes_of
 from diffxfer.diffs.soundness.check import check_diff
@@ -122,6 +122,7 @@ def apply_diff(
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
     refuse_diff(places[1].folder, "target")
     if check_apply_as(as_, places[0].label, is_adapter=is_adapter(places[0])):
+        refuse_cluster(cluster)
         role = read_role(open_checkpoint(places[1], "target"), options.renames)
         return move_adapter(read_adapter(places[0]), role, out, options)
     return plan_apply(places, out, options).make()
