@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002 its methods take what those of a real cluster take
-"""A cluster of this process alone: what would go to a node, and come back, is pickled as Ray does."""
+"""A cluster of this process alone: what goes to a node, and comes back, is pickled as by Ray."""
 
 from __future__ import annotations
 
