@@ -258,6 +258,8 @@ class TestThePublicFace:
         ours = dict(inspect.signature(command).parameters)
         if "out" in theirs:
             ours["out"] = ours.pop("output")
+        if "ray" in ours:
+            ours["cluster"] = ours.pop("ray")
         assert ours.keys() - theirs.keys() == {"json", "quiet"}
         listeners = {"progress", "moved", "training", "answered", "stage", "opened", "salvage"}
         assert theirs.keys() - ours.keys() <= {*listeners, "device"}

@@ -33,7 +33,7 @@ OTHER_TOOLS = {
     *("--num-cpus", "--address"),  # ray start, ray status
     *("--safe_serialization",),  # DeepSpeed's zero_to_fp32.py
 }
-NO_COMMANDS = {"reads", "with", "wrote", "made", "never", "did", "does", "makes", "trl"}
+NO_COMMANDS = {"is", "reads", "with", "wrote", "made", "never", "did", "does", "makes", "trl"}
 """Words that follow the name in a sentence."""
 
 STREAMED = ("apply", "extract", "transfer")
@@ -78,6 +78,7 @@ ONLY_IN = {
     ("diffs/matching/selection.py", "--alpha-for"): GRAFTED,
     ("probing/measure_models.py", "--dtype"): ("eval",),
     ("streaming/finite.py", "--alpha"): GRAFTED,
+    ("streaming/run.py", "--device"): STREAMED,
     ("streaming/finite.py", "--out-dtype"): GRAFTED,
     ("streaming/finite.py", "--diff-dtype"): ("extract",),
 }

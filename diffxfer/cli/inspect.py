@@ -48,9 +48,7 @@ def inspect(
     from diffxfer.cli.compare_table import print_comparison
     from diffxfer.cli.inspect_table import print_inspection
 
-    if ray is not None and other is None:
-        remedy = "give OTHER too, or leave it out"
-        raise OptionError("--ray", "has no use: one folder is described in a moment", remedy)
+    _refuse_useless(ray, other)
     console = Console(json=json, quiet=quiet)
     with console, cluster_of(ray, console) as cluster:
         tell_of_hub(console.say, path, other)
@@ -75,3 +73,9 @@ def inspect(
         print_inspection(found)
     else:
         print_comparison(pair)
+
+
+def _refuse_useless(ray: str | None, other: str | None) -> None:
+    if ray is not None and other is None:
+        remedy = "give OTHER too, or leave it out"
+        raise OptionError("--ray", "has no use: one folder is described in a moment", remedy)

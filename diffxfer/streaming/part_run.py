@@ -16,10 +16,10 @@ from diffxfer.checkpoints.part_journal import (
 )
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.streaming.accelerator import open_accelerator
 from diffxfer.streaming.completed import ChunkSet, Completed, pack
 from diffxfer.streaming.device import check_device
 from diffxfer.streaming.plan import chunks_of
-from diffxfer.streaming.run import open_accelerator
 from diffxfer.streaming.sync import SYNC_INTERVAL_S, Syncer
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import os
 import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.files import check_unchanged
@@ -14,17 +13,17 @@ from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OptionError
+from diffxfer.streaming.accelerator import open_accelerator
 from diffxfer.streaming.completed import Completed
 from diffxfer.streaming.device import MEMORY_BYTES, check_device
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, chunks_of
 from diffxfer.streaming.sync import SYNC_INTERVAL_S, Syncer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.distribute import Cluster
-    from diffxfer.streaming.pipeline import Accelerator
     from diffxfer.streaming.statistics import TensorResult
 
 
@@ -148,24 +147,6 @@ def _run_here(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def open_accelerator(
-    device: str, plan: Plan, threads: int, memory_bytes: int
-) -> Iterator[Accelerator | None]:
-    """The accelerator, or None for the CPU; on exit, waits for its work and closes it."""
-    if device == "cpu":
-        yield None
-        return
-    from diffxfer.streaming import cuda
-    from diffxfer.streaming.pipeline import Accelerator
-
-    gpu = cuda.Cuda(device)
-    try:
-        yield Accelerator(gpu, plan, threads, memory_bytes)
-    finally:
-        gpu.close()
 
 
 def _take_up(

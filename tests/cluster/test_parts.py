@@ -218,14 +218,14 @@ class TestFailures:
 
     def test_no_adapter_is_made_on_a_cluster(self, tmp_path: Path) -> None:
         family = family_folder()
-        with pytest.raises(OptionError, match="--ray: has no use with --as lora"):
+        with pytest.raises(OptionError, match="--ray: has no use here: an adapter's factors"):
             extract_diff(
                 *(family / "finetuned", family / "base", tmp_path / "out"),
                 as_="lora",
                 cluster=Here(),
             )
         inputs = family / "adapter", family / "target", tmp_path / "out"
-        with pytest.raises(OptionError, match="--ray: has no use with --as lora"):
+        with pytest.raises(OptionError, match="--ray: has no use here: an adapter's factors"):
             apply_diff(*inputs, as_="lora", cluster=Here())
 
     def test_a_gpu_by_number_has_no_meaning(self, tmp_path: Path) -> None:

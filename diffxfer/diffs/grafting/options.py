@@ -102,16 +102,13 @@ def check_options(
         "out_dtype": out_dtype or "target",
         "max_shard_size": max_shard_size or "target",
         "allow_nonfinite": str(allow_nonfinite).lower(),
+        **({"requantize": "true"} if requantize else {}),
     }
-    command |= {"requantize": "true"} if requantize else {}
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device, cluster)
-    memory = parse_size(device_memory, "--device-memory")
     run = RunOptions(
-        *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
-        progress=progress,
-        stream=stream,
-        cluster=cluster,
+        *(threads, device, parse_size(device_memory, "--device-memory"), allow_nonfinite),
+        *(max_shard_bytes, overwrite, restart, dry_run, progress, stream, cluster),
     )
     return GraftOptions(
         *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began),

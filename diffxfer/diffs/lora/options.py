@@ -56,7 +56,7 @@ def check_form(as_: str) -> None:
 
 
 def refuse_cluster(cluster: Cluster | None) -> None:
-    """Refuse a cluster for an adapter: its factors are computed in this process.
+    """Refuse a cluster for factors, which are computed in this process.
 
     Args:
         cluster: where the work is to be done; None for this process.
@@ -65,7 +65,7 @@ def refuse_cluster(cluster: Cluster | None) -> None:
         OptionError: if there is one.
     """
     if cluster is not None:
-        problem = "has no use with --as lora: factors are computed on this machine"
+        problem = "has no use here: an adapter's factors are computed on this machine"
         raise OptionError("--ray", problem, "leave it out")
 
 
