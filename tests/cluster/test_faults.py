@@ -224,7 +224,7 @@ class TestTheDriver:
             wait_until(lambda: nodes.percent(out) >= 20)
             os.killpg(process.pid, signum)
             _, err = process.communicate(timeout=60)
-        assert process.returncode == status
+        assert process.returncode == status, err
         assert "run the same command again to continue" in err
         assert "Traceback" not in err
         report = transfer(*roles(world), out)
