@@ -20,7 +20,7 @@ from diffxfer.checkpoints.writer import write_error
 from diffxfer.cluster.node_work import SAME, do_piece, named, other_version, unseen, versions
 from diffxfer.cluster.pieces import Patience, Pieces, Progress
 from diffxfer.errors import ClusterError, first_line, listed
-from diffxfer.streaming.parts import PART_BYTES
+from diffxfer.streaming.parts import LEAST_PART_BYTES, PART_BYTES, PARTS_PER_PLACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -51,7 +51,8 @@ class RayCluster:
     Args:
         address: of the cluster's head, as `ray.init` takes it; by default what the environment
             variable RAY_ADDRESS says, else a cluster of this machine alone is started and stopped.
-        part_bytes: the bytes that a part of a plan reads and writes, about.
+        part_bytes: the bytes that a part of a plan reads and writes, about; by default 10 GB, or
+            less where nodes would have nothing to do.
 
     Raises:
         ClusterError: if Ray is not installed, the cluster cannot be reached or has no processors,
@@ -62,9 +63,9 @@ class RayCluster:
         ...     transfer("sft", "base", "target", "graft", cluster=cluster)
     """
 
-    def __init__(self, address: str | None = None, *, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, address: str | None = None, *, part_bytes: int | None = None) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
-        self.part_bytes = part_bytes
+        self._part_bytes = part_bytes
         self._ours = False
 
     def __enter__(self) -> RayCluster:
@@ -205,6 +206,17 @@ class RayCluster:
             raise ClusterError("--threads", problem, "give fewer, or start larger nodes")
         return wanted or min(_MOST_THREADS, *found)
 
+    def part_bytes(self, total_bytes: int, threads: int, gpus: float = 0) -> int:
+        """The bytes that a part of a plan of so many bytes reads and writes, about.
+
+        See `streaming.distribute.Cluster.part_bytes`.
+        """
+        if self._part_bytes is not None:
+            return self._part_bytes
+        places = max(self._places(_needs(threads, gpus)), 1)
+        fair = total_bytes // (PARTS_PER_PLACE * places)
+        return min(PART_BYTES, max(LEAST_PART_BYTES, fair))
+
     def run(
         self,
         function: Callable[[T, Callable[[int], None]], R],
@@ -221,14 +233,12 @@ class RayCluster:
         See `streaming.distribute.Cluster.run`.
         """
         self._check_gpus(gpus)
-        if memory is None:
-            memory = _PIECE_BYTES + threads * _THREAD_BYTES
-        needs = {"CPU": threads, "GPU": gpus, "memory": memory}
+        needs = _needs(threads, gpus, memory)
         shown, ours = self._progress(), versions()
         task = self._ray.remote(
             num_cpus=threads,
             num_gpus=gpus,
-            memory=memory,
+            memory=needs["memory"],
             max_retries=_RETRIES,
             scheduling_strategy="SPREAD",
         )(do_piece)
@@ -298,6 +308,13 @@ class RayCluster:
         if gpus and gpus > max(found, default=0):
             problem = f"no node has {gpus:g} GPUs for Ray; they have {_listed(found)}"
             raise ClusterError("--ray", problem, "start nodes with GPUs, or use --device cpu")
+
+
+def _needs(threads: int, gpus: float, memory: int | None = None) -> dict[str, float]:
+    """What a piece needs of a node, by Ray's names."""
+    if memory is None:
+        memory = _PIECE_BYTES + threads * _THREAD_BYTES
+    return {"CPU": threads, "GPU": gpus, "memory": memory}
 
 
 @contextmanager
