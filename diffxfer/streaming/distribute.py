@@ -155,7 +155,7 @@ def _absorb(part: Part, written: WrittenPart, folder: OutputFolder, completed: C
         # Its data is durable, since the node has synced it.
         folder.journal.mark(folder.journal.size)
         for each in {path, *paths}:
-            each.unlink()
+            each.unlink(missing_ok=True)
     except OSError as exc:
         raise write_error(folder.out, JOURNAL_NAME, exc) from exc
 
