@@ -66,6 +66,14 @@ class RayCluster:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._part_bytes = part_bytes
         self._ours = False
+        self._module: Any = None  # most of its interface is not typed
+
+    @property
+    def _ray(self) -> Any:
+        if self._module is None:
+            remedy = "use it in a block: with RayCluster() as cluster"
+            raise ClusterError("RayCluster", "is not connected", remedy)
+        return self._module
 
     def __enter__(self) -> RayCluster:
         try:
@@ -73,7 +81,7 @@ class RayCluster:
         except ImportError as exc:
             remedy = "install it: pip install 'diffxfer[ray]'"
             raise ClusterError("--ray", "needs Ray, which is not installed", remedy) from exc
-        self._ray: Any = ray  # most of its interface is not typed
+        self._module = ray
         try:
             if not ray.is_initialized():
                 self._connect()

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffxfer import RayCluster, extract_diff
 from diffxfer.cluster.needs import Needs, counts_of, many
 from diffxfer.cluster.node_work import PACKAGES, Tally, other_version, versions
 from diffxfer.cluster.pieces import Patience
+from diffxfer.errors import ClusterError
 from diffxfer.family import family_folder
 from tests import tiny
 
@@ -88,3 +90,10 @@ def test_the_example_is_a_configuration_of_ray() -> None:
 def test_one_folder_needs_no_cluster() -> None:
     done = tiny.run("inspect", family_folder() / "base", "--ray", "10.0.0.1:6379")
     assert done.err.startswith("error: --ray: has no use: one folder is described in a moment")
+
+
+def test_a_cluster_outside_of_its_block_is_refused(tmp_path: Path) -> None:
+    family = family_folder()
+    with pytest.raises(ClusterError, match="RayCluster: is not connected; use it in a block"):
+        extract_diff(family / "finetuned", family / "base", tmp_path / "out", cluster=RayCluster())
+    assert not [*tmp_path.iterdir()]
