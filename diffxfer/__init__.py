@@ -5,8 +5,8 @@ target + α·Δ, and `transfer` does both in one pass; `verify` reads again what
 trains a model further, `evaluate` measures whether it worked, and `iterate` goes round after round.
 `inspect_checkpoint` says what a folder of weights is, and `compare_checkpoints` how two of them
 differ; `probe` measures beforehand whether a graft will work; `push` publishes what was made.
-`load_graft` and `load_path` give models in memory, of which nothing is written. Each function is
-imported on first use.
+`load_graft` and `load_path` give models in memory, of which nothing is written. `RayCluster` is
+where several of them do their work on more than one machine. Each is imported on first use.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.errors import DiffxferError
 
 if TYPE_CHECKING:
+    from diffxfer.cluster.ray_cluster import RayCluster
     from diffxfer.diffs.extraction.extract import extract_diff
     from diffxfer.diffs.grafting.graft import apply_diff, transfer
     from diffxfer.diffs.inspection.compare import compare_checkpoints
@@ -52,6 +53,7 @@ _HOMES = {
     "ProbeReport": "probing.report",
     "PushReport": "publishing.push_report",
     "PushedFile": "publishing.push_report",
+    "RayCluster": "cluster.ray_cluster",
     "Report": "diffs.jobs.report",
     "Round": "recycling.chain_report",
     "Row": "evaluation.scores",
@@ -83,6 +85,7 @@ __all__ = [
     "ProbeReport",
     "PushReport",
     "PushedFile",
+    "RayCluster",
     "Report",
     "Round",
     "Row",

@@ -19,6 +19,7 @@
     ├── EvaluationError           a model or a task that cannot be scored
     ├── DataError                 rows to train on that cannot be used
     ├── TrainingError             a training run that cannot go on
+    ├── ClusterError              a node of a Ray cluster that fails, or cannot take part
     ├── RecipeError               a recipe of rounds that cannot be followed
     └── OutputError               an output that cannot be written
         ├── OutputExistsError     the output exists already, or is one of the inputs
@@ -94,12 +95,21 @@ class DiffxferError(Exception):
         self.remedy = remedy
         super().__init__(self.where, problem, remedy)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Subclasses take other arguments than those that `Exception` would call them with.
+        return _restored, (type(self), self.args), self.__dict__
+
     def __str__(self) -> str:
         problem = self.problem
         if len(problem) > _LONGEST:  # a name from a file may be very long
             problem = f"{problem[:_LONGEST]}…"
         text = f"{self.where}: {problem}" if self.where else problem
         return printable(f"{text}; {self.remedy}" if self.remedy else text)
+
+
+def _restored(kind: type[DiffxferError], args: tuple[str, ...]) -> DiffxferError:
+    """An error that was pickled, on its way between processes, before its attributes are set."""
+    return kind.__new__(kind, *args)
 
 
 class OptionError(DiffxferError):
@@ -284,6 +294,10 @@ class DataError(DiffxferError):
 
 class TrainingError(DiffxferError):
     """A training run that cannot begin or go on."""
+
+
+class ClusterError(DiffxferError):
+    """A Ray cluster that cannot be reached, or a node of it that fails or cannot take part."""
 
 
 class RecipeError(DiffxferError):

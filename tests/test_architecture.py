@@ -24,6 +24,7 @@ FLOORS = {
     "checkpoints": 1,
     "streaming": 2,
     "pages": 2,
+    "cluster": 3,
     "diffs": 3,
     "models": 4,
     "evaluation": 5,
@@ -257,6 +258,8 @@ class TestThePublicFace:
         ours = dict(inspect.signature(command).parameters)
         if "out" in theirs:
             ours["out"] = ours.pop("output")
+        if "ray" in ours:
+            ours["cluster"] = ours.pop("ray")
         assert ours.keys() - theirs.keys() == {"json", "quiet"}
         listeners = {"progress", "moved", "training", "answered", "stage", "opened", "salvage"}
         assert theirs.keys() - ours.keys() <= {*listeners, "device"}

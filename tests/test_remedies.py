@@ -30,15 +30,17 @@ COMMAND = re.compile(r"\bdiffxfer ([a-z]+)((?: (?:[A-Z]+\b|'[^']*'|--?[a-z-]+|[\
 OTHER_TOOLS = {
     *("--revision", "--local-dir"),  # hf download
     *("--multi_gpu",),  # accelerate launch
+    *("--num-cpus", "--address"),  # ray start, ray status
     *("--safe_serialization",),  # DeepSpeed's zero_to_fp32.py
 }
-NO_COMMANDS = {"reads", "with", "wrote", "made", "never", "did", "does", "makes", "trl"}
+NO_COMMANDS = {"is", "reads", "with", "wrote", "made", "never", "did", "does", "makes", "trl"}
 """Words that follow the name in a sentence."""
 
 STREAMED = ("apply", "extract", "transfer")
 GRAFTED = ("apply", "transfer")
 MEASURED = (*STREAMED, "probe")
 RAISED_BY = {
+    "cluster": (*STREAMED, "inspect", "verify"),
     "checkpoints/hub/download.py": MEASURED,
     "checkpoints/hub/refusals.py": ("push",),
     "checkpoints/output_place.py": (*STREAMED, "tune"),
@@ -70,11 +72,13 @@ RAISED_BY = {
 }
 """The commands that print the errors of a module, by the longest prefix of its path."""
 ONLY_IN = {
+    ("cluster/ray_cluster.py", "--device"): STREAMED,
     ("diffs/lora/options.py", "--as"): ("apply", "extract"),
     ("diffs/matching/selection.py", "--alpha"): GRAFTED,
     ("diffs/matching/selection.py", "--alpha-for"): GRAFTED,
     ("probing/measure_models.py", "--dtype"): ("eval",),
     ("streaming/finite.py", "--alpha"): GRAFTED,
+    ("streaming/run.py", "--device"): STREAMED,
     ("streaming/finite.py", "--out-dtype"): GRAFTED,
     ("streaming/finite.py", "--diff-dtype"): ("extract",),
 }

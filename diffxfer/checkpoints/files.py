@@ -10,7 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.stored import BITS, Files, ShardFile, StoredTensor, stat_identity
+from diffxfer.checkpoints.stored import BITS, Files, ShardFile, StoredTensor, is_unchanged
 from diffxfer.errors import CheckpointError, HeaderError, InputChangedError, ShardIndexError
 
 if TYPE_CHECKING:
@@ -115,9 +115,7 @@ class _LocalFile:
         status = os.fstat(self._fd)
         # A file from the Hub is identified by its name in the cache, not by its mtime.
         same = (
-            status.st_size == shard.size
-            if shard.remote
-            else stat_identity(status) == shard.identity
+            status.st_size == shard.size if shard.remote else is_unchanged(status, shard.identity)
         )
         if not same:
             self.close()
@@ -148,10 +146,10 @@ def check_unchanged(shard: ShardFile) -> None:
     if shard.remote is not None:
         return  # a commit never changes
     try:
-        identity = stat_identity(shard.path.stat())
+        status = shard.path.stat()
     except OSError as exc:
         raise InputChangedError(shard.path, "vanished while it was read", _UNCHANGED) from exc
-    if identity != shard.identity:
+    if not is_unchanged(status, shard.identity):
         raise InputChangedError(shard.path, "changed while it was read", _UNCHANGED)
 
 

@@ -81,11 +81,6 @@ class Summary:
     trusted: int
     synced: int
 
-    @property
-    def percent(self) -> int:
-        """How much is done, rounded down."""
-        return self.done_bytes * 100 // max(self.total_bytes, 1)
-
 
 def is_journal(path: Path) -> bool:
     """Whether a file is a journal of diffxfer."""
@@ -178,7 +173,7 @@ class Journal:
         self, path: Path, fingerprint: bytes, inode: int, known: Summary | None = None
     ) -> None:
         self.path = path
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self._writing = threading.Lock()
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(path, flags | (0 if known else os.O_CREAT | os.O_EXCL), 0o666)
@@ -198,7 +193,7 @@ class Journal:
 
     def done(self) -> Iterator[Done]:
         """The parts that earlier runs did, in order."""
-        for kind, done, _ in _records(self._fd, self._fingerprint, self._size):
+        for kind, done, _ in _records(self._fd, self.fingerprint, self._size):
             if kind == _DONE:
                 yield done
 
@@ -260,7 +255,7 @@ class Journal:
 
     def _record(self, kind: int, number: int, moved: int, payload: bytes) -> bytes:
         head = _RECORD.pack(kind, len(payload), number, moved)
-        return head + payload + _sum(self._fingerprint, head, payload)
+        return head + payload + _sum(self.fingerprint, head, payload)
 
     def _cut(self, size: int) -> None:
         """Truncate the journal at an offset, and record again what a sync covered."""

@@ -23,6 +23,7 @@ from diffxfer.checkpoints.journal import (
     summarize,
 )
 from diffxfer.checkpoints.output_place import MANIFEST_NAME, is_our_folder, place_of
+from diffxfer.checkpoints.part_journal import done_bytes_in_parts, part_journals
 from diffxfer.errors import OutputError, UnfinishedError
 
 if TYPE_CHECKING:
@@ -80,17 +81,24 @@ def unfinished(partial: Path) -> Unfinished | None:
         partial: the folder.
     """
     known = summarize(partial / JOURNAL_NAME)
-    return Unfinished(partial, known.percent) if known and known.percent else None
+    if known is None:
+        return None
+    done = known.done_bytes + done_bytes_in_parts(partial, known.fingerprint)
+    percent = min(done, known.total_bytes) * 100 // max(known.total_bytes, 1)
+    return Unfinished(partial, percent) if percent else None
 
 
 def is_our_partial(partial: Path) -> bool:
     """Whether a folder with the name of a partial folder is one.
 
-    It is one if it has our journal; if it is empty, because its run ended before it had one; or if
-    it is the former OUT, which the result replaced.
+    It is one if it has our journal, or that of a part, which a node may write after the rest was
+    removed; if it is empty, because its run ended before it had one; or if it is the former OUT,
+    which the result replaced.
     """
     journal = partial / JOURNAL_NAME
     if is_journal(journal) or is_our_folder(partial):
+        return True
+    if any(is_journal(path) for path in part_journals(partial)):
         return True
     names = os.listdir(partial)  # noqa: PTH208 names alone
     return not names or (names == [JOURNAL_NAME] and is_stillborn(journal))
@@ -151,7 +159,8 @@ def open_journal(partial: Path, fingerprint: str, *, restart: bool) -> tuple[Jou
     """
     path, known_as = partial / JOURNAL_NAME, bytes.fromhex(fingerprint)
     known = None if restart else summarize(path)
-    if known and known.done_bytes and known.fingerprint == known_as:
+    done = known is not None and (known.done_bytes or done_bytes_in_parts(partial, known_as))
+    if known and done and known.fingerprint == known_as:
         return Journal(path, known_as, known.inode, known), True
     empty(partial)
     return Journal(path, known_as, partial.stat().st_ino), False

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.layout import ShardLayout
-    from diffxfer.checkpoints.writer import OutputFolder
+    from diffxfer.checkpoints.writer import PartialFolder
 
 
 class ShardWriter:
@@ -34,7 +34,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        folder: OutputFolder,
+        folder: PartialFolder,
         name: str,
         layout: ShardLayout,
         pending: int,

@@ -68,6 +68,20 @@ def stat_identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def is_unchanged(status: os.stat_result, identity: tuple[int, int, int, int]) -> bool:
+    """Whether a file's status is that of the file which had an identity.
+
+    Another node, or the next boot, may know the file system under another device number, and then
+    the file under another inode: its size and its mtime to the nanosecond decide there.
+
+    Args:
+        status: the status of the file at the same path.
+        identity: what `stat_identity` gave.
+    """
+    now = stat_identity(status)
+    return now == identity or (now[0] != identity[0] and now[2:] == identity[2:])
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor(ABC):
     """A tensor whose values can be read in part.

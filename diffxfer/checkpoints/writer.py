@@ -12,7 +12,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from diffxfer.checkpoints.filesystem import exchange, sync_folder
 from diffxfer.checkpoints.journal import JOURNAL_NAME
@@ -44,6 +44,28 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from diffxfer.checkpoints.journal import Journal
+
+
+class PartialFolder(Protocol):
+    """A partial folder as those see it who write into it.
+
+    Attributes:
+        out: the output folder, for messages.
+        partial: the folder.
+        journal: records what is done.
+    """
+
+    @property
+    def out(self) -> Path:
+        """The output folder."""
+
+    @property
+    def partial(self) -> Path:
+        """The folder."""
+
+    @property
+    def journal(self) -> Journal:
+        """The journal."""
 
 
 class OutputFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import lora_options as lora
 from diffxfer.cli import options as opt
+from diffxfer.cli.cluster import Ray, cluster_of
 from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
 
@@ -29,6 +30,7 @@ def apply(
     threads: opt.Threads = None,
     device: opt.Device = "cpu",
     device_memory: opt.DeviceMemory = "512MB",
+    ray: Ray = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
     stream: opt.Stream = False,
@@ -40,7 +42,8 @@ def apply(
     from diffxfer import apply_diff
 
     scales = opt.parse_alpha_for(alpha_for)
-    with Console(json=json, quiet=quiet, output=output) as console:
+    console = Console(json=json, quiet=quiet, output=output)
+    with console, cluster_of(ray, console) as cluster:
         tell_of_hub(console.say, diff, target)
         report = apply_diff(
             diff,
@@ -68,5 +71,6 @@ def apply(
             stream=stream,
             dry_run=dry_run,
             progress=console.progress,
+            cluster=cluster,
         )
         console.show(report)

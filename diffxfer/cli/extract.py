@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffxfer.cli import lora_options as lora
 from diffxfer.cli import options as opt
+from diffxfer.cli.cluster import Ray, cluster_of
 from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
 
@@ -31,6 +32,7 @@ def extract(
     threads: opt.Threads = None,
     device: opt.Device = "cpu",
     device_memory: opt.DeviceMemory = "512MB",
+    ray: Ray = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
     stream: opt.Stream = False,
@@ -41,7 +43,8 @@ def extract(
     """Write the diff vector of a fine-tuned model, or a LoRA adapter."""
     from diffxfer import extract_diff
 
-    with Console(json=json, quiet=quiet, output=output) as console:
+    console = Console(json=json, quiet=quiet, output=output)
+    with console, cluster_of(ray, console) as cluster:
         tell_of_hub(console.say, finetuned, base)
         report = extract_diff(
             finetuned,
@@ -71,5 +74,6 @@ def extract(
             stream=stream,
             dry_run=dry_run,
             progress=console.progress,
+            cluster=cluster,
         )
         console.show(report)

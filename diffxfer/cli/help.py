@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
+from diffxfer.cli.optional_values import fill_in
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -50,6 +52,15 @@ class GroupedCommand(TyperCommand):
             # --help has no group.
             groups[getattr(param, "rich_help_panel", None) or _group(param)].append(record)
         return {name: rows for name, rows in groups.items() if rows}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, after filling in the values that may be left out.
+
+        Args:
+            ctx: click's context.
+            args: what the user typed after the command's name.
+        """
+        return super().parse_args(ctx, fill_in(args))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options, group by group.

@@ -9,9 +9,11 @@ import typer
 
 from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli import options as opt
+from diffxfer.cli.cluster import Ray, cluster_of
 from diffxfer.cli.console import Console, print_json
 from diffxfer.cli.help import EITHER, OUTPUT, PATH
 from diffxfer.cli.hub import tell_of_hub
+from diffxfer.errors import OptionError
 
 
 def inspect(
@@ -26,6 +28,7 @@ def inspect(
         typer.Argument(metavar="OTHER", help="A second one, to show how the two differ."),
     ] = None,
     threads: opt.Threads = None,
+    ray: Ray = None,
     stream: opt.StreamInputs = False,
     output: Annotated[
         Path | None,
@@ -45,7 +48,9 @@ def inspect(
     from diffxfer.cli.compare_table import print_comparison
     from diffxfer.cli.inspect_table import print_inspection
 
-    with Console(json=json, quiet=quiet) as console:
+    _refuse_useless(ray, other)
+    console = Console(json=json, quiet=quiet)
+    with console, cluster_of(ray, console) as cluster:
         tell_of_hub(console.say, path, other)
         if other is None:
             found = inspect_checkpoint(path, output=output)
@@ -57,6 +62,7 @@ def inspect(
                 stream=stream,
                 output=output,
                 progress=console.progress,
+                cluster=cluster,
             )
             console.say(f"read {gigabytes(pair.bytes_read)} in {pair.elapsed_s:.1f} s")
         if output is not None:
@@ -67,3 +73,9 @@ def inspect(
         print_inspection(found)
     else:
         print_comparison(pair)
+
+
+def _refuse_useless(ray: str | None, other: object) -> None:
+    if ray is not None and other is None:
+        remedy = "give OTHER too, or leave it out"
+        raise OptionError("--ray", "has no use: one folder is described in a moment", remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffxfer.cli import options as opt
+from diffxfer.cli.cluster import Ray, cluster_of
 from diffxfer.cli.console import Console
 from diffxfer.cli.hub import tell_of_hub
 
@@ -28,6 +29,7 @@ def transfer(
     threads: opt.Threads = None,
     device: opt.Device = "cpu",
     device_memory: opt.DeviceMemory = "512MB",
+    ray: Ray = None,
     overwrite: opt.Overwrite = False,
     restart: opt.Restart = False,
     stream: opt.Stream = False,
@@ -39,7 +41,8 @@ def transfer(
     from diffxfer import transfer as transfer_models
 
     scales = opt.parse_alpha_for(alpha_for)
-    with Console(json=json, quiet=quiet, output=output) as console:
+    console = Console(json=json, quiet=quiet, output=output)
+    with console, cluster_of(ray, console) as cluster:
         tell_of_hub(console.say, finetuned, base, target)
         report = transfer_models(
             finetuned,
@@ -67,5 +70,6 @@ def transfer(
             stream=stream,
             dry_run=dry_run,
             progress=console.progress,
+            cluster=cluster,
         )
         console.show(report)

@@ -10,6 +10,7 @@ import typer
 from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli import options as opt
 from diffxfer.cli.adapter_table import print_distances
+from diffxfer.cli.cluster import Ray, cluster_of
 from diffxfer.cli.console import Console, print_json
 from diffxfer.cli.help import EITHER, WHAT
 from diffxfer.cli.hub import tell_of_hub
@@ -50,6 +51,7 @@ def verify(
     ] = None,
     rename: opt.Rename = None,
     threads: opt.Threads = None,
+    ray: Ray = None,
     stream: opt.StreamInputs = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -58,7 +60,8 @@ def verify(
     from diffxfer import verify as verify_folder
 
     try:
-        with Console(json=json, quiet=quiet) as console:
+        console = Console(json=json, quiet=quiet)
+        with console, cluster_of(ray, console) as cluster:
             tell_of_hub(console.say, path, base, finetuned)
             report = verify_folder(
                 path,
@@ -68,6 +71,7 @@ def verify(
                 threads=threads,
                 stream=stream,
                 progress=console.progress,
+                cluster=cluster,
             )
     except DamageError as exc:
         if not (json or quiet):

@@ -11,18 +11,21 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from diffxfer.checkpoints.journal import JOURNAL_NAME, Done
+from diffxfer.checkpoints.part_journal import done_in_part, part_journals
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.streaming.plan import chunks_of, step_of
 from diffxfer.streaming.statistics import ChunkResult, Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
-    from diffxfer.checkpoints.writer import OutputFolder
+    from diffxfer.checkpoints.writer import PartialFolder
     from diffxfer.streaming.plan import Chunk, Plan
+    from diffxfer.streaming.statistics import TensorResult
 
 _COUNTS, _BLOCKS = struct.Struct("<2Q4I"), struct.Struct("<I")
 
@@ -78,6 +81,67 @@ def _sums(payload: bytes) -> tuple[tuple[float, ...], ...]:
     return tuple([values[at : at + width] for at in range(0, len(values), width)])
 
 
+class Record(Protocol):
+    """The completed chunks as the engine sees them.
+
+    Attributes:
+        resumed_bytes: bytes that earlier runs read and wrote, and this one does not.
+    """
+
+    resumed_bytes: int
+
+    def __contains__(self, number: object) -> bool:
+        """Whether a chunk, given by its number, is done."""
+
+    def add(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
+        """Record chunks that are done, each with the bytes that it moved, and its result."""
+
+    def results(self) -> Sequence[TensorResult]:
+        """One result per task, once all are done; empty if nobody asks for them here."""
+
+
+class ChunkSet:
+    """A set of chunks of a plan: one bit per chunk.
+
+    Args:
+        plan: the plan.
+        chunk_elements: the most elements of a chunk.
+    """
+
+    def __init__(self, plan: Plan, chunk_elements: int) -> None:
+        counts = (chunks_of(task, chunk_elements) for task in plan.tasks)
+        self.first = list(accumulate(counts, initial=plan.first_chunk))
+        """The number of each task's first chunk, and the number after the last chunk."""
+        self._bits = bytearray((self.first[-1] - plan.first_chunk + 7) // 8)
+
+    def __contains__(self, number: object) -> bool:
+        if not isinstance(number, int):
+            return False
+        at = number - self.first[0]
+        return bool(self._bits[at >> 3] & 1 << (at & 7))
+
+    def covers(self, number: int) -> bool:
+        """Whether the plan has a chunk of this number."""
+        return self.first[0] <= number < self.first[-1]
+
+    def has_all(self, task: int) -> bool:
+        """Whether all chunks of a task are in the set.
+
+        Args:
+            task: its index in the plan.
+        """
+        return all(number in self for number in range(self.first[task], self.first[task + 1]))
+
+    def add(self, number: int) -> None:
+        """Put a chunk into the set."""
+        at = number - self.first[0]
+        self._bits[at >> 3] |= 1 << (at & 7)
+
+    def clear(self) -> None:
+        """Take all chunks out of the set."""
+        self._bits = bytearray(len(self._bits))
+
+
 class Completed:
     """The completed chunks of a plan, as a set of numbers that takes one bit per chunk.
 
@@ -88,37 +152,81 @@ class Completed:
             ones; None for a run that writes nothing and so cannot be resumed.
 
     Attributes:
+        chunks: their numbers.
         statistics: the results by tensor.
         resumed_bytes: bytes that earlier runs read and wrote, and this one does not.
         written: number of chunks that earlier runs completed, by shard.
     """
 
-    def __init__(self, plan: Plan, chunk_elements: int, folder: OutputFolder | None) -> None:
+    def __init__(self, plan: Plan, chunk_elements: int, folder: PartialFolder | None) -> None:
         self._plan = plan
         self._chunk_elements = chunk_elements
         self._folder = folder
-        counts = (chunks_of(task, chunk_elements) for task in plan.tasks)
         self._lock = threading.Lock()
-        self._first = list(accumulate(counts, initial=0))
+        self.chunks = ChunkSet(plan, chunk_elements)
         self._replay()
 
     def __contains__(self, number: object) -> bool:
-        return isinstance(number, int) and bool(self._bits[number >> 3] & 1 << (number & 7))
+        return number in self.chunks
 
     def _replay(self) -> None:
-        self._bits = bytearray((self._first[-1] + 7) // 8)
+        self.chunks.clear()
         self.statistics = Statistics(self._plan, self._chunk_elements)
         self.resumed_bytes = 0
         self.written = Counter[str]()
-        for number, moved, payload in self._folder.journal.done() if self._folder else ():
-            self._bits[number >> 3] |= 1 << (number & 7)
-            index = bisect_right(self._first, number) - 1
-            task = self._plan.tasks[index]
-            step = step_of(task, self._chunk_elements)
-            self.statistics.add(index, (number - self._first[index]) * step, unpack(payload))
-            self.resumed_bytes += moved
-            if task.shard is not None:
-                self.written[task.shard] += 1
+        for done in self._folder.journal.done() if self._folder else ():
+            self._take(done)
+
+    def _take(self, done: Done) -> None:
+        self.chunks.add(done.number)
+        index = bisect_right(self.chunks.first, done.number) - 1
+        task = self._plan.tasks[index]
+        start = (done.number - self.chunks.first[index]) * step_of(task, self._chunk_elements)
+        self.statistics.add(index, start, unpack(done.payload))
+        self.resumed_bytes += done.moved
+        if task.shard is not None:
+            self.written[task.shard] += 1
+
+    def absorb(self, found: Iterable[Done]) -> int:
+        """Take over what other processes did for the same job, and record it in the journal.
+
+        Args:
+            found: the chunks; those that are known to be done are skipped.
+
+        Returns:
+            The bytes that the new ones have read and written.
+
+        Raises:
+            OutputError: if the journal cannot be written.
+        """
+        assert self._folder is not None
+        before, new = self.resumed_bytes, []
+        for done in found:
+            if self.chunks.covers(done.number) and done.number not in self.chunks:
+                self._take(done)
+                new.append(done)
+        self._journal(new)
+        return self.resumed_bytes - before
+
+    def absorb_parts(self, partial: Path) -> None:
+        """Take over what the journals of parts say, which a run on a cluster has left.
+
+        Args:
+            partial: the partial folder.
+
+        Raises:
+            OutputError: if the journal cannot be written.
+        """
+        assert self._folder is not None
+        for path in part_journals(partial):
+            self.absorb(done_in_part(path, self._folder.journal.fingerprint))
+
+    def _journal(self, new: Sequence[Done]) -> None:
+        assert self._folder is not None
+        try:
+            self._folder.journal.add(new)
+        except OSError as exc:
+            raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
 
     def forget(self) -> None:
         """Mark all chunks as not done."""
@@ -136,11 +244,11 @@ class Completed:
             OutputError: if the journal cannot be written.
         """
         if self._folder is not None:
-            taken = [Done(chunk.number, moved, pack(result)) for chunk, moved, result in done]
-            try:
-                self._folder.journal.add(taken)
-            except OSError as exc:
-                raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
+            self._journal([Done(chunk.number, moved, pack(found)) for chunk, moved, found in done])
         with self._lock:
             for chunk, _, result in done:
                 self.statistics.add(chunk.task, chunk.start, result)
+
+    def results(self) -> Sequence[TensorResult]:
+        """One result per task, once all are done."""
+        return self.statistics.results()

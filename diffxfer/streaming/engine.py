@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.shard_writer import ShardWriter
     from diffxfer.checkpoints.stored import ShardFile
-    from diffxfer.streaming.completed import Completed
+    from diffxfer.streaming.completed import Record
     from diffxfer.streaming.pipeline import Accelerator
     from diffxfer.streaming.statistics import ChunkResult, TensorResult
     from diffxfer.streaming.sync import Syncer
@@ -55,7 +55,7 @@ class Engine:
         plan: Plan,
         writers: Mapping[str, ShardWriter],
         created: Mapping[str, Future[None]],
-        completed: Completed,
+        completed: Record,
         *,
         chunk_elements: int,
         allow_nonfinite: bool,
@@ -117,7 +117,7 @@ class Engine:
             syncer.finish()
         if progress is not None:
             progress(self._total_bytes, self._total_bytes)
-        return self._completed.statistics.results()
+        return self._completed.results()
 
     def _end(self, worker: threading.Thread) -> None:
         """Wait for a worker, but not for its requests to the Hub if the run is interrupted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.files import check_unchanged
@@ -12,6 +13,7 @@ from diffxfer.streaming.run import default_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.statistics import TensorResult
 
 
@@ -20,6 +22,7 @@ def measure_inputs(
     *,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Sequence[TensorResult]:
     """Run a plan without outputs; NaN and infinity are accepted.
 
@@ -27,6 +30,7 @@ def measure_inputs(
         plan: a plan whose tasks write nothing.
         threads: number of workers; None for one per processor.
         progress: called with the bytes done and the total bytes.
+        cluster: where the plan runs in parts; None for this process.
 
     Returns:
         One result per task of the plan.
@@ -34,9 +38,11 @@ def measure_inputs(
     Raises:
         DiffxferError: the earliest failure: an input that changed, or cannot be read.
     """
+    assert not plan.layouts
+    if cluster is not None:
+        return _measure_on(cluster, plan, threads, progress)
     from diffxfer.streaming.engine import Engine
 
-    assert not plan.layouts
     engine = Engine(
         plan,
         {},
@@ -46,6 +52,31 @@ def measure_inputs(
         allow_nonfinite=True,
     )
     results = engine.run(threads or default_threads(), None, progress)
+    for shard in plan.inputs:
+        check_unchanged(shard)
+    return results
+
+
+def _measure_on(
+    cluster: Cluster,
+    plan: Plan,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Sequence[TensorResult]:
+    from diffxfer.streaming.distribute import measure_parts
+    from diffxfer.streaming.parts import Workload
+
+    load = Workload(
+        out=Path(),
+        partial=None,
+        fingerprint=bytes(16),
+        run="",
+        threads=cluster.threads(threads),
+        device="cpu",
+        device_memory=0,
+        allow_nonfinite=True,
+    )
+    results = measure_parts(plan, cluster, load, progress)
     for shard in plan.inputs:
         check_unchanged(shard)
     return results

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.files import check_unchanged
@@ -13,16 +13,17 @@ from diffxfer.checkpoints.journal import JOURNAL_NAME
 from diffxfer.checkpoints.shard_writer import ShardWriter
 from diffxfer.checkpoints.writer import write_error
 from diffxfer.errors import OptionError
+from diffxfer.streaming.accelerator import open_accelerator
 from diffxfer.streaming.completed import Completed
 from diffxfer.streaming.device import MEMORY_BYTES, check_device
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan, chunks_of
 from diffxfer.streaming.sync import SYNC_INTERVAL_S, Syncer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from diffxfer.checkpoints.writer import OutputFolder
-    from diffxfer.streaming.pipeline import Accelerator
+    from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.statistics import TensorResult
 
 
@@ -33,19 +34,24 @@ def default_threads() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def check_run_options(threads: int | None, device: str) -> None:
+def check_run_options(threads: int | None, device: str, cluster: Cluster | None = None) -> None:
     """Refuse invalid threads and devices; imports torch only for a GPU.
 
     Args:
         threads: number of workers; None for one per processor.
         device: where the arithmetic runs.
+        cluster: where the work is done: its nodes have the device, not this machine.
 
     Raises:
         OptionError: if `threads` is less than one, or there is no such device.
     """
     if threads is not None and threads < 1:
         raise OptionError("--threads", f"{threads} is less than one", "give 1 or more")
-    check_device(device)
+    if cluster is None:
+        check_device(device)
+    elif device not in ("cpu", "cuda"):
+        problem = f"{device} has no meaning on a cluster"
+        raise OptionError("--device", problem, "give cpu, or cuda for one GPU a part")
 
 
 def run_plan(
@@ -58,6 +64,7 @@ def run_plan(
     chunk_elements: int = BLOCK_ELEMENTS,
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Sequence[TensorResult], int]:
     """Write every shard of a plan, or the rest after an earlier run.
 
@@ -70,6 +77,7 @@ def run_plan(
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         progress: called with the bytes done and the total bytes.
+        cluster: where the plan runs in parts; None for this process.
 
     Returns:
         One result per task of the plan, and the bytes that an earlier run has moved.
@@ -78,8 +86,45 @@ def run_plan(
         OptionError: if `threads`, `device` or `device_memory` is invalid.
         DiffxferError: the earliest failure; `folder` keeps or removes what was written.
     """
-    check_run_options(threads, device)
+    if cluster is None:
+        check_run_options(threads, device)
     completed, writers = _take_up(plan, folder, chunk_elements)
+    resumed = completed.resumed_bytes
+    if cluster is None:
+        how = threads or default_threads(), device, device_memory, chunk_elements
+        _run_here(plan, folder, completed, writers, how, allow_nonfinite, progress)
+    else:
+        from diffxfer.streaming.distribute import write_parts
+        from diffxfer.streaming.parts import Workload
+
+        load = Workload(
+            out=folder.out,
+            partial=folder.partial,
+            fingerprint=folder.journal.fingerprint,
+            run=secrets.token_hex(4),
+            threads=cluster.threads(threads),
+            device=device,
+            device_memory=device_memory,
+            allow_nonfinite=allow_nonfinite,
+            chunk_elements=chunk_elements,
+        )
+        write_parts(plan, folder, completed, writers.values(), cluster, load, progress)
+    for shard in plan.inputs:
+        check_unchanged(shard)
+    return completed.results(), resumed
+
+
+def _run_here(
+    plan: Plan,
+    folder: OutputFolder,
+    completed: Completed,
+    writers: dict[str, ShardWriter],
+    how: tuple[int, str, int, int],
+    allow_nonfinite: bool,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Run a plan in this process, with its threads, device, device memory and size of chunks."""
+    threads, device, device_memory, chunk_elements = how
     syncer = Syncer(folder, writers.values(), SYNC_INTERVAL_S)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="allocate") as pool:
         created = {name: pool.submit(writer.create) for name, writer in writers.items()}
@@ -87,15 +132,14 @@ def run_plan(
             # This imports torch while the disk reserves space.
             from diffxfer.streaming.engine import Engine
 
-            workers = threads or default_threads()
-            with _accelerator(device, plan, workers, device_memory) as accelerator:
+            with open_accelerator(device, plan, threads, device_memory) as accelerator:
                 engine = Engine(
                     *(plan, writers, created, completed),
                     chunk_elements=chunk_elements,
                     allow_nonfinite=allow_nonfinite,
                     accelerator=accelerator,
                 )
-                results = engine.run(workers, syncer, progress)
+                engine.run(threads, syncer, progress)
             for future in created.values():
                 future.result()
         except BaseException as exc:
@@ -103,27 +147,6 @@ def run_plan(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    for shard in plan.inputs:
-        check_unchanged(shard)
-    return results, completed.resumed_bytes
-
-
-@contextmanager
-def _accelerator(
-    device: str, plan: Plan, threads: int, memory_bytes: int
-) -> Iterator[Accelerator | None]:
-    """The accelerator, or None for the CPU; on exit, waits for its work and closes it."""
-    if device == "cpu":
-        yield None
-        return
-    from diffxfer.streaming import cuda
-    from diffxfer.streaming.pipeline import Accelerator
-
-    gpu = cuda.Cuda(device)
-    try:
-        yield Accelerator(gpu, plan, threads, memory_bytes)
-    finally:
-        gpu.close()
 
 
 def _take_up(
@@ -132,12 +155,14 @@ def _take_up(
     """The completed chunks of an earlier run, and the writers for the rest."""
     try:
         completed = Completed(plan, chunk_elements, folder)
+        folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
+        completed.absorb_parts(folder.partial)
         writers = _writers(plan, folder, chunk_elements, completed)
         if not all(writers[name].is_sound() for name in completed.written):
             completed.forget()  # its files were changed
+            folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
             writers = _writers(plan, folder, chunk_elements, completed)
         folder.keep_only(completed.written)
-        folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
     except OSError as exc:
         raise write_error(folder.out, JOURNAL_NAME, exc) from exc
     return completed, writers

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from diffxfer.checkpoints.shard_writer import ShardWriter
-    from diffxfer.checkpoints.writer import OutputFolder
+    from diffxfer.checkpoints.writer import PartialFolder
 
 SYNC_INTERVAL_S = 15.0
 """A power cut loses at most the work of this interval and of one sync."""
@@ -34,7 +34,7 @@ class Syncer:
     """
 
     def __init__(
-        self, folder: OutputFolder, writers: Collection[ShardWriter], interval_s: float
+        self, folder: PartialFolder, writers: Collection[ShardWriter], interval_s: float
     ) -> None:
         self._folder = folder
         self._writers = writers

@@ -25,6 +25,8 @@ NOT_RUN = {
     r"python examples/train_adapter\.py .*": "it scores five models for a minute",
     r"python examples/chain/run_chain\.py .*": "a quarter of an hour; tests/test_chain_example.py",
     r"python examples/forecast/run_forecast\.py .*": "half an hour; tests/test_forecast_example.py",
+    r"ray .*": "it starts a cluster; tests/cluster has its own",
+    r".* --ray( .*)?": "tests/cluster runs it on clusters of its own",
     r"diffxfer .* --requantize": "tests/diffs/grafting/test_requantize.py has quantised models",
     r"diffxfer --install-completion": "it changes the shell's settings; tests/cli/test_commands.py",
 }

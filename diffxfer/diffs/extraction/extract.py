@@ -23,7 +23,7 @@ from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.jobs.job import Job, RunOptions, do
 from diffxfer.diffs.jobs.shards import parse_size
 from diffxfer.diffs.lora.extract_adapter import extract_adapter
-from diffxfer.diffs.lora.options import check_lora_options
+from diffxfer.diffs.lora.options import check_lora_options, refuse_cluster
 from diffxfer.diffs.matching.added import check_added
 from diffxfer.diffs.matching.match import ADDED, BUFFER, IN_BASE, UNCHANGED, Fate
 from diffxfer.diffs.matching.rename import names_command, parse_renames
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.jobs.report import Report
+    from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.statistics import TensorResult
 
@@ -82,6 +83,7 @@ def extract_diff(
     stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Write the diff vector of a fine-tuned model and its base, or a LoRA adapter.
 
@@ -122,6 +124,7 @@ def extract_diff(
         stream: read models from the Hub without downloading them into its cache.
         dry_run: plan and check only; write nothing.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was done.
@@ -149,8 +152,10 @@ def extract_diff(
         dtype=DTYPES.get(diff_dtype),
         max_shard_size=max_shard_size,
     )
+    if lora is not None:
+        refuse_cluster(cluster)
     check_mode(vocab)
-    check_run_options(threads, device)
+    check_run_options(threads, device, cluster)
     memory = parse_size(device_memory, "--device-memory")
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_added(added)
@@ -210,6 +215,7 @@ def extract_diff(
         *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
         progress=progress,
         stream=stream,
+        cluster=cluster,
     )
     if lora is not None:
         return extract_adapter(job, source, companions.files, roles, lora, options)

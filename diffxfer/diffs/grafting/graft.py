@@ -21,7 +21,7 @@ from diffxfer.diffs.grafting.assembly import PlannedGraft, plan_graft
 from diffxfer.diffs.grafting.move_adapter import move_adapter
 from diffxfer.diffs.grafting.options import check_options
 from diffxfer.diffs.grafting.pairing import label_source
-from diffxfer.diffs.lora.options import check_apply_as
+from diffxfer.diffs.lora.options import check_apply_as, refuse_cluster
 from diffxfer.diffs.matching.parts import pair_tensors
 from diffxfer.diffs.matching.role import Role, read_role, shapes_of
 from diffxfer.diffs.soundness.check import check_diff
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.diffs.grafting.options import GraftOptions
     from diffxfer.diffs.jobs.report import Report
+    from diffxfer.streaming.distribute import Cluster
 
 
 def apply_diff(
@@ -64,6 +65,7 @@ def apply_diff(
     stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Graft a diff vector onto a target: target + α·Δ.
 
@@ -98,6 +100,7 @@ def apply_diff(
         stream: read models from the Hub without downloading them into its cache.
         dry_run: plan and check only; write nothing.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was done.
@@ -114,11 +117,13 @@ def apply_diff(
         *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
         *(overwrite, restart, stream, dry_run, progress, ("target",)),
         requantize=requantize,
+        cluster=cluster,
     )
     out = Path(out)
     places = find(diff, "a diff vector"), find(target, "the target checkpoint")
     refuse_diff(places[1].folder, "target")
     if check_apply_as(as_, places[0].label, is_adapter=is_adapter(places[0])):
+        refuse_cluster(cluster)
         role = read_role(open_checkpoint(places[1], "target"), options.renames)
         return move_adapter(read_adapter(places[0]), role, out, options)
     return plan_apply(places, out, options).make()
@@ -151,6 +156,7 @@ def transfer(
     stream: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Extract and graft in one pass: target + α·(finetuned − base); writes no diff vector.
 
@@ -184,6 +190,7 @@ def transfer(
         stream: read models from the Hub without downloading them into its cache.
         dry_run: plan and check only; write nothing.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was done.
@@ -200,6 +207,7 @@ def transfer(
         *(max_shard_size, threads, device, device_memory, allow_nonfinite, allow_unrelated),
         *(overwrite, restart, stream, dry_run, progress, ("finetuned", "base", "target")),
         requantize=requantize,
+        cluster=cluster,
     )
     out = Path(out)
     return plan_transfer(finetuned, base, target, out, options).make()

@@ -19,6 +19,8 @@ from diffxfer.streaming.run import check_run_options
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from diffxfer.streaming.distribute import Cluster
+
 
 @dataclass(frozen=True, slots=True)
 class GraftOptions:
@@ -77,6 +79,7 @@ def check_options(
     progress: Callable[[int, int], None] | None,
     roles: Sequence[str],
     requantize: bool = False,
+    cluster: Cluster | None = None,
 ) -> GraftOptions:
     """Check the arguments of `apply_diff` or `transfer`; `rename` may name only `roles`.
 
@@ -99,15 +102,14 @@ def check_options(
         "out_dtype": out_dtype or "target",
         "max_shard_size": max_shard_size or "target",
         "allow_nonfinite": str(allow_nonfinite).lower(),
+        **({"requantize": "true"} if requantize else {}),
     }
-    command |= {"requantize": "true"} if requantize else {}
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
-    check_run_options(threads, device)
+    check_run_options(threads, device, cluster)
     memory = parse_size(device_memory, "--device-memory")
     run = RunOptions(
         *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
-        progress=progress,
-        stream=stream,
+        *(progress, stream, cluster),
     )
     return GraftOptions(
         *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began),

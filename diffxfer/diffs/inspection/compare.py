@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.weights import Weights
     from diffxfer.diffs.inspection.places import Place as PlaceInModel
+    from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.statistics import TensorResult
 
     Pair: TypeAlias = tuple[StoredTensor, StoredTensor]
@@ -45,6 +46,7 @@ def compare_checkpoints(
     stream: bool = False,
     output: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Comparison:
     """Compare two checkpoints, or two diff vectors: B − A, tensor by tensor.
 
@@ -58,6 +60,7 @@ def compare_checkpoints(
         stream: read from the Hub without downloading into its cache.
         output: a folder for `report.html`, a page with heat maps, and `report.json`, the same data.
         progress: called with the bytes done and the bytes in all.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         How they differ.
@@ -80,7 +83,7 @@ def compare_checkpoints(
     plan = make_plan(tasks, (*ours.shards, *theirs.shards))
     if not stream:
         fetch_shards((spec.shard for task in tasks for spec in task.inputs), progress)
-    results = measure_inputs(plan, threads=threads, progress=progress)
+    results = measure_inputs(plan, threads=threads, progress=progress, cluster=cluster)
     comparison = Comparison(
         path=Path(path),
         other=Path(other),

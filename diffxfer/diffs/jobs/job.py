@@ -161,6 +161,7 @@ def do(job: Job, options: RunOptions) -> Report:
             device_memory=options.device_memory,
             allow_nonfinite=options.allow_nonfinite,
             progress=options.progress,
+            cluster=options.cluster,
         )
         refuse_damaged(plan, results)
         by_name = {

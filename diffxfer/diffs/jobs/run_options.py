@@ -10,6 +10,8 @@ from diffxfer.streaming.device import MEMORY_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from diffxfer.streaming.distribute import Cluster
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -26,6 +28,7 @@ class RunOptions:
         dry_run: plan and check only; write nothing.
         progress: called with the bytes done and the total bytes.
         stream: read models from the Hub without downloading them.
+        cluster: where the work is done in parts; None for this process.
     """
 
     threads: int | None = None
@@ -38,3 +41,4 @@ class RunOptions:
     dry_run: bool = False
     progress: Callable[[int, int], None] | None = None
     stream: bool = False
+    cluster: Cluster | None = None

@@ -10,6 +10,7 @@ from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from diffxfer.diffs.lora.factorise import Ranks
+    from diffxfer.streaming.distribute import Cluster
 
 FORMS = ("diff", "lora")
 _RANK, _MOST = 32, 128
@@ -52,6 +53,20 @@ def check_form(as_: str) -> None:
     """
     if as_ not in FORMS:
         raise OptionError("--as", f"{as_!r} is unknown", f"use one of {', '.join(FORMS)}")
+
+
+def refuse_cluster(cluster: Cluster | None) -> None:
+    """Refuse a cluster for factors, which are computed in this process.
+
+    Args:
+        cluster: where the work is to be done; None for this process.
+
+    Raises:
+        OptionError: if there is one.
+    """
+    if cluster is not None:
+        problem = "has no use here: an adapter's factors are computed on this machine"
+        raise OptionError("--ray", problem, "leave it out")
 
 
 def check_apply_as(as_: str, diff: str, *, is_adapter: bool) -> bool:

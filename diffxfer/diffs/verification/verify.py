@@ -16,6 +16,7 @@ from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
 from diffxfer.diffs.lora.distance import distances_as_json, measure_distances
+from diffxfer.diffs.lora.options import refuse_cluster
 from diffxfer.diffs.matching.rename import parse_renames
 from diffxfer.diffs.verification.damage import Survey, survey_folder
 from diffxfer.diffs.verification.restore import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.lora.distance import Distance
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
+    from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.plan import TensorTask
     from diffxfer.streaming.statistics import TensorResult
 
@@ -95,6 +97,7 @@ def verify(
     threads: int | None = None,
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> VerifyReport:
     """Read a folder that diffxfer wrote, and compare it with its manifest.
 
@@ -107,6 +110,7 @@ def verify(
         threads: number of workers; None for one per processor.
         stream: read from the Hub without downloading into its cache.
         progress: called with the bytes done and the total bytes.
+        cluster: where the work is done in parts, such as `RayCluster`; None for this process.
 
     Returns:
         What was checked, if the folder is undamaged.
@@ -122,17 +126,15 @@ def verify(
     _check(base, finetuned, threads)
     place = find(path, "a diff vector, a graft, an adapter or a tuned model")
     if base is not None and finetuned is not None and is_adapter(place):
-        return _verify_adapter(began, place, finetuned, base, rename, (threads, stream, progress))
+        how = threads, stream, progress, cluster
+        return _verify_adapter(began, place, finetuned, base, rename, how)
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
     restoring = not survey.damage and base is not None  # not from a damaged folder
-    roles = {}
-    if base is not None and finetuned is not None and restoring:
-        roles = _restored_roles(manifest, finetuned, base, rename)
+    roles = _restored_roles(manifest, finetuned, base, rename) if restoring else {}
     tasks, inputs = _what_to_read(manifest, survey, roles)
-    if not stream:
-        fetch_shards(inputs, progress)
-    results = _run(tasks, inputs, threads, progress)
+    fetch_shards([] if stream else inputs, progress)
+    results = _run(tasks, inputs, threads, progress, cluster)
     _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
     return VerifyReport(
         command="verify",
@@ -153,10 +155,11 @@ def _verify_adapter(
     finetuned: Path | str,
     base: Path | str,
     rename: Sequence[str],
-    how: tuple[int | None, bool, Callable[[int, int], None] | None],
+    how: tuple[int | None, bool, Callable[[int, int], None] | None, Cluster | None],
 ) -> VerifyReport:
     """Verify an adapter, as far as it has a manifest, and measure its distance from a fine-tune."""
-    threads, stream, progress = how
+    threads, stream, progress, cluster = how
+    refuse_cluster(cluster)
     adapter = read_adapter(place)
     renames = parse_renames(rename, ("finetuned", "base"))
     roles = read_roles({"finetuned": finetuned, "base": base}, renames)
@@ -208,8 +211,10 @@ def _check(base: Path | str | None, finetuned: Path | str | None, threads: int |
 
 
 def _restored_roles(
-    manifest: Manifest, finetuned: Path | str, base: Path | str, rename: Sequence[str]
+    manifest: Manifest, finetuned: Path | str | None, base: Path | str | None, rename: Sequence[str]
 ) -> dict[str, Role]:
+    assert finetuned is not None
+    assert base is not None, "`_check` lets both through, or none"
     named = {"finetuned": finetuned, "base": base}
     return read_roles(named, _given_renames(manifest, rename))
 
@@ -249,11 +254,12 @@ def _run(
     inputs: Sequence[ShardFile],
     threads: int | None,
     progress: Callable[[int, int], None] | None,
+    cluster: Cluster | None = None,
 ) -> dict[str, TensorResult]:
     """The results of the tensors to verify, by name."""
     plan = make_plan(tasks, tuple({shard.path: shard for shard in inputs}.values()))
     try:
-        results = measure_inputs(plan, threads=threads, progress=progress)
+        results = measure_inputs(plan, threads=threads, progress=progress, cluster=cluster)
     except MatchError as exc:  # integers that differ: `extract` would have refused them
         exc.remedy = ITS_MODELS
         raise

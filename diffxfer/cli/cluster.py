@@ -1,0 +1,46 @@
+"""`--ray`: the work on a cluster."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffxfer.cli.help import WHERE
+from diffxfer.cli.optional_values import DEFAULT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from diffxfer.cli.console import Console
+    from diffxfer.cluster.ray_cluster import RayCluster
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        rich_help_panel=WHERE,
+        metavar="[ADDRESS]",
+        help="Do the work on a Ray cluster: HOST:PORT of its head, auto, or local for a new one on"
+        " this machine; by default what RAY_ADDRESS says, else local.",
+    ),
+]
+
+
+@contextmanager
+def cluster_of(ray: str | None, console: Console) -> Iterator[RayCluster | None]:
+    """The cluster that `--ray` names, connected; None without the option.
+
+    Args:
+        ray: the option's value.
+        console: says which nodes take part.
+    """
+    if ray is None:
+        yield None
+        return
+    from diffxfer.cluster.ray_cluster import RayCluster
+
+    with RayCluster(None if ray == DEFAULT else ray) as cluster:
+        console.say(cluster.description())
+        yield cluster
