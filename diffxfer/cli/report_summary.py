@@ -1,4 +1,4 @@
-"""What `extract`, `apply` and `transfer` say in the end: the plan of a dry run, or what was done."""
+"""What `extract`, `apply` and `transfer` say at the end: the plan of a dry run, or what is done."""
 
 from __future__ import annotations
 
