@@ -29,6 +29,7 @@ TYPES = {
     "F32": types.float32,
     "F64": types.float64,
     "U8": types.uint8,
+    "U32": types.uint32,
 }
 """The type of an element in a kernel, by dtype."""
 

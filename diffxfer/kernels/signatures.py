@@ -26,6 +26,9 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "decode_nibbles": ("count",) * 12,
     "decode_transposed": ("count",) * 4,
     "encode": ("count",) * 12,
+    "narrow": ("count",),
+    "split": ("count",),
+    "join": ("count",),
 }
 """The kernels, and the arguments of each after its pointers to elements."""
 

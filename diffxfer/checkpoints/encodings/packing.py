@@ -1,0 +1,200 @@
+"""One block of a packed tensor: float32 or float64 values, compressed without loss.
+
+A block begins with a byte that states its form:
+
+- 0: every value is +0.0, and nothing follows;
+- 1: float32, in the planes of `kernels.packing`;
+- 2: float32 with many zeros: a bit for each element, 1 unless it is +0.0, the first element in the
+  highest bit; then the planes of the others;
+- 3: float64, in 8 planes of bytes, the lowest byte first.
+
+The rest is one frame of zstd. A reader needs nothing else. The writer ends a block of zstd
+wherever the statistics of the bytes change, so that each part has a code of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from diffxfer.kernels.native import kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK = 1 << 18
+"""Elements of a block: those of a checksum's block."""
+MOST_BYTES = 9 * BLOCK
+"""No block is larger: compression adds less than an eighth."""
+LEVELS = range(1, 20)
+"""Levels of compression; the first one hardly does more than to code bytes by their frequency."""
+
+_ZEROS, _PLANES, _SPARSE, _WIDE = range(4)
+_MANY_ZEROS = 0.55
+_OWN_CODE = 8192
+"""Elements that deserve a code of their own: its description takes up to 128 bytes."""
+_NEW_CODE = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+
+Singles: TypeAlias = NDArray[np.float32]
+Doubles: TypeAlias = NDArray[np.float64]
+Bytes: TypeAlias = NDArray[np.uint8]
+
+_own = threading.local()
+
+
+class PackingError(ValueError):
+    """A block that is not what a writer makes; the text says what was expected and found."""
+
+
+def version() -> str:
+    """The version of the compressor, on which a block's bytes depend."""
+    return ".".join(str(part) for part in zstandard.ZSTD_VERSION)
+
+
+class BlockEncoder:
+    """Compresses blocks; one for each thread.
+
+    Args:
+        level: one of `LEVELS`.
+    """
+
+    def __init__(self, level: int) -> None:
+        if level == LEVELS[0]:
+            # Matches are hardly ever found in these bytes, so do not spend time on them.
+            parameters = zstandard.ZstdCompressionParameters(
+                window_log=17,
+                hash_log=10,
+                chain_log=6,
+                search_log=1,
+                min_match=7,
+                target_length=0,
+                strategy=zstandard.STRATEGY_FAST,
+            )
+        else:
+            parameters = zstandard.ZstdCompressionParameters.from_level(level)
+        self._compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        self._places = np.zeros(256, np.uint32)
+
+    def encode(self, values: Singles) -> bytes:
+        """Compress float32 values.
+
+        Args:
+            values: at most `BLOCK` of them.
+        """
+        whole = np.ascontiguousarray(values).view(np.uint32)
+        others = int(np.count_nonzero(whole))
+        if others == 0:
+            return bytes((_ZEROS,))
+        if others > len(whole) * (1 - _MANY_ZEROS):
+            return bytes((_PLANES,)) + self._compress(self._planes(whole))
+        present = whole != 0
+        parts = [np.packbits(present), *self._planes(whole[present])]
+        return bytes((_SPARSE,)) + self._compress(parts)
+
+    def encode_wide(self, values: Doubles) -> bytes:
+        """Compress float64 values.
+
+        Args:
+            values: at most `BLOCK` of them.
+        """
+        planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8).T
+        return bytes((_WIDE,)) + self._compress([np.ascontiguousarray(plane) for plane in planes])
+
+    def _planes(self, whole: NDArray[np.uint32]) -> list[Bytes]:
+        """The planes, cut where a code of its own is worth it."""
+        count = len(whole)
+        planes = np.empty(4 * count, np.uint8)
+        addresses = [array.ctypes.data for array in (whole, planes, self._places)]
+        kernel("split", ("U32", "U8", "U32"))(*addresses, count)
+        cuts = list(_cuts(self._places, count))
+        parts = [planes[:count]]
+        for plane in planes[count:].reshape(3, count):
+            # A plane of zeros takes a few bytes as it is.
+            parts += np.split(plane, cuts) if plane.any() else [plane]
+        return parts
+
+    def _compress(self, parts: list[Bytes]) -> bytes:
+        frame = self._compressor.compressobj(size=sum(map(len, parts)))
+        made = []
+        for part in parts:
+            made += [frame.compress(part.data), frame.flush(_NEW_CODE)]
+        return b"".join((*made, frame.flush()))
+
+
+def _cuts(ends: NDArray[np.uint32], count: int) -> Iterator[int]:
+    """Where to cut planes that are sorted by exponent."""
+    last = 0
+    for end in np.unique(ends).tolist():
+        if end - last >= _OWN_CODE and count - end > 0:
+            yield end
+            last = end
+
+
+def decode(data: memoryview, count: int) -> Singles | Doubles:
+    """The values of a block.
+
+    Args:
+        data: its bytes, not trusted.
+        count: its number of elements, at most `BLOCK`.
+
+    Raises:
+        PackingError: if it is not a block of so many elements.
+    """
+    form = data[0] if len(data) else -1
+    if form == _ZEROS and len(data) == 1:
+        return np.zeros(count, np.float32)
+    if form == _WIDE:
+        planes = _decompress(data[1:], 8 * count, 8 * count).reshape(8, count)
+        return np.ascontiguousarray(planes.T).view(np.float64).reshape(count)
+    if form == _PLANES:
+        return _join(_decompress(data[1:], 4 * count, 4 * count)).view(np.float32)
+    if form == _SPARSE:
+        bits = -(-count // 8)
+        content = _decompress(data[1:], bits, bits + 4 * count)
+        present = np.unpackbits(content[:bits], count=count).view(np.bool_)
+        others, expected = len(content) - bits, 4 * int(np.count_nonzero(present))
+        if others != expected:
+            problem = f"expected {expected:,} bytes after its bits, found {others:,}"
+            raise PackingError(problem)
+        whole = np.zeros(count, np.uint32)
+        whole[present] = _join(content[bits:])
+        return whole.view(np.float32)
+    raise PackingError(f"expected a form from 0 to 3, found {form} in {len(data):,} bytes")
+
+
+def _decompress(frame: memoryview, least: int, most: int) -> Bytes:
+    """The content of a frame, whose size is checked before any memory is allocated for it."""
+    try:
+        stated = zstandard.get_frame_parameters(frame).content_size
+        if not least <= stated <= most:
+            expected = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+            found = "no size" if stated == zstandard.CONTENTSIZE_UNKNOWN else f"{stated:,}"
+            raise PackingError(f"expected a frame of {expected} bytes, found {found}")
+        if stated == 0:  # the library does not look at the rest of such a frame
+            raise PackingError("expected a frame with content, found an empty one")
+        content = _decompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise PackingError(f"expected a whole frame of zstd, found another ({exc})") from exc
+    return np.frombuffer(content, np.uint8)
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's decompressor."""
+    known = getattr(_own, "decompressor", None)
+    if known is None:
+        known = _own.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+    found: zstandard.ZstdDecompressor = known
+    return found
+
+
+def _join(planes: Bytes) -> NDArray[np.uint32]:
+    count = len(planes) // 4
+    places, made = np.empty(256, np.uint32), np.empty(count, np.uint32)
+    planes = np.ascontiguousarray(planes)
+    addresses = [array.ctypes.data for array in (planes, places, made)]
+    kernel("join", ("U8", "U32", "U32"))(*addresses, count)
+    return made

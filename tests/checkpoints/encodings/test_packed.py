@@ -1,0 +1,220 @@
+"""Packed tensors: any values come back bit for bit, read in any pieces; no bytes are trusted."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zstandard
+from safetensors.numpy import save_file
+
+from diffxfer.checkpoints.encodings.packed import HEAD, Packed, blocks_of, packed, prefix
+from diffxfer.checkpoints.encodings.packing import BLOCK, LEVELS, BlockEncoder
+from diffxfer.checkpoints.files import one_at_a_time
+from diffxfer.checkpoints.reader import read_shard
+from diffxfer.checkpoints.stored import BITS
+from diffxfer.errors import CheckpointError
+from diffxfer.streaming.plan import BLOCK_ELEMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_RANDOM = np.random.default_rng(5)
+_ODD = np.array(
+    [0.0, -0.0, 1e-45, -1e-45, 1.1754942e-38, np.inf, -np.inf, np.nan, 3.4e38, 1.0], np.float32
+)
+
+
+def ordinary(count: int) -> Array:
+    return (_RANDOM.standard_normal(count) * 1e-3).astype(np.float32)
+
+
+def sparse(count: int) -> Array:
+    return np.where(_RANDOM.random(count) < 0.1, ordinary(count), np.float32(0))
+
+
+SINGLES = {
+    "ordinary": ordinary(2 * BLOCK + 76),
+    "sparse": sparse(BLOCK + 9),
+    "any bits": _RANDOM.integers(0, 1 << 32, 70_001, np.uint32).view(np.float32),
+    "zeros": np.zeros(BLOCK + 1, np.float32),
+    "minus zeros": np.full(100, -0.0, np.float32),
+    "odd": _ODD,
+    "one": np.array([-2.5], np.float32),
+    "empty": np.zeros(0, np.float32),
+    "a sparse end": np.concatenate([ordinary(BLOCK), sparse(13)]),
+}
+
+
+def bytes_of(values: Array, level: int = 1) -> bytes:
+    """A packed tensor of float32 or float64 values."""
+    coder = BlockEncoder(level)
+    encode = coder.encode_wide if values.dtype == np.float64 else coder.encode
+    parts = [values[at : at + BLOCK] for at in range(0, len(values), BLOCK)]
+    blocks = [encode(part) for part in parts]
+    sizes = np.array([len(block) for block in blocks], np.uint32)
+    return prefix(len(values), sizes) + b"".join(blocks)
+
+
+def stored(folder: Path, data: bytes, dtype: str, shape: Sequence[int]) -> Packed:
+    path = folder / "model.safetensors"
+    save_file({"w": np.frombuffer(data, np.uint8)}, path)
+    return packed(read_shard(path)["w"], dtype, shape)
+
+
+def read(tensor: Packed, cuts: Sequence[int] = ()) -> bytes:
+    size = BITS[tensor.dtype] // 8
+    memory = memoryview(bytearray(tensor.nbytes))
+    files = one_at_a_time()
+    for start, stop in zip((0, *cuts), (*cuts, tensor.elements), strict=True):
+        if start < stop:
+            tensor.read(files, start, memory[start * size : stop * size])
+    return memory.tobytes()
+
+
+def test_a_block_is_a_block_of_the_checksums() -> None:
+    assert BLOCK == BLOCK_ELEMENTS
+
+
+@pytest.mark.parametrize("level", [LEVELS[0], 3, LEVELS[-1]])
+@pytest.mark.parametrize("name", SINGLES)
+def test_every_bit_comes_back(tmp_path: Path, name: str, level: int) -> None:
+    values = SINGLES[name]
+    if level == LEVELS[-1]:
+        values = values[:5000]  # a slow one
+    tensor = stored(tmp_path, bytes_of(values, level), "F32", values.shape)
+    assert read(tensor) == values.tobytes()
+
+
+def test_doubles_come_back(tmp_path: Path) -> None:
+    values = np.concatenate([_RANDOM.standard_normal(BLOCK), _ODD.astype(np.float64), [5e-324]])
+    tensor = stored(tmp_path, bytes_of(values), "F64", values.shape)
+    assert read(tensor) == values.tobytes()
+
+
+def test_singles_are_doubles_too(tmp_path: Path) -> None:
+    """A tensor is float64 if one of its blocks is; the others stay as small as they are."""
+    values = SINGLES["a sparse end"]
+    tensor = stored(tmp_path, bytes_of(values), "F64", values.shape)
+    assert read(tensor) == values.astype(np.float64).tobytes()
+
+
+def test_halves_come_back(tmp_path: Path) -> None:
+    whole = _RANDOM.integers(0, 1 << 16, 3001, np.uint16)
+    wide = (whole.astype(np.uint32) << 16).view(np.float32)
+    tensor = stored(tmp_path, bytes_of(wide), "BF16", (3001,))
+    assert read(tensor) == whole.tobytes()
+    halves = _RANDOM.standard_normal(3001).astype(np.float16)
+    tensor = stored(tmp_path, bytes_of(halves.astype(np.float32)), "F16", (3001,))
+    assert read(tensor) == halves.tobytes()
+
+
+@pytest.mark.parametrize(
+    "cuts", [[1], [BLOCK], [BLOCK - 1, BLOCK + 1, 2 * BLOCK + 3], range(7, BLOCK, 65_537)]
+)
+def test_pieces_make_no_difference(tmp_path: Path, cuts: Sequence[int]) -> None:
+    values = SINGLES["ordinary"]
+    tensor = stored(tmp_path, bytes_of(values), "F32", (3, len(values) // 3))
+    assert read(tensor, cuts) == values.tobytes()
+
+
+def test_it_is_small(tmp_path: Path) -> None:
+    """A difference of bfloat16 values takes about what the entropy of its bytes says."""
+    base = (_RANDOM.standard_normal(BLOCK) * 0.02).astype(np.float32)
+    moved = base + (_RANDOM.standard_normal(BLOCK) * 5e-4).astype(np.float32)
+    rounded = [(each.view(np.uint32) >> 16 << 16).view(np.float32) for each in (base, moved)]
+    values = rounded[1] - rounded[0]
+    planes = values.view(np.uint8).reshape(-1, 4).T
+    counts = [np.unique(plane, return_counts=True)[1] / BLOCK for plane in planes]
+    entropy = sum(-(share * np.log2(share)).sum() for share in counts)
+    assert len(bytes_of(values)) * 8 / BLOCK < 1.06 * entropy
+
+
+def frame(content: bytes) -> bytes:
+    return zstandard.compress(content)
+
+
+def unsized(content: bytes) -> bytes:
+    maker = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    return maker.compress(content) + maker.flush()
+
+
+def one_block(block: bytes, elements: int = 100) -> bytes:
+    return prefix(elements, np.array([len(block)], np.uint32)) + block
+
+
+GOOD = bytes_of(ordinary(100))
+BOMB = frame(bytes(1 << 30))
+LYING = bytearray(frame(bytes(401)))
+LYING[5:7] = struct.pack("<H", 400 - 256)
+HOSTILE = {
+    "no mark": (b"x" + GOOD[1:], "expected it to begin with b'dfxpack'"),
+    "another version": (GOOD[:7] + b"\x09" + GOOD[8:], "expected version 1 of the format, found 9"),
+    "other elements": (HEAD.pack(b"dfxpack", 1, 99) + GOOD[16:], "expected 100 elements, found 99"),
+    "cut short": (GOOD[:-9], "expected blocks of"),
+    "longer": (GOOD + b"x", "expected blocks of"),
+    "a bomb": (one_block(b"\x01" + BOMB), "expected a frame of 400 bytes, found 1,073,741,824"),
+    "a sparse bomb": (one_block(b"\x02" + BOMB), "expected a frame of 13 to 413 bytes, found 1,"),
+    "no size": (one_block(b"\x01" + unsized(bytes(1 << 26))), "expected a frame of 400 bytes"),
+    "a lying frame": (one_block(b"\x01" + bytes(LYING)), "expected a whole frame of zstd"),
+    "half a frame": (one_block(GOOD[20:-9]), "expected a whole frame of zstd"),
+    "more than a frame": (one_block(GOOD[20:] + b"xx"), "expected a whole frame of zstd"),
+    "no frame": (one_block(b"\x01"), "expected a whole frame of zstd"),
+    "no block": (one_block(b""), "expected a form from 0 to 3, found -1 in 0 bytes"),
+    "an unknown form": (one_block(b"\x07abc"), "found 7 in 4 bytes"),
+    "zeros and more": (one_block(b"\x00abc"), "found 0 in 4 bytes"),
+    "too few present": (
+        one_block(b"\x02" + frame(bytes(13 + 4))),
+        "expected 0 bytes after its bits, found 4",
+    ),
+    "doubles": (bytes_of(np.zeros(100)), "expected values of F32, found F64"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_bytes_are_not_trusted(tmp_path: Path, name: str) -> None:
+    data, problem = HOSTILE[name]
+    tensor = stored(tmp_path, data, "F32", (100,))
+    with pytest.raises(CheckpointError) as caught:
+        read(tensor)
+    assert problem in str(caught.value)
+    assert "model.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "shape", "problem"),
+    [
+        (GOOD, "I64", (100,), "expected a float dtype in the manifest, found 'I64'"),
+        (GOOD, "F32", (1 << 60,), "expected 17,592,186,044,432 bytes or more"),
+        (b"short", "F32", (1,), "expected 20 bytes or more for 1 elements, found 5"),
+    ],
+)
+def test_a_description_is_not_trusted(
+    tmp_path: Path, data: bytes, dtype: str, shape: Sequence[int], problem: str
+) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        stored(tmp_path, data, dtype, shape)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_values_that_do_not_fit_are_refused(tmp_path: Path, dtype: str) -> None:
+    data = bytes_of(np.array([1.0, 1.0000001], np.float32))
+    with pytest.raises(CheckpointError, match=f"expected values of {dtype}, found F32"):
+        read(stored(tmp_path, data, dtype, (2,)))
+
+
+def test_a_plain_tensor_is_not_packed(tmp_path: Path) -> None:
+    save_file({"w": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    spec = read_shard(tmp_path / "model.safetensors")["w"]
+    with pytest.raises(CheckpointError, match="expected U8 of one dimension, found F32"):
+        packed(spec, "F32", (3,))
+
+
+def test_blocks_of_nothing() -> None:
+    assert [blocks_of(count) for count in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, 1, 2]
