@@ -161,6 +161,23 @@ DiffDtype = Annotated[
         " twice as large for a 16-bit model, and nearly exact.",
     ),
 ]
+Pack = Annotated[
+    bool,
+    typer.Option(
+        "--pack",
+        rich_help_panel=OUTPUT,
+        help="Store the diff vector exactly, and compressed: applied to the base, it gives the"
+        " fine-tune back bit for bit.",
+    ),
+]
+PackLevel = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=OUTPUT,
+        metavar="1-19",
+        help="How hard --pack compresses; 1 by default, and higher levels seldom gain anything.",
+    ),
+]
 OutDtype = Annotated[
     str | None,
     typer.Option(

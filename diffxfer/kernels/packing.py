@@ -25,7 +25,9 @@ def narrow(values: Any, out: Any, count: int) -> np.int64:
         value = given[i]
         single = np.float32(value)
         made[i] = single
-        changed = np.uint32(changed | np.uint32((np.float64(single) != value) & (value == value)))
+        # By bits, so that a NaN keeps its payload.
+        other = bits_of_float(np.float64(single)) != bits_of_float(value)
+        changed = np.uint32(changed | np.uint32(other))
         low = np.uint32(low | (bits_of_float(single) & np.uint32(0xFFFF)))
     return np.int64(changed) + np.int64(2 if low else 0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from diffxfer.checkpoints.files import OpenShard
 from diffxfer.kernels.processor import use_default_settings
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from diffxfer.checkpoints.shard_writer import ShardWriter
     from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.streaming.completed import Completed
     from diffxfer.streaming.pipeline import Accelerator
@@ -34,6 +33,22 @@ Progress = Callable[[int, int], None]
 
 _OPEN_INPUTS = 24
 _PROGRESS_INTERVAL_S = 0.1
+
+
+class Sink(Protocol):
+    """What takes the output of a shard: a `ShardWriter`, or what processes the bytes further."""
+
+    def write(self, data: memoryview, offset: int, parts: int = 1) -> None:
+        """Take bytes; any thread may call it, in any order.
+
+        Args:
+            data: the bytes, valid during the call.
+            offset: their offset in the shard.
+            parts: the number of chunks.
+        """
+
+    def close(self) -> None:
+        """Release what it holds; no write is in progress."""
 
 
 class Engine:
@@ -52,7 +67,7 @@ class Engine:
     def __init__(
         self,
         plan: Plan,
-        writers: Mapping[str, ShardWriter],
+        writers: Mapping[str, Sink],
         created: Mapping[str, Future[None]],
         completed: Completed,
         *,

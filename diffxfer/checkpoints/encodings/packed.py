@@ -8,11 +8,10 @@ of each block as a uint32 (little-endian), and the blocks in order, see `packing
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffxfer.checkpoints.encodings.packing import (
     BLOCK,
@@ -29,8 +28,9 @@ from diffxfer.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from diffxfer.checkpoints.stored import Files
-    from diffxfer.checkpoints.weights import Weights
 
 FORMAT = "packed"
 """The name of the encoding, as users know it."""
@@ -56,23 +56,22 @@ def blocks_of(elements: int) -> int:
     return -(-elements // BLOCK)
 
 
-def unpacked(weights: Weights, described: Mapping[str, tuple[str, Sequence[int]]]) -> Weights:
+def unpacked(
+    on_disk: Mapping[str, TensorSpec], described: Mapping[str, tuple[str, Sequence[int]]]
+) -> dict[str, StoredTensor]:
     """Replace packed tensors on disk by the tensors that they encode.
 
     Args:
-        weights: the tensors of a folder as they are on disk.
+        on_disk: the tensors of a folder as they are on disk.
         described: dtype and shape of each packed tensor, by name; not trusted.
 
     Raises:
         CheckpointError: if a tensor cannot be packed, or its description cannot be right.
     """
-    if not described:
-        return weights
-    tensors = {
-        name: packed(weights.on_disk[name], *described[name]) if name in described else stored
-        for name, stored in weights.tensors.items()
+    return {
+        name: packed(spec, *described[name]) if name in described else spec
+        for name, spec in on_disk.items()
     }
-    return replace(weights, tensors=tensors, formats=(FORMAT,))
 
 
 def packed(spec: TensorSpec, dtype: str, shape: Sequence[int]) -> Packed:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
+PACKED_FORMAT = 2
+"""The version of a manifest of packed tensors, which older versions cannot read."""
 
 _Norm: TypeAlias = Annotated[float, Field(ge=0, le=math.sqrt(sys.float_info.max))]
 """A norm: the square root of a finite sum."""
@@ -116,6 +118,9 @@ class TensorEntry:
         samples: number of this tensor's entries in the samples file.
         unchanged: for a diff vector, number of elements that are equal in finetuned and base: bit
             for bit, or by value if their dtypes differ; None if an older version wrote it.
+        dtype: for a packed tensor, the dtype of its values; `checksum` is that of its values.
+        shape: for a packed tensor, the shape of its values.
+        stored: for a packed tensor, the checksum of its bytes on disk.
     """
 
     checksum: str
@@ -125,6 +130,9 @@ class TensorEntry:
     inexact: int | None = Field(default=None, ge=0)
     samples: int | None = Field(default=None, ge=0)
     unchanged: int | None = Field(default=None, ge=0)
+    dtype: str | None = None
+    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    stored: str | None = None
 
 
 _TENSOR_ENTRY = TypeAdapter(TensorEntry)
@@ -188,6 +196,7 @@ class Manifest(_Model):
         is_part: for a diff vector, whether finetuned is a part of base or the reverse; a target
             may then have more tensors.
         factors: for an adapter made of a difference, what it keeps of each tensor of Δ.
+        packing: for a packed diff vector, the version of `encodings.packed`.
         vocabulary: how tokens were treated.
         shards: every safetensors file.
         files: every file other than weights.
@@ -208,6 +217,7 @@ class Manifest(_Model):
     added_tensors: list[str] = []
     is_part: bool | None = None
     factors: dict[str, FactorEntry] | None = None
+    packing: int | None = None
     vocabulary: VocabularyEntry | None = None
     shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]
@@ -236,10 +246,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     raw = read_bytes(path)
     try:
         stamp = _Stamp.model_validate_json(raw)
-        if stamp.diffxfer_format > FORMAT:
+        if stamp.diffxfer_format > PACKED_FORMAT:
             raise ArtifactError(
                 path,
-                f"has format {stamp.diffxfer_format}, but this diffxfer reads only up to {FORMAT}",
+                f"has format {stamp.diffxfer_format}, but this diffxfer reads only up to"
+                f" {PACKED_FORMAT}",
                 "update diffxfer: pipx upgrade diffxfer",
             )
         return Manifest.model_validate_json(raw)

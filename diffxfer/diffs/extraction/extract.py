@@ -19,6 +19,7 @@ from diffxfer.diffs.delta.from_checkpoints import (
     notes_of_formats,
     read_roles,
 )
+from diffxfer.diffs.extraction.extract_packed import check_pack_options, extract_packed
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
 from diffxfer.diffs.jobs.job import Job, RunOptions, do
 from diffxfer.diffs.jobs.shards import parse_size
@@ -65,6 +66,8 @@ def extract_diff(
     rest: str = "modules_to_save",
     exact: bool = False,
     diff_dtype: str = "source",
+    pack: bool = False,
+    pack_level: int | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
@@ -102,6 +105,8 @@ def extract_diff(
         diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` restores
             nearly every element of a 16-bit checkpoint exactly; ``"float64"``, ``"bfloat16"``
             and ``"float16"`` are allowed too.
+        pack: store Δ exactly and compressed: `apply_diff` on base then gives finetuned back.
+        pack_level: how hard to compress, 1 to 19; 1 by default.
         include: only tensors whose names match one of these patterns.
         exclude: no tensors whose names match one of these patterns.
         allow_missing: tensors that finetuned or base may lack; they are dropped.
@@ -149,6 +154,7 @@ def extract_diff(
         dtype=DTYPES.get(diff_dtype),
         max_shard_size=max_shard_size,
     )
+    level = check_pack_options(pack, pack_level, as_, diff_dtype)
     check_mode(vocab)
     check_run_options(threads, device)
     memory = parse_size(device_memory, "--device-memory")
@@ -212,6 +218,8 @@ def extract_diff(
     )
     if lora is not None:
         return extract_adapter(job, source, companions.files, roles, lora, options)
+    if level is not None:
+        return extract_packed(job, options, level)
     return do(job, options)
 
 

@@ -14,6 +14,7 @@ from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.artifact.weights import diff_weights
 from diffxfer.diffs.inspection.adapter import adapter_facts
 from diffxfer.diffs.inspection.description import Inspection, TensorGroup
 from diffxfer.diffs.inspection.inspect_page import inspection_page
@@ -70,7 +71,7 @@ def _inspect_weights(path: Path | str, place: Place) -> Inspection:
     config = optional_object(folder / _COMPANIONS if is_diff else folder, "config.json")
     # A diff vector is not quantised, even if finetuned, whose config it has, is.
     of_weights = {} if is_diff else config
-    weights = decoded(open_weights(place), of_weights)
+    weights = diff_weights(decoded(open_weights(place), of_weights), manifest)
     quantized = _quantized(folder, of_weights, weights)
     beside = list_companions(folder)
     specs = weights.tensors
@@ -228,7 +229,9 @@ def norms_by_kind(folder: Path) -> dict[str, Measure]:
         One entry per pattern, in the order of the tensors; the last one is named ``"all"``.
     """
     kinds: dict[str, list[Measure]] = {}
-    for name, measure in _measured(require_diff(folder), open_weights(folder).tensors):
+    manifest = require_diff(folder)
+    weights = diff_weights(open_weights(folder), manifest)
+    for name, measure in _measured(manifest, weights.tensors):
         kinds.setdefault(pattern(name), []).append(measure)
     found = {kind: total(parts) for kind, parts in kinds.items()}
     return {**found, "all": total(found.values())}

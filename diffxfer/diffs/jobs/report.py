@@ -106,6 +106,8 @@ class Report:
         warnings: one line each.
         notes: remarks on unusual tensors and on names; one line each.
         requantized: how far each tensor that was quantised anew is from the exact graft.
+        unpacked_bytes: for a packed diff vector, the size of the plain one that is rounded to
+            finetuned's dtypes.
     """
 
     command: str
@@ -132,6 +134,7 @@ class Report:
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
     requantized: tuple[StoredError, ...] = ()
+    unpacked_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""

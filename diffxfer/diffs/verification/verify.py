@@ -13,6 +13,7 @@ from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.artifact.weights import diff_tensors
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
 from diffxfer.diffs.lora.distance import distances_as_json, measure_distances
@@ -132,6 +133,11 @@ def verify(
     tasks, inputs = _what_to_read(manifest, survey, roles)
     if not stream:
         fetch_shards(inputs, progress)
+    if manifest.packing is not None and roles:
+        # Its bytes first: what is damaged need not decode.
+        whole = _what_to_read(manifest, survey, {})
+        results = _run(*whole, threads, progress)
+        _refuse_damage(place.folder, manifest, survey, results, restoring=False)
     results = _run(tasks, inputs, threads, progress)
     _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
     return VerifyReport(
@@ -194,7 +200,7 @@ def _what_to_read(
     shards = [spec.shard for spec in survey.tensors.values()]
     if not roles:
         return [digest_task(spec.name, spec) for spec in survey.tensors.values()], shards
-    tasks, more = restore_tasks(manifest, survey.tensors, **roles)
+    tasks, more = restore_tasks(manifest, diff_tensors(survey.tensors, manifest), **roles)
     return tasks, [*shards, *more]
 
 
@@ -277,7 +283,8 @@ def _refuse_damage(
         entry, result = manifest.tensors[name], results[name]
         base_only = results.get(BASE_ONLY + name)
         problem = how_restored(entry, result, base_only) if restoring else None
-        if result.checksum != entry.checksum:
+        stored = entry.checksum if restoring else entry.stored or entry.checksum
+        if result.checksum != stored:
             problem = _ANOTHER
         if problem is not None:
             found.append(Damage(spec.shard.path.name, name, problem))

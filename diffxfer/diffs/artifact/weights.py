@@ -1,0 +1,53 @@
+"""The tensors of a diff vector: as they are on disk, or as their packed bytes say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.encodings.packed import FORMAT, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffxfer.checkpoints.stored import StoredTensor, TensorSpec
+    from diffxfer.checkpoints.weights import Weights
+    from diffxfer.diffs.artifact.manifest import Manifest
+
+
+def diff_weights(weights: Weights, manifest: Manifest | None) -> Weights:
+    """Replace the packed tensors of a folder by the differences that they encode.
+
+    Args:
+        weights: the tensors as they are on disk.
+        manifest: the folder's manifest, if it has one.
+
+    Raises:
+        CheckpointError: if a tensor is not packed as the manifest states.
+    """
+    if manifest is None or manifest.packing is None:
+        return weights
+    found = diff_tensors(weights.on_disk, manifest)
+    return replace(weights, tensors=found, formats=(FORMAT,))
+
+
+def diff_tensors(
+    on_disk: Mapping[str, TensorSpec], manifest: Manifest
+) -> Mapping[str, StoredTensor]:
+    """The differences in a folder.
+
+    Args:
+        on_disk: the tensors as they are on disk.
+        manifest: the folder's manifest.
+
+    Raises:
+        CheckpointError: if a tensor is not packed as the manifest states.
+    """
+    if manifest.packing is None:
+        return on_disk
+    described = {
+        name: (entry.dtype, entry.shape)
+        for name, entry in manifest.tensors.items()
+        if entry.dtype is not None and entry.shape is not None
+    }
+    return unpacked(on_disk, described)

@@ -1,0 +1,173 @@
+"""Extracting Δ exactly, packed.
+
+Two runs, since sizes are not known before: the first computes Δ in float64 and compresses it into a
+temporary file (`packer`), the second copies the blocks to their places. The second one resumes like
+any other: if the first one, made again, gives the same sizes, the layout is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from diffxfer.checkpoints.encodings.packed import VERSION
+from diffxfer.checkpoints.encodings.packing import LEVELS
+from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.diffs.artifact.manifest import PACKED_FORMAT
+from diffxfer.diffs.extraction.packer import Packer, Spool
+from diffxfer.diffs.jobs.job import do
+from diffxfer.errors import OptionError
+from diffxfer.streaming.measure import measure_inputs
+from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
+    from diffxfer.diffs.extraction.packer import PackedBytes
+    from diffxfer.diffs.jobs.job import Finish, Job, RunOptions
+    from diffxfer.diffs.jobs.report import Report
+    from diffxfer.streaming.plan import Plan
+    from diffxfer.streaming.statistics import TensorResult
+
+EXACT = "exact"
+"""The dtype option of a packed diff vector, in its manifest."""
+
+
+def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str) -> int | None:
+    """Check the options of packing.
+
+    Args:
+        pack: whether to pack.
+        level: the level of compression, None for the default.
+        as_: the kind of output.
+        diff_dtype: the dtype option.
+
+    Returns:
+        The level, None if nothing is packed.
+
+    Raises:
+        OptionError: if the options contradict each other, or there is no such level.
+    """
+    if not pack:
+        if level is not None:
+            raise OptionError("--pack-level", "does nothing without --pack", "give --pack too")
+        return None
+    if as_ != "diff":
+        raise OptionError("--pack", f"cannot be used with --as {as_}", "leave out one of them")
+    if diff_dtype != "source":
+        problem = "stores every difference exactly, whatever the dtype"
+        raise OptionError("--pack", problem, "leave out --diff-dtype")
+    if level is not None and level not in LEVELS:
+        known = f"give {LEVELS[0]} to {LEVELS[-1]}"
+        raise OptionError("--pack-level", f"{level} is no level of compression", known)
+    return LEVELS[0] if level is None else level
+
+
+def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
+    """Extract a packed diff vector.
+
+    Args:
+        job: the job of a plain one, in finetuned's dtypes.
+        options: how to run it.
+        level: the level of compression.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DiffxferError: for every known failure; nothing is at the output then.
+    """
+    del job.command["diff_dtype"]
+    job.command |= {"pack": EXACT, "pack_level": level}
+    plain = make_plan(job.tasks, job.inputs)
+    rounded = plain.bytes_to_write
+    if options.dry_run or job.problems:
+        job.notes.append(f"the size of a packed diff vector is known when it is made; {rounded:,}"
+                         " bytes is that of a plain one")  # fmt: skip
+        return replace(do(job, options), unpacked_bytes=rounded)
+    if not options.stream:
+        fetch_shards(
+            (s.shard for t in plain.tasks for s in t.inputs), options.progress, out=job.out
+        )
+    whole_tasks = [task for task in job.tasks if task.operation is Operation.BRING]
+    plan = make_plan([_in_float64(t) for t in job.tasks if t not in whole_tasks], job.inputs)
+    with Spool(job.out) as spool:
+        packer = Packer(plan, spool, level)
+        results = measure_inputs(
+            plan,
+            threads=options.threads,
+            progress=options.progress,
+            sinks=packer.sinks,
+            allow_nonfinite=options.allow_nonfinite,
+        )
+        packed = packer.packed()
+        job.tasks = [*map(_copy, packed), *whole_tasks]
+        job.finish = _finish(job.finish, plan, results, packed)
+        report = do(job, replace(options, device="cpu"))
+    inexact = {t.name: r.inexact for t, r in _written(plan, results) if r.inexact}
+    return replace(
+        report,
+        inexact=inexact,
+        unpacked_bytes=rounded,
+        bytes_to_read=plan.bytes_to_read,
+    )
+
+
+def _in_float64(task: TensorTask) -> TensorTask:
+    return task if task.shard is None else replace(task, dtype="F64")
+
+
+def _copy(stored: PackedBytes) -> TensorTask:
+    """The task that writes the bytes of a packed tensor."""
+    return TensorTask(
+        name=stored.name,
+        operation=Operation.KEEP,
+        inputs=(stored,),
+        dtype=stored.dtype,
+        shape=stored.shape,
+        runs=whole(RunKind.COPY, 1),
+        shard=stored.task.shard,
+    )
+
+
+def _written(
+    plan: Plan, results: Sequence[TensorResult]
+) -> Iterator[tuple[TensorTask, TensorResult]]:
+    found = zip(plan.tasks, results, strict=True)
+    return ((task, result) for task, result in found if task.shard is not None)
+
+
+def _finish(
+    complete: Finish, plan: Plan, results: Sequence[TensorResult], packed: Sequence[PackedBytes]
+) -> Finish:
+    """Complete the manifest by what the first run has measured, and by how tensors are packed."""
+    measured = {task.name: result for task, result in _written(plan, results)}
+    found = zip(plan.tasks, results, strict=True)
+    digested = {task.name: result.checksum for task, result in found if task.shard is None}
+    by_name = {stored.name: stored for stored in packed}
+
+    def finish(
+        manifest: Manifest, written: Mapping[str, TensorResult], silent: Mapping[str, str]
+    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
+        del silent
+        results = {name: measured.get(name, result) for name, result in written.items()}
+        manifest, entries, files = complete(manifest, results, digested)
+        described = (
+            (name, _described(entry, by_name[name], written[name]) if name in by_name else entry)
+            for name, entry in entries
+        )
+        update = {"diffxfer_format": PACKED_FORMAT, "packing": VERSION, "dtype": EXACT}
+        return manifest.model_copy(update=update), described, files
+
+    return finish
+
+
+def _described(entry: TensorEntry, stored: PackedBytes, written: TensorResult) -> TensorEntry:
+    return replace(
+        entry,
+        checksum=stored.checksum,
+        dtype=stored.packed_dtype,
+        shape=stored.task.shape,
+        stored=written.checksum,
+    )
