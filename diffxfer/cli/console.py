@@ -21,6 +21,7 @@ import typer
 from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.adapter_table import print_kept
 from diffxfer.cli.display import Display, hush_stdout
+from diffxfer.cli.exactness import exactness
 from diffxfer.cli.findings import error_as_json
 from diffxfer.cli.hub import downloads
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
@@ -318,29 +319,6 @@ def _errors_of_codes(report: Report) -> list[str]:
     ]
 
 
-def _remedy_of_inexact(report: Report) -> str:
-    """What gives more elements back than a diff vector that is rounded."""
-    if report.unpacked_bytes is not None:
-        return "no difference does, such as one that should turn 1.0 into −0.0"
-    wider = "a wider --diff-dtype, such as float32, gives back more"
-    elements = report.parameters.get("extracted", 0)
-    is_16_bit = report.bytes_to_write < 3 * elements
-    size = " and takes less space" if is_16_bit else ""
-    return f"{wider}, and --pack is exact{size}" if elements else wider
-
-
-def _saved(report: Report) -> list[str]:
-    """How small a packed diff vector is."""
-    plain = report.unpacked_bytes
-    if plain is None or not report.written:
-        return []
-    share = f", {report.bytes_to_write / plain:.0%} of it" if plain else ""
-    return [
-        f"packed: {gigabytes(report.bytes_to_write)}, exact; rounded to finetuned's dtypes it would"
-        f" be {gigabytes(plain)}{share}"
-    ]
-
-
 def _remarks(report: Report) -> list[str]:
     """Remarks besides the counts, one line each."""
     lines = [
@@ -357,14 +335,7 @@ def _remarks(report: Report) -> list[str]:
     if report.added_tokens:
         where = "by finetuned" if report.command == "extract" else "to the target"
         lines.append(f"tokens added {where}: {listed(report.added_tokens)}")
-    if report.inexact:
-        total = sum(report.inexact.values())
-        every = report.parameters.get("extracted", total)
-        lines.append(
-            f"inexact: base + diff vector does not give back {total:,} of finetuned's {every:,}"
-            f" elements bit for bit; {_remedy_of_inexact(report)}"
-        )
-    lines += _saved(report)
+    lines += exactness(report)
     lines += _errors_of_codes(report)
     if report.left_out:
         lines.append(f"files left out: {listed(report.left_out)}")

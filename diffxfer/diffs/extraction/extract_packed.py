@@ -34,6 +34,9 @@ EXACT = "exact"
 """The dtype option of a packed diff vector, in its manifest."""
 
 
+_SIZE_UNKNOWN = "a packed size is known only when it is made: the size given is that of a plain one"
+
+
 def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str) -> int | None:
     """Check the options of packing.
 
@@ -83,15 +86,15 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
     plain = make_plan(job.tasks, job.inputs)
     rounded = plain.bytes_to_write
     if options.dry_run or job.problems:
-        job.notes.append(f"the size of a packed diff vector is known when it is made; {rounded:,}"
-                         " bytes is that of a plain one")  # fmt: skip
+        job.notes.append(_SIZE_UNKNOWN)
         return replace(do(job, options), unpacked_bytes=rounded)
     if not options.stream:
         fetch_shards(
             (s.shard for t in plain.tasks for s in t.inputs), options.progress, out=job.out
         )
-    whole_tasks = [task for task in job.tasks if task.operation is Operation.BRING]
-    plan = make_plan([_in_float64(t) for t in job.tasks if t not in whole_tasks], job.inputs)
+    brought = [task for task in job.tasks if task.operation is Operation.BRING]
+    computed = [task for task in job.tasks if task.operation is not Operation.BRING]
+    plan = make_plan([_in_float64(task) for task in computed], job.inputs)
     with Spool(job.out) as spool:
         packer = Packer(plan, spool, level)
         results = measure_inputs(
@@ -102,7 +105,7 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
             allow_nonfinite=options.allow_nonfinite,
         )
         packed = packer.packed()
-        job.tasks = [*map(_copy, packed), *whole_tasks]
+        job.tasks = [*map(_copy, packed), *brought]
         job.finish = _finish(job.finish, plan, results, packed)
         report = do(job, replace(options, device="cpu"))
     inexact = {t.name: r.inexact for t, r in _written(plan, results) if r.inexact}

@@ -134,10 +134,7 @@ def verify(
     if not stream:
         fetch_shards(inputs, progress)
     if manifest.packing is not None and roles:
-        # Its bytes first: what is damaged need not decode.
-        whole = _what_to_read(manifest, survey, {})
-        results = _run(*whole, threads, progress)
-        _refuse_damage(place.folder, manifest, survey, results, restoring=False)
+        _refuse_damaged_bytes(place.folder, manifest, survey, threads, progress)
     results = _run(tasks, inputs, threads, progress)
     _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
     return VerifyReport(
@@ -268,6 +265,18 @@ def _run(
         for task, result in zip(plan.tasks, results, strict=True)
         if task.operation is not Operation.COMPARE
     }
+
+
+def _refuse_damaged_bytes(
+    folder: Path,
+    manifest: Manifest,
+    survey: Survey,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Refuse a packed diff vector whose bytes were changed: they may decode to anything."""
+    results = _run(*_what_to_read(manifest, survey, {}), threads, progress)
+    _refuse_damage(folder, manifest, survey, results, restoring=False)
 
 
 def _refuse_damage(

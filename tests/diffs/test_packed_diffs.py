@@ -1,0 +1,271 @@
+"""`extract --pack`: exact, small, and read by every command as a plain diff vector is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from diffxfer import (
+    apply_diff,
+    compare_checkpoints,
+    extract_diff,
+    inspect_checkpoint,
+    transfer,
+    verify,
+)
+from diffxfer import family as shipped
+from diffxfer.errors import ArtifactError, CheckpointError, DamageError, OptionError
+from diffxfer.streaming.plan import BLOCK_ELEMENTS
+from tests import tiny
+from tests.families import WORDS, fast_tokenizer, llama, save_model, save_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FAMILY = Path(shipped.__file__).parent
+_SEEDED = torch.Generator().manual_seed(20)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def assert_same(left: Path, right: Path) -> None:
+    ours, theirs = weights(left), weights(right)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(bits(tensor), bits(theirs[name])), name
+
+
+def drawn(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=_SEEDED) * scale
+
+
+@cache
+def odd_pair() -> dict[str, tuple[Tensor, Tensor]]:
+    """Finetuned's and base's tensors of every odd kind."""
+    base = drawn(40, 30, scale=0.02)
+    moved = base + drawn(40, 30, scale=1e-3)
+    tiny_ones = torch.tensor([1e-40, -1e-40, 1e-45, 0.0, 3e-39])
+    far = torch.tensor([1.0, 1e-9, -3e38, 2.0**40, 0.5])
+    return {
+        "bfloat16": (moved.bfloat16(), base.bfloat16()),
+        "float16": (moved.half(), base.half()),
+        "float32": (moved, base),
+        "float64": (moved.double(), base.double()),
+        "mixed": (moved.half(), base.bfloat16()),
+        "wider": (moved, base.bfloat16()),
+        "subnormal": (tiny_ones, tiny_ones.flip(0)),
+        "subnormal16": (tiny_ones.bfloat16(), tiny_ones.flip(0).bfloat16()),
+        "far": (torch.tensor([1e-3, 1.0, 3e38, 1.0, 0.0]).bfloat16(), far.bfloat16()),
+        "scalar": (torch.tensor(1.5).bfloat16(), torch.tensor(0.25).bfloat16()),
+        "empty": (torch.zeros(0, 4).bfloat16(), torch.zeros(0, 4).bfloat16()),
+        "equal": (base.bfloat16(), base.bfloat16()),
+        "blocks": (
+            drawn(BLOCK_ELEMENTS + 300).bfloat16(),
+            drawn(BLOCK_ELEMENTS + 300).bfloat16(),
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("odd")
+    for place, role in enumerate(("finetuned", "base")):
+        found = {f"model.{name}.weight": pair[place].clone() for name, pair in odd_pair().items()}
+        tiny.save_model(root / role, found, sharded=True)
+    extract_diff(root / "finetuned", root / "base", root / "packed", pack=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("family")
+    extract_diff(FAMILY / "finetuned", FAMILY / "base", root / "packed", pack=True)
+    return root
+
+
+def test_the_shipped_family_comes_back_bit_for_bit(family: Path, tmp_path: Path) -> None:
+    apply_diff(family / "packed", FAMILY / "base", tmp_path / "back")
+    assert_same(tmp_path / "back", FAMILY / "finetuned")
+    size = (family / "packed" / "model.safetensors").stat().st_size
+    assert size < 0.8 * (FAMILY / "finetuned" / "model.safetensors").stat().st_size
+    for name in ("tokenizer.json", "generation_config.json"):
+        there = tmp_path / "back" / name
+        assert json.loads(there.read_text()) == json.loads(
+            (FAMILY / "finetuned" / name).read_text()
+        )
+
+
+def test_a_graft_is_that_of_transfer(family: Path, tmp_path: Path) -> None:
+    roles = (FAMILY / role for role in ("finetuned", "base", "target"))
+    transfer(*roles, tmp_path / "direct", alpha=0.7)
+    apply_diff(family / "packed", FAMILY / "target", tmp_path / "applied", alpha=0.7, threads=2)
+    assert_same(tmp_path / "applied", tmp_path / "direct")
+
+
+def test_every_odd_kind_comes_back_bit_for_bit(odd: Path, tmp_path: Path) -> None:
+    apply_diff(odd / "packed", odd / "base", tmp_path / "back")
+    back, finetuned = weights(tmp_path / "back"), weights(odd / "finetuned")
+    for name, tensor in back.items():
+        if tensor.dtype == finetuned[name].dtype:  # a graft has the target's dtypes
+            assert torch.equal(bits(tensor), bits(finetuned[name])), name
+    found = verify(odd / "packed", base=odd / "base", finetuned=odd / "finetuned")
+    assert found.restored is not None
+    assert found.restored.inexact == {}
+
+
+def test_what_no_difference_gives_back_is_counted(tmp_path: Path) -> None:
+    """The sum of 2¹⁰⁰ and its difference to 1 is 0 in float64, whatever is stored."""
+    for role, value in (("finetuned", 1.0), ("base", 2.0**100)):
+        tiny.save_model(tmp_path / role, {"w": torch.tensor([value, 0.5]).bfloat16()})
+    pair = tmp_path / "finetuned", tmp_path / "base"
+    report = extract_diff(*pair, tmp_path / "packed", pack=True)
+    assert report.inexact == {"w": 1}
+    found = verify(tmp_path / "packed", base=pair[1], finetuned=pair[0])
+    assert found.restored is not None
+    assert found.restored.inexact == {"w": 1}
+
+
+def test_it_is_stored_in_the_narrowest_exact_dtype(odd: Path) -> None:
+    manifest = json.loads((odd / "packed" / "diffxfer.json").read_text())
+    dtypes = {name.split(".")[1]: each["dtype"] for name, each in manifest["tensors"].items()}
+    for name, (finetuned, base) in odd_pair().items():
+        exact = finetuned.double() - base.double()
+        fitting = [
+            dtype
+            for dtype, kind in (("BF16", torch.bfloat16), ("F16", torch.half), ("F32", torch.float))
+            if torch.equal(exact.to(kind).double(), exact)
+        ] or ["F64"]
+        narrow = {"BF16", "F16"}
+        if narrow & {*fitting}:
+            assert dtypes[name] in narrow & {*fitting}, name
+        else:
+            assert dtypes[name] == fitting[0], name
+    assert {"F32", "F64"} <= {*dtypes.values()}
+
+
+def test_threads_and_levels(odd: Path, tmp_path: Path) -> None:
+    """The number of threads does not change a byte; the level changes only how Δ is compressed."""
+    for threads in (1, 3):
+        out = tmp_path / str(threads)
+        extract_diff(odd / "finetuned", odd / "base", out, pack=True, threads=threads)
+        for path in sorted((odd / "packed").glob("*.safetensors")):
+            assert (out / path.name).read_bytes() == path.read_bytes()
+    extract_diff(odd / "finetuned", odd / "base", tmp_path / "l9", pack=True, pack_level=9)
+    assert compare_checkpoints(odd / "packed", tmp_path / "l9").norms.delta == 0
+
+
+def test_not_finite_values_stay_as_they_are(tmp_path: Path) -> None:
+    finetuned = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, 2.0]).bfloat16()
+    base = torch.tensor([1.0, 1.0, 2.0, 1.0, 1.0]).bfloat16()
+    for role, tensor in (("finetuned", finetuned), ("base", base)):
+        tiny.save_model(tmp_path / role, {"w": tensor})
+    pair = tmp_path / "finetuned", tmp_path / "base"
+    extract_diff(*pair, tmp_path / "packed", pack=True, allow_nonfinite=True)
+    apply_diff(tmp_path / "packed", pair[1], tmp_path / "back", allow_nonfinite=True)
+    back = weights(tmp_path / "back")["w"]
+    assert torch.equal(back[1:], finetuned[1:])
+    assert back[0].isnan()
+
+
+def test_what_it_says(odd: Path, family: Path) -> None:
+    found = inspect_checkpoint(family / "packed")
+    assert found.encodings == ("packed",)
+    assert found.parameters == sum(each.numel() for each in weights(FAMILY / "base").values())
+    assert found.inexact == 0
+    manifest = json.loads((odd / "packed" / "diffxfer.json").read_text())
+    assert (manifest["diffxfer_format"], manifest["packing"], manifest["dtype"]) == (2, 1, "exact")
+
+
+def test_added_and_dropped_tokens(tmp_path: Path) -> None:
+    """A row that finetuned added comes whole; rows that it dropped have no difference."""
+    specials = {"base": ("<s>", "<gone>"), "finetuned": ("<s>", "<new>", "<newer>")}
+    for seed, (role, names) in enumerate(specials.items()):
+        size = len(WORDS) + len(names)
+        folder = save_model(tmp_path / role, llama(vocab_size=size), seed)
+        save_tokenizer(folder, fast_tokenizer(names), bos_token="<s>")
+    pair = tmp_path / "finetuned", tmp_path / "base"
+    extract_diff(*pair, tmp_path / "plain", diff_dtype="float64", vocab="tokens")
+    extract_diff(*pair, tmp_path / "packed", pack=True, vocab="tokens")
+    for name in ("plain", "packed"):
+        apply_diff(tmp_path / name, pair[1], tmp_path / f"{name}-back", vocab="tokens")
+    assert_same(tmp_path / "packed-back", tmp_path / "plain-back")
+    found = verify(tmp_path / "packed", base=pair[1], finetuned=pair[0])
+    assert found.restored is not None
+    assert found.restored.inexact == {}
+
+
+def test_damage_is_found(odd: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    shutil.copytree(odd / "packed", folder)
+    path = next(
+        p for p in folder.glob("model*.safetensors") if "model.blocks.weight" in load_file(p)
+    )
+    with safe_open(path, "np") as file:
+        raw = file.get_tensor("model.blocks.weight").tobytes()
+    data = bytearray(path.read_bytes())
+    at = data.index(raw) + len(raw) // 2
+    data[at] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(DamageError) as caught:
+        verify(folder)
+    assert [(each.tensor, each.file) for each in caught.value.damage] == [
+        ("model.blocks.weight", path.name)
+    ]
+    with pytest.raises(DamageError):
+        verify(folder, base=odd / "base", finetuned=odd / "finetuned")
+    with pytest.raises((ArtifactError, CheckpointError), match=r"model\.blocks\.weight"):
+        apply_diff(folder, odd / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"pack_level": 3}, "does nothing without --pack"),
+        ({"pack": True, "pack_level": 20}, "20 is no level of compression"),
+        ({"pack": True, "diff_dtype": "float32"}, "stores every difference exactly"),
+        ({"pack": True, "as_": "lora"}, "cannot be used with --as lora"),
+    ],
+)
+def test_options(odd: Path, tmp_path: Path, options: dict[str, object], problem: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(problem)):
+        extract_diff(odd / "finetuned", odd / "base", tmp_path / "out", **options)  # type: ignore[arg-type]
+
+
+def test_a_dry_run_writes_nothing(odd: Path, tmp_path: Path) -> None:
+    found = extract_diff(odd / "finetuned", odd / "base", tmp_path / "o", pack=True, dry_run=True)
+    assert not found.written
+    assert [*tmp_path.iterdir()] == []
+    assert any("a packed size is known only" in note for note in found.notes)
+
+
+def test_an_older_diffxfer_would_refuse_it(odd: Path) -> None:
+    """Its bytes must never be taken for numbers: the format's version is newer."""
+    for path in (odd / "packed").glob("model*.safetensors"):
+        with safe_open(path, "np") as file:
+            assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"U8"}  # noqa: SIM118
+
+
+def test_files_are_safetensors(odd: Path, tmp_path: Path) -> None:
+    for path in (odd / "packed").glob("model*.safetensors"):
+        save_file(load_file(path), tmp_path / path.name)
+        assert load_file(tmp_path / path.name).keys() == load_file(path).keys()
