@@ -127,13 +127,12 @@ def verify(
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
     restoring = not survey.damage and base is not None  # not from a damaged folder
-    roles = {}
-    if base is not None and finetuned is not None and restoring:
-        roles = _restored_roles(manifest, finetuned, base, rename)
+    models = (finetuned, base) if restoring else (None, None)
+    roles = _restored_roles(manifest, *models, rename)
     tasks, inputs = _what_to_read(manifest, survey, roles)
     if not stream:
         fetch_shards(inputs, progress)
-    if manifest.packing is not None and roles:
+    if roles:
         _refuse_damaged_bytes(place.folder, manifest, survey, threads, progress)
     results = _run(tasks, inputs, threads, progress)
     _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
@@ -211,8 +210,13 @@ def _check(base: Path | str | None, finetuned: Path | str | None, threads: int |
 
 
 def _restored_roles(
-    manifest: Manifest, finetuned: Path | str, base: Path | str, rename: Sequence[str]
+    manifest: Manifest,
+    finetuned: Path | str | None,
+    base: Path | str | None,
+    rename: Sequence[str],
 ) -> dict[str, Role]:
+    if finetuned is None or base is None:
+        return {}
     named = {"finetuned": finetuned, "base": base}
     return read_roles(named, _given_renames(manifest, rename))
 
@@ -275,6 +279,8 @@ def _refuse_damaged_bytes(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Refuse a packed diff vector whose bytes were changed: they may decode to anything."""
+    if manifest.packing is None:
+        return
     results = _run(*_what_to_read(manifest, survey, {}), threads, progress)
     _refuse_damage(folder, manifest, survey, results, restoring=False)
 
