@@ -7,8 +7,9 @@ import re
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -193,6 +194,23 @@ def test_what_it_says(odd: Path, family: Path) -> None:
     assert found.inexact == 0
     manifest = json.loads((odd / "packed" / "diffxfer.json").read_text())
     assert (manifest["diffxfer_format"], manifest["packing"], manifest["dtype"]) == (2, 1, "exact")
+
+
+def test_the_ten_lines_of_the_card(odd: Path, family: Path) -> None:
+    """They give every value, without diffxfer, that the roles' difference in float64 has."""
+    for folder, roles in ((odd / "packed", odd), (family / "packed", FAMILY)):
+        card = (folder / "README.md").read_text()
+        (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        assert len(code.splitlines()) == 10
+        known: dict[str, Any] = {}
+        exec(code, known)
+        entries = json.loads((folder / "diffxfer.json").read_text())["tensors"]
+        finetuned, base = weights(roles / "finetuned"), weights(roles / "base")
+        for name, raw in weights(folder).items():
+            out = np.zeros(entries[name]["shape"])
+            known["unpack"](raw.numpy(), out)
+            expected = finetuned[name].double() - base[name].double()
+            assert out.tobytes() == expected.numpy().tobytes(), name
 
 
 def test_added_and_dropped_tokens(tmp_path: Path) -> None:

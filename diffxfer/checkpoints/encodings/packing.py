@@ -2,11 +2,9 @@
 
 A block begins with a byte that states its form:
 
-- 0: every value is +0.0, and nothing follows;
-- 1: float32, in the planes of `kernels.packing`;
-- 2: float32 with many zeros: a bit for each element, 1 unless it is +0.0, the first element in the
-  highest bit; then the planes of the others;
-- 3: float64, in 8 planes of bytes, the lowest byte first.
+- 1: float32: a bit for each element, the first one in the highest bit of its byte; then the planes
+  of `kernels.packing` for the elements whose bit is 1. The others are +0.0.
+- 2: float64: 8 planes of bytes, the lowest byte first.
 
 The rest is one frame of zstd. A reader needs nothing else. The writer ends a block of zstd
 wherever the statistics of the bytes change, so that each part has a code of its own.
@@ -33,8 +31,9 @@ MOST_BYTES = 9 * BLOCK
 LEVELS = range(1, 20)
 """Levels of compression; the first one hardly does more than to code bytes by their frequency."""
 
-_ZEROS, _PLANES, _SPARSE, _WIDE = range(4)
+_SINGLES, _DOUBLES = 1, 2
 _MANY_ZEROS = 0.55
+"""From this share on, zeros are left out of the planes."""
 _OWN_CODE = 8192
 """Elements that deserve a code of their own: its description takes up to 128 bytes."""
 _NEW_CODE = zstandard.COMPRESSOBJ_FLUSH_BLOCK
@@ -86,14 +85,12 @@ class BlockEncoder:
             values: at most `BLOCK` of them.
         """
         whole = np.ascontiguousarray(values).view(np.uint32)
-        others = int(np.count_nonzero(whole))
-        if others == 0:
-            return bytes((_ZEROS,))
-        if others > len(whole) * (1 - _MANY_ZEROS):
-            return bytes((_PLANES,)) + self._compress(self._planes(whole))
-        present = whole != 0
-        parts = [np.packbits(present), *self._planes(whole[present])]
-        return bytes((_SPARSE,)) + self._compress(parts)
+        if np.count_nonzero(whole) > len(whole) * (1 - _MANY_ZEROS):
+            bits = np.full(-(-len(whole) // 8), 255, np.uint8)
+        else:
+            present = whole != 0
+            bits, whole = np.packbits(present), whole[present]
+        return bytes((_SINGLES,)) + self._compress([bits, *self._planes(whole)])
 
     def encode_wide(self, values: Doubles) -> bytes:
         """Compress float64 values.
@@ -102,7 +99,9 @@ class BlockEncoder:
             values: at most `BLOCK` of them.
         """
         planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8).T
-        return bytes((_WIDE,)) + self._compress([np.ascontiguousarray(plane) for plane in planes])
+        return bytes((_DOUBLES,)) + self._compress(
+            [np.ascontiguousarray(plane) for plane in planes]
+        )
 
     def _planes(self, whole: NDArray[np.uint32]) -> list[Bytes]:
         """The planes, cut where a code of its own is worth it."""
@@ -145,25 +144,23 @@ def decode(data: memoryview, count: int) -> Singles | Doubles:
         PackingError: if it is not a block of so many elements.
     """
     form = data[0] if len(data) else -1
-    if form == _ZEROS and len(data) == 1:
-        return np.zeros(count, np.float32)
-    if form == _WIDE:
+    if form == _DOUBLES:
         planes = _decompress(data[1:], 8 * count, 8 * count).reshape(8, count)
         return np.ascontiguousarray(planes.T).view(np.float64).reshape(count)
-    if form == _PLANES:
-        return _join(_decompress(data[1:], 4 * count, 4 * count)).view(np.float32)
-    if form == _SPARSE:
-        bits = -(-count // 8)
-        content = _decompress(data[1:], bits, bits + 4 * count)
-        present = np.unpackbits(content[:bits], count=count).view(np.bool_)
-        others, expected = len(content) - bits, 4 * int(np.count_nonzero(present))
-        if others != expected:
-            problem = f"expected {expected:,} bytes after its bits, found {others:,}"
-            raise PackingError(problem)
-        whole = np.zeros(count, np.uint32)
-        whole[present] = _join(content[bits:])
-        return whole.view(np.float32)
-    raise PackingError(f"expected a form from 0 to 3, found {form} in {len(data):,} bytes")
+    if form != _SINGLES:
+        raise PackingError(f"expected the form 1 or 2, found {form} in {len(data):,} bytes")
+    bits = -(-count // 8)
+    content = _decompress(data[1:], bits, bits + 4 * count)
+    present = np.unpackbits(content[:bits], count=count).view(np.bool_)
+    others, expected = len(content) - bits, 4 * int(np.count_nonzero(present))
+    if others != expected:
+        raise PackingError(f"expected {expected:,} bytes after the bits, found {others:,}")
+    joined = _join(content[bits:])
+    if len(joined) == count:
+        return joined.view(np.float32)
+    whole = np.zeros(count, np.uint32)
+    whole[present] = joined
+    return whole.view(np.float32)
 
 
 def _decompress(frame: memoryview, least: int, most: int) -> Bytes:
@@ -174,8 +171,6 @@ def _decompress(frame: memoryview, least: int, most: int) -> Bytes:
             expected = f"{most:,}" if least == most else f"{least:,} to {most:,}"
             found = "no size" if stated == zstandard.CONTENTSIZE_UNKNOWN else f"{stated:,}"
             raise PackingError(f"expected a frame of {expected} bytes, found {found}")
-        if stated == 0:  # the library does not look at the rest of such a frame
-            raise PackingError("expected a frame with content, found an empty one")
         content = _decompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise PackingError(f"expected a whole frame of zstd, found another ({exc})") from exc

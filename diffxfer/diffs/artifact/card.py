@@ -39,6 +39,30 @@ It is not a model. Graft it on a successor of the base:
     diffxfer apply {diff} TARGET -o OUT
 """
 
+_PACKED = """
+## Reading it without diffxfer
+
+The tensors are exact, and packed: each one is a U8 tensor under its name, compressed by zstd in
+blocks of 262,144 elements; its shape is in `diffxfer.json`. This fills an array of zeros of that
+shape, `out`, with the tensor whose bytes are `raw`:
+
+```python
+import numpy as np, zstandard
+def unpack(raw, out):
+    flat, at = out.reshape(-1), 16 + -(-out.size // 2**18) * 4
+    for k, size in enumerate(raw[16:at].view("<u4").tolist()):
+        p, data, at = flat[k << 18 :][: 2**18], raw[at : at + size].tobytes(), at + size
+        x, n = np.frombuffer(zstandard.decompress(data[1:]), "u1"), -(-len(p) // 8)
+        if data[0] == 2: p[:] = x.reshape(8, -1).T.copy().view("<f8")[:, 0]; continue
+        e, a, b, c = x[n:].reshape(4, -1).astype("<u4")
+        s = (a << 16 | b << 8 | c)[e.argsort(kind="stable").argsort()]
+        p[np.unpackbits(x[:n])[: len(p)] > 0] = (s >> 23 << 31 | e << 23 | s << 9 >> 9).view("f4")
+```
+
+`safetensors.numpy.load_file` gives the bytes. float64 holds every value exactly; so does the dtype
+in `diffxfer.json`. Tensors without a shape there are stored as they are.
+"""
+
 _ADAPTER = """\
 # {title}
 
@@ -94,7 +118,8 @@ def write_card(title: str, manifest: Manifest) -> bytes:
         lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
     lines += ["---", ""]
     body = text.format(title=plain(title), formula=formula(manifest), diff="DIFF")
-    return ("\n".join(lines) + body + details(manifest)).encode()
+    packed = "" if manifest.packing is None else _PACKED
+    return ("\n".join(lines) + body + details(manifest) + packed).encode()
 
 
 def base_models(manifest: Manifest) -> list[str]:
