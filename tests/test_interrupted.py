@@ -20,6 +20,7 @@ import torch
 
 from diffxfer import transfer
 from diffxfer.checkpoints.filesystem import lock_folder
+from diffxfer.diffs.extraction.packer import Spool
 from diffxfer.errors import InputChangedError
 from tests import tiny
 from tests.checkpoints.test_writer import mounted
@@ -162,6 +163,43 @@ def test_killed_at_a_random_call(
     if left:  # killed between the result's appearance and the removal of what is beside it
         assert tiny.run(*argv(world, verb, out, "--overwrite")).status == 0
         assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_packing_killed_at_any_time(
+    faults: Faults, world: World, out: Path, tmp_path: Path
+) -> None:
+    """The sizes are found again, and the copies go on where they stopped, to the same bytes."""
+    whole = tmp_path / "whole" / "out"
+    whole.parent.mkdir()
+    assert tiny.run(*argv(world, "extract", whole, "--pack")).status == 0
+    counting = tmp_path / "counting" / "out"
+    counting.parent.mkdir()
+    calls = count_calls(faults, world, "extract", counting, "--pack")
+    for number in (calls // 3, calls * 2 // 3, calls * 9 // 10):
+        kill_and_finish(faults, world, "extract", out, [number], "--pack")
+        assert content(out) == content(whole)
+        shutil.rmtree(out)
+
+
+def test_packing_goes_on_after_a_failed_write(
+    world: World, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole" / "out"
+    whole.parent.mkdir()
+    assert tiny.run(*argv(world, "extract", whole, "--pack")).status == 0
+    read_into, done = Spool.read_into, []
+
+    def failing(self: Spool, buffer: memoryview, start: int) -> None:
+        done.append(start)
+        if len(done) > 20:
+            raise KeyboardInterrupt
+        read_into(self, buffer, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "read_into", failing)
+        assert tiny.run(*argv(world, "extract", out, "--pack")).status == 130
+    assert finish(world, "extract", out, "--pack") > 0
+    assert content(out) == content(whole)
 
 
 @pytest.mark.slow
