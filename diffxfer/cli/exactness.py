@@ -36,7 +36,7 @@ def exactness(report: Report) -> list[str]:
 def _remedy(report: Report) -> str:
     """What gives more elements back."""
     if report.unpacked_bytes is not None:
-        return "no difference in float64 gives them back, for example 1.0 from 2¹⁰⁰"
+        return "no difference gives them back, such as −0.0 from 1.0"
     wider = "a wider --diff-dtype, such as float32, gives back more"
     elements = report.parameters.get("extracted", 0)
     # A 16-bit model: an exact difference of float32 models may be larger than a rounded one.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from diffxfer.kernels.dtypes import bits_of_float
+from diffxfer.kernels.dtypes import bits_of_float, differs, read, write
 
 
 def narrow(values: Any, out: Any, count: int) -> np.int64:
@@ -30,6 +30,27 @@ def narrow(values: Any, out: Any, count: int) -> np.int64:
         changed = np.uint32(changed | np.uint32(other))
         low = np.uint32(low | (bits_of_float(single) & np.uint32(0xFFFF)))
     return np.int64(changed) + np.int64(2 if low else 0)
+
+
+def mend(finetuned: Any, base: Any, out: Any, count: int) -> np.int64:
+    """Change Δ where finetuned is −0.0 and base + Δ is 0.0; return how many are given back then.
+
+    −0.0 is the sum of −0.0 and −0.0, or of 0.0 and a number that finetuned's dtype rounds to −0.0.
+    """
+    ours, theirs, made = carray(finetuned, count), carray(base, count), carray(out, count)
+    mended = 0
+    for i in range(count):
+        value = read(theirs[i])
+        if value != 0.0 or differs(ours[i], write(-0.0, finetuned)):
+            continue
+        if not differs(write(value + read(made[i]), finetuned), ours[i]):
+            continue
+        for delta in (-0.0, -1.401298464324817e-45, -5e-324):  # the least of float32, and float64
+            if not differs(write(value + delta, finetuned), ours[i]):
+                made[i] = write(delta, out)
+                mended += 1
+                break
+    return np.int64(mended)
 
 
 def split(elements: Any, planes: Any, places: Any, count: int) -> np.int64:

@@ -18,6 +18,7 @@ _INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.TRANSFER: ("finetuned", "base", "target"),
     Operation.APPLY: ("diff vector", "target"),
     Operation.SUBTRACT: ("finetuned", "base"),
+    Operation.EXACT: ("finetuned", "base"),
     Operation.STORE: ("adapter", "base"),
     Operation.COPY: ("target",),
     Operation.KEEP: ("target",),

@@ -67,6 +67,8 @@ class Operation(Enum):
     """target + α·Δ"""
     SUBTRACT = "subtract"
     """finetuned − base"""
+    EXACT = "exact"
+    """finetuned − base, or what gives −0.0 back where that does not"""
     STORE = "store"
     """Δ that is stored itself, in another dtype"""
     COPY = "copy"

@@ -142,7 +142,7 @@ class Statistics:
         parts.sums += result.sums
         if result.input_digests:
             parts.input_digests[start] = result.input_digests
-        if task.operation in (Operation.SUBTRACT, Operation.STORE):
+        if task.operation in (Operation.SUBTRACT, Operation.EXACT, Operation.STORE):
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples

@@ -116,7 +116,7 @@ class Worker(Reader):
         self._read_side_by_side(batch, tasks)
         results = [ChunkResult() for _ in batch]
         starts = list(accumulate(counts, initial=0))
-        if first.operation is Operation.SUBTRACT:
+        if first.operation in (Operation.SUBTRACT, Operation.EXACT):
             found = 0
             for at, chunk, task, result in zip(starts, batch, tasks, results, strict=False):
                 found |= self._subtract(at, chunk.count, task, result)
@@ -147,7 +147,7 @@ class Worker(Reader):
             for slot in range(len(task.inputs)):
                 self._read(slot, task, piece, count)
             count += piece.count
-        if task.operation in (Operation.SUBTRACT, Operation.STORE):
+        if task.operation in (Operation.SUBTRACT, Operation.EXACT, Operation.STORE):
             found = self._subtract(0, count, task, result)
             result.samples = self._sample(0, pieces, chunk, task)
         else:
@@ -175,22 +175,21 @@ class Worker(Reader):
     def _subtract(self, at: int, count: int, task: TensorTask, result: ChunkResult) -> int:
         """Compute Δ of elements at an offset in the buffers, and add to the result."""
         dtypes = task.inputs[0].dtype, task.inputs[1].dtype, task.dtype
-        compute, found = kernel(task.operation.value, dtypes), 0
+        name = "store" if task.operation is Operation.STORE else "subtract"
+        compute, found = kernel(name, dtypes), 0
         ours, theirs, out = (BITS[dtype] // 8 for dtype in dtypes)
         slots = self._addresses[0], self._addresses[1], self._addresses[self._result]
         for start in range(at, at + count, BLOCK_ELEMENTS):
-            found |= compute(
-                slots[0] + start * ours,
-                slots[1] + start * theirs,
-                slots[2] + start * out,
-                min(BLOCK_ELEMENTS, at + count - start),
-                *self._sums,
-            )
+            here = slots[0] + start * ours, slots[1] + start * theirs, slots[2] + start * out
+            size = min(BLOCK_ELEMENTS, at + count - start)
+            found |= compute(*here, size, *self._sums)
             delta, base, unchanged, inexact = self._totals[:4].tolist()
             result.delta_squares += (delta,)
             result.base_squares += (base,)
             result.unchanged += int(unchanged)
             result.inexact += int(inexact)
+            if inexact and task.operation is Operation.EXACT:
+                result.inexact -= kernel("mend", dtypes)(*here, size)
         if len(task.runs) == 1:
             result.input_digests = block_digests(self._input(1, task, at, count), theirs)
         return found
@@ -231,7 +230,7 @@ class Worker(Reader):
             found = 0
         if found and not self._allow_nonfinite:
             raise not_finite(out, [(source, read)], [piece], chunk, task)
-        if task.operation is Operation.SUBTRACT and dtype != task.dtype:
+        if task.operation in (Operation.SUBTRACT, Operation.EXACT) and dtype != task.dtype:
             result.inexact += kernel("give_back", (dtype, task.dtype))(at, made, piece.count)
         return out
 

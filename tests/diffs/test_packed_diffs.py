@@ -174,6 +174,28 @@ def test_threads_and_levels(odd: Path, tmp_path: Path) -> None:
     assert compare_checkpoints(odd / "packed", tmp_path / "l9").norms.delta == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_minus_zero_comes_back_from_zero(tmp_path: Path, dtype: torch.dtype) -> None:
+    """finetuned − base loses it. From another number than zero, no difference gives it."""
+    zeros = {"finetuned": [-0.0, -0.0, 0.0, 0.0, -0.0, 1.0], "base": [0.0, -0.0, -0.0, 0.0, 1.0, 0]}
+    for role, values in zeros.items():
+        small = {"small": torch.tensor(values, dtype=dtype)}
+        many = {"many": torch.tensor(values * 50_000, dtype=dtype)}
+        tiny.save_model(tmp_path / role, small | many)
+    pair = tmp_path / "finetuned", tmp_path / "base"
+    report = extract_diff(*pair, tmp_path / "packed", pack=True)
+    assert report.inexact == {"small": 1, "many": 50_000}
+    apply_diff(tmp_path / "packed", pair[1], tmp_path / "back")
+    back, finetuned = weights(tmp_path / "back"), weights(pair[0])
+    for name, tensor in back.items():
+        lost = tensor.signbit() != finetuned[name].signbit()
+        assert torch.equal(tensor, finetuned[name])
+        assert lost.reshape(-1, 6).any(0).tolist() == [False] * 4 + [True, False]
+    found = verify(tmp_path / "packed", base=pair[1], finetuned=pair[0])
+    assert found.restored is not None
+    assert found.restored.inexact == report.inexact
+
+
 def test_not_finite_values_stay_as_they_are(tmp_path: Path) -> None:
     finetuned = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, 2.0]).bfloat16()
     base = torch.tensor([1.0, 1.0, 2.0, 1.0, 1.0]).bfloat16()

@@ -118,7 +118,11 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
 
 
 def _in_float64(task: TensorTask) -> TensorTask:
-    return task if task.shard is None else replace(task, dtype="F64")
+    """The same task in float64, which also gives −0.0 back if finetuned is stored itself."""
+    if task.shard is None:
+        return task
+    is_stored = task.operation is Operation.SUBTRACT
+    return replace(task, operation=Operation.EXACT if is_stored else task.operation, dtype="F64")
 
 
 def _copy(stored: PackedBytes) -> TensorTask:
