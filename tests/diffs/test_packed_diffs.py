@@ -253,6 +253,19 @@ def test_added_and_dropped_tokens(tmp_path: Path) -> None:
     assert found.restored.inexact == {}
 
 
+def test_a_head_that_finetuned_added_is_stored_as_it_is(tmp_path: Path) -> None:
+    base = {"model.layers.0.up_proj.weight": drawn(8, 8).bfloat16()}
+    head = {"score.weight": drawn(3, 8).bfloat16()}
+    moved = {name: (tensor.float() + drawn(8, 8)).bfloat16() for name, tensor in base.items()}
+    pair = tiny.save_model(tmp_path / "ft", moved | head), tiny.save_model(tmp_path / "b", base)
+    options: dict[str, Any] = {"added": "bring", "allow_unrelated": True}
+    extract_diff(*pair, tmp_path / "packed", pack=True, **options)
+    assert torch.equal(weights(tmp_path / "packed")["score.weight"], head["score.weight"])
+    apply_diff(tmp_path / "packed", pair[1], tmp_path / "back", **options)
+    assert_same(tmp_path / "back", pair[0])
+    assert verify(tmp_path / "packed").tensors == 2
+
+
 def test_damage_is_found(odd: Path, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     shutil.copytree(odd / "packed", folder)

@@ -39,7 +39,7 @@ It is not a model. Graft it on a successor of the base:
     diffxfer apply {diff} TARGET -o OUT
 """
 
-_PACKED = """
+_PACKED = """\
 ## Reading it without diffxfer
 
 The tensors are exact, and packed: each one is a U8 tensor under its name, compressed by zstd in
@@ -118,8 +118,18 @@ def write_card(title: str, manifest: Manifest) -> bytes:
         lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
     lines += ["---", ""]
     body = text.format(title=plain(title), formula=formula(manifest), diff="DIFF")
-    packed = "" if manifest.packing is None else _PACKED
+    how = how_to_read(manifest)
+    packed = f"\n{how}" if how else ""
     return ("\n".join(lines) + body + details(manifest) + packed).encode()
+
+
+def how_to_read(manifest: Manifest) -> str:
+    """How the tensors of a folder are read without diffxfer; empty if they are plain.
+
+    Args:
+        manifest: its manifest.
+    """
+    return "" if manifest.packing is None else _PACKED
 
 
 def base_models(manifest: Manifest) -> list[str]:
