@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.encodings.packed import FORMAT, unpacked
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -27,6 +25,8 @@ def diff_weights(weights: Weights, manifest: Manifest | None) -> Weights:
     """
     if manifest is None or manifest.packing is None:
         return weights
+    from diffxfer.checkpoints.encodings.packed import FORMAT  # numpy is slow to import
+
     found = diff_tensors(weights.on_disk, manifest)
     return replace(weights, tensors=found, formats=(FORMAT,))
 
@@ -45,6 +45,8 @@ def diff_tensors(
     """
     if manifest.packing is None:
         return on_disk
+    from diffxfer.checkpoints.encodings.packed import unpacked
+
     described = {
         name: (entry.dtype, entry.shape)
         for name, entry in manifest.tensors.items()
