@@ -1,4 +1,4 @@
-"""Splitting float32 into planes of bytes that compress well, and joining them again.
+"""Narrowing differences, and splitting float32 into planes of bytes that compress well.
 
 The planes of n elements are n exponents, in order; then three bytes of each element, sign and
 mantissa from the highest to the lowest, all first bytes before all second ones. In these three
@@ -32,25 +32,16 @@ def narrow(values: Any, out: Any, count: int) -> np.int64:
     return np.int64(changed) + np.int64(2 if low else 0)
 
 
-def mend(finetuned: Any, base: Any, out: Any, count: int) -> np.int64:
-    """Change Δ where finetuned is −0.0 and base + Δ is 0.0; return how many are given back then.
-
-    −0.0 is the sum of −0.0 and −0.0, or of 0.0 and a number that finetuned's dtype rounds to −0.0.
-    """
-    ours, theirs, made = carray(finetuned, count), carray(base, count), carray(out, count)
-    mended = 0
+def lost(finetuned: Any, base: Any, diff: Any, marks: Any, count: int) -> np.int64:
+    """Mark by 1 the elements of finetuned that base + Δ does not give back; return their number."""
+    ours, theirs, delta = carray(finetuned, count), carray(base, count), carray(diff, count)
+    made = carray(marks, count)
+    found = 0
     for i in range(count):
-        value = read(theirs[i])
-        if value != 0.0 or differs(ours[i], write(-0.0, finetuned)):
-            continue
-        if not differs(write(value + read(made[i]), finetuned), ours[i]):
-            continue
-        for delta in (-0.0, -1.401298464324817e-45, -5e-324):  # the least of float32, and float64
-            if not differs(write(value + delta, finetuned), ours[i]):
-                made[i] = write(delta, out)
-                mended += 1
-                break
-    return np.int64(mended)
+        is_lost = differs(write(read(theirs[i]) + read(delta[i]), finetuned), ours[i])
+        made[i] = np.uint8(is_lost)
+        found += np.int64(is_lost)
+    return np.int64(found)
 
 
 def split(elements: Any, planes: Any, places: Any, count: int) -> np.int64:

@@ -26,7 +26,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "decode_nibbles": ("count",) * 12,
     "decode_transposed": ("count",) * 4,
     "encode": ("count",) * 12,
-    "mend": ("count",),
+    "lost": ("count",),
     "narrow": ("count",),
     "split": ("count",),
     "join": ("count",),

@@ -62,6 +62,7 @@ class Engine:
         chunk_elements: the most elements of a chunk, a multiple of `plan.BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         accelerator: computes instead of the workers, if there is one.
+        observe: called with each chunk and its result before its bytes are written, by any thread.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Engine:
         chunk_elements: int,
         allow_nonfinite: bool,
         accelerator: Accelerator | None = None,
+        observe: Callable[[Chunk, ChunkResult], None] | None = None,
     ) -> None:
         assert accelerator is None or chunk_elements <= accelerator.elements
         self._plan = plan
@@ -82,6 +84,7 @@ class Engine:
         self._chunk_elements = chunk_elements
         self._accelerator = accelerator
         self._allow_nonfinite = allow_nonfinite
+        self._observe = observe
         self._lock = threading.Lock()
         self._completed = completed
         rest = chunks(plan, chunk_elements, completed)
@@ -191,6 +194,9 @@ class Engine:
         """Write the bytes of adjacent chunks, and record the chunks."""
         first = found[0][0]
         task = self._plan.tasks[first.task]
+        if self._observe is not None:
+            for chunk, result in found:
+                self._observe(chunk, result)
         if task.shard is not None:
             self._created[task.shard].result()
             start = task.start + first.start * task.itemsize
@@ -210,14 +216,7 @@ class Engine:
         if done is None or first.shard is None:
             return False
         data, results = done
-        self._created[first.shard].result()
-        self._writers[first.shard].write(data, first.start, parts=len(batch))
-        self._record(
-            [
-                (chunk, _moved_by(chunk, task), found)
-                for chunk, task, found in zip(batch, tasks, results, strict=True)
-            ]
-        )
+        self._put(list(zip(batch, results, strict=True)), data)
         return True
 
     def _record(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.streaming.engine import Sink
-    from diffxfer.streaming.statistics import TensorResult
+    from diffxfer.streaming.plan import Chunk
+    from diffxfer.streaming.statistics import ChunkResult, TensorResult
 
 
 def measure_inputs(
@@ -23,6 +24,7 @@ def measure_inputs(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     sinks: Mapping[str, Sink] | None = None,
+    observe: Callable[[Chunk, ChunkResult], None] | None = None,
     allow_nonfinite: bool = True,
 ) -> Sequence[TensorResult]:
     """Run a plan without output files.
@@ -32,6 +34,7 @@ def measure_inputs(
         threads: number of workers; None for one per processor.
         progress: called with the bytes done and the total bytes.
         sinks: what takes the output of each shard of the plan.
+        observe: called with each chunk and its result before `sinks` take it, by any thread.
         allow_nonfinite: let NaN, infinity and overflow through.
 
     Returns:
@@ -52,6 +55,7 @@ def measure_inputs(
         Completed(plan, BLOCK_ELEMENTS, None),
         chunk_elements=BLOCK_ELEMENTS,
         allow_nonfinite=allow_nonfinite,
+        observe=observe,
     )
     results = engine.run(threads or default_threads(), None, progress)
     for shard in plan.inputs:

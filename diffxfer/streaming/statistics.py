@@ -13,6 +13,8 @@ from diffxfer.streaming.plan import Operation, Plan, chunks_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from diffxfer.checkpoints.encodings.exceptions import Exceptions
+
 _SAMPLE = struct.Struct("<qd")
 
 
@@ -31,6 +33,7 @@ class ChunkResult:
         samples: elements of base, each as index of the output and value.
         other_squares: sums of B², one per block, if A and B are compared.
         sums: what the kernels of distances have summed, one tuple per block.
+        exceptions: elements of an exact difference's chunk that base + Δ does not give back.
     """
 
     digests: bytes = b""
@@ -42,6 +45,7 @@ class ChunkResult:
     samples: tuple[tuple[int, float], ...] = ()
     other_squares: tuple[float, ...] = ()
     sums: tuple[tuple[float, ...], ...] = ()
+    exceptions: tuple[Exceptions, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from diffxfer.checkpoints.encodings.exceptions import Exceptions, as_bits
 from diffxfer.checkpoints.stored import BITS, FLOATS
 from diffxfer.checkpoints.values import elements, in_float64
 from diffxfer.kernels.native import kernel
@@ -21,7 +24,9 @@ from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, Run
 from diffxfer.streaming.statistics import ChunkResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
 
 class Worker(Reader):
@@ -49,6 +54,8 @@ class Worker(Reader):
             data = self._single(chunk, task, result)
         else:
             data = self._assemble(chunk, task, result)
+        if task.operation is Operation.GIVE_BACK:
+            self._give_back(data, chunk, task)
         result.digests = block_digests(data, task.itemsize)
         return data, result
 
@@ -121,6 +128,7 @@ class Worker(Reader):
             for at, chunk, task, result in zip(starts, batch, tasks, results, strict=False):
                 found |= self._subtract(at, chunk.count, task, result)
                 result.samples = self._sample(at, chunk.pieces, chunk, task)
+                self._keep_lost(at, chunk.pieces, task, result)
         else:
             found = self._compute(first, starts[-1])
             for at, chunk, task, result in zip(starts, batch, tasks, results, strict=False):
@@ -150,6 +158,7 @@ class Worker(Reader):
         if task.operation in (Operation.SUBTRACT, Operation.EXACT, Operation.STORE):
             found = self._subtract(0, count, task, result)
             result.samples = self._sample(0, pieces, chunk, task)
+            self._keep_lost(0, pieces, task, result)
         else:
             found = self._compute(task, count)
             self._digest_first(0, count, task, result)
@@ -188,11 +197,32 @@ class Worker(Reader):
             result.base_squares += (base,)
             result.unchanged += int(unchanged)
             result.inexact += int(inexact)
-            if inexact and task.operation is Operation.EXACT:
-                result.inexact -= kernel("mend", dtypes)(*here, size)
         if len(task.runs) == 1:
             result.input_digests = block_digests(self._input(1, task, at, count), theirs)
         return found
+
+    def _keep_lost(
+        self, at: int, pieces: Sequence[Piece], task: TensorTask, result: ChunkResult
+    ) -> None:
+        """Keep finetuned's bits of the inexact elements of an exact difference."""
+        if task.operation is not Operation.EXACT or not result.inexact:
+            return
+        count = sum(piece.count for piece in pieces)
+        found = self._lost(at, count, task, self._result)
+        bits = as_bits(self._input(0, task, at, count), task.inputs[0].dtype)[found]
+        places = _in_chunk(found, pieces)
+        result.exceptions += (Exceptions(task.inputs[0].dtype, places, bits),)
+        result.inexact = 0
+
+    def _give_back(self, data: memoryview, chunk: Chunk, task: TensorTask) -> None:
+        """Replace the elements of base + Δ that are not finetuned's."""
+        for piece in chunk.pieces:
+            if piece.kind not in (RunKind.GRAFT, RunKind.ADD):
+                continue
+            begin = piece.sources[0]
+            for at, found in task.inputs[0].exceptions(self._files, begin, piece.count):
+                if found.dtype == task.dtype:
+                    found.put_into(data[(piece.at + at) * task.itemsize :])
 
     def _input(self, slot: int, task: TensorTask, at: int, count: int) -> memoryview:
         """Elements of an input at an offset in its buffer."""
@@ -230,9 +260,26 @@ class Worker(Reader):
             found = 0
         if found and not self._allow_nonfinite:
             raise not_finite(out, [(source, read)], [piece], chunk, task)
-        if task.operation in (Operation.SUBTRACT, Operation.EXACT) and dtype != task.dtype:
+        if task.operation is Operation.SUBTRACT and dtype != task.dtype:
             result.inexact += kernel("give_back", (dtype, task.dtype))(at, made, piece.count)
+        elif task.operation is Operation.EXACT:
+            result.exceptions += tuple(_not_numbers(read, dtype, piece))
         return out
+
+
+def _in_chunk(found: NDArray[np.int64], pieces: Sequence[Piece]) -> NDArray[np.int64]:
+    """Places among pieces that follow each other, as places in their chunk."""
+    ends = np.cumsum([piece.count for piece in pieces])
+    shifts = np.array([piece.at + piece.count for piece in pieces]) - ends
+    moved: NDArray[np.int64] = found + shifts[np.searchsorted(ends, found, side="right")]
+    return moved
+
+
+def _not_numbers(read: memoryview, dtype: str, piece: Piece) -> Iterator[Exceptions]:
+    """The NaN of a piece, whose bits no conversion keeps."""
+    (found,) = np.isnan(in_float64(elements(read, dtype), dtype)).nonzero()
+    if len(found):
+        yield Exceptions(dtype, found + piece.at, as_bits(read, dtype)[found])
 
 
 def sample(

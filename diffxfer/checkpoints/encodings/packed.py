@@ -2,7 +2,8 @@
 
 On disk a packed tensor is a U8 tensor with its own name. Its dtype and shape are in the manifest.
 The bytes are a head (`HEAD`: a mark, the version of the format, the number of elements), the size
-of each block as a uint32 (little-endian), and the blocks in order, see `packing`.
+of each block as a uint32 (little-endian), and the blocks in order, see `packing`. Elements that no
+difference gives back are stored beside it, see `exceptions`.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from diffxfer.checkpoints.encodings.packing import (
     PackingError,
     Singles,
     decode,
+    decode_exceptions,
 )
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.stored import FLOATS, StoredTensor, TensorSpec
 from diffxfer.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from diffxfer.checkpoints.encodings.exceptions import Exceptions
     from diffxfer.checkpoints.stored import Files
 
 FORMAT = "packed"
@@ -135,6 +138,16 @@ class Packed(StoredTensor):
             made[done : done + len(values)] = values
             done += len(values)
 
+    def exceptions(self, files: Files, start: int, count: int) -> Iterator[tuple[int, Exceptions]]:
+        """Decode the exceptions of the blocks that the elements are in."""
+        stop = start + count
+        for block in range(start // BLOCK, -(-stop // BLOCK)):
+            found = self._exceptions(files, block)
+            if found is not None:
+                first = max(start, block * BLOCK)
+                last = min(stop, (block + 1) * BLOCK)
+                yield first - start, found.among(first - block * BLOCK, last - first)
+
     def damaged(self, problem: str, block: int | None = None) -> CheckpointError:
         """The error for bytes that are not a packed tensor.
 
@@ -157,15 +170,32 @@ class Packed(StoredTensor):
         return values
 
     def _decode(self, files: Files, block: int) -> NDArray[np.generic]:
+        data, count = self._bytes_of(files, block)
+        try:
+            return _as_dtype(decode(data, count), self.dtype)
+        except PackingError as exc:
+            raise self.damaged(str(exc), block) from exc
+
+    def _exceptions(self, files: Files, block: int) -> Exceptions | None:
+        """The exceptions of a block; those of the last one are kept."""
+        known = files.kept(self)
+        if known.get("exceptions", (-1,))[0] != block:
+            data, count = self._bytes_of(files, block)
+            try:
+                known["exceptions"] = block, decode_exceptions(data, count)
+            except PackingError as exc:
+                raise self.damaged(str(exc), block) from exc
+        found: Exceptions | None = known["exceptions"][1]
+        return found
+
+    def _bytes_of(self, files: Files, block: int) -> tuple[memoryview, int]:
+        """The bytes of a block, and its number of elements."""
         ends = files.kept(self).get("ends")
         if ends is None:
             ends = files.kept(self)["ends"] = self._ends(files)
         begin, end = int(ends[block - 1]) if block else 0, int(ends[block])
         data = files.read(self.data, self.data_start + begin, end - begin)
-        try:
-            return _as_dtype(decode(data, min(BLOCK, self.elements - block * BLOCK)), self.dtype)
-        except PackingError as exc:
-            raise self.damaged(str(exc), block) from exc
+        return data, min(BLOCK, self.elements - block * BLOCK)
 
     def _ends(self, files: Files) -> NDArray[np.int64]:
         """Where each block ends, counted from the first one."""
@@ -211,7 +241,7 @@ def _as_dtype(values: Singles | Doubles, dtype: str) -> NDArray[np.generic]:
         return (whole >> np.uint32(16)).astype(np.uint16)
     with np.errstate(all="ignore"):
         halves = values.astype(np.float16)
-        same = halves.astype(np.float32) == values
-    if not (same | np.isnan(values)).all():
+        back = halves.astype(np.float32)
+    if not np.array_equal(back.view(np.uint32), values.view(np.uint32)):
         raise PackingError("expected values of F16, found F32")
     return halves

@@ -6,12 +6,16 @@ A block begins with a byte that states its form:
   of `kernels.packing` for the elements whose bit is 1. The others are +0.0.
 - 2: float64: 8 planes of bytes, the lowest byte first.
 
-The rest is one frame of zstd. A reader needs nothing else. The writer ends a block of zstd
-wherever the statistics of the bytes change, so that each part has a code of its own.
+Then comes one frame of zstd. A reader needs nothing else. The writer ends a block of zstd wherever
+the statistics of the bytes change, so that each part has a code of its own.
+
+If the form's highest bit is 1, the block has `exceptions`: a second frame of zstd, and its size as
+a uint32 (little-endian) at the end of the block.
 """
 
 from __future__ import annotations
 
+import struct
 import threading
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,19 +23,24 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from diffxfer.checkpoints.encodings import exceptions
 from diffxfer.kernels.native import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from diffxfer.checkpoints.encodings.exceptions import Exceptions
+
 BLOCK = 1 << 18
 """Elements of a block: those of a checksum's block."""
-MOST_BYTES = 9 * BLOCK
+MOST_BYTES = (9 + exceptions.MOST_BYTES) * BLOCK
 """No block is larger: compression adds less than an eighth."""
 LEVELS = range(1, 20)
 """Levels of compression; the first one hardly does more than to code bytes by their frequency."""
 
 _SINGLES, _DOUBLES = 1, 2
+_WITH_EXCEPTIONS = 0x80
+_SIZE = struct.Struct("<I")
 _MANY_ZEROS = 0.55
 """From this share on, zeros are left out of the planes."""
 _OWN_CODE = 8192
@@ -103,6 +112,20 @@ class BlockEncoder:
             [np.ascontiguousarray(plane) for plane in planes]
         )
 
+    def add_exceptions(self, block: bytes, found: Exceptions, count: int) -> bytes:
+        """Add exceptions to a block that has none.
+
+        Args:
+            block: its bytes.
+            found: the exceptions.
+            count: the number of elements of the block.
+        """
+        # A frame with a checksum: nothing else covers these bytes when a block is decoded.
+        content = exceptions.pack(found, count)
+        frame = zstandard.ZstdCompressor(write_checksum=True).compress(content)
+        form = block[0] | _WITH_EXCEPTIONS
+        return b"".join((bytes((form,)), block[1:], frame, _SIZE.pack(len(frame))))
+
     def _planes(self, whole: NDArray[np.uint32]) -> list[Bytes]:
         """The planes, cut where a code of its own is worth it."""
         count = len(whole)
@@ -143,7 +166,8 @@ def decode(data: memoryview, count: int) -> Singles | Doubles:
     Raises:
         PackingError: if it is not a block of so many elements.
     """
-    form = data[0] if len(data) else -1
+    data, _ = _divide(data)
+    form = data[0] & ~_WITH_EXCEPTIONS if len(data) else -1
     if form == _DOUBLES:
         planes = _decompress(data[1:], 8 * count, 8 * count).reshape(8, count)
         return np.ascontiguousarray(planes.T).view(np.float64).reshape(count)
@@ -161,6 +185,41 @@ def decode(data: memoryview, count: int) -> Singles | Doubles:
     whole = np.zeros(count, np.uint32)
     whole[present] = joined
     return whole.view(np.float32)
+
+
+def decode_exceptions(data: memoryview, count: int) -> Exceptions | None:
+    """The exceptions of a block, None if it has none.
+
+    Args:
+        data: its bytes, not trusted.
+        count: its number of elements, at most `BLOCK`.
+
+    Raises:
+        PackingError: if they are not the exceptions of a block of so many elements.
+    """
+    frame = _divide(data)[1]
+    if frame is None:
+        return None
+    bits = -(-count // 8)
+    content = _decompress(frame, 1 + bits, 1 + bits + 8 * count)
+    try:
+        return exceptions.unpack(content, count)
+    except exceptions.ExceptionsError as exc:
+        raise PackingError(str(exc)) from exc
+
+
+def _divide(data: memoryview) -> tuple[memoryview, memoryview | None]:
+    """A block without its exceptions, and their frame if it has any."""
+    if not len(data) or not data[0] & _WITH_EXCEPTIONS:
+        return data, None
+    room = len(data) - 1 - _SIZE.size
+    size = _SIZE.unpack(data[-_SIZE.size :])[0] if room > 0 else 0
+    if not 0 < size < room:
+        raise PackingError(
+            f"expected fewer than {max(room, 0):,} bytes of exceptions, found {size:,}"
+        )
+    end = len(data) - _SIZE.size
+    return data[: end - size], data[end - size : end]
 
 
 def _decompress(frame: memoryview, least: int, most: int) -> Bytes:

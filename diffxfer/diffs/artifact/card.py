@@ -53,7 +53,7 @@ def unpack(raw, out):
     for k, size in enumerate(raw[16:at].view("<u4").tolist()):
         p, data, at = flat[k << 18 :][: 2**18], raw[at : at + size].tobytes(), at + size
         x, n = np.frombuffer(zstandard.decompress(data[1:]), "u1"), -(-len(p) // 8)
-        if data[0] == 2: p[:] = x.reshape(8, -1).T.copy().view("<f8")[:, 0]; continue
+        if data[0] & 127 == 2: p[:] = x.reshape(8, -1).T.copy().view("<f8")[:, 0]; continue
         e, a, b, c = x[n:].reshape(4, -1).astype("<u4")
         s = (a << 16 | b << 8 | c)[e.argsort(kind="stable").argsort()]
         p[np.unpackbits(x[:n])[: len(p)] > 0] = (s >> 23 << 31 | e << 23 | s << 9 >> 9).view("f4")

@@ -120,6 +120,8 @@ class TensorEntry:
             for bit, or by value if their dtypes differ; None if an older version wrote it.
         dtype: for a packed tensor, the dtype of its values; `checksum` is that of its values.
         shape: for a packed tensor, the shape of its values.
+        exceptions: for a packed tensor, number of elements that base + Δ does not give back, and
+            that are stored themselves; None if there are none.
         stored: for a packed tensor, the checksum of its bytes on disk.
     """
 
@@ -132,6 +134,7 @@ class TensorEntry:
     unchanged: int | None = Field(default=None, ge=0)
     dtype: str | None = None
     shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    exceptions: int | None = Field(default=None, ge=0)
     stored: str | None = None
 
 

@@ -102,23 +102,22 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
             threads=options.threads,
             progress=options.progress,
             sinks=packer.sinks,
+            observe=packer.observe,
             allow_nonfinite=options.allow_nonfinite,
         )
         packed = packer.packed()
         job.tasks = [*map(_copy, packed), *brought]
         job.finish = _finish(job.finish, plan, results, packed)
         report = do(job, replace(options, device="cpu"))
-    inexact = {t.name: r.inexact for t, r in _written(plan, results) if r.inexact}
     return replace(
         report,
-        inexact=inexact,
         unpacked_bytes=rounded,
         bytes_to_read=plan.bytes_to_read,
     )
 
 
 def _in_float64(task: TensorTask) -> TensorTask:
-    """The same task in float64, which also gives −0.0 back if finetuned is stored itself."""
+    """The same task in float64; finetuned is given back bit for bit if it is stored itself."""
     if task.shard is None:
         return task
     is_stored = task.operation is Operation.SUBTRACT
@@ -176,5 +175,6 @@ def _described(entry: TensorEntry, stored: PackedBytes, written: TensorResult) -
         checksum=stored.checksum,
         dtype=stored.packed_dtype,
         shape=stored.task.shape,
+        exceptions=stored.lost or None,
         stored=written.checksum,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from diffxfer.checkpoints.encodings.exceptions import joined
 from diffxfer.checkpoints.encodings.packed import VERSION, blocks_of, prefix
 from diffxfer.checkpoints.encodings.packing import BLOCK, BlockEncoder, version
 from diffxfer.checkpoints.stored import StoredTensor
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from diffxfer.checkpoints.encodings.exceptions import Exceptions
     from diffxfer.checkpoints.encodings.packing import Singles
     from diffxfer.checkpoints.stored import Files, TensorSpec
-    from diffxfer.streaming.plan import Plan, TensorTask
+    from diffxfer.streaming.plan import Chunk, Plan, TensorTask
+    from diffxfer.streaming.statistics import ChunkResult
 
 _ORDER = ("BF16", "F16", "F32", "F64")
 """Dtypes, the narrower ones first."""
@@ -109,6 +112,7 @@ class PackedBytes(StoredTensor):
         task: the task that computes Δ.
         packed_dtype: the dtype in which every element of Δ is exact.
         checksum: the checksum of Δ in this dtype.
+        lost: the number of elements that base + Δ does not give back.
         level: the level of compression.
         spool: the file.
         sizes: the size of each block.
@@ -118,6 +122,7 @@ class PackedBytes(StoredTensor):
     task: TensorTask
     packed_dtype: str
     checksum: str
+    lost: int
     level: int
     spool: Spool
     sizes: NDArray[np.uint32]
@@ -165,8 +170,9 @@ class PackedBytes(StoredTensor):
 
 @dataclass(slots=True)
 class _Tensor:
-    """A tensor whose blocks are being compressed."""
+    """A tensor whose blocks are being compressed; `index` is that of its task."""
 
+    index: int
     task: TensorTask
     sizes: NDArray[np.uint32]
     starts: NDArray[np.uint64]
@@ -174,6 +180,7 @@ class _Tensor:
     digests: dict[str, dict[int, bytes]] = field(default_factory=dict)
     dtype: str = "F64"
     checksum: str = ""
+    exceptions: int = 0
 
 
 class Packer:
@@ -191,11 +198,12 @@ class Packer:
     def __init__(self, plan: Plan, spool: Spool, level: int) -> None:
         self._spool, self._level = spool, level
         self._lock, self._own = threading.Lock(), threading.local()
+        self._exceptions: dict[tuple[int, int], Exceptions] = {}
         by_shard: dict[str, list[_Tensor]] = {name: [] for name in plan.layouts}
-        for task in plan.tasks:
+        for index, task in enumerate(plan.tasks):
             if task.shard is not None:
                 assert task.dtype == "F64"
-                by_shard[task.shard].append(_begin(task))
+                by_shard[task.shard].append(_begin(index, task))
         self._tensors = [tensor for found in by_shard.values() for tensor in found]
         self.sinks = {name: _Sink(self, found) for name, found in by_shard.items()}
 
@@ -208,11 +216,23 @@ class Packer:
             made.append(
                 PackedBytes(
                     *(tensor.task.name, "U8", (size,), tensor.task.inputs[0].shard, tensor.task),
-                    *(tensor.dtype, tensor.checksum, self._level, self._spool),
-                    *(tensor.sizes, tensor.starts),
+                    *(tensor.dtype, tensor.checksum, tensor.exceptions),
+                    *(self._level, self._spool, tensor.sizes, tensor.starts),
                 )
             )
         return made
+
+    def observe(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Keep the exceptions of a block until its values come.
+
+        Args:
+            chunk: the block.
+            result: its result.
+        """
+        if result.exceptions:
+            found = joined(list(result.exceptions))
+            with self._lock:
+                self._exceptions[chunk.task, chunk.start // BLOCK] = found
 
     def add(self, tensor: _Tensor, block: int, data: memoryview) -> None:
         """Compress a block.
@@ -229,6 +249,10 @@ class Packer:
         found = kernel("narrow", ("F64", "F32"))(*addresses, len(values))
         wide = bool(found & 1)
         packed = encoder.encode_wide(values) if wide else encoder.encode(singles)
+        with self._lock:
+            exceptions = self._exceptions.pop((tensor.index, block), None)
+        if exceptions is not None:
+            packed = encoder.add_exceptions(packed, exceptions, len(values))
         start = self._spool.add(packed)
         possible = tuple(tensor.digests)  # a dtype that is gone does not come back
         digests = {"F64": block_digests(data, 8)}
@@ -236,6 +260,7 @@ class Packer:
             digests |= _narrow_digests(singles, possible, is_bfloat16=not found & 2)
         with self._lock:
             tensor.sizes[block], tensor.starts[block] = len(packed), start
+            tensor.exceptions += 0 if exceptions is None else len(exceptions.places)
             for dtype in tuple(tensor.digests):
                 if dtype in digests:
                     tensor.digests[dtype][block] = digests[dtype]
@@ -253,10 +278,10 @@ class Packer:
         return cast("tuple[BlockEncoder, Singles]", known)
 
 
-def _begin(task: TensorTask) -> _Tensor:
+def _begin(index: int, task: TensorTask) -> _Tensor:
     blocks = blocks_of(task.elements)
     sizes, starts = np.zeros(blocks, np.uint32), np.zeros(blocks, np.uint64)
-    tensor = _Tensor(task, sizes, starts, blocks, {dtype: {} for dtype in _ORDER})
+    tensor = _Tensor(index, task, sizes, starts, blocks, {dtype: {} for dtype in _ORDER})
     if not blocks:
         _complete(tensor)
     return tensor
@@ -282,8 +307,8 @@ def _narrow_digests(
     if "F16" in possible:
         with np.errstate(all="ignore"):
             small = singles.astype(np.float16)
-            same = small.astype(np.float32) == singles
-        if (same | np.isnan(singles)).all():
+            back = small.astype(np.float32)
+        if np.array_equal(back.view(np.uint32), singles.view(np.uint32)):  # the payload of NaN too
             found["F16"] = block_digests(small.view(np.uint16).data.cast("B"), 2)
     return found
 

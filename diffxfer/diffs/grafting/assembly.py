@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from diffxfer.diffs.companions.inherit import inherit_companions
 from diffxfer.diffs.delta.from_checkpoints import source_entry
 from diffxfer.diffs.extraction.extract_tasks import compare
+from diffxfer.diffs.grafting.give_back import give_back, target_is_base
 from diffxfer.diffs.grafting.pairing import (
     choose_added,
     count_tied_head,
@@ -26,7 +27,11 @@ from diffxfer.diffs.grafting.requantization import (
 from diffxfer.diffs.grafting.tasks import graft_tasks, stored_names, whole_model
 from diffxfer.diffs.jobs.job import Job, do, nothing_more
 from diffxfer.diffs.matching.role import notes_of_names
-from diffxfer.diffs.relations.kinship import kinship_of_graft, warning_of_digests
+from diffxfer.diffs.relations.kinship import (
+    kinship_of_graft,
+    warning_of_digests,
+    without_digests,
+)
 from diffxfer.diffs.soundness.check import check_result, check_roles
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -121,6 +126,9 @@ def plan_graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     made, lost = _written(tasks, output, options, diff)
+    if diff is not None and target_is_base(scaled, diff[1], options.run):
+        made = give_back(made, diff[1])
+        kinship = without_digests(kinship)
     tasks = [*(compare(*pair) for pair in source.match.integers), *kinship.tasks, *made]
     said = [*warnings, *lost, *kinship.warnings, *source.vocabulary.warnings, *more]
     said += [*companions.warnings, *check_result(companions.files, tasks)]

@@ -10,6 +10,7 @@ import pytest
 import zstandard
 from safetensors.numpy import save_file
 
+from diffxfer.checkpoints.encodings.exceptions import Exceptions
 from diffxfer.checkpoints.encodings.packed import HEAD, Packed, blocks_of, packed, prefix
 from diffxfer.checkpoints.encodings.packing import BLOCK, LEVELS, BlockEncoder
 from diffxfer.checkpoints.files import one_at_a_time
@@ -76,6 +77,11 @@ def read(tensor: Packed, cuts: Sequence[int] = ()) -> bytes:
     return memory.tobytes()
 
 
+def read_all(tensor: Packed) -> None:
+    read(tensor)
+    list(tensor.exceptions(one_at_a_time(), 0, tensor.elements))
+
+
 def test_a_block_is_a_block_of_the_checksums() -> None:
     assert BLOCK == BLOCK_ELEMENTS
 
@@ -122,6 +128,40 @@ def test_pieces_make_no_difference(tmp_path: Path, cuts: Sequence[int]) -> None:
     assert read(tensor, cuts) == values.tobytes()
 
 
+@pytest.mark.parametrize("kind", ["<u2", "<u4", "<u8"])
+def test_exceptions_come_back(tmp_path: Path, kind: str) -> None:
+    """Those of some elements, in every block that they are in; the values stay as they are."""
+    values, coder = ordinary(2 * BLOCK + 76), BlockEncoder(1)
+    dtype = {"<u2": "F16", "<u4": "F32", "<u8": "F64"}[kind]
+    places = np.array([3, BLOCK - 1, BLOCK + 7, 2 * BLOCK + 75])
+    bits = _RANDOM.integers(0, 1 << 16, 4, np.uint64).astype(kind)
+    blocks = []
+    for start in range(0, len(values), BLOCK):
+        part = values[start : start + BLOCK]
+        found = Exceptions(dtype, places, bits).among(start, len(part))
+        blocks.append(coder.add_exceptions(coder.encode(part), found, len(part)))
+    sizes = np.array([len(block) for block in blocks], np.uint32)
+    tensor = stored(tmp_path, prefix(len(values), sizes) + b"".join(blocks), "F32", values.shape)
+    assert read(tensor) == values.tobytes()
+    for start, stop in ((0, tensor.elements), (4, BLOCK), (BLOCK, BLOCK + 8), (50, 60)):
+        back = memoryview(bytearray((stop - start) * bits.itemsize))
+        for at, found in tensor.exceptions(one_at_a_time(), start, stop - start):
+            found.put_into(back[at * bits.itemsize :])
+        expected = np.zeros(tensor.elements, kind)
+        expected[places] = bits
+        assert back.tobytes() == expected[start:stop].tobytes()
+
+
+def test_damaged_exceptions_are_refused(tmp_path: Path) -> None:
+    found = Exceptions("F32", np.arange(50), _RANDOM.integers(0, 1 << 32, 50, np.uint32))
+    coder = BlockEncoder(1)
+    block = bytearray(coder.add_exceptions(coder.encode(ordinary(100)), found, 100))
+    block[-20] ^= 1
+    tensor = stored(tmp_path, one_block(bytes(block)), "F32", (100,))
+    with pytest.raises(CheckpointError, match="expected a whole frame of zstd"):
+        list(tensor.exceptions(one_at_a_time(), 0, 100))
+
+
 def test_it_is_small(tmp_path: Path) -> None:
     """A difference of bfloat16 values takes about what the entropy of its bytes says."""
     base = (_RANDOM.standard_normal(BLOCK) * 0.02).astype(np.float32)
@@ -147,6 +187,13 @@ def one_block(block: bytes, elements: int = 100) -> bytes:
     return prefix(elements, np.array([len(block)], np.uint32)) + block
 
 
+def with_frame(data: bytes) -> bytes:
+    """A good block, with a frame of exceptions."""
+    block = BlockEncoder(1).encode(ordinary(100))
+    whole = bytes((block[0] | 0x80,)) + block[1:] + data + struct.pack("<I", len(data))
+    return one_block(whole)
+
+
 GOOD = bytes_of(ordinary(100))
 BOMB = frame(bytes(1 << 30))
 LYING = bytearray(frame(bytes(801)))
@@ -166,6 +213,23 @@ HOSTILE = {
     "no frame": (one_block(b"\x01"), "expected a whole frame of zstd"),
     "no block": (one_block(b""), "expected the form 1 or 2, found -1 in 0 bytes"),
     "an unknown form": (one_block(b"\x07abc"), "found 7 in 4 bytes"),
+    "a bomb of exceptions": (
+        with_frame(BOMB),
+        "expected a frame of 14 to 814 bytes, found 1,073,7",
+    ),
+    "exceptions of no dtype": (
+        with_frame(frame(b"\x04" + bytes(13))),
+        "expected a dtype of exceptions from 0 to 3, found 4",
+    ),
+    "too few exceptions": (
+        with_frame(frame(b"\x02\xff" + bytes(12))),
+        "expected 32 bytes of exceptions, found 0",
+    ),
+    "exceptions longer than the block": (
+        one_block(b"\x81abc" + struct.pack("<I", 1 << 31)),
+        "expected fewer than 3 bytes of exceptions, found 2,147,483,648",
+    ),
+    "no exceptions": (one_block(b"\x81"), "expected fewer than 0 bytes of exceptions, found 0"),
     "too few present": (
         one_block(b"\x01" + frame(bytes(13 + 4))),
         "expected 0 bytes after the bits, found 4",
@@ -179,7 +243,7 @@ def test_bytes_are_not_trusted(tmp_path: Path, name: str) -> None:
     data, problem = HOSTILE[name]
     tensor = stored(tmp_path, data, "F32", (100,))
     with pytest.raises(CheckpointError) as caught:
-        read(tensor)
+        read_all(tensor)
     assert problem in str(caught.value)
     assert "model.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
