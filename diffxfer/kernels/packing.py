@@ -36,12 +36,12 @@ def lost(finetuned: Any, base: Any, diff: Any, marks: Any, count: int) -> np.int
     """Mark by 1 the elements of finetuned that base + Δ does not give back; return their number."""
     ours, theirs, delta = carray(finetuned, count), carray(base, count), carray(diff, count)
     made = carray(marks, count)
-    found = 0
+    found = np.int64(0)
     for i in range(count):
         is_lost = differs(write(read(theirs[i]) + read(delta[i]), finetuned), ours[i])
         made[i] = np.uint8(is_lost)
         found += np.int64(is_lost)
-    return np.int64(found)
+    return found
 
 
 def split(elements: Any, planes: Any, places: Any, count: int) -> np.int64:

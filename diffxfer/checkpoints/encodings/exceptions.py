@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffxfer.checkpoints.stored import BITS
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DTYPES = ("BF16", "F16", "F32", "F64")
+_UNSIGNED = {
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<u2"),
+    "F32": np.dtype("<u4"),
+    "F64": np.dtype("<u8"),
+}
+DTYPES = tuple(_UNSIGNED)
 """The dtypes of finetuned; part of the format."""
 MOST_BYTES = 9
 """No list takes more bytes for each element of its block, but for the byte at the start."""
-_UNSIGNED = {16: np.dtype("<u2"), 32: np.dtype("<u4"), 64: np.dtype("<u8")}
 
 
 class ExceptionsError(ValueError):
@@ -71,7 +74,7 @@ def as_bits(data: memoryview, dtype: str) -> NDArray[np.unsignedinteger]:
         data: the bytes.
         dtype: as safetensors names it.
     """
-    found: NDArray[np.unsignedinteger] = np.frombuffer(data, _UNSIGNED[BITS[dtype]])
+    found: NDArray[np.unsignedinteger] = np.frombuffer(data, _UNSIGNED[dtype])
     return found
 
 
@@ -116,7 +119,7 @@ def unpack(data: NDArray[np.uint8], count: int) -> Exceptions:
         raise ExceptionsError(f"expected a dtype of exceptions from 0 to {most}, found {data[0]}")
     dtype = DTYPES[data[0]]
     places = np.flatnonzero(np.unpackbits(data[1:start], count=count))
-    kind = _UNSIGNED[BITS[dtype]]
+    kind = _UNSIGNED[dtype]
     expected, rest = len(places) * kind.itemsize, len(data) - start
     if rest != expected:
         raise ExceptionsError(f"expected {expected:,} bytes of exceptions, found {rest:,}")

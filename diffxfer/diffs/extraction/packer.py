@@ -209,18 +209,25 @@ class Packer:
 
     def packed(self) -> list[PackedBytes]:
         """Every tensor, packed; call it after the run."""
-        made = []
-        for tensor in self._tensors:
-            assert tensor.missing == 0, "the plan has not run to its end"
-            size = len(prefix(tensor.task.elements, tensor.sizes)) + int(tensor.sizes.sum())
-            made.append(
-                PackedBytes(
-                    *(tensor.task.name, "U8", (size,), tensor.task.inputs[0].shard, tensor.task),
-                    *(tensor.dtype, tensor.checksum, tensor.exceptions),
-                    *(self._level, self._spool, tensor.sizes, tensor.starts),
-                )
-            )
-        return made
+        return [self._packed(tensor) for tensor in self._tensors]
+
+    def _packed(self, tensor: _Tensor) -> PackedBytes:
+        assert tensor.missing == 0, "the plan has not run to its end"
+        size = len(prefix(tensor.task.elements, tensor.sizes)) + int(tensor.sizes.sum())
+        return PackedBytes(
+            name=tensor.task.name,
+            dtype="U8",
+            shape=(size,),
+            shard=tensor.task.inputs[0].shard,
+            task=tensor.task,
+            packed_dtype=tensor.dtype,
+            checksum=tensor.checksum,
+            lost=tensor.exceptions,
+            level=self._level,
+            spool=self._spool,
+            sizes=tensor.sizes,
+            starts=tensor.starts,
+        )
 
     def observe(self, chunk: Chunk, result: ChunkResult) -> None:
         """Keep the exceptions of a block until its values come.
