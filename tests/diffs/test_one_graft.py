@@ -57,9 +57,9 @@ def odd_model(folder: Path, role: str, dtype: torch.dtype) -> Path:
 def test_every_way_gives_the_same_bits(dtypes: str, tmp_path: Path) -> None:
     for role, dtype in zip(("finetuned", "base", "target"), DTYPES[dtypes], strict=True):
         odd_model(tmp_path / role, role, dtype)
-    roles = [tmp_path / role for role in ("finetuned", "base", "target")]
+    roles = tmp_path / "finetuned", tmp_path / "base", tmp_path / "target"
     options: dict[str, Any] = {"vocab": "tokens", "allow_unrelated": True}
-    report = extract_diff(*roles[:2], tmp_path / "packed", pack=True, **options)
+    report = extract_diff(roles[0], roles[1], tmp_path / "packed", pack=True, **options)
     assert report.inexact == {}
     for alpha in (1.0, 0.7):
         transfer(*roles, tmp_path / f"direct{alpha}", alpha=alpha, **options)
@@ -115,8 +115,8 @@ def test_almost_its_base_does_not(tmp_path: Path) -> None:
     found["model.norm.weight"][0] += 1
     save_file(found, path, {"format": "pt"})
     options: dict[str, Any] = {"vocab": "tokens", "allow_unrelated": True}
-    roles = [tmp_path / role for role in ("finetuned", "base", "target")]
-    extract_diff(*roles[:2], tmp_path / "packed", pack=True, **options)
+    roles = tmp_path / "finetuned", tmp_path / "base", tmp_path / "target"
+    extract_diff(roles[0], roles[1], tmp_path / "packed", pack=True, **options)
     apply_diff(tmp_path / "packed", roles[2], tmp_path / "applied", **options)
     transfer(*roles, tmp_path / "direct", **options)
     oracle.assert_same(oracle.load(tmp_path / "applied"), oracle.load(tmp_path / "direct"))

@@ -127,7 +127,7 @@ def test_the_shipped_family_comes_back_bit_for_bit(family: Path, tmp_path: Path)
 
 
 def test_a_graft_is_that_of_transfer(family: Path, tmp_path: Path) -> None:
-    roles = (FAMILY / role for role in ("finetuned", "base", "target"))
+    roles = FAMILY / "finetuned", FAMILY / "base", FAMILY / "target"
     transfer(*roles, tmp_path / "direct", alpha=0.7)
     apply_diff(family / "packed", FAMILY / "target", tmp_path / "applied", alpha=0.7, threads=2)
     assert_same(tmp_path / "applied", tmp_path / "direct")

@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_UNSIGNED = {
+_UNSIGNED: dict[str, np.dtype[np.unsignedinteger]] = {
     "BF16": np.dtype("<u2"),
     "F16": np.dtype("<u2"),
     "F32": np.dtype("<u4"),
