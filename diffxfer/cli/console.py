@@ -274,9 +274,10 @@ def _print_plan(report: Report) -> None:
     lines = _remarks(report)
     if not report.refused:
         lines += downloads(report.bytes_to_fetch, done=False)
+        most = "" if report.packed_estimate is None else "at most "
         lines.append(
             f"would read {gigabytes(report.bytes_to_read)} and write "
-            f"{gigabytes(report.bytes_to_write)} at {report.output}, where "
+            f"{most}{gigabytes(report.bytes_to_write)} at {report.output}, where "
             f"{gigabytes(report.free_bytes)} are free"
         )
     for line in lines:

@@ -24,6 +24,8 @@ def exactness(report: Report) -> list[str]:
             f"inexact: base + diff vector does not give back {total:,} of finetuned's {every:,}"
             f" elements bit for bit; {_remedy(report)}"
         )
+    elif _packs_well(report):
+        lines.append(f"size: {_smaller(report)}")
     plain = report.unpacked_bytes
     if plain and report.written:
         lines.append(
@@ -35,10 +37,17 @@ def exactness(report: Report) -> list[str]:
 
 def _remedy(report: Report) -> str:
     """What gives more elements back."""
-    if report.unpacked_bytes is not None:
-        return "no difference gives them back, such as −0.0 from 1.0"
     wider = "a wider --diff-dtype, such as float32, gives back more"
-    elements = report.parameters.get("extracted", 0)
-    # A 16-bit model: an exact difference of float32 models may be larger than a rounded one.
-    smaller = " and takes less space" if report.bytes_to_write < 3 * elements else ""
-    return f"{wider}, and --pack is exact{smaller}"
+    return f"{wider}; {_smaller(report)}" if _packs_well(report) else f"{wider}, and --pack all"
+
+
+def _packs_well(report: Report) -> bool:
+    """Whether the diff vector is plain, and would be smaller if it were packed."""
+    estimate = report.packed_estimate
+    return report.written and estimate is not None and estimate < report.bytes_to_write
+
+
+def _smaller(report: Report) -> str:
+    estimate = report.packed_estimate or 0
+    share = f"{estimate / report.bytes_to_write:.0%} of this size"
+    return f"--pack would be exact, and take at most {gigabytes(estimate)} ({share})"

@@ -24,7 +24,14 @@ from diffxfer import (
     verify,
 )
 from diffxfer import family as shipped
-from diffxfer.errors import ArtifactError, CheckpointError, DamageError, OptionError
+from diffxfer.checkpoints import output_place
+from diffxfer.errors import (
+    ArtifactError,
+    CheckpointError,
+    DamageError,
+    DiskSpaceError,
+    OptionError,
+)
 from diffxfer.streaming.plan import BLOCK_ELEMENTS
 from tests import tiny
 from tests.families import WORDS, fast_tokenizer, llama, save_model, save_tokenizer
@@ -313,11 +320,52 @@ def test_options(odd: Path, tmp_path: Path, options: dict[str, object], problem:
         extract_diff(odd / "finetuned", odd / "base", tmp_path / "out", **options)  # type: ignore[arg-type]
 
 
-def test_a_dry_run_writes_nothing(odd: Path, tmp_path: Path) -> None:
-    found = extract_diff(odd / "finetuned", odd / "base", tmp_path / "o", pack=True, dry_run=True)
+def test_a_dry_run_estimates_the_size(family: Path, tmp_path: Path) -> None:
+    """At most so much: a little more than the packed file, and less than the plain one."""
+    pair = FAMILY / "finetuned", FAMILY / "base"
+    found = extract_diff(*pair, tmp_path / "out", pack=True, dry_run=True)
     assert not found.written
     assert [*tmp_path.iterdir()] == []
-    assert any("a packed size is known only" in note for note in found.notes)
+    size = (family / "packed" / "model.safetensors").stat().st_size
+    assert found.unpacked_bytes is not None
+    assert size <= found.bytes_to_write * 1.01 < 1.2 * size < found.unpacked_bytes
+    plain = extract_diff(*pair, tmp_path / "plain")
+    assert plain.packed_estimate == found.packed_estimate == found.bytes_to_write
+
+
+def test_the_estimate_of_a_large_tensor(tmp_path: Path) -> None:
+    """Only some of its blocks are packed; one of them has values that need float64."""
+    torch.manual_seed(3)
+    base = (torch.randn(20 * BLOCK_ELEMENTS) * 0.02).bfloat16()
+    moved = (base.float() + torch.randn(len(base)) * 1e-3).bfloat16()
+    base[7], moved[7] = 1.0, 1e-9
+    tiny.save_model(tmp_path / "finetuned", {"w": moved.reshape(20, -1)})
+    tiny.save_model(tmp_path / "base", {"w": base.reshape(20, -1)})
+    pair = tmp_path / "finetuned", tmp_path / "base"
+    estimate = extract_diff(*pair, tmp_path / "out", pack=True, dry_run=True).bytes_to_write
+    made = extract_diff(*pair, tmp_path / "out", pack=True).bytes_to_write
+    assert made < estimate < 1.3 * made
+
+
+def test_a_gpu_is_refused(odd: Path, tmp_path: Path) -> None:
+    """Only the CPU packs; `auto` chooses it, and says why."""
+    pair = odd / "finetuned", odd / "base"
+    with pytest.raises(OptionError, match="cuda:0 cannot be used with --pack") as caught:
+        extract_diff(*pair, tmp_path / "out", pack=True, device="cuda:0")
+    assert caught.value.remedy == "leave out --device"
+    found = extract_diff(*pair, tmp_path / "out", pack=True, device="auto")
+    assert (found.device, found.device_why) == ("cpu", "differences are packed on the CPU")
+
+
+def test_a_disk_that_does_not_hold_it_twice(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks wait in a temporary file on the same disk."""
+    size = (family / "packed" / "model.safetensors").stat().st_size
+    monkeypatch.setattr(output_place, "free_bytes", lambda _: int(1.5 * size) + (1 << 20))
+    with pytest.raises(DiskSpaceError, match="needs"):
+        extract_diff(FAMILY / "finetuned", FAMILY / "base", tmp_path / "out", pack=True)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_an_older_diffxfer_would_refuse_it(odd: Path) -> None:

@@ -54,6 +54,11 @@ def prefix(elements: int, sizes: NDArray[np.uint32]) -> bytes:
     return HEAD.pack(MARK, VERSION, elements) + sizes.astype("<u4").tobytes()
 
 
+def prefix_bytes(elements: int) -> int:
+    """The size of the prefix of a tensor; the first block begins there."""
+    return HEAD.size + 4 * blocks_of(elements)
+
+
 def blocks_of(elements: int) -> int:
     """The number of blocks of a tensor."""
     return -(-elements // BLOCK)
@@ -122,7 +127,7 @@ class Packed(StoredTensor):
     @property
     def data_start(self) -> int:
         """Where the first block begins."""
-        return HEAD.size + 4 * blocks_of(self.elements)
+        return prefix_bytes(self.elements)
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Decode the blocks that the elements are in.

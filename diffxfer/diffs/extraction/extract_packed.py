@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from diffxfer.checkpoints.encodings.packed import VERSION
 from diffxfer.checkpoints.encodings.packing import LEVELS
 from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.checkpoints.output_place import refuse_small_disk
+from diffxfer.checkpoints.partial import unfinished_bytes
 from diffxfer.diffs.artifact.manifest import PACKED_FORMAT
+from diffxfer.diffs.extraction.pack_estimate import most_packed_bytes
 from diffxfer.diffs.extraction.packer import Packer, Spool
 from diffxfer.diffs.jobs.job import do
 from diffxfer.errors import OptionError
@@ -32,9 +35,7 @@ if TYPE_CHECKING:
 
 EXACT = "exact"
 """The dtype option of a packed diff vector, in its manifest."""
-
-
-_SIZE_UNKNOWN = "a packed size is known only when it is made: the size given is that of a plain one"
+_WHY_CPU = "differences are packed on the CPU"
 
 
 def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str) -> int | None:
@@ -67,6 +68,20 @@ def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str)
     return LEVELS[0] if level is None else level
 
 
+def refuse_gpu(device: str) -> None:
+    """Refuse a GPU for packing, where it could do nothing but subtract.
+
+    Args:
+        device: as the user gave it.
+
+    Raises:
+        OptionError: if it is a GPU.
+    """
+    if device.startswith("cuda"):
+        problem = f"{device} cannot be used with --pack: {_WHY_CPU}"
+        raise OptionError("--device", problem, "leave out --device")
+
+
 def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
     """Extract a packed diff vector.
 
@@ -83,18 +98,35 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
     """
     del job.command["diff_dtype"]
     job.command |= {"pack": EXACT, "pack_level": level}
-    plain = make_plan(job.tasks, job.inputs)
-    rounded = plain.bytes_to_write
-    if options.dry_run or job.problems:
-        job.notes.append(_SIZE_UNKNOWN)
-        return replace(do(job, options), unpacked_bytes=rounded)
-    if not options.stream:
-        fetch_shards(
-            (s.shard for t in plain.tasks for s in t.inputs), options.progress, out=job.out
-        )
+    plain_bytes = make_plan(job.tasks, job.inputs).bytes_to_write
     brought = [task for task in job.tasks if task.operation is Operation.BRING]
-    computed = [task for task in job.tasks if task.operation is not Operation.BRING]
-    plan = make_plan([_in_float64(task) for task in computed], job.inputs)
+    plan = exact_plan(job)
+    on_cpu = replace(options, device="cpu")
+    if job.problems:
+        return do(job, on_cpu)
+    if options.dry_run:
+        most = most_packed_bytes(plan, level) + sum(task.inputs[0].nbytes for task in brought)
+        report = replace(do(job, on_cpu), bytes_to_write=most, packed_estimate=most)
+    else:
+        report = _pack(job, plan, brought, on_cpu, level)
+    return replace(
+        report,
+        unpacked_bytes=plain_bytes,
+        bytes_to_read=plan.bytes_to_read,
+        device_why=_WHY_CPU if options.device == "auto" else "",
+    )
+
+
+def _pack(
+    job: Job, plan: Plan, brought: Sequence[TensorTask], options: RunOptions, level: int
+) -> Report:
+    """Compress every difference, then write them."""
+    if not options.stream:
+        shards = (stored.shard for task in plan.tasks for stored in task.inputs)
+        fetch_shards(shards, options.progress, out=job.out)
+    # Every block is on the disk twice at the end: in the temporary file, and at its place.
+    needed = 2 * most_packed_bytes(plan, level) + sum(task.inputs[0].nbytes for task in brought)
+    refuse_small_disk(job.out, needed, unfinished_bytes(job.out))
     with Spool(job.out) as spool:
         packer = Packer(plan, spool, level)
         results = measure_inputs(
@@ -108,12 +140,35 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
         packed = packer.packed()
         job.tasks = [*map(_copy, packed), *brought]
         job.finish = _finish(job.finish, plan, results, packed)
-        report = do(job, replace(options, device="cpu"))
-    return replace(
-        report,
-        unpacked_bytes=rounded,
-        bytes_to_read=plan.bytes_to_read,
-    )
+        return do(job, options)
+
+
+def estimate_packing(job: Job) -> int | None:
+    """An estimate of what a plain diff vector would take if it were packed.
+
+    Args:
+        job: the job of the plain one.
+
+    Returns:
+        Bytes; None if the models are not on this disk, since the estimate is not worth fetching.
+
+    Raises:
+        DiffxferError: if an input cannot be read, or has changed.
+    """
+    if job.problems or any(shard.away for shard in job.inputs):
+        return None
+    whole = (task.inputs[0].nbytes for task in job.tasks if task.operation is Operation.BRING)
+    return most_packed_bytes(exact_plan(job)) + sum(whole)
+
+
+def exact_plan(job: Job) -> Plan:
+    """The plan that computes every difference of a job in float64.
+
+    Args:
+        job: the job of a plain diff vector.
+    """
+    computed = (task for task in job.tasks if task.operation is not Operation.BRING)
+    return make_plan([_in_float64(task) for task in computed], job.inputs)
 
 
 def _in_float64(task: TensorTask) -> TensorTask:

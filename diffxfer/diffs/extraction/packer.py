@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from diffxfer.checkpoints.encodings.exceptions import joined
-from diffxfer.checkpoints.encodings.packed import VERSION, blocks_of, prefix
+from diffxfer.checkpoints.encodings.packed import VERSION, blocks_of, prefix, prefix_bytes
 from diffxfer.checkpoints.encodings.packing import BLOCK, BlockEncoder, version
 from diffxfer.checkpoints.stored import StoredTensor
 from diffxfer.checkpoints.writer import write_error
@@ -213,7 +213,7 @@ class Packer:
 
     def _packed(self, tensor: _Tensor) -> PackedBytes:
         assert tensor.missing == 0, "the plan has not run to its end"
-        size = len(prefix(tensor.task.elements, tensor.sizes)) + int(tensor.sizes.sum())
+        size = prefix_bytes(tensor.task.elements) + int(tensor.sizes.sum())
         return PackedBytes(
             name=tensor.task.name,
             dtype="U8",

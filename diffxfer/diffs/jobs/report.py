@@ -108,6 +108,8 @@ class Report:
         requantized: how far each tensor that was quantised anew is from the exact graft.
         unpacked_bytes: for a packed diff vector, the size of the plain one that is rounded to
             finetuned's dtypes.
+        packed_estimate: at most how many bytes a diff vector takes if it is packed, estimated
+            from a sample; None for one that was packed.
     """
 
     command: str
@@ -135,6 +137,7 @@ class Report:
     notes: tuple[str, ...] = ()
     requantized: tuple[StoredError, ...] = ()
     unpacked_bytes: int | None = None
+    packed_estimate: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
