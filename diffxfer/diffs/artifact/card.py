@@ -60,7 +60,9 @@ def unpack(raw, out):
 ```
 
 `safetensors.numpy.load_file` gives the bytes. float64 holds every value exactly; so does the dtype
-in `diffxfer.json`. Tensors without a shape there are stored as they are.
+in `diffxfer.json`. Tensors without a shape there are stored as they are. Elements of the fine-tune
+that base + difference does not give back, such as −0.0 from 1.0, are listed at the end of a block;
+`diffxfer apply` on the base puts them in.
 """
 
 _ADAPTER = """\
