@@ -333,6 +333,19 @@ def test_a_dry_run_estimates_the_size(family: Path, tmp_path: Path) -> None:
     assert plain.packed_estimate == found.packed_estimate == found.bytes_to_write
 
 
+def test_the_estimate_of_a_few_blocks(tmp_path: Path) -> None:
+    """It is the size: all of them are packed, with what no difference gives back."""
+    for role in ("finetuned", "base"):
+        zeros = torch.zeros(3, 40) if role == "base" else torch.full((3, 40), -0.0)
+        tiny.save_model(tmp_path / role, {"a": drawn(50, 60), "zeros": zeros})
+    pair = tmp_path / "finetuned", tmp_path / "base"
+    options: dict[str, Any] = {"pack": True, "allow_unrelated": True}
+    estimate = extract_diff(*pair, tmp_path / "out", dry_run=True, **options).bytes_to_write
+    extract_diff(*pair, tmp_path / "out", **options)
+    assert exceptions(tmp_path / "out")["zeros"] == 120
+    assert estimate == sum(len(raw) for raw in weights(tmp_path / "out").values())
+
+
 def test_the_estimate_of_a_large_tensor(tmp_path: Path) -> None:
     """Only some of its blocks are packed; one of them has values that need float64."""
     torch.manual_seed(3)

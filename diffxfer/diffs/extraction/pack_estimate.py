@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffxfer.checkpoints.encodings.exceptions import joined
 from diffxfer.checkpoints.encodings.packed import prefix_bytes
 from diffxfer.checkpoints.encodings.packing import BLOCK, LEVELS, BlockEncoder
 from diffxfer.checkpoints.files import OpenShard
@@ -34,7 +35,7 @@ def most_packed_bytes(plan: Plan, level: int = LEVELS[0]) -> int:
         level: the level of compression.
 
     Returns:
-        Bytes; what they are exactly, without exceptions, if there are only a few blocks.
+        Bytes; exactly the size if there are only a few blocks.
 
     Raises:
         DiffxferError: if an input cannot be read, or has changed.
@@ -77,8 +78,12 @@ def _chunk(task: TensorTask, block: int) -> Chunk:
 
 
 def _packed_bytes(worker: Worker, encoder: BlockEncoder, chunk: Chunk, task: TensorTask) -> int:
-    values = np.frombuffer(worker.process(chunk, task)[0], np.float64)
+    data, result = worker.process(chunk, task)
+    values = np.frombuffer(data, np.float64)
     with np.errstate(all="ignore"):
         singles = values.astype(np.float32)
         is_exact = np.array_equal(singles.astype(np.float64), values, equal_nan=True)
-    return len(encoder.encode(singles) if is_exact else encoder.encode_wide(values))
+    block = encoder.encode(singles) if is_exact else encoder.encode_wide(values)
+    if result.exceptions:
+        block = encoder.add_exceptions(block, joined(list(result.exceptions)), chunk.count)
+    return len(block)

@@ -43,8 +43,7 @@ def target_is_base(
     Raises:
         CheckpointError: if the target cannot be read, or has changed.
     """
-    known = manifest.tensors
-    if run.dry_run or not any(known[pair.sources[0].name].exceptions for pair, _ in pairs):
+    if run.dry_run or not any(_is_incomplete(pair.sources[0].name, manifest) for pair, _ in pairs):
         return False
     if not run.stream:
         fetch_shards((spec.shard for _, spec in pairs), run.progress)
@@ -53,7 +52,8 @@ def target_is_base(
         inputs = {part.shard.path: part.shard for _, spec in group for part in spec.parts}
         results = measure_inputs(Plan(tasks, {}, tuple(inputs.values())), threads=run.threads)
         for (difference, _), result in zip(group, results, strict=True):
-            if result.checksum != known[difference.sources[0].name].base_checksum:
+            entry = manifest.tensors.get(difference.sources[0].name)
+            if entry is None or entry.base_checksum != result.checksum:
                 return False
     return True
 
@@ -69,10 +69,16 @@ def give_back(tasks: Sequence[TensorTask], manifest: Manifest) -> list[TensorTas
         replace(task, operation=Operation.GIVE_BACK)
         if task.operation is Operation.APPLY
         and task.alpha == 1
-        and manifest.tensors[task.inputs[0].name].exceptions
+        and _is_incomplete(task.inputs[0].name, manifest)
         else task
         for task in tasks
     ]
+
+
+def _is_incomplete(name: str, manifest: Manifest) -> bool:
+    """Whether base + Δ gives back all of a tensor but its exceptions."""
+    entry = manifest.tensors.get(name)
+    return entry is not None and bool(entry.exceptions)
 
 
 def _groups(
