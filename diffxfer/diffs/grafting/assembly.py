@@ -127,8 +127,7 @@ def plan_graft(
     companions = _companions(source, target, pairing, vocab_size, options)
     made, lost = _written(tasks, output, options, diff)
     if diff is not None and target_is_base(scaled, diff[1], options.run):
-        made = give_back(made, diff[1])
-        kinship = without_digests(kinship)
+        made, kinship = give_back(made, diff[1]), without_digests(kinship)
     tasks = [*(compare(*pair) for pair in source.match.integers), *kinship.tasks, *made]
     said = [*warnings, *lost, *kinship.warnings, *source.vocabulary.warnings, *more]
     said += [*companions.warnings, *check_result(companions.files, tasks)]
