@@ -100,6 +100,8 @@ def test_its_base_becomes_finetuned(dtype: torch.dtype, tmp_path: Path) -> None:
         for place, token in enumerate(ours):
             row = back[name][theirs.index(token)]
             assert oracle.same(row, finetuned[name][place]), (name, token)
+    transfer(pair[0], pair[1], pair[1], tmp_path / "direct", **options)
+    oracle.assert_same(oracle.load(tmp_path / "direct"), back)
     source = graft_source(tmp_path / "packed", pair[1], **options)
     oracle.assert_same({name: source.tensor(name) for name in source.names()}, back)
     source.close()

@@ -1,8 +1,9 @@
-"""Giving finetuned back bit for bit: a packed diff vector that is applied to its own base.
+"""Giving finetuned back bit for bit where the target is base itself.
 
 Base + Δ is finetuned for nearly every element. A packed diff vector stores finetuned's bits of the
 others. Its graft on another target is target + Δ there too, as `transfer` computes it, so these
 bits count only if the target is base as a whole: then every tensor has the checksum that base had.
+`transfer` has finetuned at hand, and copies it if base and target are the same files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.streaming.measure import measure_inputs
-from diffxfer.streaming.plan import Operation, Plan, digest_task
+from diffxfer.streaming.plan import Operation, Plan, RunKind, digest_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.jobs.run_options import RunOptions
     from diffxfer.diffs.matching.match import Difference
-    from diffxfer.streaming.plan import TensorTask
+    from diffxfer.streaming.plan import Run, TensorTask
 
 _AT_ONCE = 1 << 24
 """Elements that are digested before the checksums are compared: most targets differ early."""
@@ -73,6 +74,26 @@ def give_back(tasks: Sequence[TensorTask], manifest: Manifest) -> list[TensorTas
         else task
         for task in tasks
     ]
+
+
+def copy_finetuned(tasks: Sequence[TensorTask]) -> list[TensorTask]:
+    """The tasks of a transfer onto base itself, changed to give finetuned back bit for bit.
+
+    Args:
+        tasks: the tasks of the graft.
+    """
+    return [
+        replace(task, runs=tuple(map(_copied, task.runs)))
+        if task.operation is Operation.TRANSFER
+        and task.alpha == 1
+        and task.inputs[0].dtype == task.dtype
+        else task
+        for task in tasks
+    ]
+
+
+def _copied(run: Run) -> Run:
+    return replace(run, kind=RunKind.ADD) if run.kind is RunKind.GRAFT else run
 
 
 def _is_incomplete(name: str, manifest: Manifest) -> bool:
