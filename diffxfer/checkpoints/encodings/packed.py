@@ -1,4 +1,4 @@
-"""Packed tensors: an exact difference, compressed block by block; each block decodes alone.
+"""Packed tensors: a difference, compressed block by block; each block decodes alone.
 
 On disk a packed tensor is a U8 tensor with its own name. Its dtype and shape are in the manifest.
 The bytes are a head (`HEAD`: a mark, the version of the format, the number of elements), the size
@@ -162,8 +162,10 @@ class Packed(StoredTensor):
             ends = files.kept(self)["ends"] = self._ends(files)
         begin, end = int(ends[block - 1]) if block else 0, int(ends[block])
         data = files.read(self.data, self.data_start + begin, end - begin)
+        start, width = block * BLOCK, self.shape[-1] if self.shape else 1
+        count = min(BLOCK, self.elements - start)
         try:
-            return _as_dtype(decode(data, min(BLOCK, self.elements - block * BLOCK)), self.dtype)
+            return _as_dtype(decode(data, count, start % width, width), self.dtype)
         except PackingError as exc:
             raise self.damaged(str(exc), block) from exc
 
