@@ -102,9 +102,11 @@ class Packed(StoredTensor):
 
     Attributes:
         data: the bytes.
+        form: what the manifest says of them, for people; reading does not depend on it.
     """
 
     data: TensorSpec
+    form: str = FORMAT
 
     @property
     def parts(self) -> tuple[TensorSpec, ...]:
@@ -115,6 +117,11 @@ class Packed(StoredTensor):
     def parameters(self) -> tuple[object, ...]:
         """The shape: the bytes state only the number of elements."""
         return FORMAT, self.shape
+
+    @property
+    def encoding(self) -> str:
+        """The form."""
+        return self.form
 
     @property
     def data_start(self) -> int:

@@ -121,6 +121,7 @@ class TensorEntry:
         dtype: for a packed tensor, the dtype of its values; `checksum` is that of its values.
         shape: for a packed tensor, the shape of its values.
         stored: for a packed tensor, the checksum of its bytes on disk.
+        error_norm: for a tensor packed with a loss, ‖stored Δ − Δ‖₂.
     """
 
     checksum: str
@@ -133,6 +134,7 @@ class TensorEntry:
     dtype: str | None = None
     shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     stored: str | None = None
+    error_norm: _Norm | None = None
 
 
 _TENSOR_ENTRY = TypeAdapter(TensorEntry)
@@ -187,7 +189,8 @@ class Manifest(_Model):
         command: the options that affect the result.
         checksum: the kind of the tensors' checksums.
         sources: the inputs by role.
-        dtype: the dtype option of a diff vector: ``"source"`` or a torch dtype.
+        dtype: the dtype option of a diff vector: ``"source"`` or a torch dtype; the form of a
+            packed one.
         tied: for a diff vector, the state of each role's output head: own, tied or absent.
         tokens: for a diff vector; None if the roles had no tokenizer.
         kept: finetuned's integer tensors, which have no difference.
@@ -197,6 +200,7 @@ class Manifest(_Model):
             may then have more tensors.
         factors: for an adapter made of a difference, what it keeps of each tensor of Δ.
         packing: for a packed diff vector, the version of `encodings.packed`.
+        lossy: for a diff vector packed with a loss, its form: ``"int8"`` or ``"int4"``.
         vocabulary: how tokens were treated.
         shards: every safetensors file.
         files: every file other than weights.
@@ -218,6 +222,7 @@ class Manifest(_Model):
     is_part: bool | None = None
     factors: dict[str, FactorEntry] | None = None
     packing: int | None = None
+    lossy: Literal["int8", "int4"] | None = None
     vocabulary: VocabularyEntry | None = None
     shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]

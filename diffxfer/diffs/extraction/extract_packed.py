@@ -1,4 +1,4 @@
-"""Extracting Δ exactly, packed.
+"""Extracting Δ packed: exactly, or rounded to a few bits.
 
 Two runs, since sizes are not known before: the first computes Δ in float64 and compresses it into a
 temporary file (`packer`), the second copies the blocks to their places. The second one resumes like
@@ -7,12 +7,15 @@ any other: if the first one, made again, gives the same sizes, the layout is the
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.encodings.packed import VERSION
 from diffxfer.checkpoints.encodings.packing import LEVELS
+from diffxfer.checkpoints.encodings.rounding import ROUNDINGS
 from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.diffs.artifact.distances import Distance
 from diffxfer.diffs.artifact.manifest import PACKED_FORMAT
 from diffxfer.diffs.extraction.packer import Packer, Spool
 from diffxfer.diffs.jobs.job import do
@@ -23,6 +26,7 @@ from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, w
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from diffxfer.checkpoints.encodings.rounding import Rounding
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.extraction.packer import PackedBytes
     from diffxfer.diffs.jobs.job import Finish, Job, RunOptions
@@ -31,17 +35,39 @@ if TYPE_CHECKING:
     from diffxfer.streaming.statistics import TensorResult
 
 EXACT = "exact"
-"""The dtype option of a packed diff vector, in its manifest."""
-
+"""The form of a packed diff vector that loses nothing."""
+PACKINGS = (EXACT, *ROUNDINGS)
+"""The forms of a packed diff vector."""
 
 _SIZE_UNKNOWN = "a packed size is known only when it is made: the size given is that of a plain one"
 
 
-def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str) -> int | None:
+def _lossy_form(pack: bool | str) -> Rounding | None:
+    """The lossy form that an option of packing names.
+
+    Args:
+        pack: the option; False and True, which is ``"exact"``, too.
+
+    Returns:
+        The form, None if nothing is lost.
+
+    Raises:
+        OptionError: if there is no such form.
+    """
+    if isinstance(pack, bool) or pack == EXACT:
+        return None
+    if pack not in ROUNDINGS:
+        raise OptionError("--pack", f"{pack!r} is unknown", f"use one of {', '.join(PACKINGS)}")
+    return ROUNDINGS[pack]
+
+
+def check_pack_options(
+    pack: bool | str, level: int | None, as_: str, diff_dtype: str
+) -> int | None:
     """Check the options of packing.
 
     Args:
-        pack: whether to pack.
+        pack: whether to pack, and how.
         level: the level of compression, None for the default.
         as_: the kind of output.
         diff_dtype: the dtype option.
@@ -52,14 +78,17 @@ def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str)
     Raises:
         OptionError: if the options contradict each other, or there is no such level.
     """
-    if not pack:
+    if pack is False:
         if level is not None:
             raise OptionError("--pack-level", "does nothing without --pack", "give --pack too")
         return None
     if as_ != "diff":
         raise OptionError("--pack", f"cannot be used with --as {as_}", "leave out one of them")
+    rounding = _lossy_form(pack)
     if diff_dtype != "source":
         problem = "stores every difference exactly, whatever the dtype"
+        if rounding is not None:
+            problem = f"{rounding.name} says how a difference is stored"
         raise OptionError("--pack", problem, "leave out --diff-dtype")
     if level is not None and level not in LEVELS:
         known = f"give {LEVELS[0]} to {LEVELS[-1]}"
@@ -67,12 +96,13 @@ def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str)
     return LEVELS[0] if level is None else level
 
 
-def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
+def extract_packed(job: Job, options: RunOptions, pack: bool | str, level: int) -> Report:
     """Extract a packed diff vector.
 
     Args:
         job: the job of a plain one, in finetuned's dtypes.
         options: how to run it.
+        pack: how to pack, one of `PACKINGS` or True.
         level: the level of compression.
 
     Returns:
@@ -81,8 +111,9 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
     Raises:
         DiffxferError: for every known failure; nothing is at the output then.
     """
+    rounding = _lossy_form(pack)
     del job.command["diff_dtype"]
-    job.command |= {"pack": EXACT, "pack_level": level}
+    job.command |= {"pack": rounding.name if rounding else EXACT, "pack_level": level}
     plain = make_plan(job.tasks, job.inputs)
     rounded = plain.bytes_to_write
     if options.dry_run or job.problems:
@@ -96,7 +127,7 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
     computed = [task for task in job.tasks if task.operation is not Operation.BRING]
     plan = make_plan([_in_float64(task) for task in computed], job.inputs)
     with Spool(job.out) as spool:
-        packer = Packer(plan, spool, level)
+        packer = Packer(plan, spool, level, rounding)
         results = measure_inputs(
             plan,
             threads=options.threads,
@@ -108,10 +139,17 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
         job.tasks = [*map(_copy, packed), *brought]
         job.finish = _finish(job.finish, plan, results, packed)
         report = do(job, replace(options, device="cpu"))
-    inexact = {t.name: r.inexact for t, r in _written(plan, results) if r.inexact}
+    found = {task.name: result for task, result in _written(plan, results)}
+    errors = {each.name: each.error for each in packed if each.error is not None}
+    exact = {name: result for name, result in found.items() if name not in errors}
     return replace(
         report,
-        inexact=inexact,
+        inexact={name: result.inexact for name, result in exact.items() if result.inexact},
+        lossy=tuple(
+            Distance(name, errors.get(name, 0.0), result.delta_norm)
+            for name, result in found.items()
+            if rounding is not None and math.isfinite(result.delta_norm)
+        ),
         unpacked_bytes=rounded,
         bytes_to_read=plan.bytes_to_read,
     )
@@ -164,7 +202,9 @@ def _finish(
             (name, _described(entry, by_name[name], written[name]) if name in by_name else entry)
             for name, entry in entries
         )
-        update = {"diffxfer_format": PACKED_FORMAT, "packing": VERSION, "dtype": EXACT}
+        form = str(manifest.command["pack"])
+        update: dict[str, object] = {"diffxfer_format": PACKED_FORMAT, "packing": VERSION}
+        update |= {"dtype": form, "lossy": None if form == EXACT else form}
         return manifest.model_copy(update=update), described, files
 
     return finish
@@ -173,6 +213,8 @@ def _finish(
 def _described(entry: TensorEntry, stored: PackedBytes, written: TensorResult) -> TensorEntry:
     return replace(
         entry,
+        error_norm=stored.error,
+        inexact=entry.inexact if stored.error is None else None,
         checksum=stored.checksum,
         dtype=stored.packed_dtype,
         shape=stored.task.shape,

@@ -20,8 +20,10 @@ from diffxfer.checkpoints.encodings.packed import VERSION, blocks_of, prefix
 from diffxfer.checkpoints.encodings.packing import BLOCK, BlockEncoder, version
 from diffxfer.checkpoints.stored import StoredTensor
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.diffs.extraction.rounded import rounded, suits
 from diffxfer.kernels.native import kernel
 from diffxfer.streaming.checksum import block_digests, combine
+from diffxfer.streaming.statistics import norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diffxfer.checkpoints.encodings.packing import Singles
+    from diffxfer.checkpoints.encodings.rounding import Rounding
     from diffxfer.checkpoints.stored import Files, TensorSpec
     from diffxfer.streaming.plan import Plan, TensorTask
 
@@ -107,12 +110,13 @@ class PackedBytes(StoredTensor):
 
     Attributes:
         task: the task that computes Δ.
-        packed_dtype: the dtype in which every element of Δ is exact.
-        checksum: the checksum of Δ in this dtype.
+        packed_dtype: the dtype in which every element of Δ, or of what Δ is rounded to, is exact.
+        checksum: the checksum of that in this dtype.
         level: the level of compression.
         spool: the file.
         sizes: the size of each block.
         starts: where each block is in the file.
+        error: ‖what Δ is rounded to − Δ‖₂, None if Δ is exact.
     """
 
     task: TensorTask
@@ -122,6 +126,7 @@ class PackedBytes(StoredTensor):
     spool: Spool
     sizes: NDArray[np.uint32]
     starts: NDArray[np.uint64]
+    error: float | None = None
 
     @property
     def parts(self) -> tuple[TensorSpec, ...]:
@@ -174,6 +179,13 @@ class _Tensor:
     digests: dict[str, dict[int, bytes]] = field(default_factory=dict)
     dtype: str = "F64"
     checksum: str = ""
+    rounding: Rounding | None = None
+    squares: list[float] = field(default_factory=list)
+
+    @property
+    def error(self) -> float | None:
+        """‖what Δ is rounded to − Δ‖₂, None if Δ is exact."""
+        return None if self.rounding is None else norm(self.squares)
 
 
 class Packer:
@@ -183,19 +195,22 @@ class Packer:
         plan: the plan; every tensor that it writes is float64.
         spool: where blocks wait.
         level: the level of compression.
+        rounding: a lossy form for tensors that it suits, None to pack every tensor exactly.
 
     Attributes:
         sinks: what takes the output, by shard.
     """
 
-    def __init__(self, plan: Plan, spool: Spool, level: int) -> None:
-        self._spool, self._level = spool, level
+    def __init__(
+        self, plan: Plan, spool: Spool, level: int, rounding: Rounding | None = None
+    ) -> None:
+        self._spool, self._level, self._rounding = spool, level, rounding
         self._lock, self._own = threading.Lock(), threading.local()
         by_shard: dict[str, list[_Tensor]] = {name: [] for name in plan.layouts}
         for task in plan.tasks:
             if task.shard is not None:
                 assert task.dtype == "F64"
-                by_shard[task.shard].append(_begin(task))
+                by_shard[task.shard].append(_begin(task, rounding))
         self._tensors = [tensor for found in by_shard.values() for tensor in found]
         self.sinks = {name: _Sink(self, found) for name, found in by_shard.items()}
 
@@ -209,7 +224,7 @@ class Packer:
                 PackedBytes(
                     *(tensor.task.name, "U8", (size,), tensor.task.inputs[0].shard, tensor.task),
                     *(tensor.dtype, tensor.checksum, self._level, self._spool),
-                    *(tensor.sizes, tensor.starts),
+                    *(tensor.sizes, tensor.starts, tensor.error),
                 )
             )
         return made
@@ -222,20 +237,29 @@ class Packer:
             block: its number in the tensor.
             data: its values in float64.
         """
-        values = np.frombuffer(data, np.float64)
+        exact = np.frombuffer(data, np.float64)
         encoder, singles = self._mine()
-        singles = singles[: len(values)]
+        singles = singles[: len(exact)]
+        made = None
+        if tensor.rounding is not None:
+            made = rounded(encoder, tensor.rounding, tensor.task, block, exact)
+        values = exact if made is None else made[1]
         addresses = values.ctypes.data, singles.ctypes.data
         found = kernel("narrow", ("F64", "F32"))(*addresses, len(values))
-        wide = bool(found & 1)
-        packed = encoder.encode_wide(values) if wide else encoder.encode(singles)
+        # A lossy diff vector has no blocks of float32, so that its reader is simple.
+        wide = bool(found & 1) or (made is None and self._rounding is not None)
+        if made is None:
+            packed = encoder.encode_wide(values) if wide else encoder.encode(singles)
+        else:
+            packed = made[0]
         start = self._spool.add(packed)
         possible = tuple(tensor.digests)  # a dtype that is gone does not come back
-        digests = {"F64": block_digests(data, 8)}
+        digests = {"F64": block_digests(values.data.cast("B"), 8)}
         if not wide:
             digests |= _narrow_digests(singles, possible, is_bfloat16=not found & 2)
         with self._lock:
             tensor.sizes[block], tensor.starts[block] = len(packed), start
+            tensor.squares += [] if made is None else [float(np.square(values - exact).sum())]
             for dtype in tuple(tensor.digests):
                 if dtype in digests:
                     tensor.digests[dtype][block] = digests[dtype]
@@ -253,10 +277,12 @@ class Packer:
         return cast("tuple[BlockEncoder, Singles]", known)
 
 
-def _begin(task: TensorTask) -> _Tensor:
+def _begin(task: TensorTask, rounding: Rounding | None) -> _Tensor:
     blocks = blocks_of(task.elements)
     sizes, starts = np.zeros(blocks, np.uint32), np.zeros(blocks, np.uint64)
     tensor = _Tensor(task, sizes, starts, blocks, {dtype: {} for dtype in _ORDER})
+    if rounding is not None and suits(task):
+        tensor.rounding = rounding
     if not blocks:
         _complete(tensor)
     return tensor

@@ -16,12 +16,14 @@ from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.artifact.weights import diff_tensors
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
-from diffxfer.diffs.lora.distance import distances_as_json, measure_distances
+from diffxfer.diffs.artifact.distances import distances_as_json, recorded
+from diffxfer.diffs.lora.distance import measure_distances
 from diffxfer.diffs.matching.rename import parse_renames
 from diffxfer.diffs.verification.damage import Survey, survey_folder
 from diffxfer.diffs.verification.restore import (
     ITS_MODELS,
     Restored,
+    distances,
     how_restored,
     restore_tasks,
     sum_up,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.diffs.artifact.manifest import Manifest
-    from diffxfer.diffs.lora.distance import Distance
+    from diffxfer.diffs.artifact.distances import Distance
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.plan import TensorTask
@@ -63,7 +65,9 @@ class VerifyReport:
         bytes_read: bytes of the tensors read.
         elapsed_s: seconds from the call to the result.
         restored: how much of finetuned is given back by base + Δ; None without `finetuned`.
-        distances: for an adapter, how far base + Δ is from finetuned, by tensor of Δ.
+        distances: for an adapter or a lossy diff vector, how far base + Δ is from finetuned, by
+            tensor of Δ: as measured, or without `finetuned` as the manifest records it.
+        lossy: the form of a lossy diff vector.
     """
 
     command: str
@@ -76,6 +80,7 @@ class VerifyReport:
     elapsed_s: float
     restored: Restored | None
     distances: tuple[Distance, ...] | None = None
+    lossy: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -146,6 +151,8 @@ def verify(
         bytes_read=make_plan(tasks, ()).bytes_to_read,
         elapsed_s=round(time.perf_counter() - began, 3),
         restored=None if base is None else sum_up(tasks, results),
+        distances=(distances(tasks, results) if roles else recorded(manifest)) or None,
+        lossy=manifest.lossy,
     )
 
 
@@ -173,7 +180,7 @@ def _verify_adapter(
         results = _run(tasks, [adapter.shard], threads, progress)
         _refuse_damage(place.folder, manifest, survey, results, restoring=False)
         read = make_plan(tasks, ()).bytes_to_read
-    distances = measure_distances(adapter, roles["finetuned"], roles["base"], progress)
+    measured = measure_distances(adapter, roles["finetuned"], roles["base"], progress)
     read += sum(spec.nbytes for r in roles.values() for spec in r.checkpoint.tensors.values())
     return VerifyReport(
         command="verify",
@@ -185,7 +192,7 @@ def _verify_adapter(
         bytes_read=read,
         elapsed_s=round(time.perf_counter() - began, 3),
         restored=None,
-        distances=distances,
+        distances=measured,
     )
 
 
