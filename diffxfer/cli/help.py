@@ -59,9 +59,9 @@ class GroupedCommand(TyperCommand):
             args: the arguments.
         """
         known = {
-            option: param.metavar[1:-1].split("|")
+            option: placeholder[1:-1].split("|")
             for param in self.get_params(ctx)
-            if (param.metavar or "").startswith("[")
+            if (placeholder := str(param.metavar)).startswith("[")
             for option in param.opts
         }
         end = args.index("--") if "--" in args else len(args)

@@ -218,9 +218,7 @@ def dequantise(
     return np.int64(0)
 
 
-def stray(
-    finetuned: Any, base: Any, diff: Any, count: int, lanes: Any, totals: Any
-) -> np.int64:
+def stray(finetuned: Any, base: Any, diff: Any, count: int, lanes: Any, totals: Any) -> np.int64:
     """Sum the squares of Δ − (finetuned − base), and those of finetuned − base."""
     ours, theirs, stored = carray(finetuned, count), carray(base, count), carray(diff, count)
     errors, squares = carray(lanes, LANES), carray(lanes, 2 * LANES)[LANES:]

@@ -1,4 +1,4 @@
-"""Lossy blocks of a packed tensor: a code of 8 or 4 bits for each element, and a scale for each row.
+"""Lossy blocks of a packed tensor: codes of 8 or 4 bits, and a scale for each row.
 
 The content of such a block is the scales, each a bfloat16 of two bytes (little-endian), and the
 codes. A row is the last dimension of the tensor; a row that a block has only a part of has a scale
@@ -19,6 +19,7 @@ from diffxfer.kernels.signatures import SCRATCH
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.encodings.packing import Bytes, Doubles, Singles
+
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
@@ -92,7 +93,7 @@ def encode(
     if rounding.bits == 4:
         even = np.full(count + count % 2, rounding.most + 1, np.uint8)
         even[:count] = codes
-        codes = even[::2] | even[1::2] << 4
+        codes = even[::2] | even[1::2] << np.uint8(4)
     return [scales.view(np.uint8), codes], rounded
 
 

@@ -178,6 +178,27 @@ class FactorEntry(_Model):
     full_bytes: int = Field(ge=0)
 
 
+_Ratio: TypeAlias = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class LossyEntry(_Model):
+    """What a diff vector that is packed with a loss has lost.
+
+    Attributes:
+        form: ``"int8"`` or ``"int4"``.
+        error: ‖stored Δ − Δ‖₂ / ‖Δ‖₂.
+        worst: the largest such ratio of a tensor.
+        worst_tensor: its name.
+        layers: the ratio of each layer.
+    """
+
+    form: Literal["int8", "int4"]
+    error: _Ratio
+    worst: _Ratio
+    worst_tensor: str
+    layers: dict[str, _Ratio]
+
+
 class Manifest(_Model):
     """The manifest of a folder that diffxfer wrote.
 
@@ -200,7 +221,7 @@ class Manifest(_Model):
             may then have more tensors.
         factors: for an adapter made of a difference, what it keeps of each tensor of Δ.
         packing: for a packed diff vector, the version of `encodings.packed`.
-        lossy: for a diff vector packed with a loss, its form: ``"int8"`` or ``"int4"``.
+        lossy: for a diff vector packed with a loss, what is lost.
         vocabulary: how tokens were treated.
         shards: every safetensors file.
         files: every file other than weights.
@@ -222,7 +243,7 @@ class Manifest(_Model):
     is_part: bool | None = None
     factors: dict[str, FactorEntry] | None = None
     packing: int | None = None
-    lossy: Literal["int8", "int4"] | None = None
+    lossy: LossyEntry | None = None
     vocabulary: VocabularyEntry | None = None
     shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]

@@ -28,7 +28,7 @@ def diff_weights(weights: Weights, manifest: Manifest | None) -> Weights:
     from diffxfer.checkpoints.encodings.packed import FORMAT  # numpy is slow to import
 
     found = diff_tensors(weights.on_disk, manifest)
-    form = FORMAT if manifest.lossy is None else f"{FORMAT} {manifest.lossy}"
+    form = FORMAT if manifest.lossy is None else f"{FORMAT} {manifest.lossy.form}"
     return replace(weights, tensors=found, formats=(form,))
 
 
@@ -58,7 +58,7 @@ def diff_tensors(
         return found
     rounded = {name for name, entry in manifest.tensors.items() if entry.error_norm is not None}
     return {
-        name: replace(stored, form=manifest.lossy)
+        name: replace(stored, form=manifest.lossy.form)
         if isinstance(stored, Packed) and name in rounded
         else stored
         for name, stored in found.items()

@@ -15,8 +15,8 @@ from diffxfer.checkpoints.encodings.packed import VERSION
 from diffxfer.checkpoints.encodings.packing import LEVELS
 from diffxfer.checkpoints.encodings.rounding import ROUNDINGS
 from diffxfer.checkpoints.fetch import fetch_shards
-from diffxfer.diffs.artifact.distances import Distance
-from diffxfer.diffs.artifact.manifest import PACKED_FORMAT
+from diffxfer.diffs.artifact.distances import Distance, by_layer, together, worst_of
+from diffxfer.diffs.artifact.manifest import PACKED_FORMAT, LossyEntry
 from diffxfer.diffs.extraction.packer import Packer, Spool
 from diffxfer.diffs.jobs.job import do
 from diffxfer.errors import OptionError
@@ -137,21 +137,28 @@ def extract_packed(job: Job, options: RunOptions, pack: bool | str, level: int) 
         )
         packed = packer.packed()
         job.tasks = [*map(_copy, packed), *brought]
-        job.finish = _finish(job.finish, plan, results, packed)
+        measured = {task.name: result for task, result in _written(plan, results)}
+        lost = _lost(packed, measured) if rounding else ()
+        job.finish = _finish(job.finish, plan, results, packed, lost)
         report = do(job, replace(options, device="cpu"))
-    found = {task.name: result for task, result in _written(plan, results)}
-    errors = {each.name: each.error for each in packed if each.error is not None}
-    exact = {name: result for name, result in found.items() if name not in errors}
+    inexact = {each.name: measured[each.name].inexact for each in packed if each.error is None}
     return replace(
         report,
-        inexact={name: result.inexact for name, result in exact.items() if result.inexact},
-        lossy=tuple(
-            Distance(name, errors.get(name, 0.0), result.delta_norm)
-            for name, result in found.items()
-            if rounding is not None and math.isfinite(result.delta_norm)
-        ),
+        inexact={name: count for name, count in inexact.items() if count},
+        lossy=lost,
         unpacked_bytes=rounded,
         bytes_to_read=plan.bytes_to_read,
+    )
+
+
+def _lost(
+    packed: Sequence[PackedBytes], measured: Mapping[str, TensorResult]
+) -> tuple[Distance, ...]:
+    """How far each tensor is from Δ, 0 if it is exact; without those that are not finite."""
+    return tuple(
+        Distance(each.name, each.error or 0.0, measured[each.name].delta_norm)
+        for each in packed
+        if math.isfinite(measured[each.name].delta_norm)
     )
 
 
@@ -184,7 +191,11 @@ def _written(
 
 
 def _finish(
-    complete: Finish, plan: Plan, results: Sequence[TensorResult], packed: Sequence[PackedBytes]
+    complete: Finish,
+    plan: Plan,
+    results: Sequence[TensorResult],
+    packed: Sequence[PackedBytes],
+    lost: Sequence[Distance],
 ) -> Finish:
     """Complete the manifest by what the first run has measured, and by how tensors are packed."""
     measured = {task.name: result for task, result in _written(plan, results)}
@@ -204,10 +215,22 @@ def _finish(
         )
         form = str(manifest.command["pack"])
         update: dict[str, object] = {"diffxfer_format": PACKED_FORMAT, "packing": VERSION}
-        update |= {"dtype": form, "lossy": None if form == EXACT else form}
+        update |= {"dtype": form, "lossy": None if form == EXACT else _entry(form, lost)}
         return manifest.model_copy(update=update), described, files
 
     return finish
+
+
+def _entry(form: str, lost: Sequence[Distance]) -> LossyEntry:
+    """What is lost in all, in the worst tensor, and in each layer."""
+    worst = worst_of(lost) if lost else Distance("", 0.0, 0.0)
+    return LossyEntry(
+        form="int4" if form == "int4" else "int8",
+        error=together(lost).ratio or 0.0,
+        worst=worst.ratio or 0.0,
+        worst_tensor=worst.name,
+        layers={layer.name: layer.ratio or 0.0 for layer in by_layer(lost)},
+    )
 
 
 def _described(entry: TensorEntry, stored: PackedBytes, written: TensorResult) -> TensorEntry:

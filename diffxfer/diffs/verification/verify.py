@@ -12,11 +12,11 @@ from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.resolve import find
+from diffxfer.diffs.artifact.distances import distances_as_json, recorded
 from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
 from diffxfer.diffs.artifact.weights import diff_tensors
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
-from diffxfer.diffs.artifact.distances import distances_as_json, recorded
 from diffxfer.diffs.lora.distance import measure_distances
 from diffxfer.diffs.matching.rename import parse_renames
 from diffxfer.diffs.verification.damage import Survey, survey_folder
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.stored import ShardFile
-    from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.artifact.distances import Distance
+    from diffxfer.diffs.artifact.manifest import Manifest
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.plan import TensorTask
@@ -152,7 +152,7 @@ def verify(
         elapsed_s=round(time.perf_counter() - began, 3),
         restored=None if base is None else sum_up(tasks, results),
         distances=(distances(tasks, results) if roles else recorded(manifest)) or None,
-        lossy=manifest.lossy,
+        lossy=manifest.lossy and manifest.lossy.form,
     )
 
 
