@@ -128,7 +128,9 @@ def test_a_tensor_of_several_blocks_is_read_in_any_pieces(tmp_path: Path, form: 
         done = start
         for part in rows(values, start, min(start + BLOCK, values.size)):
             made = whole[done : done + len(part)].astype(np.float64)
-            fitting = [s for s in candidates(part, form) if (integers(part, s, form) * s == made).all()]
+            fitting = [
+                s for s in candidates(part, form) if (integers(part, s, form) * s == made).all()
+            ]
             assert fitting
             done += len(part)
 
