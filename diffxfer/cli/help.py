@@ -67,7 +67,7 @@ class GroupedCommand(TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         given = [
             f"{arg}={known[arg][0]}" if arg in known and after not in known[arg] else arg
-            for arg, after in zip(args[:end], (*args[1:end], ""), strict=True)
+            for arg, after in zip(args[:end], (*args[1:end], ""), strict=False)
         ]
         return super().parse_args(ctx, [*given, *args[end:]])
 

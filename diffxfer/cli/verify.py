@@ -39,7 +39,7 @@ def verify(
             rich_help_panel=WHAT,
             metavar=EITHER,
             help="The base of a diff vector, to prove that base + diff vector is the fine-tune; or"
-            " of an adapter, to measure how far base + its Δ is from the fine-tune.",
+            " of a lossy one or an adapter, to measure how far base + its Δ is from the fine-tune.",
         ),
     ] = None,
     finetuned: Annotated[

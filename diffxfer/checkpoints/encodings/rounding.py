@@ -18,7 +18,7 @@ from diffxfer.kernels.native import kernel
 from diffxfer.kernels.signatures import SCRATCH
 
 if TYPE_CHECKING:
-    from diffxfer.checkpoints.encodings.packing import Bytes, Doubles, Singles
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ def rows_of(count: int, first: int, width: int) -> int:
 
 
 def encode(
-    values: Doubles, rounding: Rounding, first: int, width: int
-) -> tuple[list[Bytes], Doubles] | None:
+    values: NDArray[np.float64], rounding: Rounding, first: int, width: int
+) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]] | None:
     """Round values to codes.
 
     Args:
@@ -97,7 +97,9 @@ def encode(
     return [scales.view(np.uint8), codes], rounded
 
 
-def decode(content: Bytes, rounding: Rounding, count: int, first: int, width: int) -> Singles:
+def decode(
+    content: NDArray[np.uint8], rounding: Rounding, count: int, first: int, width: int
+) -> NDArray[np.float32]:
     """The values of a block.
 
     Args:

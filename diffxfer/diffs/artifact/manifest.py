@@ -21,6 +21,7 @@ from diffxfer.checkpoints.companions import companion_path, read_bytes
 from diffxfer.checkpoints.hub.repo_ids import place_name
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.resolve import require_folder
+from diffxfer.diffs.artifact.lossy import LossyEntry
 from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -176,27 +177,6 @@ class FactorEntry(_Model):
     delta_norm: _Norm
     bytes: int = Field(ge=0)
     full_bytes: int = Field(ge=0)
-
-
-_Ratio: TypeAlias = Annotated[FiniteFloat, Field(ge=0)]
-
-
-class LossyEntry(_Model):
-    """What a diff vector that is packed with a loss has lost.
-
-    Attributes:
-        form: ``"int8"`` or ``"int4"``.
-        error: ‖stored Δ − Δ‖₂ / ‖Δ‖₂.
-        worst: the largest such ratio of a tensor.
-        worst_tensor: its name.
-        layers: the ratio of each layer.
-    """
-
-    form: Literal["int8", "int4"]
-    error: _Ratio
-    worst: _Ratio
-    worst_tensor: str
-    layers: dict[str, _Ratio]
 
 
 class Manifest(_Model):

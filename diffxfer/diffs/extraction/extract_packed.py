@@ -16,7 +16,8 @@ from diffxfer.checkpoints.encodings.packing import LEVELS
 from diffxfer.checkpoints.encodings.rounding import ROUNDINGS
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.diffs.artifact.distances import Distance, by_layer, together, worst_of
-from diffxfer.diffs.artifact.manifest import PACKED_FORMAT, LossyEntry
+from diffxfer.diffs.artifact.lossy import LossyEntry
+from diffxfer.diffs.artifact.manifest import PACKED_FORMAT
 from diffxfer.diffs.extraction.packer import Packer, Spool
 from diffxfer.diffs.jobs.job import do
 from diffxfer.errors import OptionError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,8 @@ def verify(
     Args:
         path: the folder, or its id on the Hub, ``"org/name[@revision]"``.
         base: for a diff vector, its base, named the same way: check that base + Δ gives
-            `finetuned` back; for an adapter of any origin, measure how far base + Δ is from it.
+            `finetuned` back; for a lossy diff vector and for an adapter of any origin, measure how
+            far base + Δ is from it.
         finetuned: the fine-tuned model that it was extracted from, named the same way.
         rename: ``"ROLE:REGEX=TEXT"``, the renames that `extract` was given.
         threads: number of workers; None for one per processor.
@@ -141,18 +142,31 @@ def verify(
         _refuse_damaged_bytes(place.folder, manifest, survey, threads, progress)
     results = _run(tasks, inputs, threads, progress)
     _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
+    found = _report(Path(path), manifest, tasks, results, restoring=bool(roles))
+    return replace(found, elapsed_s=round(time.perf_counter() - began, 3))
+
+
+def _report(
+    path: Path,
+    manifest: Manifest,
+    tasks: list[TensorTask],
+    results: Mapping[str, TensorResult],
+    *,
+    restoring: bool,
+) -> VerifyReport:
+    """What was checked in a folder that is undamaged."""
     return VerifyReport(
         command="verify",
-        path=Path(path),
+        path=path,
         kind=manifest.kind,
         files=len(manifest.files) + 1,
         shards=len(manifest.shards),
         tensors=len(manifest.tensors),
         bytes_read=make_plan(tasks, ()).bytes_to_read,
-        elapsed_s=round(time.perf_counter() - began, 3),
-        restored=None if base is None else sum_up(tasks, results),
-        distances=(distances(tasks, results) if roles else recorded(manifest)) or None,
-        lossy=manifest.lossy and manifest.lossy.form,
+        elapsed_s=0.0,
+        restored=sum_up(tasks, results) if restoring else None,
+        distances=(distances(tasks, results) if restoring else recorded(manifest)) or None,
+        lossy=None if manifest.lossy is None else manifest.lossy.form,
     )
 
 

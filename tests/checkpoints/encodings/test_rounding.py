@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def rows(values: Array, start: int = 0, stop: int | None = None) -> list[Array]:
     width, flat = values.shape[-1], values.reshape(-1)
     stop = values.size if stop is None else stop
     cuts = [start, *range(start - start % width + width, stop, width), stop]
-    return [flat[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [flat[a:b] for a, b in pairwise(cuts)]
 
 
 def as_bfloat16(value: float) -> float:
