@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from diffxfer.checkpoints.output_place import gigabytes
-from diffxfer.cli.adapter_table import print_kept
+from diffxfer.cli.adapter_table import print_distances, print_kept
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.exactness import exactness
 from diffxfer.cli.findings import error_as_json
@@ -195,6 +195,7 @@ class Console:
             elif not self._quiet:
                 _print_summary(report)
                 print_kept(report)
+                print_distances(report.lossy)
             print_warnings(report.warnings)
         if refusal:
             print_error(refusal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.diffs.artifact.distances import in_words
 
 if TYPE_CHECKING:
     from diffxfer.diffs.jobs.report import Report
@@ -32,6 +33,8 @@ def exactness(report: Report) -> list[str]:
             f"packed: {gigabytes(report.bytes_to_write)}, {report.bytes_to_write / plain:.0%} of a"
             f" plain diff vector in finetuned's dtypes ({gigabytes(plain)})"
         )
+    if report.lossy:
+        lines.append(f"lossy: {in_words(report.lossy)}")
     return lines
 
 

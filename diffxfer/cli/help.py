@@ -51,6 +51,26 @@ class GroupedCommand(TyperCommand):
             groups[getattr(param, "rich_help_panel", None) or _group(param)].append(record)
         return {name: rows for name, rows in groups.items() if rows}
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments; an option whose placeholder is ``[a|b]`` is ``a`` without a value.
+
+        Args:
+            ctx: click's context.
+            args: the arguments.
+        """
+        known = {
+            option: placeholder[1:-1].split("|")
+            for param in self.get_params(ctx)
+            if (placeholder := str(param.metavar)).startswith("[")
+            for option in param.opts
+        }
+        end = args.index("--") if "--" in args else len(args)
+        given = [
+            f"{arg}={known[arg][0]}" if arg in known and after not in known[arg] else arg
+            for arg, after in zip(args[:end], (*args[1:end], ""), strict=False)
+        ]
+        return super().parse_args(ctx, [*given, *args[end:]])
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options, group by group.
 

@@ -162,12 +162,14 @@ DiffDtype = Annotated[
     ),
 ]
 Pack = Annotated[
-    bool,
+    str | None,
     typer.Option(
         "--pack",
         rich_help_panel=OUTPUT,
-        help="Store the diff vector exactly, and compressed: applied to the base, it gives the"
-        " fine-tune back bit for bit.",
+        metavar="[exact|int8|int4]",
+        help="Compress the diff vector. exact, also without a value: applied to the base, it gives"
+        " the fine-tune back bit for bit. int8 and int4 round it, and are a half and a quarter as"
+        " large as a 16-bit model, or less.",
     ),
 ]
 PackLevel = Annotated[

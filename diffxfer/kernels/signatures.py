@@ -30,6 +30,9 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "narrow": ("count",),
     "split": ("count",),
     "join": ("count",),
+    "quantise": ("count",) * 5,
+    "dequantise": ("count",) * 4,
+    "stray": ("count", "array", "array"),
 }
 """The kernels, and the arguments of each after its pointers to elements."""
 

@@ -69,7 +69,7 @@ class Reader:
             return self._contrast(chunk, task)
         if task.operation is Operation.DISTANCES:
             return self._distances(chunk, task)
-        if task.operation is Operation.RESTORE:
+        if task.operation in (Operation.RESTORE, Operation.APPROACH):
             return self._restore(chunk, task)
         return self._inspect(chunk, task)
 
@@ -161,6 +161,8 @@ class Reader:
                     result.input_digests = block_digests(read, BITS[theirs] // 8)
                 count = kernel("restore", (ours, theirs, stored))
                 inexact = count(*self._addresses[:2], delta, piece.count)
+                if task.operation is Operation.APPROACH:
+                    result.sums += self._stray(task, delta, piece.count)
             else:
                 count = kernel("give_back", (ours, stored))
                 inexact = count(self._addresses[0], delta, piece.count)
@@ -205,6 +207,17 @@ class Reader:
         marks = np.empty(count, np.uint8)
         kernel("lost", (*dtypes, "U8"))(*addresses, marks.ctypes.data, count)
         return np.flatnonzero(marks)
+
+    def _stray(self, task: TensorTask, delta: int, count: int) -> tuple[tuple[float, ...], ...]:
+        """The squares of Δ − (finetuned − base) and of finetuned − base, for each block."""
+        ours, theirs, stored = dtypes = tuple(spec.dtype for spec in task.inputs)
+        steps = BITS[ours] // 8, BITS[theirs] // 8, BITS[stored] // 8
+        places, found = (*self._addresses[:2], delta), []
+        for start in range(0, count, BLOCK_ELEMENTS):
+            here = [at + start * step for at, step in zip(places, steps, strict=True)]
+            kernel("stray", dtypes)(*here, min(BLOCK_ELEMENTS, count - start), *self._sums)
+            found.append(tuple(self._totals[:2].tolist()))
+        return tuple(found)
 
     def _read(self, slot: int, task: TensorTask, piece: Piece, at: int) -> memoryview:
         """Read a piece of an input into its buffer, at the element offset `at`."""

@@ -30,6 +30,7 @@ _INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.CONTRAST: ("A", "B"),
     Operation.DISTANCES: ("finetuned", "base", "target", "direct"),
     Operation.RESTORE: ("finetuned", "base", "diff vector"),
+    Operation.APPROACH: ("finetuned", "base", "diff vector"),
 }
 """The inputs of a task, in order, by operation; direct is optional."""
 _WIDER: Mapping[Operation, str] = {

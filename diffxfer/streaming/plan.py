@@ -91,6 +91,8 @@ class Operation(Enum):
     """Writes nothing: how far the roles are from each other, in length and direction."""
     RESTORE = "restore"
     """Writes nothing: whether base + Δ gives finetuned back, and the checksums of Δ and base."""
+    APPROACH = "approach"
+    """The same, and how far base + Δ is from finetuned: Δ is stored with a loss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,11 +165,11 @@ def _finish(parts: _Parts) -> TensorResult:
         combine(parts.digests),
         combine(parts.input_digests) if parts.input_digests else b"",
         parts.inexact,
-        _norm(parts.delta_squares),
-        _norm(parts.base_squares),
+        norm(parts.delta_squares),
+        norm(parts.base_squares),
         b"".join([_SAMPLE.pack(*sample) for sample in sorted(parts.samples)]),
         parts.unchanged,
-        _norm(parts.other_squares),
+        norm(parts.other_squares),
         tuple([exact_sum(column) for column in zip(*parts.sums, strict=True)]),
     )
 
@@ -188,7 +188,12 @@ def exact_sum(numbers: Sequence[float]) -> float:
         return math.nan
 
 
-def _norm(squares: Sequence[float]) -> float:
+def norm(squares: Sequence[float]) -> float:
+    """The root of the sum of the sums of blocks, in nine digits.
+
+    Args:
+        squares: the sums, in any order.
+    """
     # `fsum` is exact, so the order in which blocks were finished has no effect. Nine digits,
     # because the last digits of a block's sum depend on the processor.
     if not squares:

@@ -1,4 +1,4 @@
-"""Packed tensors: an exact difference, compressed block by block; each block decodes alone.
+"""Packed tensors: a difference, compressed block by block; each block decodes alone.
 
 On disk a packed tensor is a U8 tensor with its own name. Its dtype and shape are in the manifest.
 The bytes are a head (`HEAD`: a mark, the version of the format, the number of elements), the size
@@ -110,9 +110,11 @@ class Packed(StoredTensor):
 
     Attributes:
         data: the bytes.
+        form: what the manifest says of them, for people; reading does not depend on it.
     """
 
     data: TensorSpec
+    form: str = FORMAT
 
     @property
     def parts(self) -> tuple[TensorSpec, ...]:
@@ -123,6 +125,11 @@ class Packed(StoredTensor):
     def parameters(self) -> tuple[object, ...]:
         """The shape: the bytes state only the number of elements."""
         return FORMAT, self.shape
+
+    @property
+    def encoding(self) -> str:
+        """The form."""
+        return self.form
 
     @property
     def data_start(self) -> int:
@@ -176,8 +183,9 @@ class Packed(StoredTensor):
 
     def _decode(self, files: Files, block: int) -> NDArray[np.generic]:
         data, count = self._bytes_of(files, block)
+        width = self.shape[-1] if self.shape else 1
         try:
-            return _as_dtype(decode(data, count), self.dtype)
+            return _as_dtype(decode(data, count, block * BLOCK % width, width), self.dtype)
         except PackingError as exc:
             raise self.damaged(str(exc), block) from exc
 

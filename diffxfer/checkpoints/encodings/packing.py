@@ -1,10 +1,11 @@
-"""One block of a packed tensor: float32 or float64 values, compressed without loss.
+"""One block of a packed tensor: float32 or float64 values, compressed.
 
 A block begins with a byte that states its form:
 
 - 1: float32: a bit for each element, the first one in the highest bit of its byte; then the planes
   of `kernels.packing` for the elements whose bit is 1. The others are +0.0.
 - 2: float64: 8 planes of bytes, the lowest byte first.
+- 3 and 4: int8 and int4: codes and scales, see `rounding`. These two lose something.
 
 Then comes one frame of zstd. A reader needs nothing else. The writer ends a block of zstd wherever
 the statistics of the bytes change, so that each part has a code of its own.
@@ -24,12 +25,14 @@ import zstandard
 from numpy.typing import NDArray
 
 from diffxfer.checkpoints.encodings import exceptions
+from diffxfer.checkpoints.encodings import rounding as lossy
 from diffxfer.kernels.native import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from diffxfer.checkpoints.encodings.exceptions import Exceptions
+    from diffxfer.checkpoints.encodings.rounding import Rounding
 
 BLOCK = 1 << 18
 """Elements of a block: those of a checksum's block."""
@@ -41,6 +44,7 @@ LEVELS = range(1, 20)
 _SINGLES, _DOUBLES = 1, 2
 _WITH_EXCEPTIONS = 0x80
 _SIZE = struct.Struct("<I")
+_ROUNDED = {rounding.form: rounding for rounding in lossy.ROUNDINGS.values()}
 _MANY_ZEROS = 0.55
 """From this share on, zeros are left out of the planes."""
 _OWN_CODE = 8192
@@ -126,6 +130,26 @@ class BlockEncoder:
         form = block[0] | _WITH_EXCEPTIONS
         return b"".join((bytes((form,)), block[1:], frame, _SIZE.pack(len(frame))))
 
+    def encode_rounded(
+        self, values: Doubles, rounding: Rounding, first: int, width: int
+    ) -> tuple[bytes, Doubles] | None:
+        """Round values to codes, and compress these: that saves 6 % of int8 and 12 % of int4.
+
+        Args:
+            values: at most `BLOCK` of them.
+            rounding: the form.
+            first: the place of the first value in its row.
+            width: the elements of a row.
+
+        Returns:
+            The block, and the values that it decodes to; None if these values cannot be rounded.
+        """
+        found = lossy.encode(values, rounding, first, width)
+        if found is None:
+            return None
+        parts, rounded = found
+        return bytes((rounding.form,)) + self._compress(parts), rounded
+
     def _planes(self, whole: NDArray[np.uint32]) -> list[Bytes]:
         """The planes, cut where a code of its own is worth it."""
         count = len(whole)
@@ -156,12 +180,14 @@ def _cuts(ends: NDArray[np.uint32], count: int) -> Iterator[int]:
             last = end
 
 
-def decode(data: memoryview, count: int) -> Singles | Doubles:
+def decode(data: memoryview, count: int, first: int = 0, width: int = 1) -> Singles | Doubles:
     """The values of a block.
 
     Args:
         data: its bytes, not trusted.
         count: its number of elements, at most `BLOCK`.
+        first: the place of its first element in a row.
+        width: the elements of a row.
 
     Raises:
         PackingError: if it is not a block of so many elements.
@@ -171,8 +197,12 @@ def decode(data: memoryview, count: int) -> Singles | Doubles:
     if form == _DOUBLES:
         planes = _decompress(data[1:], 8 * count, 8 * count).reshape(8, count)
         return np.ascontiguousarray(planes.T).view(np.float64).reshape(count)
+    if form in _ROUNDED:
+        size = _ROUNDED[form].size(count, first, width)
+        content = _decompress(data[1:], size, size)
+        return lossy.decode(content, _ROUNDED[form], count, first, width)
     if form != _SINGLES:
-        raise PackingError(f"expected the form 1 or 2, found {form} in {len(data):,} bytes")
+        raise PackingError(f"expected the form 1 to 4, found {form} in {len(data):,} bytes")
     bits = -(-count // 8)
     content = _decompress(data[1:], bits, bits + 4 * count)
     present = np.unpackbits(content[:bits], count=count).view(np.bool_)

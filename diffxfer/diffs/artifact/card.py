@@ -65,6 +65,37 @@ that base + difference does not give back, such as −0.0 from 1.0, are listed a
 `diffxfer apply` on the base puts them in.
 """
 
+_LOSSY = """\
+## Reading it without diffxfer
+
+The tensors are rounded to {form}, with a scale for each row, and packed: each one is a U8 tensor
+under its name, compressed by zstd in blocks of 262,144 elements; its shape is in `diffxfer.json`.
+This fills an array of zeros of that shape, `out`, with the tensor whose bytes are `raw`:
+
+```python
+import numpy as np, zstandard
+def unpack(raw, out):
+    flat, w, at = out.reshape(-1), (1, *out.shape)[-1], 16 + -(-out.size // 2**18) * 4
+    for k, size in enumerate(raw[16:at].view("<u4").tolist()):
+        p, data, at = flat[k << 18 :][: 2**18], raw[at : at + size].tobytes(), at + size
+        x = np.frombuffer(zstandard.decompress(data[1:]), "u1")
+        if data[0] & 127 == 2: p[:] = x.reshape(8, -1).T.copy().view("<f8")[:, 0]; continue
+        row = ((k << 18) % w + np.arange(len(p))) // w
+        s, q = np.split(x, [2 * row[-1] + 2]){unpacked}
+        p[:] = (q - {zero}) * (s.view("<u2").astype("u4") << 16).view("f4")[row]
+```
+
+`safetensors.numpy.load_file` gives the bytes. float64 holds every value exactly; so does the dtype
+in `diffxfer.json`. Tensors without a shape there are stored as they are.
+
+‖stored Δ − Δ‖ is {error} of ‖Δ‖, and at most {worst}, in {tensor}. `diffxfer.json` has
+`error_norm`, ‖stored Δ − Δ‖, of every rounded tensor; the others, such as vectors, are exact.
+"""
+_CODES = {
+    "int8": {"unpacked": "", "zero": "128.0"},
+    "int4": {"unpacked": "; q = np.c_[q & 15, q >> 4].ravel()[: len(p)]", "zero": "8.0"},
+}
+
 _ADAPTER = """\
 # {title}
 
@@ -131,7 +162,16 @@ def how_to_read(manifest: Manifest) -> str:
     Args:
         manifest: its manifest.
     """
-    return "" if manifest.packing is None else _PACKED
+    if manifest.lossy is None:
+        return "" if manifest.packing is None else _PACKED
+    lost = manifest.lossy
+    return _LOSSY.format(
+        form=lost.form,
+        **_CODES[lost.form],
+        error=f"{lost.error:.2%}",
+        worst=f"{lost.worst:.2%}",
+        tensor=plain(lost.worst_tensor),
+    )
 
 
 def base_models(manifest: Manifest) -> list[str]:

@@ -28,7 +28,8 @@ def diff_weights(weights: Weights, manifest: Manifest | None) -> Weights:
     from diffxfer.checkpoints.encodings.packed import FORMAT  # numpy is slow to import
 
     found = diff_tensors(weights.on_disk, manifest)
-    return replace(weights, tensors=found, formats=(FORMAT,))
+    form = FORMAT if manifest.lossy is None else f"{FORMAT} {manifest.lossy.form}"
+    return replace(weights, tensors=found, formats=(form,))
 
 
 def diff_tensors(
@@ -45,11 +46,20 @@ def diff_tensors(
     """
     if manifest.packing is None:
         return on_disk
-    from diffxfer.checkpoints.encodings.packed import unpacked
+    from diffxfer.checkpoints.encodings.packed import Packed, unpacked
 
     described = {
         name: (entry.dtype, entry.shape)
         for name, entry in manifest.tensors.items()
         if entry.dtype is not None and entry.shape is not None
     }
-    return unpacked(on_disk, described)
+    found = unpacked(on_disk, described)
+    if manifest.lossy is None:
+        return found
+    rounded = {name for name, entry in manifest.tensors.items() if entry.error_norm is not None}
+    return {
+        name: replace(stored, form=manifest.lossy.form)
+        if isinstance(stored, Packed) and name in rounded
+        else stored
+        for name, stored in found.items()
+    }

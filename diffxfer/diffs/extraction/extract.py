@@ -67,7 +67,7 @@ def extract_diff(
     rest: str = "modules_to_save",
     exact: bool = False,
     diff_dtype: str = "source",
-    pack: bool = False,
+    pack: bool | str = False,
     pack_level: int | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -106,7 +106,8 @@ def extract_diff(
         diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` restores
             nearly every element of a 16-bit checkpoint exactly; ``"float64"``, ``"bfloat16"``
             and ``"float16"`` are allowed too.
-        pack: store Δ exactly and compressed: `apply_diff` on base then gives finetuned back.
+        pack: store Δ compressed: ``"exact"`` or True so that `apply_diff` on base gives finetuned
+            back; ``"int8"`` and ``"int4"`` round it to so many bits an element.
         pack_level: how hard to compress, 1 to 19; 1 by default.
         include: only tensors whose names match one of these patterns.
         exclude: no tensors whose names match one of these patterns.
@@ -222,7 +223,7 @@ def extract_diff(
     if lora is not None:
         return extract_adapter(job, source, companions.files, roles, lora, options)
     if level is not None:
-        return extract_packed(job, options, level)
+        return extract_packed(job, options, pack, level)
     estimate = None if dry_run else estimate_packing(job)
     return replace(do(job, options), packed_estimate=estimate)
 

@@ -1,4 +1,4 @@
-"""Extracting Δ exactly, packed.
+"""Extracting Δ packed: exactly, or rounded to a few bits.
 
 Two runs, since sizes are not known before: the first computes Δ in float64 and compresses it into a
 temporary file (`packer`), the second copies the blocks to their places. The second one resumes like
@@ -7,17 +7,22 @@ any other: if the first one, made again, gives the same sizes, the layout is the
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.encodings.packed import VERSION
 from diffxfer.checkpoints.encodings.packing import LEVELS
+from diffxfer.checkpoints.encodings.rounding import ROUNDINGS
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.output_place import refuse_small_disk
 from diffxfer.checkpoints.partial import unfinished_bytes
+from diffxfer.diffs.artifact.distances import Distance, by_layer, together, worst_of
+from diffxfer.diffs.artifact.lossy import LossyEntry
 from diffxfer.diffs.artifact.manifest import PACKED_FORMAT
 from diffxfer.diffs.extraction.pack_estimate import most_packed_bytes
-from diffxfer.diffs.extraction.packer import Packer, Spool
+from diffxfer.diffs.extraction.packer import Packer
+from diffxfer.diffs.extraction.spool import Spool
 from diffxfer.diffs.jobs.job import do
 from diffxfer.errors import OptionError
 from diffxfer.streaming.measure import measure_inputs
@@ -26,23 +31,47 @@ from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, w
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from diffxfer.checkpoints.encodings.rounding import Rounding
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
-    from diffxfer.diffs.extraction.packer import PackedBytes
+    from diffxfer.diffs.extraction.spool import PackedBytes
     from diffxfer.diffs.jobs.job import Finish, Job, RunOptions
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.streaming.plan import Plan
     from diffxfer.streaming.statistics import TensorResult
 
 EXACT = "exact"
-"""The dtype option of a packed diff vector, in its manifest."""
+"""The form of a packed diff vector that loses nothing."""
+PACKINGS = (EXACT, *ROUNDINGS)
+"""The forms of a packed diff vector."""
 _WHY_CPU = "differences are packed on the CPU"
 
 
-def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str) -> int | None:
+def _lossy_form(pack: bool | str) -> Rounding | None:
+    """The lossy form that an option of packing names.
+
+    Args:
+        pack: the option; False and True, which is ``"exact"``, too.
+
+    Returns:
+        The form, None if nothing is lost.
+
+    Raises:
+        OptionError: if there is no such form.
+    """
+    if isinstance(pack, bool) or pack == EXACT:
+        return None
+    if pack not in ROUNDINGS:
+        raise OptionError("--pack", f"{pack!r} is unknown", f"use one of {', '.join(PACKINGS)}")
+    return ROUNDINGS[pack]
+
+
+def check_pack_options(
+    pack: bool | str, level: int | None, as_: str, diff_dtype: str
+) -> int | None:
     """Check the options of packing.
 
     Args:
-        pack: whether to pack.
+        pack: whether to pack, and how.
         level: the level of compression, None for the default.
         as_: the kind of output.
         diff_dtype: the dtype option.
@@ -53,14 +82,17 @@ def check_pack_options(pack: bool, level: int | None, as_: str, diff_dtype: str)
     Raises:
         OptionError: if the options contradict each other, or there is no such level.
     """
-    if not pack:
+    if pack is False:
         if level is not None:
             raise OptionError("--pack-level", "does nothing without --pack", "give --pack too")
         return None
     if as_ != "diff":
         raise OptionError("--pack", f"cannot be used with --as {as_}", "leave out one of them")
+    rounding = _lossy_form(pack)
     if diff_dtype != "source":
         problem = "stores every difference exactly, whatever the dtype"
+        if rounding is not None:
+            problem = f"{rounding.name} says how a difference is stored"
         raise OptionError("--pack", problem, "leave out --diff-dtype")
     if level is not None and level not in LEVELS:
         known = f"give {LEVELS[0]} to {LEVELS[-1]}"
@@ -82,12 +114,13 @@ def refuse_gpu(device: str) -> None:
         raise OptionError("--device", problem, "leave out --device")
 
 
-def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
+def extract_packed(job: Job, options: RunOptions, pack: bool | str, level: int) -> Report:
     """Extract a packed diff vector.
 
     Args:
         job: the job of a plain one, in finetuned's dtypes.
         options: how to run it.
+        pack: how to pack, one of `PACKINGS` or True.
         level: the level of compression.
 
     Returns:
@@ -96,8 +129,9 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
     Raises:
         DiffxferError: for every known failure; nothing is at the output then.
     """
+    rounding = _lossy_form(pack)
     del job.command["diff_dtype"]
-    job.command |= {"pack": EXACT, "pack_level": level}
+    job.command |= {"pack": rounding.name if rounding else EXACT, "pack_level": level}
     plain_bytes = make_plan(job.tasks, job.inputs).bytes_to_write
     brought = [task for task in job.tasks if task.operation is Operation.BRING]
     plan = exact_plan(job)
@@ -105,10 +139,11 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
     if job.problems:
         return do(job, on_cpu)
     if options.dry_run:
-        most = most_packed_bytes(plan, level) + sum(task.inputs[0].nbytes for task in brought)
+        most = most_packed_bytes(plan, level, rounding)
+        most += sum(task.inputs[0].nbytes for task in brought)
         report = replace(do(job, on_cpu), bytes_to_write=most, packed_estimate=most)
     else:
-        report = _pack(job, plan, brought, on_cpu, level)
+        report = _pack(job, plan, brought, on_cpu, (level, rounding))
     return replace(
         report,
         unpacked_bytes=plain_bytes,
@@ -118,17 +153,21 @@ def extract_packed(job: Job, options: RunOptions, level: int) -> Report:
 
 
 def _pack(
-    job: Job, plan: Plan, brought: Sequence[TensorTask], options: RunOptions, level: int
+    job: Job,
+    plan: Plan,
+    brought: Sequence[TensorTask],
+    options: RunOptions,
+    how: tuple[int, Rounding | None],
 ) -> Report:
     """Compress every difference, then write them."""
     if not options.stream:
         shards = (stored.shard for task in plan.tasks for stored in task.inputs)
         fetch_shards(shards, options.progress, out=job.out)
     # Every block is on the disk twice at the end: in the temporary file, and at its place.
-    needed = 2 * most_packed_bytes(plan, level) + sum(task.inputs[0].nbytes for task in brought)
+    needed = 2 * most_packed_bytes(plan, *how) + sum(task.inputs[0].nbytes for task in brought)
     refuse_small_disk(job.out, needed, unfinished_bytes(job.out))
     with Spool(job.out) as spool:
-        packer = Packer(plan, spool, level)
+        packer = Packer(plan, spool, *how)
         results = measure_inputs(
             plan,
             threads=options.threads,
@@ -139,8 +178,14 @@ def _pack(
         )
         packed = packer.packed()
         job.tasks = [*map(_copy, packed), *brought]
-        job.finish = _finish(job.finish, plan, results, packed)
-        return do(job, options)
+        measured = {task.name: result for task, result in _written(plan, results)}
+        lost = _lost(packed, measured) if how[1] else ()
+        job.finish = _finish(job.finish, plan, results, packed, lost)
+        report = do(job, options)
+    inexact = {each.name: measured[each.name].inexact for each in packed if each.error is None}
+    return replace(
+        report, inexact={name: count for name, count in inexact.items() if count}, lossy=lost
+    )
 
 
 def estimate_packing(job: Job) -> int | None:
@@ -169,6 +214,17 @@ def exact_plan(job: Job) -> Plan:
     """
     computed = (task for task in job.tasks if task.operation is not Operation.BRING)
     return make_plan([_in_float64(task) for task in computed], job.inputs)
+
+
+def _lost(
+    packed: Sequence[PackedBytes], measured: Mapping[str, TensorResult]
+) -> tuple[Distance, ...]:
+    """How far each tensor is from Δ, 0 if it is exact; without those that are not finite."""
+    return tuple(
+        Distance(each.name, each.error or 0.0, measured[each.name].delta_norm)
+        for each in packed
+        if math.isfinite(measured[each.name].delta_norm)
+    )
 
 
 def _in_float64(task: TensorTask) -> TensorTask:
@@ -200,7 +256,11 @@ def _written(
 
 
 def _finish(
-    complete: Finish, plan: Plan, results: Sequence[TensorResult], packed: Sequence[PackedBytes]
+    complete: Finish,
+    plan: Plan,
+    results: Sequence[TensorResult],
+    packed: Sequence[PackedBytes],
+    lost: Sequence[Distance],
 ) -> Finish:
     """Complete the manifest by what the first run has measured, and by how tensors are packed."""
     measured = {task.name: result for task, result in _written(plan, results)}
@@ -218,15 +278,31 @@ def _finish(
             (name, _described(entry, by_name[name], written[name]) if name in by_name else entry)
             for name, entry in entries
         )
-        update = {"diffxfer_format": PACKED_FORMAT, "packing": VERSION, "dtype": EXACT}
+        form = str(manifest.command["pack"])
+        update: dict[str, object] = {"diffxfer_format": PACKED_FORMAT, "packing": VERSION}
+        update |= {"dtype": form, "lossy": None if form == EXACT else _entry(form, lost)}
         return manifest.model_copy(update=update), described, files
 
     return finish
 
 
+def _entry(form: str, lost: Sequence[Distance]) -> LossyEntry:
+    """What is lost in all, in the worst tensor, and in each layer."""
+    worst = worst_of(lost) if lost else Distance("", 0.0, 0.0)
+    return LossyEntry(
+        form="int4" if form == "int4" else "int8",
+        error=together(lost).ratio or 0.0,
+        worst=worst.ratio or 0.0,
+        worst_tensor=worst.name,
+        layers={layer.name: layer.ratio or 0.0 for layer in by_layer(lost)},
+    )
+
+
 def _described(entry: TensorEntry, stored: PackedBytes, written: TensorResult) -> TensorEntry:
     return replace(
         entry,
+        error_norm=stored.error,
+        inexact=entry.inexact if stored.error is None else None,
         checksum=stored.checksum,
         dtype=stored.packed_dtype,
         shape=stored.task.shape,

@@ -13,12 +13,14 @@ from diffxfer.checkpoints.encodings.exceptions import joined
 from diffxfer.checkpoints.encodings.packed import prefix_bytes
 from diffxfer.checkpoints.encodings.packing import BLOCK, LEVELS, BlockEncoder
 from diffxfer.checkpoints.files import OpenShard
+from diffxfer.diffs.extraction.rounded import rounded, suits
 from diffxfer.streaming.plan import Chunk, pieces_of
 from diffxfer.streaming.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from diffxfer.checkpoints.encodings.rounding import Rounding
     from diffxfer.streaming.plan import Plan, TensorTask
 
 _SAMPLED = 12
@@ -27,12 +29,13 @@ _MARGIN = 1.15
 """Other blocks may pack worse than the sampled ones."""
 
 
-def most_packed_bytes(plan: Plan, level: int = LEVELS[0]) -> int:
+def most_packed_bytes(plan: Plan, level: int = LEVELS[0], rounding: Rounding | None = None) -> int:
     """An estimate of the size of all packed tensors, rather too large than too small.
 
     Args:
         plan: a plan that computes every difference in float64.
         level: the level of compression.
+        rounding: the form of packing that loses something; None for the exact one.
 
     Returns:
         Bytes; exactly the size if there are only a few blocks.
@@ -51,7 +54,7 @@ def most_packed_bytes(plan: Plan, level: int = LEVELS[0]) -> int:
     encoder, elements, packed = BlockEncoder(level), 0, 0
     for task, block in _spread(tasks, blocks):
         chunk = _chunk(task, block)
-        packed += _packed_bytes(worker, encoder, chunk, task)
+        packed += _packed_bytes(worker, encoder, chunk, task, rounding)
         elements += chunk.count
     every = sum(task.elements for task in tasks)
     margin = 1.0 if elements == every else _MARGIN
@@ -77,9 +80,20 @@ def _chunk(task: TensorTask, block: int) -> Chunk:
     return Chunk(0, 0, start, count, pieces_of(task, run_starts, start, count))
 
 
-def _packed_bytes(worker: Worker, encoder: BlockEncoder, chunk: Chunk, task: TensorTask) -> int:
+def _packed_bytes(
+    worker: Worker,
+    encoder: BlockEncoder,
+    chunk: Chunk,
+    task: TensorTask,
+    rounding: Rounding | None,
+) -> int:
     data, result = worker.process(chunk, task)
     values = np.frombuffer(data, np.float64)
+    if rounding is not None:
+        made = (
+            rounded(encoder, rounding, task, chunk.start // BLOCK, values) if suits(task) else None
+        )
+        return len(encoder.encode_wide(values) if made is None else made[0])
     with np.errstate(all="ignore"):
         singles = values.astype(np.float32)
         is_exact = np.array_equal(singles.astype(np.float64), values, equal_nan=True)

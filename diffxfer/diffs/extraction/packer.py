@@ -7,8 +7,6 @@ second run copies them to their places.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -17,155 +15,28 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from diffxfer.checkpoints.encodings.exceptions import joined
-from diffxfer.checkpoints.encodings.packed import VERSION, blocks_of, prefix, prefix_bytes
-from diffxfer.checkpoints.encodings.packing import BLOCK, BlockEncoder, version
-from diffxfer.checkpoints.stored import StoredTensor
-from diffxfer.checkpoints.writer import write_error
+from diffxfer.checkpoints.encodings.packed import blocks_of, prefix_bytes
+from diffxfer.checkpoints.encodings.packing import BLOCK, BlockEncoder
+from diffxfer.diffs.extraction.rounded import rounded, suits
+from diffxfer.diffs.extraction.spool import PackedBytes
 from diffxfer.kernels.native import kernel
 from diffxfer.streaming.checksum import block_digests, combine
+from diffxfer.streaming.statistics import norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
     from diffxfer.checkpoints.encodings.exceptions import Exceptions
     from diffxfer.checkpoints.encodings.packing import Singles
-    from diffxfer.checkpoints.stored import Files, TensorSpec
+    from diffxfer.checkpoints.encodings.rounding import Rounding
+    from diffxfer.diffs.extraction.spool import Spool
     from diffxfer.streaming.plan import Chunk, Plan, TensorTask
     from diffxfer.streaming.statistics import ChunkResult
 
 _ORDER = ("BF16", "F16", "F32", "F64")
 """Dtypes, the narrower ones first."""
-
-
-class Spool:
-    """A temporary file that disappears with the process; use it as a context manager.
-
-    Args:
-        out: the output folder; the file is on the same disk.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self._out, self._end, self._lock = out, 0, threading.Lock()
-        folder = next(parent for parent in out.absolute().parents if parent.is_dir())
-        try:
-            self._file = tempfile.TemporaryFile(  # noqa: SIM115 closed by `__exit__`
-                dir=folder, prefix=".diffxfer-"
-            )
-        except OSError as exc:
-            raise write_error(out, "temporary file", exc) from exc
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def add(self, data: bytes) -> int:
-        """Write bytes; returns their offset. Any thread may call it.
-
-        Args:
-            data: the bytes.
-
-        Raises:
-            OutputError: if that fails, as on a full disk.
-        """
-        with self._lock:
-            start = at = self._end
-            self._end += len(data)
-        rest = memoryview(data)
-        try:
-            while rest:
-                done = os.pwrite(self._file.fileno(), rest, at)
-                at, rest = at + done, rest[done:]
-        except OSError as exc:
-            raise write_error(self._out, "temporary file", exc) from exc
-        return start
-
-    def read_into(self, buffer: memoryview, start: int) -> None:
-        """Read bytes that were added.
-
-        Args:
-            buffer: receives them.
-            start: their offset.
-        """
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
-            assert count, "the file is as long as it was"
-            done += count
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedBytes(StoredTensor):
-    """The bytes of a packed tensor, whose blocks wait in a file.
-
-    Attributes:
-        task: the task that computes Δ.
-        packed_dtype: the dtype in which every element of Δ is exact.
-        checksum: the checksum of Δ in this dtype.
-        lost: the number of elements that base + Δ does not give back.
-        level: the level of compression.
-        spool: the file.
-        sizes: the size of each block.
-        starts: where each block is in the file.
-    """
-
-    task: TensorTask
-    packed_dtype: str
-    checksum: str
-    lost: int
-    level: int
-    spool: Spool
-    sizes: NDArray[np.uint32]
-    starts: NDArray[np.uint64]
-
-    @property
-    def parts(self) -> tuple[TensorSpec, ...]:
-        """The parts of the inputs that Δ is computed from."""
-        return tuple(part for stored in self.task.inputs for part in stored.parts)
-
-    @property
-    def parameters(self) -> tuple[object, ...]:
-        """What the bytes depend on besides the inputs."""
-        inputs = tuple(stored.parameters for stored in self.task.inputs)
-        runs = tuple((run.kind.value, run.start, run.count, run.rows) for run in self.task.runs)
-        return VERSION, version(), self.level, self.packed_dtype, self.checksum, runs, inputs
-
-    @property
-    def stored_bytes(self) -> int:
-        """Its size in the temporary file."""
-        return self.nbytes
-
-    def read(self, files: Files, start: int, buffer: memoryview) -> None:
-        """Copy bytes: of the head, and of each block."""
-        known = files.kept(self)
-        if not known:
-            known["head"] = prefix(self.task.elements, self.sizes)
-            sizes = self.sizes.astype(np.int64)
-            known["ends"] = np.cumsum(np.concatenate(([len(known["head"])], sizes)))
-        head, ends = known["head"], known["ends"]
-        done = 0
-        while done < len(buffer):
-            at = start + done
-            if at < len(head):
-                part = head[at : at + len(buffer) - done]
-                buffer[done : done + len(part)] = part
-                done += len(part)
-                continue
-            block = int(np.searchsorted(ends, at, side="right")) - 1
-            count = min(int(ends[block + 1]) - at, len(buffer) - done)
-            inside = at - int(ends[block])
-            self.spool.read_into(buffer[done : done + count], int(self.starts[block]) + inside)
-            done += count
 
 
 @dataclass(slots=True)
@@ -181,6 +52,13 @@ class _Tensor:
     dtype: str = "F64"
     checksum: str = ""
     exceptions: int = 0
+    rounding: Rounding | None = None
+    squares: list[float] = field(default_factory=list)
+
+    @property
+    def error(self) -> float | None:
+        """‖what Δ is rounded to − Δ‖₂, None if Δ is exact."""
+        return None if self.rounding is None else norm(self.squares)
 
 
 class Packer:
@@ -190,20 +68,23 @@ class Packer:
         plan: the plan; every tensor that it writes is float64.
         spool: where blocks wait.
         level: the level of compression.
+        rounding: a lossy form for tensors that it suits, None to pack every tensor exactly.
 
     Attributes:
         sinks: what takes the output, by shard.
     """
 
-    def __init__(self, plan: Plan, spool: Spool, level: int) -> None:
-        self._spool, self._level = spool, level
+    def __init__(
+        self, plan: Plan, spool: Spool, level: int, rounding: Rounding | None = None
+    ) -> None:
+        self._spool, self._level, self._rounding = spool, level, rounding
         self._lock, self._own = threading.Lock(), threading.local()
         self._exceptions: dict[tuple[int, int], Exceptions] = {}
         by_shard: dict[str, list[_Tensor]] = {name: [] for name in plan.layouts}
         for index, task in enumerate(plan.tasks):
             if task.shard is not None:
                 assert task.dtype == "F64"
-                by_shard[task.shard].append(_begin(index, task))
+                by_shard[task.shard].append(_begin(index, task, rounding))
         self._tensors = [tensor for found in by_shard.values() for tensor in found]
         self.sinks = {name: _Sink(self, found) for name, found in by_shard.items()}
 
@@ -227,6 +108,7 @@ class Packer:
             spool=self._spool,
             sizes=tensor.sizes,
             starts=tensor.starts,
+            error=tensor.error,
         )
 
     def observe(self, chunk: Chunk, result: ChunkResult) -> None:
@@ -249,25 +131,36 @@ class Packer:
             block: its number in the tensor.
             data: its values in float64.
         """
-        values = np.frombuffer(data, np.float64)
+        exact = np.frombuffer(data, np.float64)
         encoder, singles = self._mine()
-        singles = singles[: len(values)]
+        singles = singles[: len(exact)]
+        made = None
+        if tensor.rounding is not None:
+            made = rounded(encoder, tensor.rounding, tensor.task, block, exact)
+        values = exact if made is None else made[1]
         addresses = values.ctypes.data, singles.ctypes.data
         found = kernel("narrow", ("F64", "F32"))(*addresses, len(values))
-        wide = bool(found & 1)
-        packed = encoder.encode_wide(values) if wide else encoder.encode(singles)
+        # A lossy diff vector has no blocks of float32, so that its reader is simple.
+        wide = bool(found & 1) or (made is None and self._rounding is not None)
+        if made is None:
+            packed = encoder.encode_wide(values) if wide else encoder.encode(singles)
+        else:
+            packed = made[0]
         with self._lock:
             exceptions = self._exceptions.pop((tensor.index, block), None)
+        if made is not None:
+            exceptions = None  # what is rounded does not give finetuned back anyway
         if exceptions is not None:
             packed = encoder.add_exceptions(packed, exceptions, len(values))
         start = self._spool.add(packed)
         possible = tuple(tensor.digests)  # a dtype that is gone does not come back
-        digests = {"F64": block_digests(data, 8)}
+        digests = {"F64": block_digests(values.data.cast("B"), 8)}
         if not wide:
             digests |= _narrow_digests(singles, possible, is_bfloat16=not found & 2)
         with self._lock:
             tensor.sizes[block], tensor.starts[block] = len(packed), start
             tensor.exceptions += 0 if exceptions is None else len(exceptions.places)
+            tensor.squares += [] if made is None else [float(np.square(values - exact).sum())]
             for dtype in tuple(tensor.digests):
                 if dtype in digests:
                     tensor.digests[dtype][block] = digests[dtype]
@@ -285,10 +178,12 @@ class Packer:
         return cast("tuple[BlockEncoder, Singles]", known)
 
 
-def _begin(index: int, task: TensorTask) -> _Tensor:
+def _begin(index: int, task: TensorTask, rounding: Rounding | None) -> _Tensor:
     blocks = blocks_of(task.elements)
     sizes, starts = np.zeros(blocks, np.uint32), np.zeros(blocks, np.uint64)
     tensor = _Tensor(index, task, sizes, starts, blocks, {dtype: {} for dtype in _ORDER})
+    if rounding is not None and suits(task):
+        tensor.rounding = rounding
     if not blocks:
         _complete(tensor)
     return tensor

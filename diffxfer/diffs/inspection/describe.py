@@ -13,7 +13,9 @@ from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.artifact.distances import recorded
+from diffxfer.diffs.artifact.kind import require_diff
+from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.artifact.weights import diff_weights
 from diffxfer.diffs.inspection.adapter import adapter_facts
 from diffxfer.diffs.inspection.description import Inspection, TensorGroup
@@ -96,6 +98,7 @@ def _inspect_weights(path: Path | str, place: Place) -> Inspection:
         left_out=() if manifest is None else tuple(manifest.left_out),
         added_tensors=() if manifest is None else tuple(manifest.added_tensors),
         inexact=_inexact(manifest) if manifest is not None and is_diff else None,
+        lossy=() if manifest is None else recorded(manifest),
         norms=total(measured.values()) if is_diff else None,
         cells=cells((where[name], measure) for name, measure in measured.items()),
         warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
@@ -237,7 +240,9 @@ def norms_by_kind(folder: Path) -> dict[str, Measure]:
     return {**found, "all": total(found.values())}
 
 
-def _inexact(manifest: Manifest) -> int:
+def _inexact(manifest: Manifest) -> int | None:
+    if manifest.lossy is not None:
+        return None
     return sum(entry.inexact or 0 for entry in manifest.tensors.values())
 
 

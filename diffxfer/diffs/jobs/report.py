@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.diffs.artifact.distances import distances_as_json
 from diffxfer.diffs.matching.match import (
     ADDED,
     BUFFER,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from diffxfer.diffs.artifact.distances import Distance
     from diffxfer.diffs.matching.match import Fate
     from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.errors import Culprits
@@ -110,6 +112,7 @@ class Report:
             finetuned's dtypes.
         packed_estimate: at most how many bytes a diff vector takes if it is packed, estimated
             from a sample; None for one that was packed.
+        lossy: for a diff vector packed with a loss, the error of each tensor.
     """
 
     command: str
@@ -138,13 +141,16 @@ class Report:
     requantized: tuple[StoredError, ...] = ()
     unpacked_bytes: int | None = None
     packed_estimate: int | None = None
+    lossy: tuple[Distance, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         from dataclasses import asdict
 
         errors = [error.as_json() for error in self.requantized]
-        return {**asdict(self), "output": str(self.output), "requantized": errors}
+        lossy = distances_as_json(self.lossy) if self.lossy else None
+        more = {"output": str(self.output), "requantized": errors, "lossy": lossy}
+        return {**asdict(self), **more}
 
 
 _ORDER = (

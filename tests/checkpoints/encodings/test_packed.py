@@ -211,7 +211,7 @@ HOSTILE = {
     "half a frame": (one_block(GOOD[20:-9]), "expected a whole frame of zstd"),
     "more than a frame": (one_block(GOOD[20:] + b"xx"), "expected a whole frame of zstd"),
     "no frame": (one_block(b"\x01"), "expected a whole frame of zstd"),
-    "no block": (one_block(b""), "expected the form 1 or 2, found -1 in 0 bytes"),
+    "no block": (one_block(b""), "expected the form 1 to 4, found -1 in 0 bytes"),
     "an unknown form": (one_block(b"\x07abc"), "found 7 in 4 bytes"),
     "a bomb of exceptions": (
         with_frame(BOMB),
