@@ -56,7 +56,7 @@ def extract(
             rest=rest,
             exact=exact,
             diff_dtype=diff_dtype,
-            pack=pack or False,
+            pack=False if pack is None else pack,
             pack_level=pack_level,
             include=include or (),
             exclude=exclude or (),

@@ -204,6 +204,16 @@ def test_verify_refuses_another_fine_tune(family: Path, form: str) -> None:
     assert any("but the manifest says" in each.problem for each in caught.value.damage)
 
 
+def test_the_difference_of_an_adapter(tmp_path: Path, form: str) -> None:
+    """Its Δ is known before the sum with base is rounded, so the errors differ a little."""
+    pair = FAMILY / "adapter", FAMILY / "base"
+    extract_diff(*pair, tmp_path / "packed", pack=form)
+    found = verify(tmp_path / "packed", base=pair[1], finetuned=pair[0]).as_json()["distances"]
+    recorded = manifest(tmp_path / "packed")["lossy"]["error"]
+    assert found["ratio"] != recorded
+    assert found["ratio"] == pytest.approx(recorded, abs=0.01)
+
+
 def test_damage_is_found(family: Path, form: str, tmp_path: Path) -> None:
     shutil.copytree(family / form, tmp_path / "bad")
     path = tmp_path / "bad" / "model.safetensors"

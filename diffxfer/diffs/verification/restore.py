@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.diffs.artifact.distances import Distance
 from diffxfer.diffs.delta.difference_rows import difference_runs
+from diffxfer.diffs.delta.from_adapter import LORA
 from diffxfer.diffs.delta.from_artifact import refuse_integers
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
 from diffxfer.diffs.extraction.extract_tasks import compare, digest_base
@@ -151,8 +152,21 @@ def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, Sto
         )
 
 
+def is_merge(finetuned: Role) -> bool:
+    """Whether finetuned is base with an adapter: its Δ is known before the sum is rounded.
+
+    Args:
+        finetuned: the checkpoint that the diff vector was made from.
+    """
+    return LORA in finetuned.checkpoint.weights.formats
+
+
 def how_restored(
-    entry: TensorEntry, result: TensorResult, base_only: TensorResult | None
+    entry: TensorEntry,
+    result: TensorResult,
+    base_only: TensorResult | None,
+    *,
+    is_merge: bool = False,
 ) -> str | None:
     """How the results differ from the manifest, None if they agree with it.
 
@@ -160,6 +174,7 @@ def how_restored(
         entry: the manifest's entry for the tensor.
         result: the result of its task.
         base_only: the result of the task that digests base's tensor alone, if there is one.
+        is_merge: whether the manifest's error is that of an adapter's Δ, and so another one.
     """
     checksum = result.input_checksum if base_only is None else base_only.checksum
     if None not in (entry.base_checksum, checksum) and entry.base_checksum != checksum:
@@ -169,9 +184,11 @@ def how_restored(
             f"base + Δ does not give back {result.inexact:,} elements of finetuned bit for bit,"
             f" but the manifest counts {entry.inexact:,}"
         )
-    if entry.error_norm is not None and result.sums and math.isfinite(result.sums[0]):
+    if entry.error_norm is not None and result.sums and not is_merge:
         error = math.sqrt(result.sums[0])
-        if not math.isclose(error, entry.error_norm, rel_tol=_ALIKE, abs_tol=1e-300):
+        if math.isfinite(error) and not math.isclose(
+            error, entry.error_norm, rel_tol=_ALIKE, abs_tol=1e-300
+        ):
             return (
                 f"base + Δ is {error:.9g} from finetuned, but the manifest says"
                 f" {entry.error_norm:.9g}"

@@ -26,6 +26,7 @@ from diffxfer.diffs.verification.restore import (
     Restored,
     distances,
     how_restored,
+    is_merge,
     restore_tasks,
     sum_up,
 )
@@ -142,7 +143,8 @@ def verify(
     if roles:
         _refuse_damaged_bytes(place.folder, manifest, survey, threads, progress)
     results = _run(tasks, inputs, threads, progress)
-    _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
+    merge = bool(roles) and is_merge(roles["finetuned"])
+    _refuse_damage(place.folder, manifest, survey, results, restoring=restoring, of_merge=merge)
     found = _report(Path(path), manifest, tasks, results, restoring=bool(roles))
     return replace(found, elapsed_s=round(time.perf_counter() - began, 3))
 
@@ -314,12 +316,15 @@ def _refuse_damage(
     results: Mapping[str, TensorResult],
     *,
     restoring: bool,
+    of_merge: bool = False,
 ) -> None:
     found = []
     for name, spec in survey.tensors.items():
         entry, result = manifest.tensors[name], results[name]
         base_only = results.get(BASE_ONLY + name)
-        problem = how_restored(entry, result, base_only) if restoring else None
+        problem = None
+        if restoring:
+            problem = how_restored(entry, result, base_only, is_merge=of_merge)
         stored = entry.checksum if restoring else entry.stored or entry.checksum
         if result.checksum != stored:
             problem = _ANOTHER
