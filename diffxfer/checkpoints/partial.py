@@ -63,16 +63,6 @@ def partials_of(out: Path, suffix: str = "") -> list[Path]:
     return sorted(out.parent.glob(f".{glob.escape(out.name)}.partial-{_HEX_12}{suffix}"))
 
 
-def unfinished_bytes(out: Path) -> int:
-    """The disk space of unfinished runs to an output folder.
-
-    Args:
-        out: the output folder.
-    """
-    files = (file for folder in partials_of(place_of(out)) for file in folder.glob("*"))
-    return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
-
-
 def find_unfinished(out: Path) -> Unfinished | None:
     """The unfinished run to an output folder, if it is worth resuming.
 

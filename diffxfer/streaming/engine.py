@@ -63,6 +63,7 @@ class Engine:
         allow_nonfinite: let NaN, infinity and overflow through.
         accelerator: computes instead of the workers, if there is one.
         observe: called with each chunk and its result before its bytes are written, by any thread.
+        counts_writes: whether what the writers take counts as bytes written.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Engine:
         allow_nonfinite: bool,
         accelerator: Accelerator | None = None,
         observe: Callable[[Chunk, ChunkResult], None] | None = None,
+        counts_writes: bool = True,
     ) -> None:
         assert accelerator is None or chunk_elements <= accelerator.elements
         self._plan = plan
@@ -92,7 +94,8 @@ class Engine:
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._failures: list[tuple[int, BaseException]] = []
         self._done_bytes = completed.resumed_bytes
-        self._total_bytes = plan.bytes_to_read + plan.bytes_to_write
+        self._counts_writes = counts_writes
+        self._total_bytes = plan.bytes_to_read + counts_writes * plan.bytes_to_write
         self._stop = False
 
     def run(
@@ -203,7 +206,7 @@ class Engine:
             self._writers[task.shard].write(data, start, parts=len(found))
         self._record(
             [
-                (chunk, _moved_by(chunk, self._plan.tasks[chunk.task]), result)
+                (chunk, self._moved_by(chunk, self._plan.tasks[chunk.task]), result)
                 for chunk, result in found
             ]
         )
@@ -224,6 +227,16 @@ class Engine:
         with self._lock:
             self._done_bytes += sum(moved for _, moved, _ in done)
 
+    def _moved_by(self, chunk: Chunk, task: TensorTask) -> int:
+        """The bytes read and written for a chunk."""
+        read = sum(
+            task.inputs[slot].bytes_to_read(piece.count)
+            for piece in chunk.pieces
+            for slot in inputs_used(piece.kind, len(task.inputs))
+        )
+        writes = self._counts_writes and task.shard is not None
+        return read + (chunk.count * task.itemsize if writes else 0)
+
     def _input(self, shard: ShardFile) -> OpenShard:
         """An open shard; only the last few are kept open."""
         path = shard.path
@@ -237,13 +250,3 @@ class Engine:
             else:
                 self._open.move_to_end(path)
             return found
-
-
-def _moved_by(chunk: Chunk, task: TensorTask) -> int:
-    """The bytes read and written for a chunk."""
-    read = sum(
-        task.inputs[slot].bytes_to_read(piece.count)
-        for piece in chunk.pieces
-        for slot in inputs_used(piece.kind, len(task.inputs))
-    )
-    return read + (0 if task.shard is None else chunk.count * task.itemsize)

@@ -1,8 +1,7 @@
-"""Running a plan that writes no file, to measure its inputs or to process what it computes."""
+"""Running a plan that writes nothing, to measure its inputs."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.files import check_unchanged
@@ -11,11 +10,9 @@ from diffxfer.streaming.plan import BLOCK_ELEMENTS, Plan
 from diffxfer.streaming.run import default_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from diffxfer.streaming.engine import Sink
-    from diffxfer.streaming.plan import Chunk
-    from diffxfer.streaming.statistics import ChunkResult, TensorResult
+    from diffxfer.streaming.statistics import TensorResult
 
 
 def measure_inputs(
@@ -23,19 +20,13 @@ def measure_inputs(
     *,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    sinks: Mapping[str, Sink] | None = None,
-    observe: Callable[[Chunk, ChunkResult], None] | None = None,
-    allow_nonfinite: bool = True,
 ) -> Sequence[TensorResult]:
-    """Run a plan without output files.
+    """Run a plan without outputs; NaN and infinity are accepted.
 
     Args:
-        plan: a plan whose tasks write nothing, or write to `sinks`.
+        plan: a plan whose tasks write nothing.
         threads: number of workers; None for one per processor.
         progress: called with the bytes done and the total bytes.
-        sinks: what takes the output of each shard of the plan.
-        observe: called with each chunk and its result before `sinks` take it, by any thread.
-        allow_nonfinite: let NaN, infinity and overflow through.
 
     Returns:
         One result per task of the plan.
@@ -45,17 +36,14 @@ def measure_inputs(
     """
     from diffxfer.streaming.engine import Engine
 
-    assert plan.layouts.keys() == (sinks or {}).keys()
-    ready: Future[None] = Future()
-    ready.set_result(None)
+    assert not plan.layouts
     engine = Engine(
         plan,
-        sinks or {},
-        dict.fromkeys(plan.layouts, ready),
+        {},
+        {},
         Completed(plan, BLOCK_ELEMENTS, None),
         chunk_elements=BLOCK_ELEMENTS,
-        allow_nonfinite=allow_nonfinite,
-        observe=observe,
+        allow_nonfinite=True,
     )
     results = engine.run(threads or default_threads(), None, progress)
     for shard in plan.inputs:

@@ -205,11 +205,13 @@ class Plan:
         tasks: tasks that write nothing first, then shard by shard in file order.
         layouts: every output shard by file name.
         inputs: every file that is read.
+        first_chunk: the number of its first chunk: a part of a plan keeps the numbers of the whole.
     """
 
     tasks: tuple[TensorTask, ...]
     layouts: Mapping[str, ShardLayout]
     inputs: tuple[ShardFile, ...]
+    first_chunk: int = 0
 
     @property
     def bytes_to_write(self) -> int:
@@ -310,7 +312,7 @@ def chunks(
     Yields:
         Every chunk not in `done`, in the order of the tasks and of their elements.
     """
-    number = 0
+    number = plan.first_chunk
     for index, task in enumerate(plan.tasks):
         elements, step = task.elements, step_of(task, chunk_elements)
         run_starts = [run.start * task.row_elements for run in task.runs]

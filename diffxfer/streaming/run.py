@@ -58,6 +58,7 @@ def run_plan(
     chunk_elements: int = BLOCK_ELEMENTS,
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    earlier_bytes: int = 0,
 ) -> tuple[Sequence[TensorResult], int]:
     """Write every shard of a plan, or the rest after an earlier run.
 
@@ -70,6 +71,8 @@ def run_plan(
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         progress: called with the bytes done and the total bytes.
+        earlier_bytes: the bytes that an earlier plan of the same job moved, to say how much is
+            done.
 
     Returns:
         One result per task of the plan, and the bytes that an earlier run has moved.
@@ -79,7 +82,7 @@ def run_plan(
         DiffxferError: the earliest failure; `folder` keeps or removes what was written.
     """
     check_run_options(threads, device)
-    completed, writers = _take_up(plan, folder, chunk_elements)
+    completed, writers = _take_up(plan, folder, chunk_elements, earlier_bytes)
     syncer = Syncer(folder, writers.values(), SYNC_INTERVAL_S)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="allocate") as pool:
         created = {name: pool.submit(writer.create) for name, writer in writers.items()}
@@ -127,7 +130,7 @@ def _accelerator(
 
 
 def _take_up(
-    plan: Plan, folder: OutputFolder, chunk_elements: int
+    plan: Plan, folder: OutputFolder, chunk_elements: int, earlier_bytes: int
 ) -> tuple[Completed, dict[str, ShardWriter]]:
     """The completed chunks of an earlier run, and the writers for the rest."""
     try:
@@ -137,7 +140,7 @@ def _take_up(
             completed.forget()  # its files were changed
             writers = _writers(plan, folder, chunk_elements, completed)
         folder.keep_only(completed.written)
-        folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
+        folder.journal.begin(earlier_bytes + plan.bytes_to_read + plan.bytes_to_write)
     except OSError as exc:
         raise write_error(folder.out, JOURNAL_NAME, exc) from exc
     return completed, writers

@@ -1,8 +1,9 @@
 """Extracting Δ packed: exactly, or rounded to a few bits.
 
 Two runs, since sizes are not known before: the first computes Δ in float64 and compresses it into a
-temporary file (`packer`), the second copies the blocks to their places. The second one resumes like
-any other: if the first one, made again, gives the same sizes, the layout is the same.
+file in the partial folder (`compress`), the second copies the blocks to their places. Both have one
+journal, so that either resumes. The fingerprint is of the first one's plan: what its result depends
+on is all that sizes depend on.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.encodings.packed import VERSION
-from diffxfer.checkpoints.encodings.packing import LEVELS
+from diffxfer.checkpoints.encodings.packing import LEVELS, version
 from diffxfer.checkpoints.encodings.rounding import ROUNDINGS
-from diffxfer.checkpoints.fetch import fetch_shards
+from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.output_place import refuse_small_disk
-from diffxfer.checkpoints.partial import unfinished_bytes
 from diffxfer.diffs.artifact.distances import Distance, by_layer, together, worst_of
 from diffxfer.diffs.artifact.lossy import LossyEntry
 from diffxfer.diffs.artifact.manifest import PACKED_FORMAT
+from diffxfer.diffs.extraction.compress import compress
 from diffxfer.diffs.extraction.pack_estimate import most_packed_bytes
-from diffxfer.diffs.extraction.packer import Packer
-from diffxfer.diffs.extraction.spool import Spool
-from diffxfer.diffs.jobs.job import do
+from diffxfer.diffs.extraction.spool import SPOOL_NAME, Spool
+from diffxfer.diffs.jobs.job import Begun, do, output_folder
 from diffxfer.errors import OptionError
-from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, make_plan, whole
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def extract_packed(job: Job, options: RunOptions, pack: bool | str, level: int) 
     rounding = _lossy_form(pack)
     del job.command["diff_dtype"]
     job.command |= {"pack": rounding.name if rounding else EXACT, "pack_level": level}
-    plain_bytes = make_plan(job.tasks, job.inputs).bytes_to_write
+    plain = make_plan(job.tasks, job.inputs)
     brought = [task for task in job.tasks if task.operation is Operation.BRING]
     plan = exact_plan(job)
     on_cpu = replace(options, device="cpu")
@@ -143,11 +142,11 @@ def extract_packed(job: Job, options: RunOptions, pack: bool | str, level: int) 
         most += sum(task.inputs[0].nbytes for task in brought)
         report = replace(do(job, on_cpu), bytes_to_write=most, packed_estimate=most)
     else:
-        report = _pack(job, plan, brought, on_cpu, (level, rounding))
+        report = _pack(job, plan, brought, on_cpu, (level, rounding), plain.bytes_to_write)
     return replace(
         report,
-        unpacked_bytes=plain_bytes,
-        bytes_to_read=plan.bytes_to_read,
+        unpacked_bytes=plain.bytes_to_write,
+        bytes_to_read=plain.bytes_to_read,
         device_why=_WHY_CPU if options.device == "auto" else "",
     )
 
@@ -158,33 +157,37 @@ def _pack(
     brought: Sequence[TensorTask],
     options: RunOptions,
     how: tuple[int, Rounding | None],
+    plain_bytes: int,
 ) -> Report:
     """Compress every difference, then write them."""
-    if not options.stream:
-        shards = (stored.shard for task in plan.tasks for stored in task.inputs)
-        fetch_shards(shards, options.progress, out=job.out)
-    # Every block is on the disk twice at the end: in the temporary file, and at its place.
-    needed = 2 * most_packed_bytes(plan, *how) + sum(task.inputs[0].nbytes for task in brought)
-    refuse_small_disk(job.out, needed, unfinished_bytes(job.out))
-    with Spool(job.out) as spool:
-        packer = Packer(plan, spool, *how)
-        results = measure_inputs(
-            plan,
-            threads=options.threads,
-            progress=options.progress,
-            sinks=packer.sinks,
-            observe=packer.observe,
-            allow_nonfinite=options.allow_nonfinite,
-        )
-        packed = packer.packed()
+    everything = make_plan([*plan.tasks, *brought], job.inputs)
+    made_by = VERSION, version()
+    read = [] if options.stream else [i.shard for task in everything.tasks for i in task.inputs]
+    to_fetch = sum(file.size for file in missing_files(read))
+    with (
+        output_folder(job, everything, options, made_by=made_by, scratch=SPOOL_NAME) as folder,
+        Spool(folder) as spool,
+    ):
+        fetch_shards(read, options.progress, out=job.out)
+        if not folder.resumed:
+            # Every block is on the disk twice at the end: in the spool, and at its place.
+            needed = 2 * most_packed_bytes(plan, *how)
+            needed += sum(task.inputs[0].nbytes for task in brought)
+            refuse_small_disk(job.out, needed)
+        made = compress(plan, brought, folder, spool, how, options, further_bytes=plain_bytes)
+        packed, results = made.packed, made.results
         job.tasks = [*map(_copy, packed), *brought]
         measured = {task.name: result for task, result in _written(plan, results)}
         lost = _lost(packed, measured) if how[1] else ()
         job.finish = _finish(job.finish, plan, results, packed, lost)
-        report = do(job, options)
+        report = do(job, options, Begun(folder, made.chunks, plan.bytes_to_read))
     inexact = {each.name: measured[each.name].inexact for each in packed if each.error is None}
     return replace(
-        report, inexact={name: count for name, count in inexact.items() if count}, lossy=lost
+        report,
+        inexact={name: count for name, count in inexact.items() if count},
+        lossy=lost,
+        bytes_to_fetch=to_fetch,
+        resumed_bytes=made.resumed_bytes + report.resumed_bytes,
     )
 
 

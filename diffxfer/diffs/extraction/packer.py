@@ -2,7 +2,8 @@
 
 The size of a packed tensor is known only when all of its blocks are compressed, and the place of
 each tensor depends on those before it. So the blocks wait in a temporary file, in any order, and a
-second run copies them to their places.
+second run copies them to their places. What is known of each block is noted in the journal, so
+that a run that was cut off packs only the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -37,6 +39,46 @@ if TYPE_CHECKING:
 
 _ORDER = ("BF16", "F16", "F32", "F64")
 """Dtypes, the narrower ones first."""
+_NOTE = Struct("<QIIB?d")
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What is known of a packed block.
+
+    Attributes:
+        start: where it is in the file.
+        size: its size in bytes.
+        exceptions: the number of its exceptions.
+        digests: the digest of its values in each dtype that can hold them.
+        square: the squared error of its values, None if they are exact.
+    """
+
+    start: int
+    size: int
+    exceptions: int
+    digests: dict[str, bytes]
+    square: float | None
+
+    def pack(self) -> bytes:
+        """The same as bytes."""
+        found = [dtype in self.digests for dtype in _ORDER]
+        held = sum(bit << place for place, bit in enumerate(found))
+        counts = self.start, self.size, self.exceptions, held
+        head = _NOTE.pack(*counts, self.square is not None, self.square or 0.0)
+        return b"".join((head, *(self.digests[dtype] for dtype in _ORDER if dtype in self.digests)))
+
+    @staticmethod
+    def unpack(data: bytes) -> _Block:
+        """What `pack` packed."""
+        start, size, exceptions, held, rounded, square = _NOTE.unpack_from(data)
+        dtypes = [dtype for place, dtype in enumerate(_ORDER) if held >> place & 1]
+        begins = range(_NOTE.size, len(data), _DIGEST_BYTES)
+        digests = {
+            dtype: data[at : at + _DIGEST_BYTES] for dtype, at in zip(dtypes, begins, strict=True)
+        }
+        return _Block(start, size, exceptions, digests, square if rounded else None)
 
 
 @dataclass(slots=True)
@@ -72,6 +114,7 @@ class Packer:
 
     Attributes:
         sinks: what takes the output, by shard.
+        end: where the last block that an earlier run packed ends in the spool.
     """
 
     def __init__(
@@ -80,12 +123,15 @@ class Packer:
         self._spool, self._level, self._rounding = spool, level, rounding
         self._lock, self._own = threading.Lock(), threading.local()
         self._exceptions: dict[tuple[int, int], Exceptions] = {}
+        self._notes: dict[tuple[int, int], bytes] = {}
+        self.end = 0
         by_shard: dict[str, list[_Tensor]] = {name: [] for name in plan.layouts}
         for index, task in enumerate(plan.tasks):
             if task.shard is not None:
                 assert task.dtype == "F64"
                 by_shard[task.shard].append(_begin(index, task, rounding))
         self._tensors = [tensor for found in by_shard.values() for tensor in found]
+        self._by_task = {tensor.index: tensor for tensor in self._tensors}
         self.sinks = {name: _Sink(self, found) for name, found in by_shard.items()}
 
     def packed(self) -> list[PackedBytes]:
@@ -152,23 +198,32 @@ class Packer:
             exceptions = None  # what is rounded does not give finetuned back anyway
         if exceptions is not None:
             packed = encoder.add_exceptions(packed, exceptions, len(values))
-        start = self._spool.add(packed)
         possible = tuple(tensor.digests)  # a dtype that is gone does not come back
         digests = {"F64": block_digests(values.data.cast("B"), 8)}
         if not wide:
             digests |= _narrow_digests(singles, possible, is_bfloat16=not found & 2)
+        done = _Block(
+            start=self._spool.add(packed),
+            size=len(packed),
+            exceptions=0 if exceptions is None else len(exceptions.places),
+            digests=digests,
+            square=None if made is None else float(np.square(values - exact).sum()),
+        )
         with self._lock:
-            tensor.sizes[block], tensor.starts[block] = len(packed), start
-            tensor.exceptions += 0 if exceptions is None else len(exceptions.places)
-            tensor.squares += [] if made is None else [float(np.square(values - exact).sum())]
-            for dtype in tuple(tensor.digests):
-                if dtype in digests:
-                    tensor.digests[dtype][block] = digests[dtype]
-                else:
-                    del tensor.digests[dtype]
-            tensor.missing -= 1
-            if tensor.missing == 0:
-                _complete(tensor)
+            self._notes[tensor.index, block] = done.pack()
+            _take(tensor, block, done)
+
+    def note(self, chunk: Chunk) -> bytes:
+        """What to record of a block that is packed; empty if its tensor is not written."""
+        with self._lock:
+            return self._notes.pop((chunk.task, chunk.start // BLOCK), b"")
+
+    def recall(self, task: int, start: int, note: bytes) -> None:
+        """Take up a block that an earlier run has packed."""
+        if note:
+            done = _Block.unpack(note)
+            self.end = max(self.end, done.start + done.size)
+            _take(self._by_task[task], start // BLOCK, done)
 
     def _mine(self) -> tuple[BlockEncoder, Singles]:
         """This thread's encoder, and its memory for a block."""
@@ -187,6 +242,21 @@ def _begin(index: int, task: TensorTask, rounding: Rounding | None) -> _Tensor:
     if not blocks:
         _complete(tensor)
     return tensor
+
+
+def _take(tensor: _Tensor, block: int, done: _Block) -> None:
+    """Add what is known of a block to what is known of its tensor."""
+    tensor.sizes[block], tensor.starts[block] = done.size, done.start
+    tensor.exceptions += done.exceptions
+    tensor.squares += [] if done.square is None else [done.square]
+    for dtype in tuple(tensor.digests):
+        if dtype in done.digests:
+            tensor.digests[dtype][block] = done.digests[dtype]
+        else:
+            del tensor.digests[dtype]
+    tensor.missing -= 1
+    if tensor.missing == 0:
+        _complete(tensor)
 
 
 def _complete(tensor: _Tensor) -> None:

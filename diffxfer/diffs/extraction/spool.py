@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,33 +14,41 @@ from diffxfer.checkpoints.encodings.packed import VERSION, prefix
 from diffxfer.checkpoints.encodings.packing import version
 from diffxfer.checkpoints.stored import StoredTensor
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.errors import OutputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
 
     from diffxfer.checkpoints.stored import Files, TensorSpec
+    from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.plan import TensorTask
 
 
+SPOOL_NAME = "blocks.tmp"
+"""The file's name in the partial folder."""
+
+
 class Spool:
-    """A temporary file that disappears with the process; use it as a context manager.
+    """A file of blocks in the partial folder, in any order; use it as a context manager.
 
     Args:
-        out: the output folder; the file is on the same disk.
+        folder: the output folder, inside its `with` block, whose scratch file it is.
+
+    Attributes:
+        broken: whether a sync of it failed, so that earlier writes may be lost.
     """
 
-    def __init__(self, out: Path) -> None:
-        self._out, self._end, self._lock = out, 0, threading.Lock()
-        folder = next(parent for parent in out.absolute().parents if parent.is_dir())
+    def __init__(self, folder: OutputFolder) -> None:
+        self.broken = False
+        self._out, self._end, self._dirty = folder.out, 0, False
+        self._lock, self._syncing = threading.Lock(), threading.Lock()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._file = tempfile.TemporaryFile(  # noqa: SIM115 closed by `__exit__`
-                dir=folder, prefix=".diffxfer-"
-            )
+            self._fd = os.open(folder.partial / SPOOL_NAME, flags, 0o666)
         except OSError as exc:
-            raise write_error(out, "temporary file", exc) from exc
+            raise write_error(self._out, SPOOL_NAME, exc) from exc
 
     def __enter__(self) -> Spool:
         return self
@@ -51,7 +59,19 @@ class Spool:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        os.close(self._fd)
+
+    def take_up(self, end: int) -> bool:
+        """Go on after the blocks of earlier runs.
+
+        Args:
+            end: where the last one ends.
+
+        Returns:
+            Whether the file is as long as that.
+        """
+        self._end, self._dirty = end, end > 0
+        return os.fstat(self._fd).st_size >= end
 
     def add(self, data: bytes) -> int:
         """Write bytes; returns their offset. Any thread may call it.
@@ -68,11 +88,31 @@ class Spool:
         rest = memoryview(data)
         try:
             while rest:
-                done = os.pwrite(self._file.fileno(), rest, at)
+                done = os.pwrite(self._fd, rest, at)
                 at, rest = at + done, rest[done:]
         except OSError as exc:
-            raise write_error(self._out, "temporary file", exc) from exc
+            raise write_error(self._out, SPOOL_NAME, exc) from exc
+        with self._lock:  # after the write: a sync before it would not cover the bytes
+            self._dirty = True
         return start
+
+    def sync(self) -> None:
+        """Make all earlier writes durable.
+
+        Raises:
+            OSError: if this sync fails, or an earlier one failed.
+        """
+        with self._syncing:
+            with self._lock:
+                dirty, self._dirty = self._dirty, False
+            try:
+                if self.broken:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                if dirty:
+                    os.fsync(self._fd)
+            except OSError:
+                self.broken = True
+                raise
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Read bytes that were added.
@@ -80,11 +120,20 @@ class Spool:
         Args:
             buffer: receives them.
             start: their offset.
+
+        Raises:
+            OutputError: if they cannot be read, or the file was cut.
         """
         done = 0
         while done < len(buffer):
-            count = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
-            assert count, "the file is as long as it was"
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], start + done)
+            except OSError as exc:
+                problem = f"its {SPOOL_NAME} cannot be read ({exc.strerror})"
+                raise OutputError(self._out, problem, "check the disk") from exc
+            if not count:
+                problem = f"its {SPOOL_NAME} is shorter than it was"
+                raise OutputError(self._out, problem, "run it again with --restart")
             done += count
 
 
@@ -128,8 +177,8 @@ class PackedBytes(StoredTensor):
 
     @property
     def stored_bytes(self) -> int:
-        """Its size in the temporary file."""
-        return self.nbytes
+        """None of an input: what it is computed from has been read."""
+        return 0
 
     def read(self, files: Files, start: int, buffer: memoryview) -> None:
         """Copy bytes: of the head, and of each block."""
