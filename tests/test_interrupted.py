@@ -20,7 +20,6 @@ import torch
 
 from diffxfer import transfer
 from diffxfer.checkpoints.filesystem import lock_folder
-from diffxfer.diffs.extraction.spool import Spool
 from diffxfer.errors import InputChangedError
 from tests import tiny
 from tests.checkpoints.test_writer import mounted
@@ -37,8 +36,12 @@ QUICK, SLOW = 4, 50
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("family"))
+
+
+def make_world(root: Path) -> World:
     """A family of two shards and thirty chunks per model, with an integer tensor."""
-    made = World(tmp_path_factory.mktemp("family"))
+    made = World(root)
     for number, role in enumerate(("base", "finetuned", "target")):
         generator = torch.Generator().manual_seed(number)
         weights = {"steps": torch.arange(300_000), "norm": torch.randn(33, generator=generator)}
@@ -163,45 +166,6 @@ def test_killed_at_a_random_call(
     if left:  # killed between the result's appearance and the removal of what is beside it
         assert tiny.run(*argv(world, verb, out, "--overwrite")).status == 0
         assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("pack", ["exact", "int4"])
-def test_packing_killed_at_any_time(
-    faults: Faults, world: World, out: Path, tmp_path: Path, pack: str
-) -> None:
-    """The sizes are found again, and the copies go on where they stopped, to the same bytes."""
-    whole = tmp_path / "whole" / "out"
-    whole.parent.mkdir()
-    assert tiny.run(*argv(world, "extract", whole, "--pack", pack)).status == 0
-    counting = tmp_path / "counting" / "out"
-    counting.parent.mkdir()
-    calls = count_calls(faults, world, "extract", counting, "--pack", pack)
-    for number in (calls // 3, calls * 2 // 3, calls * 9 // 10):
-        kill_and_finish(faults, world, "extract", out, [number], "--pack", pack)
-        assert content(out) == content(whole)
-        shutil.rmtree(out)
-
-
-@pytest.mark.parametrize("pack", ["exact", "int4"])
-def test_packing_goes_on_after_a_failed_write(
-    world: World, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str
-) -> None:
-    whole = tmp_path / "whole" / "out"
-    whole.parent.mkdir()
-    assert tiny.run(*argv(world, "extract", whole, "--pack", pack)).status == 0
-    read_into, done = Spool.read_into, []
-
-    def failing(self: Spool, buffer: memoryview, start: int) -> None:
-        done.append(start)
-        if len(done) > 20:
-            raise KeyboardInterrupt
-        read_into(self, buffer, start)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Spool, "read_into", failing)
-        assert tiny.run(*argv(world, "extract", out, "--pack", pack)).status == 130
-    assert finish(world, "extract", out, "--pack", pack) > 0
-    assert content(out) == content(whole)
 
 
 @pytest.mark.slow
