@@ -236,6 +236,21 @@ def test_what_it_says(odd: Path, family: Path) -> None:
     assert (manifest["diffxfer_format"], manifest["packing"], manifest["dtype"]) == (2, 1, "exact")
 
 
+def test_what_it_says_of_an_adapter(tmp_path: Path) -> None:
+    """Its difference is a product of factors: exact in float64 alone, and packed it is larger."""
+    pair = FAMILY / "adapter", FAMILY / "base"
+    plain = extract_diff(*pair, tmp_path / "plain")
+    packed = extract_diff(*pair, tmp_path / "packed", pack=True)
+    rounded = extract_diff(*pair, tmp_path / "rounded", pack="int8")
+    assert plain.packed_estimate is None
+    assert packed.bytes_to_write > plain.bytes_to_write > rounded.bytes_to_write
+    said = [" ".join(report.notes) for report in (plain, packed, rounded)]
+    assert ["exact only in float64" in notes for notes in said] == [False, True, False]
+    apply_diff(tmp_path / "packed", pair[1], tmp_path / "back")
+    transfer(*pair, pair[1], tmp_path / "merged")
+    assert_same(tmp_path / "back", tmp_path / "merged")
+
+
 def test_the_ten_lines_of_the_card(odd: Path, family: Path) -> None:
     """They give every value, without diffxfer, that the roles' difference in float64 has."""
     for folder, roles in ((odd / "packed", odd), (family / "packed", FAMILY)):

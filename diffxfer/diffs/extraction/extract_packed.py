@@ -43,6 +43,10 @@ EXACT = "exact"
 PACKINGS = (EXACT, *ROUNDINGS)
 """The forms of a packed diff vector."""
 _WHY_CPU = "differences are packed on the CPU"
+_IN_FLOAT64 = (
+    "the difference of an adapter is exact only in float64, so packed it may be larger than plain;"
+    " --pack int8 rounds it, and is smaller"
+)
 
 
 def _lossy_form(pack: bool | str) -> Rounding | None:
@@ -133,6 +137,8 @@ def extract_packed(job: Job, options: RunOptions, pack: bool | str, level: int) 
     job.command |= {"pack": rounding.name if rounding else EXACT, "pack_level": level}
     plain = make_plan(job.tasks, job.inputs)
     brought = [task for task in job.tasks if task.operation is Operation.BRING]
+    if rounding is None and _is_of_adapter(job):
+        job.notes.append(_IN_FLOAT64)
     plan = exact_plan(job)
     on_cpu = replace(options, device="cpu")
     if job.problems:
@@ -198,15 +204,21 @@ def estimate_packing(job: Job) -> int | None:
         job: the job of the plain one.
 
     Returns:
-        Bytes; None if the models are not on this disk, since the estimate is not worth fetching.
+        Bytes; None if the models are not on this disk, since the estimate is not worth fetching, or
+        if finetuned is an adapter, whose difference takes float64.
 
     Raises:
         DiffxferError: if an input cannot be read, or has changed.
     """
-    if job.problems or any(shard.away for shard in job.inputs):
+    if job.problems or _is_of_adapter(job) or any(shard.away for shard in job.inputs):
         return None
     whole = (task.inputs[0].nbytes for task in job.tasks if task.operation is Operation.BRING)
     return most_packed_bytes(exact_plan(job)) + sum(whole)
+
+
+def _is_of_adapter(job: Job) -> bool:
+    """Whether Δ itself is stored, as the product of factors."""
+    return any(task.operation is Operation.STORE for task in job.tasks)
 
 
 def exact_plan(job: Job) -> Plan:
