@@ -92,6 +92,13 @@ bits_of_float = _as_integer
 
 
 @intrinsic
+def low_zeros(context: Any, value: Any) -> Any:
+    """The number of zeros below the lowest 1 of a uint32, which is not 0."""
+    nothing = ir.Constant(ir.IntType(1), 1)
+    return types.uint32(types.uint32), lambda _, b, __, a: b.cttz(a[0], nothing)
+
+
+@intrinsic
 def _half_as_float(context: Any, value: Any) -> Any:
     def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
         return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())

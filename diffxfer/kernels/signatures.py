@@ -28,8 +28,9 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "encode": ("count",) * 12,
     "mend": ("count",),
     "narrow": ("count",),
-    "split": ("count",),
-    "join": ("count",),
+    "count_kinds": ("count",),
+    "split": ("count",) * 2,
+    "join": ("count",) * 2,
 }
 """The kernels, and the arguments of each after its pointers to elements."""
 

@@ -2,27 +2,27 @@
 
 A block begins with a byte that states its form:
 
-- 1: float32: a bit for each element, the first one in the highest bit of its byte; then the planes
-  of `kernels.packing` for the elements whose bit is 1. The others are +0.0.
-- 2: float64: 8 planes of bytes, the lowest byte first.
+- 1: float32: the size of a frame of zstd (a uint32, little-endian), the frame, and bits. The frame
+  holds a symbol (a byte) for each element that is given; a bit for each element, the first one in
+  the highest bit of its byte, 1 if the element is given, else it is +0.0; and the table of symbols:
+  256 exponents and 256 steps. `kernels.packing` tells how symbols and bits make elements.
+- 2: float64: one frame of zstd, of 8 planes of bytes, the lowest byte first.
 
-The rest is one frame of zstd. A reader needs nothing else. The writer ends a block of zstd
-wherever the statistics of the bytes change, so that each part has a code of its own.
+A reader needs nothing else. zstd only codes the symbols by their frequency: nearly all that is left
+in the bits is random, and they are stored as they are.
 """
 
 from __future__ import annotations
 
+import struct
 import threading
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
 from diffxfer.kernels.native import kernel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 BLOCK = 1 << 18
 """Elements of a block: those of a checksum's block."""
@@ -32,10 +32,16 @@ LEVELS = range(1, 20)
 """Levels of compression; the first one hardly does more than to code bytes by their frequency."""
 
 _SINGLES, _DOUBLES = 1, 2
-_MANY_ZEROS = 0.55
-"""From this share on, zeros are left out of the planes."""
+_SIZE = struct.Struct("<I")
+_TABLE = 512
+_KINDS = 8192
+_SYMBOLS = 256
+_LAST = 25
+"""Elements have up to 8192 kinds; 255 of them get a symbol, and the last step is that of +0.0."""
+_MANY_ZEROS = 0.5
+"""From this share on, zeros get no symbol: a code of zstd takes one bit at least."""
 _OWN_CODE = 8192
-"""Elements that deserve a code of their own: its description takes up to 128 bytes."""
+"""Elements whose symbols deserve a code of their own: its description takes up to 128 bytes."""
 _NEW_CODE = zstandard.COMPRESSOBJ_FLUSH_BLOCK
 
 Singles: TypeAlias = NDArray[np.float32]
@@ -76,7 +82,8 @@ class BlockEncoder:
         else:
             parameters = zstandard.ZstdCompressionParameters.from_level(level)
         self._compressor = zstandard.ZstdCompressor(compression_params=parameters)
-        self._places = np.zeros(256, np.uint32)
+        self._counts, self._ranks = np.empty(_KINDS, np.uint32), np.zeros(_KINDS, np.uint8)
+        self._symbols, self._words = np.empty(BLOCK + 1, np.uint8), np.empty(BLOCK + 1, np.uint32)
 
     def encode(self, values: Singles) -> bytes:
         """Compress float32 values.
@@ -85,12 +92,20 @@ class BlockEncoder:
             values: at most `BLOCK` of them.
         """
         whole = np.ascontiguousarray(values).view(np.uint32)
-        if np.count_nonzero(whole) > len(whole) * (1 - _MANY_ZEROS):
-            bits = np.full(-(-len(whole) // 8), 255, np.uint8)
-        else:
-            present = whole != 0
-            bits, whole = np.packbits(present), whole[present]
-        return bytes((_SINGLES,)) + self._compress([bits, *self._planes(whole)])
+        count = len(whole)
+        kernel("count_kinds", ("U32", "U32"))(whole.ctypes.data, self._counts.ctypes.data, count)
+        zeros = int(self._counts[_LAST])
+        given, flags = count, np.full(-(-count // 8), 255, np.uint8)
+        if zeros > count * _MANY_ZEROS:
+            given, flags = count - zeros, np.packbits(whole != 0)
+        table = self._choose()
+        arrays = whole, self._ranks, table, self._symbols, self._words
+        bits = kernel("split", ("U32", "U8", "U8", "U8", "U32"))(
+            *(array.ctypes.data for array in arrays), count, int(given < count)
+        )
+        frame = self._compress([self._symbols[:given], flags, table])
+        rest = self._words.data.cast("B")[: -(-bits // 8)]
+        return b"".join((bytes((_SINGLES,)), _SIZE.pack(len(frame)), frame, rest))
 
     def encode_wide(self, values: Doubles) -> bytes:
         """Compress float64 values.
@@ -103,34 +118,26 @@ class BlockEncoder:
             [np.ascontiguousarray(plane) for plane in planes]
         )
 
-    def _planes(self, whole: NDArray[np.uint32]) -> list[Bytes]:
-        """The planes, cut where a code of its own is worth it."""
-        count = len(whole)
-        planes = np.empty(4 * count, np.uint8)
-        addresses = [array.ctypes.data for array in (whole, planes, self._places)]
-        kernel("split", ("U32", "U8", "U32"))(*addresses, count)
-        cuts = list(_cuts(self._places, count))
-        parts = [planes[:count]]
-        for plane in planes[count:].reshape(3, count):
-            # A plane of zeros takes a few bytes as it is.
-            parts += np.split(plane, cuts) if plane.any() else [plane]
-        return parts
+    def _choose(self) -> Bytes:
+        """Give symbols to the commonest kinds; returns the table of symbols."""
+        kinds = np.flatnonzero(self._counts)
+        if len(kinds) >= _SYMBOLS:
+            order = np.argsort(self._counts[kinds], kind="stable")
+            kinds = np.sort(kinds[order[1 - _SYMBOLS :]])
+        self._ranks.fill(0)
+        self._ranks[kinds] = np.arange(1, len(kinds) + 1)
+        table = np.zeros((2, _SYMBOLS), np.uint8)
+        table[:, 1 : len(kinds) + 1] = kinds >> 5, kinds & 31
+        return table.reshape(-1)
 
     def _compress(self, parts: list[Bytes]) -> bytes:
         frame = self._compressor.compressobj(size=sum(map(len, parts)))
         made = []
         for part in parts:
-            made += [frame.compress(part.data), frame.flush(_NEW_CODE)]
+            made.append(frame.compress(part.data))
+            if len(part) >= _OWN_CODE:
+                made.append(frame.flush(_NEW_CODE))
         return b"".join((*made, frame.flush()))
-
-
-def _cuts(ends: NDArray[np.uint32], count: int) -> Iterator[int]:
-    """Where to cut planes that are sorted by exponent."""
-    last = 0
-    for end in np.unique(ends).tolist():
-        if end - last >= _OWN_CODE and count - end > 0:
-            yield end
-            last = end
 
 
 def decode(data: memoryview, count: int) -> Singles | Doubles:
@@ -149,18 +156,14 @@ def decode(data: memoryview, count: int) -> Singles | Doubles:
         return np.ascontiguousarray(planes.T).view(np.float64).reshape(count)
     if form != _SINGLES:
         raise PackingError(f"expected the form 1 or 2, found {form} in {len(data):,} bytes")
-    bits = -(-count // 8)
-    content = _decompress(data[1:], bits, bits + 4 * count)
-    present = np.unpackbits(content[:bits], count=count).view(np.bool_)
-    others, expected = len(content) - bits, 4 * int(np.count_nonzero(present))
-    if others != expected:
-        raise PackingError(f"expected {expected:,} bytes after the bits, found {others:,}")
-    joined = _join(content[bits:])
-    if len(joined) == count:
-        return joined.view(np.float32)
-    whole = np.zeros(count, np.uint32)
-    whole[present] = joined
-    return whole.view(np.float32)
+    if len(data) < 1 + _SIZE.size:
+        raise PackingError(f"expected the size of a frame, found {len(data):,} bytes")
+    frame, rest = data[1 + _SIZE.size :], _SIZE.unpack(data[1 : 1 + _SIZE.size])[0]
+    if rest > len(frame):
+        raise PackingError(f"expected a frame of {rest:,} bytes, found {len(frame):,}")
+    other = -(-count // 8) + _TABLE
+    content = _decompress(frame[:rest], other, other + count)
+    return _join(content, frame[rest:], count).view(np.float32)
 
 
 def _decompress(frame: memoryview, least: int, most: int) -> Bytes:
@@ -186,10 +189,22 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return found
 
 
-def _join(planes: Bytes) -> NDArray[np.uint32]:
-    count = len(planes) // 4
-    places, made = np.empty(256, np.uint32), np.empty(count, np.uint32)
-    planes = np.ascontiguousarray(planes)
-    addresses = [array.ctypes.data for array in (planes, places, made)]
-    kernel("join", ("U8", "U32", "U32"))(*addresses, count)
+def _join(content: Bytes, rest: memoryview, count: int) -> NDArray[np.uint32]:
+    """The elements of a block, from what is in its frame and the bits after it."""
+    table, given = content[-_TABLE:], len(content) - _TABLE - -(-count // 8)
+    flags = np.unpackbits(content[given:-_TABLE], count=count)
+    expected = int(np.count_nonzero(flags))
+    if given != expected:
+        raise PackingError(f"expected {expected:,} symbols, found {given:,}")
+    words = np.zeros(len(rest) // 4 + 2, np.uint32)
+    words.view(np.uint8)[: len(rest)] = rest
+    parts, made = np.empty(2 * _SYMBOLS, np.uint32), np.empty(count, np.uint32)
+    arrays = content, flags, table, words, parts, made
+    bits = kernel("join", ("U8", "U8", "U8", "U32", "U32", "U32"))(
+        *(array.ctypes.data for array in arrays), count, len(words) - 2
+    )
+    if bits < 0:
+        raise PackingError(f"expected steps up to {_LAST} in the table, found {table[256:].max()}")
+    if -(-bits // 8) != len(rest):
+        raise PackingError(f"expected {-(-bits // 8):,} bytes after the frame, found {len(rest):,}")
     return made
