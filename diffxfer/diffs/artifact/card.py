@@ -49,14 +49,14 @@ shape, `out`, with the tensor whose bytes are `raw`:
 ```python
 import numpy as np, zstandard
 def unpack(raw, out):
-    flat, at = out.reshape(-1), 16 + -(-out.size // 2**18) * 4
+    at, w = 16 + -(-out.size // 2**18) * 4, np.lib.stride_tricks.sliding_window_view(raw, 8)
     for k, size in enumerate(raw[16:at].view("<u4").tolist()):
-        p, data, at = flat[k << 18 :][: 2**18], raw[at : at + size].tobytes(), at + size
-        x, n = np.frombuffer(zstandard.decompress(data[1:]), "u1"), -(-len(p) // 8)
-        if data[0] == 2: p[:] = x.reshape(8, -1).T.copy().view("<f8")[:, 0]; continue
-        e, a, b, c = x[n:].reshape(4, -1).astype("<u4")
-        s = (a << 16 | b << 8 | c)[e.argsort(kind="stable").argsort()]
-        p[np.unpackbits(x[:n])[: len(p)] > 0] = (s >> 23 << 31 | e << 23 | s << 9 >> 9).view("f4")
+        p, d, q, at = out.reshape(-1)[k << 18 :][: 2**18], raw[at:][:size], 8 * at + 40, at + size
+        x = np.frombuffer(zstandard.decompress(d[5 + d[1:5].view("<u4")[0] :].tobytes()), "u1")
+        if d[0] == 2: p[:] = x.reshape(8, -1).T.copy().view("<f8")[:, 0]; continue
+        e, s, L = x[-768:].reshape(3, -1)[:, x[-(-len(p) // 8) : -768]].astype("u8")
+        v = w[(q := L.cumsum() - L + q) // 8].view("<u8")[:, 0] >> q % 8 & (1 << L) - 1
+        p[np.unpackbits(x, count=p.size) > 0] = (v << 31 ^ (v|1) << s >> 1 ^ e << 23).view("f4")[::2]
 ```
 
 `safetensors.numpy.load_file` gives the bytes. float64 holds every value exactly; so does the dtype

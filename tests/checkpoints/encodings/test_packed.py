@@ -143,6 +143,17 @@ def unsized(content: bytes) -> bytes:
     return maker.compress(content) + maker.flush()
 
 
+def block(form: int, frame: bytes, bits: bytes = b"") -> bytes:
+    return struct.pack("<BI", form, len(bits)) + bits + frame
+
+
+def content(symbols: bytes, *, flags: int = 255, lengths: int = 0, steps: int = 0) -> bytes:
+    """What a frame holds for 100 elements."""
+    return (
+        bytes([flags]) * 13 + symbols + bytes(256) + bytes([steps]) * 256 + bytes([lengths]) * 256
+    )
+
+
 def one_block(block: bytes, elements: int = 100) -> bytes:
     return prefix(elements, np.array([len(block)], np.uint32)) + block
 
@@ -151,24 +162,61 @@ GOOD = bytes_of(ordinary(100))
 BOMB = frame(bytes(1 << 30))
 LYING = bytearray(frame(bytes(801)))
 LYING[5:7] = struct.pack("<H", 800 - 256)
+FULL = bytes(100)
 HOSTILE = {
     "no mark": (b"x" + GOOD[1:], "expected it to begin with b'dfxpack'"),
     "another version": (GOOD[:7] + b"\x09" + GOOD[8:], "expected version 1 of the format, found 9"),
     "other elements": (HEAD.pack(b"dfxpack", 1, 99) + GOOD[16:], "expected 100 elements, found 99"),
     "cut short": (GOOD[:-9], "expected blocks of"),
     "longer": (GOOD + b"x", "expected blocks of"),
-    "a bomb": (one_block(b"\x01" + BOMB), "expected a frame of 13 to 413 bytes, found 1,073,7"),
-    "a bomb of doubles": (one_block(b"\x02" + BOMB), "expected a frame of 800 bytes, found 1,073"),
-    "no size": (one_block(b"\x01" + unsized(bytes(1 << 26))), "413 bytes, found no size"),
-    "a lying frame": (one_block(b"\x02" + bytes(LYING)), "expected a whole frame of zstd"),
+    "a bomb": (one_block(block(1, BOMB)), "expected a frame of 781 to 881 bytes, found 1,073,741"),
+    "a bomb of doubles": (
+        one_block(block(2, BOMB)),
+        "expected a frame of 800 bytes, found 1,073,741,824",
+    ),
+    "no size": (one_block(block(1, unsized(bytes(1 << 26)))), "881 bytes, found no size"),
+    "a lying frame": (one_block(block(2, bytes(LYING))), "expected a whole frame of zstd"),
     "half a frame": (one_block(GOOD[20:-9]), "expected a whole frame of zstd"),
     "more than a frame": (one_block(GOOD[20:] + b"xx"), "expected a whole frame of zstd"),
-    "no frame": (one_block(b"\x01"), "expected a whole frame of zstd"),
+    "no frame": (one_block(block(1, b"")), "expected a whole frame of zstd"),
+    "two frames": (
+        one_block(block(1, frame(content(FULL)) + frame(b""))),
+        "expected a whole frame of zstd",
+    ),
     "no block": (one_block(b""), "expected the form 1 or 2, found -1 in 0 bytes"),
-    "an unknown form": (one_block(b"\x07abc"), "found 7 in 4 bytes"),
-    "too few present": (
-        one_block(b"\x01" + frame(bytes(13 + 4))),
-        "expected 0 bytes after the bits, found 4",
+    "an unknown form": (one_block(block(7, b"abc")), "found 7 in 8 bytes"),
+    "only bits": (
+        one_block(struct.pack("<BI", 1, 1 << 31) + bytes(500)),
+        "expected a whole frame of zstd",
+    ),
+    "bits of doubles": (
+        one_block(block(2, frame(bytes(800)), b"bits")),
+        "expected no bits of float64, found 4 bytes",
+    ),
+    "too few symbols": (
+        one_block(block(1, frame(content(FULL[1:])))),
+        "expected 100 symbols, found 99",
+    ),
+    "too many symbols": (
+        one_block(block(1, frame(content(FULL, flags=254)))),
+        "expected 88 symbols, found 100",
+    ),
+    "a long element": (one_block(block(1, frame(content(FULL, lengths=33)))), "lengths up to 32"),
+    "a large step": (
+        one_block(block(1, frame(content(FULL, steps=32)))),
+        "expected steps up to 31",
+    ),
+    "too few bits": (
+        one_block(block(1, frame(content(FULL, lengths=32)), bytes(399))),
+        "expected 400 bytes of bits, found 399",
+    ),
+    "no bits": (
+        one_block(block(1, frame(content(FULL, lengths=32)))),
+        "expected 400 bytes of bits, found 0",
+    ),
+    "too many bits": (
+        one_block(block(1, frame(content(FULL, lengths=7)), bytes(400))),
+        "expected 88 bytes of bits, found 400",
     ),
     "doubles": (bytes_of(np.zeros(100)), "expected values of F32, found F64"),
 }
