@@ -7,7 +7,8 @@ the bits, and one frame of zstd. A reader needs nothing else. The forms:
   1 if the element has a symbol, else it is +0.0; then the symbols, a byte each; then the table of
   symbols: 256 exponents, 256 steps and 256 lengths. `kernels.packing` tells how symbols and bits
   make elements.
-- 2: float64. There are no bits; the frame holds 8 planes of bytes, the lowest byte first.
+- 2: float64, or float32 of a small block. There are no bits; the frame holds 8 or 4 planes of
+  bytes, the lowest byte first.
 
 zstd codes the symbols by their frequency. The bits are nearly random, and stored as they are.
 """
@@ -31,7 +32,7 @@ MOST_BYTES = 9 * BLOCK
 LEVELS = range(1, 20)
 """Levels of compression; the first one hardly does more than to code bytes by their frequency."""
 
-_SINGLES, _DOUBLES = 1, 2
+_KNOWN, _PLANES = 1, 2
 _HEAD = struct.Struct("<BI")
 _KINDS, _SYMBOLS = 8192, 256
 _TABLE = 3 * _SYMBOLS
@@ -41,6 +42,8 @@ _LENGTHS = np.array([32, *range(23, 0, -1), 1, 0], np.uint8)
 """The number of bits by step."""
 _LARGEST = np.repeat(np.array([255, 31, 32], np.uint8), _SYMBOLS)
 """The largest numbers in a table."""
+_SMALL = 256
+"""Up to so many elements, the table of symbols may take more than it saves."""
 _MANY_ZEROS = 0.25
 """From this share on, zeros get no symbol: zstd would search their runs, and its code for one takes
 a bit at least."""
@@ -95,7 +98,12 @@ class BlockEncoder:
         Args:
             values: at most `BLOCK` of them.
         """
-        whole = np.ascontiguousarray(values).view(np.uint32)
+        values = np.ascontiguousarray(values)
+        known = self._encode(values)
+        return known if len(values) > _SMALL else min(known, self._planes(values), key=len)
+
+    def _encode(self, values: Singles) -> bytes:
+        whole = values.view(np.uint32)
         count = len(whole)
         kernel("count_kinds", ("U32", "U32"))(whole.ctypes.data, self._counts.ctypes.data, count)
         zeros = int(self._counts[_ZERO])
@@ -109,7 +117,7 @@ class BlockEncoder:
         )
         rest = self._words.data.cast("B")[: -(-bits // 8)]
         frame = self._compress([flags, self._symbols[:given], table])
-        return b"".join((_HEAD.pack(_SINGLES, len(rest)), rest, frame))
+        return b"".join((_HEAD.pack(_KNOWN, len(rest)), rest, frame))
 
     def encode_wide(self, values: Doubles) -> bytes:
         """Compress float64 values.
@@ -117,9 +125,12 @@ class BlockEncoder:
         Args:
             values: at most `BLOCK` of them.
         """
-        planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8).T
+        return self._planes(np.ascontiguousarray(values))
+
+    def _planes(self, values: Singles | Doubles) -> bytes:
+        planes = values.view(np.uint8).reshape(len(values), -1).T
         frame = self._compress([np.ascontiguousarray(plane) for plane in planes])
-        return _HEAD.pack(_DOUBLES, 0) + frame
+        return _HEAD.pack(_PLANES, 0) + frame
 
     def _choose(self) -> Bytes:
         """Give symbols to the commonest kinds; returns the table of symbols."""
@@ -162,16 +173,24 @@ def decode(data: memoryview, count: int) -> Singles | Doubles:
         PackingError: if it is not a block of so many elements.
     """
     form, size = _HEAD.unpack(data[: _HEAD.size]) if len(data) >= _HEAD.size else (-1, 0)
-    if form not in (_SINGLES, _DOUBLES):
+    if form not in (_KNOWN, _PLANES):
         raise PackingError(f"expected the form 1 or 2, found {form} in {len(data):,} bytes")
     rest, frame = data[_HEAD.size :][:size], data[_HEAD.size + size :]
-    if form == _DOUBLES:
+    if form == _PLANES:
         if size:
-            raise PackingError(f"expected no bits of float64, found {size:,} bytes")
-        planes = _decompress(frame, 8 * count, 8 * count).reshape(8, count)
-        return np.ascontiguousarray(planes.T).view(np.float64).reshape(count)
+            raise PackingError(f"expected no bits, found {size:,} bytes")
+        return _join_planes(_decompress(frame, 4 * count, 8 * count), count)
     other = -(-count // 8) + _TABLE
     return _join(_decompress(frame, other, other + count), rest, count).view(np.float32)
+
+
+def _join_planes(planes: Bytes, count: int) -> Singles | Doubles:
+    """The elements of a block from its planes."""
+    size = len(planes) // count
+    if len(planes) != size * count or size not in (4, 8):
+        raise PackingError(f"expected 4 or 8 planes of {count:,} bytes, found {len(planes):,}")
+    elements = np.ascontiguousarray(planes.reshape(size, count).T)
+    return elements.view(np.float64 if size == 8 else np.float32).reshape(count)
 
 
 def _decompress(frame: memoryview, least: int, most: int) -> Bytes:

@@ -170,9 +170,9 @@ HOSTILE = {
     "cut short": (GOOD[:-9], "expected blocks of"),
     "longer": (GOOD + b"x", "expected blocks of"),
     "a bomb": (one_block(block(1, BOMB)), "expected a frame of 781 to 881 bytes, found 1,073,741"),
-    "a bomb of doubles": (
+    "a bomb of planes": (
         one_block(block(2, BOMB)),
-        "expected a frame of 800 bytes, found 1,073,741,824",
+        "expected a frame of 400 to 800 bytes, found 1,073,741,824",
     ),
     "no size": (one_block(block(1, unsized(bytes(1 << 26)))), "881 bytes, found no size"),
     "a lying frame": (one_block(block(2, bytes(LYING))), "expected a whole frame of zstd"),
@@ -189,9 +189,13 @@ HOSTILE = {
         one_block(struct.pack("<BI", 1, 1 << 31) + bytes(500)),
         "expected a whole frame of zstd",
     ),
-    "bits of doubles": (
+    "bits of planes": (
         one_block(block(2, frame(bytes(800)), b"bits")),
-        "expected no bits of float64, found 4 bytes",
+        "expected no bits, found 4 bytes",
+    ),
+    "five planes": (
+        one_block(block(2, frame(bytes(500)))),
+        "expected 4 or 8 planes of 100 bytes, found 500",
     ),
     "too few symbols": (
         one_block(block(1, frame(content(FULL[1:])))),
