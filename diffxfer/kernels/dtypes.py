@@ -30,6 +30,7 @@ TYPES = {
     "F64": types.float64,
     "U8": types.uint8,
     "U32": types.uint32,
+    "U64": types.uint64,
 }
 """The type of an element in a kernel, by dtype."""
 
@@ -93,9 +94,9 @@ bits_of_float = _as_integer
 
 @intrinsic
 def low_zeros(context: Any, value: Any) -> Any:
-    """The number of zeros below the lowest 1 of a uint32, which is not 0."""
+    """The number of zeros below the lowest 1 of a uint64, which is not 0."""
     nothing = ir.Constant(ir.IntType(1), 1)
-    return types.uint32(types.uint32), lambda _, b, __, a: b.cttz(a[0], nothing)
+    return types.uint64(types.uint64), lambda _, b, __, a: b.cttz(a[0], nothing)
 
 
 @intrinsic

@@ -28,8 +28,8 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "encode": ("count",) * 12,
     "mend": ("count",),
     "narrow": ("count",),
-    "count_kinds": ("count",),
-    "split": ("count",) * 2,
+    "count_kinds": ("count",) * 5,
+    "split": ("count",) * 6,
     "join": ("count",) * 2,
 }
 """The kernels, and the arguments of each after its pointers to elements."""

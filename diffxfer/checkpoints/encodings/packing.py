@@ -4,11 +4,12 @@ A block is a byte that states its form, the number of bytes of its bits (a uint3
 the bits, and one frame of zstd. A reader needs nothing else. The forms:
 
 - 1: float32. The frame holds a bit for each element, the first one in the highest bit of its byte:
-  1 if the element has a symbol, else it is +0.0; then the symbols, a byte each; then the table of
-  symbols: 256 exponents, 256 steps and 256 lengths. `kernels.packing` tells how symbols and bits
-  make elements.
-- 2: float64, or float32 of a small block. There are no bits; the frame holds 8 or 4 planes of
-  bytes, the lowest byte first.
+  1 if the element has a symbol, else it is 0.0; then the symbols, a byte each; then the table: 256
+  numbers g, 256 numbers n and 256 lengths, each an int16. `kernels.packing` tells how symbols and
+  bits make elements.
+- 2: float64, in the same way.
+- 3: float32 or float64. There are no bits; the frame holds 4 or 8 planes of bytes, the lowest byte
+  first. It is for small blocks, and for numbers that have no kind.
 
 zstd codes the symbols by their frequency. The bits are nearly random, and stored as they are.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -32,16 +34,14 @@ MOST_BYTES = 9 * BLOCK
 LEVELS = range(1, 20)
 """Levels of compression; the first one hardly does more than to code bytes by their frequency."""
 
-_KNOWN, _PLANES = 1, 2
+_SINGLES, _DOUBLES, _PLANES = 1, 2, 3
 _HEAD = struct.Struct("<BI")
-_KINDS, _SYMBOLS = 8192, 256
-_TABLE = 3 * _SYMBOLS
-_POWER, _ZERO = 24, 25
-"""The step of powers of two, and the kind of +0.0; a kind is 32 · exponent + step."""
-_LENGTHS = np.array([32, *range(23, 0, -1), 1, 0], np.uint8)
-"""The number of bits by step."""
-_LARGEST = np.repeat(np.array([255, 31, 32], np.uint8), _SYMBOLS)
-"""The largest numbers in a table."""
+_SYMBOLS = 256
+_TABLE = 3 * 2 * _SYMBOLS
+_NO_KIND, _FIRST = 2, 3
+"""The kind of what has none, and the number of kinds without an exponent."""
+_ZERO, _NOTHING = -2000, 64
+"""The g of zeros, and the n that adds nothing."""
 _SMALL = 256
 """Up to so many elements, the table of symbols may take more than it saves."""
 _MANY_ZEROS = 0.25
@@ -50,6 +50,41 @@ a bit at least."""
 _OWN_CODE = 8192
 """Elements whose symbols deserve a code of their own: its description takes up to 128 bytes."""
 _NEW_CODE = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+
+
+@dataclass(frozen=True)
+class _Numbering:
+    """How kinds are numbered, see `kernels.packing`.
+
+    Attributes:
+        low: the lowest exponent.
+        span: the number of exponents.
+        steps: the numbers that a step can be.
+        skip: what is subtracted from a step.
+        most: the largest n and length.
+    """
+
+    low: int
+    span: int
+    steps: int
+    skip: int
+    most: tuple[int, int]
+
+    @property
+    def kinds(self) -> int:
+        """The number of kinds."""
+        return (self.span + 1) * self.steps
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        """What kernels are given."""
+        return self.low, self.span, self.steps, self.skip
+
+
+_NUMBERINGS = {
+    "F32": _Numbering(low=768, span=512, steps=32, skip=29, most=(23, 24)),
+    "F64": _Numbering(low=1, span=2046, steps=64, skip=0, most=(52, 53)),
+}
 
 Singles: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
@@ -89,68 +124,52 @@ class BlockEncoder:
         else:
             parameters = zstandard.ZstdCompressionParameters.from_level(level)
         self._compressor = zstandard.ZstdCompressor(compression_params=parameters)
-        self._counts, self._ranks = np.empty(_KINDS, np.uint32), np.zeros(_KINDS, np.uint8)
-        self._symbols, self._words = np.empty(BLOCK + 1, np.uint8), np.empty(BLOCK + 1, np.uint32)
+        most = max(each.kinds for each in _NUMBERINGS.values())
+        self._counts, self._ranks = np.empty(most, np.uint32), np.zeros(most, np.uint8)
+        self._symbols, self._words = np.empty(BLOCK + 1, np.uint8), np.empty(BLOCK + 1, np.uint64)
 
-    def encode(self, values: Singles) -> bytes:
-        """Compress float32 values.
+    def encode(self, values: Singles | Doubles) -> bytes:
+        """Compress float32 or float64 values.
 
         Args:
             values: at most `BLOCK` of them.
         """
         values = np.ascontiguousarray(values)
-        known = self._encode(values)
-        return known if len(values) > _SMALL else min(known, self._planes(values), key=len)
+        dtype = "F32" if values.dtype == np.float32 else "F64"
+        made = self._encode(values, dtype)
+        if made is None or len(values) <= _SMALL:
+            planes = self._planes(values)
+            return planes if made is None else min(made, planes, key=len)
+        return made
 
-    def _encode(self, values: Singles) -> bytes:
-        whole = values.view(np.uint32)
-        count = len(whole)
-        kernel("count_kinds", ("U32", "U32"))(whole.ctypes.data, self._counts.ctypes.data, count)
-        zeros = int(self._counts[_ZERO])
+    def _encode(self, values: Singles | Doubles, dtype: str) -> bytes | None:
+        """A block of symbols; None if there are numbers without a kind, or too many kinds."""
+        numbers, count = _NUMBERINGS[dtype], len(values)
+        counts, ranks = self._counts[: numbers.kinds], self._ranks[: numbers.kinds]
+        address = values.ctypes.data
+        kernel("count_kinds", (dtype, "U32"))(address, counts.ctypes.data, count, *numbers.numbers)
+        table = None if counts[_NO_KIND] else _choose(counts, ranks, numbers)
+        if table is None:
+            return None
+        zeros = int(counts[0])
         given, flags = count, np.full(-(-count // 8), 255, np.uint8)
         if zeros > count * _MANY_ZEROS:
-            given, flags = count - zeros, np.packbits(whole != 0)
-        table = self._choose()
-        arrays = whole, self._ranks, table, self._symbols, self._words
-        bits = kernel("split", ("U32", "U8", "U8", "U8", "U32"))(
-            *(array.ctypes.data for array in arrays), count, int(given < count)
+            present = values.view(np.uint32 if dtype == "F32" else np.uint64) != 0
+            given, flags = count - zeros, np.packbits(present)
+        lengths = table[2].astype(np.uint8)
+        arrays = values, ranks, lengths, self._symbols, self._words
+        bits = kernel("split", (dtype, "U8", "U8", "U8", "U64"))(
+            *(array.ctypes.data for array in arrays), count, *numbers.numbers, int(given < count)
         )
         rest = self._words.data.cast("B")[: -(-bits // 8)]
-        frame = self._compress([flags, self._symbols[:given], table])
-        return b"".join((_HEAD.pack(_KNOWN, len(rest)), rest, frame))
-
-    def encode_wide(self, values: Doubles) -> bytes:
-        """Compress float64 values.
-
-        Args:
-            values: at most `BLOCK` of them.
-        """
-        return self._planes(np.ascontiguousarray(values))
+        frame = self._compress([flags, self._symbols[:given], table.reshape(-1).view(np.uint8)])
+        form = _SINGLES if dtype == "F32" else _DOUBLES
+        return b"".join((_HEAD.pack(form, len(rest)), rest, frame))
 
     def _planes(self, values: Singles | Doubles) -> bytes:
         planes = values.view(np.uint8).reshape(len(values), -1).T
         frame = self._compress([np.ascontiguousarray(plane) for plane in planes])
         return _HEAD.pack(_PLANES, 0) + frame
-
-    def _choose(self) -> Bytes:
-        """Give symbols to the commonest kinds; returns the table of symbols."""
-        kinds = (self._counts != 0).nonzero()[0]  # ten times as quick as without `!= 0`
-        if len(kinds) >= _SYMBOLS:
-            order = np.argsort(self._counts[kinds], kind="stable")
-            kinds = np.sort(kinds[order[1 - _SYMBOLS :]])
-        self._ranks.fill(0)
-        self._ranks[kinds] = np.arange(1, len(kinds) + 1)
-        exponents, steps = kinds >> 5, kinds & 31
-        table = np.zeros((3, _SYMBOLS), np.uint8)
-        table[2, 0] = _LENGTHS[0]
-        # A mantissa of 0 has no 1: what the step adds goes away by the exponent.
-        is_zero = steps > _POWER
-        table[:, 1 : len(kinds) + 1] = (
-            exponents ^ (steps >= _POWER),
-            steps - is_zero,
-            _LENGTHS[steps],
-        )
-        return table.reshape(-1)
 
     def _compress(self, parts: list[Bytes]) -> bytes:
         frame = self._compressor.compressobj(size=sum(map(len, parts)))
@@ -160,6 +179,37 @@ class BlockEncoder:
             if len(part) >= _OWN_CODE:
                 made.append(frame.flush(_NEW_CODE))
         return b"".join((*made, frame.flush()))
+
+
+def _choose(
+    counts: NDArray[np.uint32], ranks: Bytes, numbers: _Numbering
+) -> NDArray[np.int16] | None:
+    """Give symbols to kinds; returns the table of symbols, None if there are too many kinds."""
+    kinds = (counts != 0).nonzero()[0]  # ten times as quick as without `!= 0`
+    exponents, steps = kinds // numbers.steps - 1 + numbers.low, kinds % numbers.steps
+    steps += numbers.skip
+    is_zero = kinds < _FIRST
+    rows = np.stack([exponents + steps - 1076, 53 - steps, np.maximum(1, 53 - steps)])
+    rows[0, is_zero], rows[1, is_zero], rows[2, is_zero] = _ZERO, 0, kinds[is_zero]
+    table = np.zeros((3, _SYMBOLS), np.int16)
+    order = np.arange(len(kinds))
+    if len(kinds) > _SYMBOLS:
+        # The rare kinds of one g have one symbol.
+        own = _SYMBOLS - len(np.unique(rows[0]))
+        if own <= 0:
+            return None
+        common = np.argsort(counts[kinds], kind="stable")[::-1][:own]
+        is_rare = np.full(len(kinds), True)
+        is_rare[common] = False
+        found, inverse = np.unique(rows[0, is_rare], return_inverse=True)
+        lengths = np.zeros(len(found), np.int64)
+        np.maximum.at(lengths, inverse, rows[1, is_rare] + 1)
+        order[~is_rare], order[is_rare] = np.arange(own), own + inverse
+        shared = np.stack([found, np.full_like(found, _NOTHING), lengths])
+        rows = np.concatenate([rows[:, ~is_rare], shared], axis=1)
+    ranks[kinds] = order
+    table[:, : rows.shape[1]] = rows
+    return table
 
 
 def decode(data: memoryview, count: int) -> Singles | Doubles:
@@ -173,15 +223,16 @@ def decode(data: memoryview, count: int) -> Singles | Doubles:
         PackingError: if it is not a block of so many elements.
     """
     form, size = _HEAD.unpack(data[: _HEAD.size]) if len(data) >= _HEAD.size else (-1, 0)
-    if form not in (_KNOWN, _PLANES):
-        raise PackingError(f"expected the form 1 or 2, found {form} in {len(data):,} bytes")
+    if form not in (_SINGLES, _DOUBLES, _PLANES):
+        raise PackingError(f"expected the form 1, 2 or 3, found {form} in {len(data):,} bytes")
     rest, frame = data[_HEAD.size :][:size], data[_HEAD.size + size :]
     if form == _PLANES:
         if size:
             raise PackingError(f"expected no bits, found {size:,} bytes")
         return _join_planes(_decompress(frame, 4 * count, 8 * count), count)
     other = -(-count // 8) + _TABLE
-    return _join(_decompress(frame, other, other + count), rest, count).view(np.float32)
+    content = _decompress(frame, other, other + count)
+    return _join(content, rest, count, "F32" if form == _SINGLES else "F64")
 
 
 def _join_planes(planes: Bytes, count: int) -> Singles | Doubles:
@@ -216,20 +267,26 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return found
 
 
-def _join(content: Bytes, rest: memoryview, count: int) -> NDArray[np.uint32]:
+def _join(content: Bytes, rest: memoryview, count: int, dtype: str) -> Singles | Doubles:
     """The elements of a block, from what its frame holds and its bits."""
-    symbols, table = content[-(-count // 8) : -_TABLE], content[-_TABLE:]
-    flags = np.unpackbits(content, count=count)
+    symbols, flags = content[-(-count // 8) : -_TABLE], np.unpackbits(content, count=count)
     expected = int(np.count_nonzero(flags))
     if len(symbols) != expected:
         raise PackingError(f"expected {expected:,} symbols, found {len(symbols):,}")
-    if (table > _LARGEST).any():
-        raise PackingError("expected steps up to 31 and lengths up to 32, found larger ones")
-    words = np.zeros(len(rest) // 4 + 2, np.uint32)
+    exponents, firsts, lengths = content[-_TABLE:].copy().view("<i2").reshape(3, _SYMBOLS)
+    n, length = _NUMBERINGS[dtype].most
+    if not ((firsts >= 0) & (firsts <= n) | (firsts == _NOTHING)).all():
+        raise PackingError(f"expected numbers n up to {n} or {_NOTHING}, found another")
+    if not ((lengths >= 0) & (lengths <= length)).all():
+        raise PackingError(f"expected lengths up to {length}, found {lengths.max()}")
+    with np.errstate(over="ignore"):
+        scales = np.ldexp(1.0, exponents.astype(np.int32))
+    highest = np.left_shift(np.uint64(1), firsts.astype(np.uint64))
+    words = np.zeros(len(rest) // 8 + 2, np.uint64)
     words.view(np.uint8)[: len(rest)] = rest
-    made = np.empty(count, np.uint32)
-    arrays = symbols, flags, table, words, made
-    bits = kernel("join", ("U8", "U8", "U8", "U32", "U32"))(
+    made = np.empty(count, np.float32 if dtype == "F32" else np.float64)
+    arrays = symbols, flags, lengths.astype(np.uint8), highest, scales, words, made
+    bits = kernel("join", ("U8", "U8", "U8", "U64", "F64", "U64", dtype))(
         *(array.ctypes.data for array in arrays), count, len(words) - 2
     )
     if -(-bits // 8) != len(rest):

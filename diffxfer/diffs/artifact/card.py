@@ -53,10 +53,10 @@ def unpack(raw, out):
     for k, size in enumerate(raw[16:at].view("<u4").tolist()):
         p, d, q, at = out.reshape(-1)[k << 18 :][: 2**18], raw[at:][:size], 8 * at + 40, at + size
         x = np.frombuffer(zstandard.decompress(d[5 + d[1:5].view("<u4")[0] :].tobytes()), "u1")
-        if d[0] == 2: p[:] = x.reshape(-1, p.size).T.copy().view(f"f{x.size // p.size}").T; continue
-        e, s, L = x[-768:].reshape(3, -1)[:, x[-(-len(p) // 8) : -768]].astype("u8")
-        v = w[(q := L.cumsum() - L + q) // 8].view("<u8")[:, 0] >> q % 8 & (1 << L) - 1
-        p[np.unpackbits(x, count=p.size) > 0] = (v << 31 ^ (v|1) << s >> 1 ^ e<<23).view("f4")[::2]
+        if d[0] == 3: p[:] = x.reshape(-1, p.size).T.copy().view(f"f{x.size // p.size}").T; continue
+        g, n, L = x[-1536:].view("<i2").reshape(3, -1)[:, x[-(-p.size // 8) : -1536]].astype("i8")
+        v = w[(q := L.cumsum() - L + q) // 8].view("<i8")[:, 0] >> q % 8 & (1 << L) - 1
+        p[np.unpackbits(x, count=p.size) > 0] = np.ldexp((v | 1 | 1 << n) * (1 - v % 2 * 2.0), g)
 ```
 
 `safetensors.numpy.load_file` gives the bytes. float64 holds every value exactly; so does the dtype

@@ -228,7 +228,7 @@ class Packer:
         addresses = values.ctypes.data, singles.ctypes.data
         found = kernel("narrow", ("F64", "F32"))(*addresses, len(values))
         wide = bool(found & 1)
-        packed = encoder.encode_wide(values) if wide else encoder.encode(singles)
+        packed = encoder.encode(values if wide else singles)
         start = self._spool.add(packed)
         possible = tuple(tensor.digests)  # a dtype that is gone does not come back
         digests = {"F64": block_digests(data, 8)}

@@ -53,9 +53,8 @@ SINGLES = {
 def bytes_of(values: Array, level: int = 1) -> bytes:
     """A packed tensor of float32 or float64 values."""
     coder = BlockEncoder(level)
-    encode = coder.encode_wide if values.dtype == np.float64 else coder.encode
     parts = [values[at : at + BLOCK] for at in range(0, len(values), BLOCK)]
-    blocks = [encode(part) for part in parts]
+    blocks = [coder.encode(part) for part in parts]
     sizes = np.array([len(block) for block in blocks], np.uint32)
     return prefix(len(values), sizes) + b"".join(blocks)
 
@@ -147,11 +146,10 @@ def block(form: int, frame: bytes, bits: bytes = b"") -> bytes:
     return struct.pack("<BI", form, len(bits)) + bits + frame
 
 
-def content(symbols: bytes, *, flags: int = 255, lengths: int = 0, steps: int = 0) -> bytes:
+def content(symbols: bytes, *, flags: int = 255, lengths: int = 0, n: int = 0) -> bytes:
     """What a frame holds for 100 elements."""
-    return (
-        bytes([flags]) * 13 + symbols + bytes(256) + bytes([steps]) * 256 + bytes([lengths]) * 256
-    )
+    table = np.repeat(np.array([[0], [n], [lengths]], np.int16), 256, axis=1)
+    return bytes([flags]) * 13 + symbols + table.tobytes()
 
 
 def one_block(block: bytes, elements: int = 100) -> bytes:
@@ -169,13 +167,16 @@ HOSTILE = {
     "other elements": (HEAD.pack(b"dfxpack", 1, 99) + GOOD[16:], "expected 100 elements, found 99"),
     "cut short": (GOOD[:-9], "expected blocks of"),
     "longer": (GOOD + b"x", "expected blocks of"),
-    "a bomb": (one_block(block(1, BOMB)), "expected a frame of 781 to 881 bytes, found 1,073,741"),
+    "a bomb": (
+        one_block(block(1, BOMB)),
+        "expected a frame of 1,549 to 1,649 bytes, found 1,073,741",
+    ),
     "a bomb of planes": (
-        one_block(block(2, BOMB)),
+        one_block(block(3, BOMB)),
         "expected a frame of 400 to 800 bytes, found 1,073,741,824",
     ),
-    "no size": (one_block(block(1, unsized(bytes(1 << 26)))), "881 bytes, found no size"),
-    "a lying frame": (one_block(block(2, bytes(LYING))), "expected a whole frame of zstd"),
+    "no size": (one_block(block(1, unsized(bytes(1 << 26)))), "1,649 bytes, found no size"),
+    "a lying frame": (one_block(block(3, bytes(LYING))), "expected a whole frame of zstd"),
     "half a frame": (one_block(GOOD[20:-9]), "expected a whole frame of zstd"),
     "more than a frame": (one_block(GOOD[20:] + b"xx"), "expected a whole frame of zstd"),
     "no frame": (one_block(block(1, b"")), "expected a whole frame of zstd"),
@@ -183,18 +184,18 @@ HOSTILE = {
         one_block(block(1, frame(content(FULL)) + frame(b""))),
         "expected a whole frame of zstd",
     ),
-    "no block": (one_block(b""), "expected the form 1 or 2, found -1 in 0 bytes"),
+    "no block": (one_block(b""), "expected the form 1, 2 or 3, found -1 in 0 bytes"),
     "an unknown form": (one_block(block(7, b"abc")), "found 7 in 8 bytes"),
     "only bits": (
         one_block(struct.pack("<BI", 1, 1 << 31) + bytes(500)),
         "expected a whole frame of zstd",
     ),
     "bits of planes": (
-        one_block(block(2, frame(bytes(800)), b"bits")),
+        one_block(block(3, frame(bytes(800)), b"bits")),
         "expected no bits, found 4 bytes",
     ),
     "five planes": (
-        one_block(block(2, frame(bytes(500)))),
+        one_block(block(3, frame(bytes(500)))),
         "expected 4 or 8 planes of 100 bytes, found 500",
     ),
     "too few symbols": (
@@ -205,18 +206,17 @@ HOSTILE = {
         one_block(block(1, frame(content(FULL, flags=254)))),
         "expected 88 symbols, found 100",
     ),
-    "a long element": (one_block(block(1, frame(content(FULL, lengths=33)))), "lengths up to 32"),
-    "a large step": (
-        one_block(block(1, frame(content(FULL, steps=32)))),
-        "expected steps up to 31",
-    ),
+    "a long element": (one_block(block(1, frame(content(FULL, lengths=25)))), "lengths up to 24"),
+    "a long double": (one_block(block(2, frame(content(FULL, lengths=54)))), "lengths up to 53"),
+    "a negative length": (one_block(block(1, frame(content(FULL, lengths=-1)))), "lengths up to"),
+    "a large n": (one_block(block(1, frame(content(FULL, n=24)))), "n up to 23 or 64, found"),
     "too few bits": (
-        one_block(block(1, frame(content(FULL, lengths=32)), bytes(399))),
-        "expected 400 bytes of bits, found 399",
+        one_block(block(1, frame(content(FULL, lengths=24)), bytes(299))),
+        "expected 300 bytes of bits, found 299",
     ),
     "no bits": (
-        one_block(block(1, frame(content(FULL, lengths=32)))),
-        "expected 400 bytes of bits, found 0",
+        one_block(block(1, frame(content(FULL, lengths=24)))),
+        "expected 300 bytes of bits, found 0",
     ),
     "too many bits": (
         one_block(block(1, frame(content(FULL, lengths=7)), bytes(400))),
