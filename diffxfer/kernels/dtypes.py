@@ -100,6 +100,33 @@ def low_zeros(context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def load_word(context: Any, pointer: Any, place: Any) -> Any:
+    """The uint64 whose bytes begin at a place, the lowest first."""
+
+    def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        loaded = builder.load(_word_at(builder, values))
+        loaded.align = 1
+        return loaded
+
+    return types.uint64(pointer, types.uint64), generate
+
+
+@intrinsic
+def store_word(context: Any, pointer: Any, place: Any, word: Any) -> Any:
+    """Write the bytes of a uint64 from a place on, the lowest first."""
+
+    def generate(context: Any, builder: Any, _: Any, values: Any) -> Any:
+        builder.store(values[2], _word_at(builder, values)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.uint64, types.uint64), generate
+
+
+def _word_at(builder: Any, values: Any) -> Any:
+    return builder.bitcast(builder.gep(values[0], [values[1]]), ir.IntType(64).as_pointer())
+
+
+@intrinsic
 def _half_as_float(context: Any, value: Any) -> Any:
     def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
         return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())

@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from diffxfer.kernels.dtypes import bits_of_float, differs, low_zeros, read, write
+from diffxfer.kernels.dtypes import (
+    bits_of_float,
+    differs,
+    load_word,
+    low_zeros,
+    read,
+    store_word,
+    write,
+)
 
 _SYMBOLS = 256
 _MANTISSA, _ONE = (1 << 52) - 1, 1 << 52
@@ -69,40 +77,48 @@ def mend(finetuned: Any, base: Any, out: Any, count: int) -> np.int64:
 
 @njit(error_model="numpy")
 def _kind(whole: Any, step: Any, low: int, span: int, steps: int, skip: int) -> Any:
-    exponent = np.int64((whole >> np.uint64(52)) & np.uint64(0x7FF)) - np.int64(low)
-    known = exponent * np.int64(steps) + np.int64(step) - np.int64(skip) + np.int64(steps)
-    known = known if np.uint64(exponent) < np.uint64(span) else np.int64(2)
-    is_zero = whole << np.uint64(1) == np.uint64(0)
-    return np.uint64(np.int64(whole >> np.uint64(63)) if is_zero else known)
-
-
-@njit(error_model="numpy")
-def _step(whole: Any) -> Any:
-    return low_zeros((whole & np.uint64(_MANTISSA)) | np.uint64(_ONE)) + np.uint64(1)
+    # Without branches: which zeros come where is not predictable.
+    exponent = ((whole >> np.uint64(52)) & np.uint64(0x7FF)) - np.uint64(low)
+    known = (exponent + np.uint64(1)) * np.uint64(steps) + step - np.uint64(skip)
+    has_kind = np.uint64(exponent < np.uint64(span))
+    known = known * has_kind + np.uint64(2) * (np.uint64(1) - has_kind)
+    is_zero = np.uint64(whole << np.uint64(1) == np.uint64(0))
+    return known * (np.uint64(1) - is_zero) + (whole >> np.uint64(63)) * is_zero
 
 
 def count_kinds(
-    elements: Any, counts: Any, count: int, low: int, span: int, steps: int, skip: int
+    elements: Any,
+    kinds: Any,
+    counts: Any,
+    count: int,
+    low: int,
+    span: int,
+    steps: int,
+    skip: int,
 ) -> np.int64:
-    """Count the elements of each kind."""
-    given, found = carray(elements, count), carray(counts, (span + 1) * steps)
+    """Write the kind of each element, and the number of elements of each kind."""
+    given, made = carray(elements, count), carray(kinds, count)
+    found = carray(counts, (span + 1) * steps)
     for k in range((span + 1) * steps):
         found[k] = np.uint32(0)
     for i in range(count):
         whole = bits_of_float(np.float64(given[i]))
-        found[_kind(whole, _step(whole), low, span, steps, skip)] += np.uint32(1)
+        step = low_zeros((whole & np.uint64(_MANTISSA)) | np.uint64(_ONE)) + np.uint64(1)
+        kind = _kind(whole, step, low, span, steps, skip)
+        made[i] = np.uint32(kind)
+        found[kind] += np.uint32(1)
     return np.int64(0)
 
 
 def split(
     elements: Any,
+    kinds: Any,
     ranks: Any,
     lengths: Any,
     symbols: Any,
     words: Any,
     count: int,
-    low: int,
-    span: int,
+    most: int,
     steps: int,
     skip: int,
     skips_zeros: int,
@@ -110,44 +126,45 @@ def split(
     """Write the symbols of elements, all or all but those of 0.0, and their bits.
 
     Args:
-        elements: the elements; every one has a kind.
+        elements: the elements.
+        kinds: the kind of each.
         ranks: the symbol of each kind.
         lengths: the length of each symbol.
         symbols: receives a symbol for each element; there is room for one more.
-        words: receives bits; there is a word more than there are elements.
+        words: receives bits; there is room for 7 bytes for each element, and 8 more.
         count: the number of elements.
-        low: see above.
-        span: the number of exponents.
-        steps: see above.
+        most: the number of kinds.
+        steps: see above; a power of two.
         skip: see above.
         skips_zeros: 1 to leave out 0.0.
 
     Returns:
         The number of bits.
     """
-    given, known = carray(elements, count), carray(ranks, (span + 1) * steps)
-    made, packed = carray(symbols, count + 1), carray(words, count + 1)
-    sizes, skipped = carray(lengths, _SYMBOLS), np.uint64(skips_zeros)
-    waiting, held, place, word = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
+    given, known, rank = carray(elements, count), carray(kinds, count), carray(ranks, most)
+    made, sizes = carray(symbols, count + 1), carray(lengths, _SYMBOLS)
+    skipped, mask = np.uint64(skips_zeros), np.uint64(steps - 1)
+    waiting, held, place, byte = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
     for i in range(count):
         whole = bits_of_float(np.float64(given[i]))
-        step = _step(whole)
-        symbol = known[_kind(whole, step, low, span, steps, skip)]
+        kind = np.uint64(known[i])
+        symbol = rank[kind]
         made[place] = symbol
-        place += np.uint64(1) - (skipped & np.uint64(whole == np.uint64(0)))
+        place += np.uint64(1) - (skipped & np.uint64(kind == np.uint64(0)))
         length = np.uint64(sizes[np.uint64(symbol)])
-        rest = ((whole & np.uint64(_MANTISSA)) | np.uint64(_ONE)) >> step
+        rest = ((whole & np.uint64(_MANTISSA)) | np.uint64(_ONE)) >> (
+            (kind & mask) + np.uint64(skip)
+        )
         rest = (rest << np.uint64(1)) | (whole >> np.uint64(63))
         rest &= (np.uint64(1) << length) - np.uint64(1)
-        waiting |= rest << held
-        packed[word] = waiting
-        is_full = (held + length) >> np.uint64(6)
-        word += is_full
-        over = (rest >> np.uint64(1)) >> (np.uint64(63) - held)
-        waiting = over if is_full else waiting
-        held = (held + length) & np.uint64(63)
-    packed[word] = waiting
-    return np.int64(word * np.uint64(64) + held)
+        waiting |= rest << held  # fewer than 8 bits wait, and an element has up to 53
+        store_word(words, byte, waiting)
+        held += length
+        byte += held >> np.uint64(3)
+        waiting >>= held & np.uint64(56)
+        held &= np.uint64(7)
+    store_word(words, byte, waiting)
+    return np.int64(byte * np.uint64(8) + held)
 
 
 def join(
@@ -161,7 +178,7 @@ def join(
     count: int,
     last: int,
 ) -> np.int64:
-    """Put elements together again; any input with lengths up to 63 is safe.
+    """Put elements together again; any input with lengths up to 57 is safe.
 
     Args:
         symbols: one for each flag that is 1, and at least one more byte.
@@ -172,24 +189,21 @@ def join(
         words: the bits.
         elements: receives the elements.
         count: the number of elements.
-        last: the number of words less 2.
+        last: the number of bytes less 8.
 
     Returns:
         The number of bits that the elements take.
     """
     given, present = carray(symbols, count + 1), carray(flags, count)
     sizes, highest = carray(lengths, _SYMBOLS), carray(firsts, _SYMBOLS)
-    powers, packed = carray(scales, _SYMBOLS), carray(words, last + 2)
-    made = carray(elements, count)
+    powers, made = carray(scales, _SYMBOLS), carray(elements, count)
     end, at, place = np.uint64(last), np.uint64(0), np.uint64(0)
     for i in range(count):
         here = np.uint64(present[i])
         symbol = np.uint64(given[place])
         place += here
         length = np.uint64(sizes[symbol]) * here
-        word, inside = min(at >> np.uint64(6), end), at & np.uint64(63)
-        rest = packed[word] >> inside
-        rest |= (packed[word + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - inside)
+        rest = load_word(words, min(at >> np.uint64(3), end)) >> (at & np.uint64(7))
         rest &= (np.uint64(1) << length) - np.uint64(1)
         at += length
         sign = np.int64(1) - np.int64((rest & np.uint64(1)) << np.uint64(1))

@@ -29,7 +29,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "mend": ("count",),
     "narrow": ("count",),
     "count_kinds": ("count",) * 5,
-    "split": ("count",) * 6,
+    "split": ("count",) * 5,
     "join": ("count",) * 2,
 }
 """The kernels, and the arguments of each after its pointers to elements."""

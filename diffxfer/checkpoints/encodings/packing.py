@@ -75,14 +75,9 @@ class _Numbering:
         """The number of kinds."""
         return (self.span + 1) * self.steps
 
-    @property
-    def numbers(self) -> tuple[int, int, int, int]:
-        """What kernels are given."""
-        return self.low, self.span, self.steps, self.skip
-
 
 _NUMBERINGS = {
-    "F32": _Numbering(low=768, span=512, steps=32, skip=29, most=(23, 24)),
+    "F32": _Numbering(low=874, span=277, steps=32, skip=29, most=(23, 24)),
     "F64": _Numbering(low=1, span=2046, steps=64, skip=0, most=(52, 53)),
 }
 
@@ -126,7 +121,11 @@ class BlockEncoder:
         self._compressor = zstandard.ZstdCompressor(compression_params=parameters)
         most = max(each.kinds for each in _NUMBERINGS.values())
         self._counts, self._ranks = np.empty(most, np.uint32), np.zeros(most, np.uint8)
-        self._symbols, self._words = np.empty(BLOCK + 1, np.uint8), np.empty(BLOCK + 1, np.uint64)
+        self._kinds = np.empty(BLOCK, np.uint32)
+        self._symbols, self._words = (
+            np.empty(BLOCK + 1, np.uint8),
+            np.empty(7 * BLOCK + 8, np.uint8),
+        )
 
     def encode(self, values: Singles | Doubles) -> bytes:
         """Compress float32 or float64 values.
@@ -146,8 +145,11 @@ class BlockEncoder:
         """A block of symbols; None if there are numbers without a kind, or too many kinds."""
         numbers, count = _NUMBERINGS[dtype], len(values)
         counts, ranks = self._counts[: numbers.kinds], self._ranks[: numbers.kinds]
-        address = values.ctypes.data
-        kernel("count_kinds", (dtype, "U32"))(address, counts.ctypes.data, count, *numbers.numbers)
+        arrays = values, self._kinds, counts
+        kernel("count_kinds", (dtype, "U32", "U32"))(
+            *(array.ctypes.data for array in arrays),
+            *(count, numbers.low, numbers.span, numbers.steps, numbers.skip),
+        )
         table = None if counts[_NO_KIND] else _choose(counts, ranks, numbers)
         if table is None:
             return None
@@ -157,11 +159,12 @@ class BlockEncoder:
             present = values.view(np.uint32 if dtype == "F32" else np.uint64) != 0
             given, flags = count - zeros, np.packbits(present)
         lengths = table[2].astype(np.uint8)
-        arrays = values, ranks, lengths, self._symbols, self._words
-        bits = kernel("split", (dtype, "U8", "U8", "U8", "U64"))(
-            *(array.ctypes.data for array in arrays), count, *numbers.numbers, int(given < count)
+        made = values, self._kinds, ranks, lengths, self._symbols, self._words
+        bits = kernel("split", (dtype, "U32", "U8", "U8", "U8", "U8"))(
+            *(array.ctypes.data for array in made),
+            *(count, numbers.kinds, numbers.steps, numbers.skip, int(given < count)),
         )
-        rest = self._words.data.cast("B")[: -(-bits // 8)]
+        rest = self._words[: -(-bits // 8)].tobytes()
         frame = self._compress([flags, self._symbols[:given], table.reshape(-1).view(np.uint8)])
         form = _SINGLES if dtype == "F32" else _DOUBLES
         return b"".join((_HEAD.pack(form, len(rest)), rest, frame))
@@ -186,11 +189,13 @@ def _choose(
 ) -> NDArray[np.int16] | None:
     """Give symbols to kinds; returns the table of symbols, None if there are too many kinds."""
     kinds = (counts != 0).nonzero()[0]  # ten times as quick as without `!= 0`
-    exponents, steps = kinds // numbers.steps - 1 + numbers.low, kinds % numbers.steps
-    steps += numbers.skip
-    is_zero = kinds < _FIRST
-    rows = np.stack([exponents + steps - 1076, 53 - steps, np.maximum(1, 53 - steps)])
-    rows[0, is_zero], rows[1, is_zero], rows[2, is_zero] = _ZERO, 0, kinds[is_zero]
+    steps = kinds % numbers.steps + numbers.skip
+    rows = np.empty((3, len(kinds)), np.int64)
+    rows[0] = kinds // numbers.steps + (numbers.low - 1 + steps - 1076)
+    rows[1] = 53 - steps
+    rows[2] = np.maximum(1, rows[1])
+    zeros = int(np.searchsorted(kinds, _FIRST))
+    rows[0, :zeros], rows[1, :zeros], rows[2, :zeros] = _ZERO, 0, kinds[:zeros]
     table = np.zeros((3, _SYMBOLS), np.int16)
     order = np.arange(len(kinds))
     if len(kinds) > _SYMBOLS:
@@ -282,12 +287,12 @@ def _join(content: Bytes, rest: memoryview, count: int, dtype: str) -> Singles |
     with np.errstate(over="ignore"):
         scales = np.ldexp(1.0, exponents.astype(np.int32))
     highest = np.left_shift(np.uint64(1), firsts.astype(np.uint64))
-    words = np.zeros(len(rest) // 8 + 2, np.uint64)
-    words.view(np.uint8)[: len(rest)] = rest
+    words = np.empty(len(rest) + 8, np.uint8)
+    words[: len(rest)], words[len(rest) :] = rest, 0
     made = np.empty(count, np.float32 if dtype == "F32" else np.float64)
     arrays = symbols, flags, lengths.astype(np.uint8), highest, scales, words, made
-    bits = kernel("join", ("U8", "U8", "U8", "U64", "F64", "U64", dtype))(
-        *(array.ctypes.data for array in arrays), count, len(words) - 2
+    bits = kernel("join", ("U8", "U8", "U8", "U64", "F64", "U8", dtype))(
+        *(array.ctypes.data for array in arrays), count, len(rest)
     )
     if -(-bits // 8) != len(rest):
         raise PackingError(f"expected {-(-bits // 8):,} bytes of bits, found {len(rest):,}")
