@@ -112,7 +112,7 @@ class Extracted(Way):
         """Extract the difference."""
         self.diff = self.fresh("diff")
         extract_diff(self.model.finetuned, self.model.base, self.diff, threads=1, **self.options)
-        return sum(path.stat().st_size for path in self.diff.glob("*.safetensors"))
+        return sum(path.stat().st_size for path in self.diff.glob("model*.safetensors"))
 
     def decode(self) -> Path:
         """Apply it to base."""
