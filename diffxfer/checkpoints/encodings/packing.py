@@ -42,8 +42,8 @@ _NO_KIND, _FIRST = 2, 3
 """The kind of what has none, and the number of kinds without an exponent."""
 _ZERO, _NOTHING = -2000, 64
 """The g of zeros, and the n that adds nothing."""
-_SMALL = 256
-"""Up to so many elements, the table of symbols may take more than it saves."""
+_SMALL = 128
+"""Up to so many elements, the table of symbols takes more than it saves."""
 _MANY_ZEROS = 0.25
 """From this share on, zeros get no symbol: zstd would search their runs, and its code for one takes
 a bit at least."""
@@ -135,13 +135,10 @@ class BlockEncoder:
         """
         values = np.ascontiguousarray(values)
         dtype = "F32" if values.dtype == np.float32 else "F64"
-        made = self._encode(values, dtype)
-        if made is None or len(values) <= _SMALL:
-            planes = self._planes(values)
-            return planes if made is None else min(made, planes, key=len)
-        return made
+        made = self._symbols_of(values, dtype) if len(values) > _SMALL else None
+        return self._planes(values) if made is None else made
 
-    def _encode(self, values: Singles | Doubles, dtype: str) -> bytes | None:
+    def _symbols_of(self, values: Singles | Doubles, dtype: str) -> bytes | None:
         """A block of symbols; None if there are numbers without a kind, or too many kinds."""
         numbers, count = _NUMBERINGS[dtype], len(values)
         counts, ranks = self._counts[: numbers.kinds], self._ranks[: numbers.kinds]
