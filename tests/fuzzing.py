@@ -322,7 +322,7 @@ def watched() -> Iterator[list[tuple[str, str]]]:
 
 
 @contextmanager
-def _limited(*, timer: bool) -> Iterator[None]:
+def limited(*, timer: bool) -> Iterator[None]:
     """Limit the additional address space and the time."""
 
     def stop(signum: int, frame: object) -> None:
@@ -536,7 +536,7 @@ class Arena:
         if trace:
             tracemalloc.start(1)
         try:
-            with _limited(timer=self.timer), watched():
+            with limited(timer=self.timer), watched():
                 VERBS[case.verb](*folders, self._out(case), **options)  # type: ignore[operator]
         except KeyboardInterrupt:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.stored import BITS
 from diffxfer.errors import CheckpointError
 from diffxfer.streaming.plan import BLOCK_ELEMENTS
+from tests.fuzzing import limited
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,6 +184,9 @@ GOOD = bytes_of(ordinary(100))
 BOMB = frame(bytes(1 << 30))
 LYING = bytearray(frame(bytes(801)))
 LYING[5:7] = struct.pack("<H", 800 - 256)
+LYING_BOMB = bytearray(frame(bytes(1 << 29)))
+assert LYING_BOMB[4] & 0xC0 == 0x80  # the size takes 4 bytes, after one of the window
+LYING_BOMB[6:10] = struct.pack("<I", 1600)
 FULL = bytes(100)
 HOSTILE = {
     "no mark": (b"x" + GOOD[1:], "expected it to begin with b'dfxpack'"),
@@ -197,8 +202,9 @@ HOSTILE = {
         one_block(block(3, BOMB)),
         "expected a frame of 400 to 800 bytes, found 1,073,741,824",
     ),
-    "no size": (one_block(block(1, unsized(bytes(1 << 26)))), "1,649 bytes, found no size"),
+    "no size": (one_block(block(1, unsized(bytes(1 << 29)))), "1,649 bytes, found no size"),
     "a lying frame": (one_block(block(3, bytes(LYING))), "expected a whole frame of zstd"),
+    "a lying bomb": (one_block(block(1, bytes(LYING_BOMB))), "expected a whole frame of zstd"),
     "half a frame": (one_block(GOOD[20:-9]), "expected a whole frame of zstd"),
     "more than a frame": (one_block(GOOD[20:] + b"xx"), "expected a whole frame of zstd"),
     "no frame": (one_block(block(1, b"")), "expected a whole frame of zstd"),
@@ -258,6 +264,15 @@ def test_bytes_are_not_trusted(tmp_path: Path, name: str) -> None:
     assert "model.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "bomb" in name or "size" in name])
+def test_a_bomb_takes_no_memory(tmp_path: Path, name: str) -> None:
+    """Less than the bomb's content: more address space than that is not to be had."""
+    tensor = stored(tmp_path, HOSTILE[name][0], "F32", (100,))
+    with limited(timer=False), pytest.raises(CheckpointError):
+        read(tensor)
 
 
 @pytest.mark.parametrize(
