@@ -138,7 +138,9 @@ class Blocks(Way):
         super().__init__(model, scratch)
         self.blocks = []
         for delta in model.deltas.values():
-            for block in delta.reshape(-1).split(BLOCK):
+            flat = delta.reshape(-1)
+            for at in range(0, len(flat), BLOCK):
+                block = flat[at : at + BLOCK]
                 single = block.float()
                 is_exact = torch.equal(single.double(), block)
                 self.blocks.append((single if is_exact else block).numpy())
@@ -295,11 +297,12 @@ def split(
     values: NDArray[Any], model: Model, dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
     """All elements of a model, as tensors; their bits may be those of another dtype."""
-    sizes = [tensor.numel() for tensor in model.ours.values()]
-    parts = torch.from_numpy(values.copy()).split(sizes)
-    found = [part if dtype is None else part.view(dtype) for part in parts]
-    pairs = zip(model.ours.items(), found, strict=True)
-    return {name: part.reshape(tensor.shape) for (name, tensor), part in pairs}
+    whole, found, at = torch.from_numpy(values.copy()), {}, 0
+    for name, tensor in model.ours.items():
+        part = whole[at : at + tensor.numel()]
+        found[name] = (part if dtype is None else part.view(dtype)).reshape(tensor.shape)
+        at += tensor.numel()
+    return found
 
 
 def ways() -> dict[str, type[Way]]:
@@ -309,7 +312,7 @@ def ways() -> dict[str, type[Way]]:
         "diffxfer extract --pack": Packed,
         "its coding alone, in memory": Blocks,
     }
-    peers = {
+    peers: dict[str, dict[str, type[Way]]] = {
         "zipnn": {"Δ in float32": ZipNN, "XOR with base": ZipNNDelta},
         "lmzip": {"Δ in float32": LmZip, "beside base": LmZipBeside},
         "deltatensors": {"int4": DeltaTensors},

@@ -131,9 +131,9 @@ class BlockEncoder:
         """Compress float32 or float64 values.
 
         Args:
-            values: at most `BLOCK` of them.
+            values: at most `BLOCK` of them, one after the other in memory.
         """
-        values = np.ascontiguousarray(values)
+        assert values.flags.c_contiguous
         dtype = "F32" if values.dtype == np.float32 else "F64"
         made = self._symbols_of(values, dtype) if len(values) > _SMALL else None
         return self._planes(values) if made is None else made
@@ -243,7 +243,9 @@ def _join_planes(planes: Bytes, count: int) -> Singles | Doubles:
     if len(planes) != size * count or size not in (4, 8):
         raise PackingError(f"expected 4 or 8 planes of {count:,} bytes, found {len(planes):,}")
     elements = np.ascontiguousarray(planes.reshape(size, count).T)
-    return elements.view(np.float64 if size == 8 else np.float32).reshape(count)
+    if size == 8:
+        return elements.view(np.float64).reshape(count)
+    return elements.view(np.float32).reshape(count)
 
 
 def _decompress(frame: memoryview, least: int, most: int) -> Bytes:
@@ -286,7 +288,9 @@ def _join(content: Bytes, rest: memoryview, count: int, dtype: str) -> Singles |
     highest = np.left_shift(np.uint64(1), firsts.astype(np.uint64))
     words = np.empty(len(rest) + 8, np.uint8)
     words[: len(rest)], words[len(rest) :] = rest, 0
-    made = np.empty(count, np.float32 if dtype == "F32" else np.float64)
+    made: Singles | Doubles = np.empty(count, np.float64)
+    if dtype == "F32":
+        made = np.empty(count, np.float32)
     arrays = symbols, flags, lengths.astype(np.uint8), highest, scales, words, made
     bits = kernel("join", ("U8", "U8", "U8", "U64", "F64", "U8", dtype))(
         *(array.ctypes.data for array in arrays), count, len(rest)
