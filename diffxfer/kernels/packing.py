@@ -1,14 +1,21 @@
-"""Narrowing differences, splitting float32 into planes, and rounding to codes of a few bits.
+"""Splitting floats into symbols and bits that compress well, and joining them again.
 
-The planes of n elements are n exponents, in order; then three bytes of each element, sign and
-mantissa from the highest to the lowest, all first bytes before all second ones. In these three
-planes the elements are sorted by exponent, and those of one exponent stay in order.
+A finite element is ±m·2^g with an odd m; g and the number of bits of m make its kind, which has
+most of what can be predicted. Zeros are kinds of their own. A table gives a g, an n and a length to
+each symbol. An element is made of its symbol and of as many bits as the length says:
 
-A code is an integer from −`most` to `most`, plus `most` + 1; its value is the integer times the
-scale of its row, a bfloat16. This product is exact in float32. `first` is the place of the first
-element in its row.
+    ±(bits OR 1 OR 2ⁿ)·2^g, negative if the lowest bit is 1; in float64
 
-Imported only by numba's compiler. `places` has room for 256 numbers.
+So the bits are the sign, and above it those of m without its first and last one. A symbol for
+several kinds of one g has an n of 64, which adds nothing; all bits of m but the last one are given.
+For zeros, g is so low that the product is zero. Bits of consecutive elements follow each other,
+the lowest first.
+
+Kinds are numbered here as (exponent − low)·steps + step − skip, from `steps` on: the exponent is
+that of float64, and the step 1 + the number of zeros at the end of the mantissa. 0 and 1 are the
+kinds of 0.0 and −0.0, and 2 that of what has no kind here, such as infinity.
+
+Imported only by numba's compiler.
 """
 
 from __future__ import annotations
@@ -18,8 +25,18 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from diffxfer.kernels.dtypes import bits_of_float, differs, read, write
-from diffxfer.kernels.lanes import LANES, clear, total
+from diffxfer.kernels.dtypes import (
+    bits_of_float,
+    differs,
+    load_word,
+    low_zeros,
+    read,
+    store_word,
+    write,
+)
+
+_SYMBOLS = 256
+_MANTISSA, _ONE = (1 << 52) - 1, 1 << 52
 
 
 def narrow(values: Any, out: Any, count: int) -> np.int64:
@@ -49,180 +66,139 @@ def lost(finetuned: Any, base: Any, diff: Any, marks: Any, count: int) -> np.int
     return found
 
 
-def split(elements: Any, planes: Any, places: Any, count: int) -> np.int64:
-    """Split the bits of float32; afterwards `places` has the end of each exponent's elements."""
-    given, ends = carray(elements, count), carray(places, 256)
-    exponents, made = carray(planes, count), carray(planes, 4 * count)
-    for k in range(256):
-        ends[k] = np.uint32(0)
-    for i in range(count):
-        exponent = (given[i] >> np.uint32(23)) & np.uint32(255)
-        exponents[i] = np.uint8(exponent)
-        ends[exponent] += np.uint32(1)
-    start = np.uint32(0)
-    for k in range(256):
-        found = ends[k]
-        ends[k] = start
-        start = np.uint32(start + found)
-    for i in range(count):
-        whole = given[i]
-        rest = ((whole >> np.uint32(31)) << np.uint32(23)) | (whole & np.uint32(0x7FFFFF))
-        place = ends[exponents[i]]
-        ends[exponents[i]] = np.uint32(place + np.uint32(1))
-        made[count + place] = np.uint8(rest >> np.uint32(16))
-        made[2 * count + place] = np.uint8((rest >> np.uint32(8)) & np.uint32(255))
-        made[3 * count + place] = np.uint8(rest & np.uint32(255))
-    return np.int64(0)
-
-
-def join(planes: Any, places: Any, elements: Any, count: int) -> np.int64:
-    """Put the bits of float32 together again; any planes are safe to join."""
-    given, starts = carray(planes, 4 * count), carray(places, 256)
-    made = carray(elements, count)
-    for k in range(256):
-        starts[k] = np.uint32(0)
-    for i in range(count):
-        starts[given[i]] += np.uint32(1)
-    start = np.uint32(0)
-    for k in range(256):
-        found = starts[k]
-        starts[k] = start
-        start = np.uint32(start + found)
-    for i in range(count):
-        exponent = np.uint32(given[i])
-        place = starts[exponent]
-        starts[exponent] = np.uint32(place + np.uint32(1))
-        rest = (
-            (np.uint32(given[count + place]) << np.uint32(16))
-            | (np.uint32(given[2 * count + place]) << np.uint32(8))
-            | np.uint32(given[3 * count + place])
-        )
-        sign = (rest >> np.uint32(23)) << np.uint32(31)
-        made[i] = sign | (exponent << np.uint32(23)) | (rest & np.uint32(0x7FFFFF))
-    return np.int64(0)
-
-
 @njit(error_model="numpy")
-def _integer(value: Any, inverse: Any, most: Any) -> Any:
-    """The integer nearest to value · inverse, a tie to the even one, within ±most."""
-    return min(max(np.rint(value * inverse), -most), most)
+def _kind(whole: Any, step: Any, low: int, span: int, steps: int, skip: int) -> Any:
+    # Without branches: which zeros come where is not predictable.
+    exponent = ((whole >> np.uint64(52)) & np.uint64(0x7FF)) - np.uint64(low)
+    known = (exponent + np.uint64(1)) * np.uint64(steps) + step - np.uint64(skip)
+    has_kind = np.uint64(exponent < np.uint64(span))
+    known = known * has_kind + np.uint64(2) * (np.uint64(1) - has_kind)
+    is_zero = np.uint64(whole << np.uint64(1) == np.uint64(0))
+    return known * (np.uint64(1) - is_zero) + (whole >> np.uint64(63)) * is_zero
 
 
-@njit(error_model="numpy")
-def _squared_error(part: Any, scale: Any, most: Any, lanes: Any) -> Any:
-    """‖values of the codes − values‖²."""
-    inverse = 1.0 / scale
-    clear(lanes)
-    for start in range(0, len(part), LANES):
-        given = part[start:]
-        for i in range(min(LANES, len(part) - start)):
-            error = _integer(given[i], inverse, most) * scale - given[i]
-            lanes[i] += error * error
-    return total(lanes)
-
-
-@njit(error_model="numpy")
-def _largest(part: Any) -> Any:
-    """The largest magnitude; infinity if one is NaN or from 2¹²⁷ on."""
-    largest, odd = 0.0, np.uint32(0)
-    for i in range(len(part)):
-        size = abs(part[i])
-        odd = np.uint32(odd | np.uint32(not size < 2.0**127))
-        largest = max(largest, size)
-    return np.inf if odd else largest
-
-
-@njit(error_model="numpy")
-def _best_scale(part: Any, scales: Any, most: Any, steps: Any, lanes: Any) -> Any:
-    """The scale with the least squared error: (1 − k/16) · largest / most, the first one of equals.
-
-    Small codes lose more by the steps of many elements than by cutting off a few.
-    """
-    largest = _largest(part)
-    if largest == np.inf:
-        return largest
-    best = read(write(largest / most, scales))
-    if steps == 1 or best == 0.0:
-        return best
-    least = _squared_error(part, best, most, lanes)
-    for k in range(1, steps):
-        scale = read(write(largest * (1.0 - k / 16.0) / most, scales))
-        if scale == 0.0:
-            break
-        error = _squared_error(part, scale, most, lanes)
-        if error < least:
-            least, best = error, scale
-    return best
-
-
-def quantise(
-    values: Any,
-    scales: Any,
-    codes: Any,
-    rounded: Any,
-    lanes: Any,
+def count_kinds(
+    elements: Any,
+    kinds: Any,
+    counts: Any,
     count: int,
-    first: int,
-    width: int,
+    low: int,
+    span: int,
+    steps: int,
+    skip: int,
+) -> np.int64:
+    """Write the kind of each element, and the number of elements of each kind."""
+    given, made = carray(elements, count), carray(kinds, count)
+    found = carray(counts, (span + 1) * steps)
+    for k in range((span + 1) * steps):
+        found[k] = np.uint32(0)
+    for i in range(count):
+        whole = bits_of_float(np.float64(given[i]))
+        step = low_zeros((whole & np.uint64(_MANTISSA)) | np.uint64(_ONE)) + np.uint64(1)
+        kind = _kind(whole, step, low, span, steps, skip)
+        made[i] = np.uint32(kind)
+        found[kind] += np.uint32(1)
+    return np.int64(0)
+
+
+def split(
+    elements: Any,
+    kinds: Any,
+    ranks: Any,
+    lengths: Any,
+    symbols: Any,
+    words: Any,
+    count: int,
     most: int,
     steps: int,
+    skip: int,
+    skips_zeros: int,
 ) -> np.int64:
-    """Round float64 to codes of a byte each, with one of `steps` scales for each row.
+    """Write the symbols of elements, all or all but those of 0.0, and their bits.
 
-    Returns 1 if a value is NaN, infinite or too large for that, and nothing of use is written then.
+    Args:
+        elements: the elements.
+        kinds: the kind of each.
+        ranks: the symbol of each kind.
+        lengths: the length of each symbol.
+        symbols: receives a symbol for each element; there is room for one more.
+        words: receives bits; there is room for 7 bytes for each element, and 8 more.
+        count: the number of elements.
+        most: the number of kinds.
+        steps: see above; a power of two.
+        skip: see above.
+        skips_zeros: 1 to leave out 0.0.
+
+    Returns:
+        The number of bits.
     """
-    given, made, back = carray(values, count), carray(codes, count), carray(rounded, count)
-    factors, sums = carray(scales, (first + count + width - 1) // width), carray(lanes, LANES)
-    limit, start, row = np.float64(most), 0, 0
-    while start < count:
-        stop = min((row + 1) * width - first, count)
-        part, target, near = given[start:stop], made[start:stop], back[start:stop]
-        scale = _best_scale(part, scales, limit, steps, sums)
-        if scale == np.inf:
-            return np.int64(1)
-        factors[row] = write(scale, scales)
-        inverse = 1.0 / scale if scale else 0.0
-        for i in range(stop - start):
-            code = np.int32(_integer(part[i], inverse, limit))
-            target[i] = np.uint8(code + np.int32(most) + np.int32(1))
-            near[i] = np.float64(code) * scale
-        start = stop
-        row += 1
-    return np.int64(0)
+    given, known, rank = carray(elements, count), carray(kinds, count), carray(ranks, most)
+    made, sizes = carray(symbols, count + 1), carray(lengths, _SYMBOLS)
+    skipped, mask = np.uint64(skips_zeros), np.uint64(steps - 1)
+    waiting, held, place, byte = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
+    for i in range(count):
+        whole = bits_of_float(np.float64(given[i]))
+        kind = np.uint64(known[i])
+        symbol = rank[kind]
+        made[place] = symbol
+        place += np.uint64(1) - (skipped & np.uint64(kind == np.uint64(0)))
+        length = np.uint64(sizes[np.uint64(symbol)])
+        rest = ((whole & np.uint64(_MANTISSA)) | np.uint64(_ONE)) >> (
+            (kind & mask) + np.uint64(skip)
+        )
+        rest = (rest << np.uint64(1)) | (whole >> np.uint64(63))
+        rest &= (np.uint64(1) << length) - np.uint64(1)
+        waiting |= rest << held  # fewer than 8 bits wait, and an element has up to 53
+        store_word(words, byte, waiting)
+        held += length
+        byte += held >> np.uint64(3)
+        waiting >>= held & np.uint64(56)
+        held &= np.uint64(7)
+    store_word(words, byte, waiting)
+    return np.int64(byte * np.uint64(8) + held)
 
 
-def dequantise(
-    codes: Any, scales: Any, out: Any, count: int, first: int, width: int, most: int
+def join(
+    symbols: Any,
+    flags: Any,
+    lengths: Any,
+    firsts: Any,
+    scales: Any,
+    words: Any,
+    elements: Any,
+    count: int,
+    last: int,
 ) -> np.int64:
-    """The values of codes of a byte each, in float32; any codes and scales are safe."""
-    given, made = carray(codes, count), carray(out, count)
-    factors = carray(scales, (first + count + width - 1) // width)
-    zero, start, row = np.float32(most + 1), 0, 0
-    while start < count:
-        stop = min((row + 1) * width - first, count)
-        part, target = given[start:stop], made[start:stop]
-        scale = np.float32(read(factors[row]))
-        for i in range(stop - start):
-            target[i] = (np.float32(part[i]) - zero) * scale
-        start = stop
-        row += 1
-    return np.int64(0)
+    """Put elements together again; any input with lengths up to 57 is safe.
 
+    Args:
+        symbols: one for each flag that is 1, and at least one more byte.
+        flags: 0 for an element that is 0.0, else 1.
+        lengths: the length of each symbol.
+        firsts: 2ⁿ of each symbol.
+        scales: 2^g of each symbol.
+        words: the bits.
+        elements: receives the elements.
+        count: the number of elements.
+        last: the number of bytes less 8.
 
-def stray(finetuned: Any, base: Any, diff: Any, count: int, lanes: Any, totals: Any) -> np.int64:
-    """Sum the squares of Δ − (finetuned − base), and those of finetuned − base."""
-    ours, theirs, stored = carray(finetuned, count), carray(base, count), carray(diff, count)
-    errors, squares = carray(lanes, LANES), carray(lanes, 2 * LANES)[LANES:]
-    clear(errors)
-    clear(squares)
-    for start in range(0, count, LANES):
-        f, b, d = ours[start:], theirs[start:], stored[start:]
-        for i in range(min(LANES, count - start)):
-            whole = read(f[i]) - read(b[i])
-            error = read(d[i]) - whole
-            errors[i] += error * error
-            squares[i] += whole * whole
-    found = carray(totals, 2)
-    found[0] = total(errors)
-    found[1] = total(squares)
-    return np.int64(0)
+    Returns:
+        The number of bits that the elements take.
+    """
+    given, present = carray(symbols, count + 1), carray(flags, count)
+    sizes, highest = carray(lengths, _SYMBOLS), carray(firsts, _SYMBOLS)
+    powers, made = carray(scales, _SYMBOLS), carray(elements, count)
+    end, at, place = np.uint64(last), np.uint64(0), np.uint64(0)
+    for i in range(count):
+        here = np.uint64(present[i])
+        symbol = np.uint64(given[place])
+        place += here
+        length = np.uint64(sizes[symbol]) * here
+        rest = load_word(words, min(at >> np.uint64(3), end)) >> (at & np.uint64(7))
+        rest &= (np.uint64(1) << length) - np.uint64(1)
+        at += length
+        sign = np.int64(1) - np.int64((rest & np.uint64(1)) << np.uint64(1))
+        whole = np.int64(rest | np.uint64(1) | highest[symbol]) * sign
+        value = np.float64(whole) * powers[symbol]
+        made[i] = write(value if here else 0.0, elements)
+    return np.int64(at)

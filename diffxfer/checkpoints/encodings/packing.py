@@ -1,23 +1,29 @@
 """One block of a packed tensor: float32 or float64 values, compressed.
 
-A block begins with a byte that states its form:
+A block is a byte that states its form, the number of bytes of its bits (a uint32, little-endian),
+the bits, and one frame of zstd. A reader needs nothing else. The forms:
 
-- 1: float32: a bit for each element, the first one in the highest bit of its byte; then the planes
-  of `kernels.packing` for the elements whose bit is 1. The others are +0.0.
-- 2: float64: 8 planes of bytes, the lowest byte first.
-- 3 and 4: int8 and int4: codes and scales, see `rounding`. These two lose something.
-
-Then comes one frame of zstd. A reader needs nothing else. The writer ends a block of zstd wherever
-the statistics of the bytes change, so that each part has a code of its own.
+- 1: float32. The frame holds a bit for each element, the first one in the highest bit of its byte:
+  1 if the element has a symbol, else it is 0.0; then the symbols, a byte each; then the table: 256
+  numbers g, 256 numbers n and 256 lengths, each an int16. `kernels.packing` tells how symbols and
+  bits make elements.
+- 2: float64, in the same way.
+- 3: float32 or float64. There are no bits; the frame holds 4 or 8 planes of bytes, the lowest byte
+  first. It is for small blocks, and for numbers that have no kind.
+- 4 and 5: int8 and int4. There are no bits; the frame holds scales and codes, see `rounding`. These
+  two lose something.
 
 If the form's highest bit is 1, the block has `exceptions`: a second frame of zstd, and its size as
 a uint32 (little-endian) at the end of the block.
+
+zstd codes the symbols by their frequency. The bits are nearly random, and stored as they are.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -29,8 +35,6 @@ from diffxfer.checkpoints.encodings import rounding as lossy
 from diffxfer.kernels.native import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from diffxfer.checkpoints.encodings.exceptions import Exceptions
     from diffxfer.checkpoints.encodings.rounding import Rounding
 
@@ -41,15 +45,55 @@ MOST_BYTES = (9 + exceptions.MOST_BYTES) * BLOCK
 LEVELS = range(1, 20)
 """Levels of compression; the first one hardly does more than to code bytes by their frequency."""
 
-_SINGLES, _DOUBLES = 1, 2
+_SINGLES, _DOUBLES, _PLANES = 1, 2, 3
+_ROUNDED = {rounding.form: rounding for rounding in lossy.ROUNDINGS.values()}
 _WITH_EXCEPTIONS = 0x80
 _SIZE = struct.Struct("<I")
-_ROUNDED = {rounding.form: rounding for rounding in lossy.ROUNDINGS.values()}
-_MANY_ZEROS = 0.55
-"""From this share on, zeros are left out of the planes."""
+_HEAD = struct.Struct("<BI")
+_SYMBOLS = 256
+_TABLE = 3 * 2 * _SYMBOLS
+_NO_KIND, _FIRST = 2, 3
+"""The kind of what has none, and the number of kinds without an exponent."""
+_ZERO, _NOTHING = -2000, 64
+"""The g of zeros, and the n that adds nothing."""
+_SMALL = 128
+"""Up to so many elements, the table of symbols takes more than it saves."""
+_MANY_ZEROS = 0.25
+"""From this share on, zeros get no symbol: zstd would search their runs, and its code for one takes
+a bit at least."""
 _OWN_CODE = 8192
-"""Elements that deserve a code of their own: its description takes up to 128 bytes."""
+"""Elements whose symbols deserve a code of their own: its description takes up to 128 bytes."""
 _NEW_CODE = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+
+
+@dataclass(frozen=True)
+class _Numbering:
+    """How kinds are numbered, see `kernels.packing`.
+
+    Attributes:
+        low: the lowest exponent.
+        span: the number of exponents.
+        steps: the numbers that a step can be.
+        skip: what is subtracted from a step.
+        most: the largest n and length.
+    """
+
+    low: int
+    span: int
+    steps: int
+    skip: int
+    most: tuple[int, int]
+
+    @property
+    def kinds(self) -> int:
+        """The number of kinds."""
+        return (self.span + 1) * self.steps
+
+
+_NUMBERINGS = {
+    "F32": _Numbering(low=874, span=277, steps=32, skip=29, most=(23, 24)),
+    "F64": _Numbering(low=1, span=2046, steps=64, skip=0, most=(52, 53)),
+}
 
 Singles: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
@@ -75,60 +119,38 @@ class BlockEncoder:
     """
 
     def __init__(self, level: int) -> None:
-        if level == LEVELS[0]:
-            # Matches are hardly ever found in these bytes, so do not spend time on them.
-            parameters = zstandard.ZstdCompressionParameters(
-                window_log=17,
-                hash_log=10,
-                chain_log=6,
-                search_log=1,
-                min_match=7,
-                target_length=0,
-                strategy=zstandard.STRATEGY_FAST,
-            )
-        else:
-            parameters = zstandard.ZstdCompressionParameters.from_level(level)
-        self._compressor = zstandard.ZstdCompressor(compression_params=parameters)
-        self._places = np.zeros(256, np.uint32)
-
-    def encode(self, values: Singles) -> bytes:
-        """Compress float32 values.
-
-        Args:
-            values: at most `BLOCK` of them.
-        """
-        whole = np.ascontiguousarray(values).view(np.uint32)
-        if np.count_nonzero(whole) > len(whole) * (1 - _MANY_ZEROS):
-            bits = np.full(-(-len(whole) // 8), 255, np.uint8)
-        else:
-            present = whole != 0
-            bits, whole = np.packbits(present), whole[present]
-        return bytes((_SINGLES,)) + self._compress([bits, *self._planes(whole)])
-
-    def encode_wide(self, values: Doubles) -> bytes:
-        """Compress float64 values.
-
-        Args:
-            values: at most `BLOCK` of them.
-        """
-        planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8).T
-        return bytes((_DOUBLES,)) + self._compress(
-            [np.ascontiguousarray(plane) for plane in planes]
+        parameters = [_fast()]
+        if level != LEVELS[0]:
+            parameters.append(zstandard.ZstdCompressionParameters.from_level(level))
+        self._compressors = [zstandard.ZstdCompressor(compression_params=p) for p in parameters]
+        most = max(each.kinds for each in _NUMBERINGS.values())
+        self._counts, self._ranks = np.empty(most, np.uint32), np.zeros(most, np.uint8)
+        self._kinds = np.empty(BLOCK, np.uint32)
+        self._symbols, self._words = (
+            np.empty(BLOCK + 1, np.uint8),
+            np.empty(7 * BLOCK + 8, np.uint8),
         )
 
-    def add_exceptions(self, block: bytes, found: Exceptions, count: int) -> bytes:
-        """Add exceptions to a block that has none.
+    def encode(self, values: Singles | Doubles) -> bytes:
+        """Compress float32 or float64 values.
 
         Args:
-            block: its bytes.
-            found: the exceptions.
-            count: the number of elements of the block.
+            values: at most `BLOCK` of them, one after the other in memory.
         """
-        # A frame with a checksum: nothing else covers these bytes when a block is decoded.
-        content = exceptions.pack(found, count)
-        frame = zstandard.ZstdCompressor(write_checksum=True).compress(content)
-        form = block[0] | _WITH_EXCEPTIONS
-        return b"".join((bytes((form,)), block[1:], frame, _SIZE.pack(len(frame))))
+        assert values.flags.c_contiguous
+        dtype = "F32" if values.dtype == np.float32 else "F64"
+        made = self._symbols_of(values, dtype) if len(values) > _SMALL else None
+        return self.encode_planes(values) if made is None else made
+
+    def encode_planes(self, values: Singles | Doubles) -> bytes:
+        """Compress float32 or float64 values, so that they are simple to read.
+
+        Args:
+            values: at most `BLOCK` of them, one after the other in memory.
+        """
+        planes = values.view(np.uint8).reshape(len(values), -1).T
+        frame = self._compress([np.ascontiguousarray(plane) for plane in planes])
+        return _HEAD.pack(_PLANES, 0) + frame
 
     def encode_rounded(
         self, values: Doubles, rounding: Rounding, first: int, width: int
@@ -148,36 +170,110 @@ class BlockEncoder:
         if found is None:
             return None
         parts, rounded = found
-        return bytes((rounding.form,)) + self._compress(parts), rounded
+        return _HEAD.pack(rounding.form, 0) + self._compress(parts), rounded
 
-    def _planes(self, whole: NDArray[np.uint32]) -> list[Bytes]:
-        """The planes, cut where a code of its own is worth it."""
-        count = len(whole)
-        planes = np.empty(4 * count, np.uint8)
-        addresses = [array.ctypes.data for array in (whole, planes, self._places)]
-        kernel("split", ("U32", "U8", "U32"))(*addresses, count)
-        cuts = list(_cuts(self._places, count))
-        parts = [planes[:count]]
-        for plane in planes[count:].reshape(3, count):
-            # A plane of zeros takes a few bytes as it is.
-            parts += np.split(plane, cuts) if plane.any() else [plane]
-        return parts
+    def add_exceptions(self, block: bytes, found: Exceptions, count: int) -> bytes:
+        """Add exceptions to a block that has none.
+
+        Args:
+            block: its bytes.
+            found: the exceptions.
+            count: the number of elements of the block.
+        """
+        # A frame with a checksum: nothing else covers these bytes when a block is decoded.
+        content = exceptions.pack(found, count)
+        frame = zstandard.ZstdCompressor(write_checksum=True).compress(content)
+        form = block[0] | _WITH_EXCEPTIONS
+        return b"".join((bytes((form,)), block[1:], frame, _SIZE.pack(len(frame))))
+
+    def _symbols_of(self, values: Singles | Doubles, dtype: str) -> bytes | None:
+        """A block of symbols; None if there are numbers without a kind, or too many kinds."""
+        numbers, count = _NUMBERINGS[dtype], len(values)
+        counts, ranks = self._counts[: numbers.kinds], self._ranks[: numbers.kinds]
+        arrays = values, self._kinds, counts
+        kernel("count_kinds", (dtype, "U32", "U32"))(
+            *(array.ctypes.data for array in arrays),
+            *(count, numbers.low, numbers.span, numbers.steps, numbers.skip),
+        )
+        table = None if counts[_NO_KIND] else _choose(counts, ranks, numbers)
+        if table is None:
+            return None
+        zeros = int(counts[0])
+        given, flags = count, np.full(-(-count // 8), 255, np.uint8)
+        if zeros > count * _MANY_ZEROS:
+            present = values.view(np.uint32 if dtype == "F32" else np.uint64) != 0
+            given, flags = count - zeros, np.packbits(present)
+        lengths = table[2].astype(np.uint8)
+        made = values, self._kinds, ranks, lengths, self._symbols, self._words
+        bits = kernel("split", (dtype, "U32", "U8", "U8", "U8", "U8"))(
+            *(array.ctypes.data for array in made),
+            *(count, numbers.kinds, numbers.steps, numbers.skip, int(given < count)),
+        )
+        rest = self._words[: -(-bits // 8)].tobytes()
+        frame = self._compress([flags, self._symbols[:given], table.reshape(-1).view(np.uint8)])
+        form = _SINGLES if dtype == "F32" else _DOUBLES
+        return b"".join((_HEAD.pack(form, len(rest)), rest, frame))
 
     def _compress(self, parts: list[Bytes]) -> bytes:
-        frame = self._compressor.compressobj(size=sum(map(len, parts)))
-        made = []
-        for part in parts:
-            made += [frame.compress(part.data), frame.flush(_NEW_CODE)]
-        return b"".join((*made, frame.flush()))
+        """The shortest frame: matches that a higher level finds may cost more than they save."""
+        return min((_frame(each, parts) for each in self._compressors), key=len)
 
 
-def _cuts(ends: NDArray[np.uint32], count: int) -> Iterator[int]:
-    """Where to cut planes that are sorted by exponent."""
-    last = 0
-    for end in np.unique(ends).tolist():
-        if end - last >= _OWN_CODE and count - end > 0:
-            yield end
-            last = end
+def _fast() -> zstandard.ZstdCompressionParameters:
+    """Matches are hardly ever worth it in these bytes, so spend no time on them."""
+    return zstandard.ZstdCompressionParameters(
+        window_log=17,
+        hash_log=6,
+        chain_log=6,
+        search_log=1,
+        min_match=7,
+        target_length=0,
+        strategy=zstandard.STRATEGY_FAST,
+    )
+
+
+def _frame(compressor: zstandard.ZstdCompressor, parts: list[Bytes]) -> bytes:
+    """The frame of zstd of all parts."""
+    frame = compressor.compressobj(size=sum(map(len, parts)))
+    made = []
+    for part in parts:
+        made.append(frame.compress(part.data))
+        if len(part) >= _OWN_CODE:
+            made.append(frame.flush(_NEW_CODE))
+    return b"".join((*made, frame.flush()))
+
+
+def _choose(
+    counts: NDArray[np.uint32], ranks: Bytes, numbers: _Numbering
+) -> NDArray[np.int16] | None:
+    """Give symbols to kinds; returns the table of symbols, None if there are too many kinds."""
+    kinds = (counts != 0).nonzero()[0]  # ten times as quick as without `!= 0`
+    steps = kinds % numbers.steps + numbers.skip
+    rows = np.empty((3, len(kinds)), np.int64)
+    rows[0] = kinds // numbers.steps + (numbers.low - 1 + steps - 1076)
+    rows[1] = 53 - steps
+    rows[2] = np.maximum(1, rows[1])
+    zeros = int(np.searchsorted(kinds, _FIRST))
+    rows[0, :zeros], rows[1, :zeros], rows[2, :zeros] = _ZERO, 0, kinds[:zeros]
+    table = np.zeros((3, _SYMBOLS), np.int16)
+    order = np.arange(len(kinds))
+    if len(kinds) > _SYMBOLS:
+        # The rare kinds of one g have one symbol.
+        own = _SYMBOLS - len(np.unique(rows[0]))
+        if own <= 0:
+            return None
+        common = np.argsort(counts[kinds], kind="stable")[::-1][:own]
+        is_rare = np.full(len(kinds), True)
+        is_rare[common] = False
+        found, inverse = np.unique(rows[0, is_rare], return_inverse=True)
+        lengths = np.zeros(len(found), np.int64)
+        np.maximum.at(lengths, inverse, rows[1, is_rare] + 1)
+        order[~is_rare], order[is_rare] = np.arange(own), own + inverse
+        shared = np.stack([found, np.full_like(found, _NOTHING), lengths])
+        rows = np.concatenate([rows[:, ~is_rare], shared], axis=1)
+    ranks[kinds] = order
+    table[:, : rows.shape[1]] = rows
+    return table
 
 
 def decode(data: memoryview, count: int, first: int = 0, width: int = 1) -> Singles | Doubles:
@@ -193,28 +289,24 @@ def decode(data: memoryview, count: int, first: int = 0, width: int = 1) -> Sing
         PackingError: if it is not a block of so many elements.
     """
     data, _ = _divide(data)
-    form = data[0] & ~_WITH_EXCEPTIONS if len(data) else -1
-    if form == _DOUBLES:
-        planes = _decompress(data[1:], 8 * count, 8 * count).reshape(8, count)
-        return np.ascontiguousarray(planes.T).view(np.float64).reshape(count)
-    if form in _ROUNDED:
-        size = _ROUNDED[form].size(count, first, width)
-        content = _decompress(data[1:], size, size)
-        return lossy.decode(content, _ROUNDED[form], count, first, width)
-    if form != _SINGLES:
-        raise PackingError(f"expected the form 1 to 4, found {form} in {len(data):,} bytes")
-    bits = -(-count // 8)
-    content = _decompress(data[1:], bits, bits + 4 * count)
-    present = np.unpackbits(content[:bits], count=count).view(np.bool_)
-    others, expected = len(content) - bits, 4 * int(np.count_nonzero(present))
-    if others != expected:
-        raise PackingError(f"expected {expected:,} bytes after the bits, found {others:,}")
-    joined = _join(content[bits:])
-    if len(joined) == count:
-        return joined.view(np.float32)
-    whole = np.zeros(count, np.uint32)
-    whole[present] = joined
-    return whole.view(np.float32)
+    if len(data) < _HEAD.size:
+        raise PackingError(f"expected {_HEAD.size} bytes or more, found {len(data):,}")
+    form, size = _HEAD.unpack(data[: _HEAD.size])
+    form &= ~_WITH_EXCEPTIONS
+    if form not in (_SINGLES, _DOUBLES, _PLANES, *_ROUNDED):
+        raise PackingError(f"expected the form 1 to 5, found {form} in {len(data):,} bytes")
+    rest, frame = data[_HEAD.size :][:size], data[_HEAD.size + size :]
+    if form in (_SINGLES, _DOUBLES):
+        other = -(-count // 8) + _TABLE
+        content = _decompress(frame, other, other + count)
+        return _join(content, rest, count, "F32" if form == _SINGLES else "F64")
+    if size:
+        raise PackingError(f"expected no bits, found {size:,} bytes")
+    if form == _PLANES:
+        return _join_planes(_decompress(frame, 4 * count, 8 * count), count)
+    size = _ROUNDED[form].size(count, first, width)
+    content = _decompress(frame, size, size)
+    return lossy.decode(content, _ROUNDED[form], count, first, width)
 
 
 def decode_exceptions(data: memoryview, count: int) -> Exceptions | None:
@@ -242,7 +334,7 @@ def _divide(data: memoryview) -> tuple[memoryview, memoryview | None]:
     """A block without its exceptions, and their frame if it has any."""
     if not len(data) or not data[0] & _WITH_EXCEPTIONS:
         return data, None
-    room = len(data) - 1 - _SIZE.size
+    room = len(data) - _HEAD.size - _SIZE.size
     size = _SIZE.unpack(data[-_SIZE.size :])[0] if room > 0 else 0
     if not 0 < size < room:
         raise PackingError(
@@ -250,6 +342,17 @@ def _divide(data: memoryview) -> tuple[memoryview, memoryview | None]:
         )
     end = len(data) - _SIZE.size
     return data[: end - size], data[end - size : end]
+
+
+def _join_planes(planes: Bytes, count: int) -> Singles | Doubles:
+    """The elements of a block from its planes."""
+    size = len(planes) // count
+    if len(planes) != size * count or size not in (4, 8):
+        raise PackingError(f"expected 4 or 8 planes of {count:,} bytes, found {len(planes):,}")
+    elements = np.ascontiguousarray(planes.reshape(size, count).T)
+    if size == 8:
+        return elements.view(np.float64).reshape(count)
+    return elements.view(np.float32).reshape(count)
 
 
 def _decompress(frame: memoryview, least: int, most: int) -> Bytes:
@@ -275,10 +378,30 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return found
 
 
-def _join(planes: Bytes) -> NDArray[np.uint32]:
-    count = len(planes) // 4
-    places, made = np.empty(256, np.uint32), np.empty(count, np.uint32)
-    planes = np.ascontiguousarray(planes)
-    addresses = [array.ctypes.data for array in (planes, places, made)]
-    kernel("join", ("U8", "U32", "U32"))(*addresses, count)
+def _join(content: Bytes, rest: memoryview, count: int, dtype: str) -> Singles | Doubles:
+    """The elements of a block, from what its frame holds and its bits."""
+    symbols, flags = content[-(-count // 8) : -_TABLE], np.unpackbits(content, count=count)
+    expected = int(np.count_nonzero(flags))
+    if len(symbols) != expected:
+        raise PackingError(f"expected {expected:,} symbols, found {len(symbols):,}")
+    exponents, firsts, lengths = content[-_TABLE:].copy().view("<i2").reshape(3, _SYMBOLS)
+    n, length = _NUMBERINGS[dtype].most
+    if not ((firsts >= 0) & (firsts <= n) | (firsts == _NOTHING)).all():
+        raise PackingError(f"expected numbers n up to {n} or {_NOTHING}, found another")
+    if not ((lengths >= 0) & (lengths <= length)).all():
+        raise PackingError(f"expected lengths up to {length}, found {lengths.max()}")
+    with np.errstate(over="ignore"):
+        scales = np.ldexp(1.0, exponents.astype(np.int32))
+    highest = np.left_shift(np.uint64(1), firsts.astype(np.uint64))
+    words = np.empty(len(rest) + 8, np.uint8)
+    words[: len(rest)], words[len(rest) :] = rest, 0
+    made: Singles | Doubles = np.empty(count, np.float64)
+    if dtype == "F32":
+        made = np.empty(count, np.float32)
+    arrays = symbols, flags, lengths.astype(np.uint8), highest, scales, words, made
+    bits = kernel("join", ("U8", "U8", "U8", "U64", "F64", "U8", dtype))(
+        *(array.ctypes.data for array in arrays), count, len(rest)
+    )
+    if -(-bits // 8) != len(rest):
+        raise PackingError(f"expected {-(-bits // 8):,} bytes of bits, found {len(rest):,}")
     return made

@@ -56,8 +56,8 @@ class Rounding:
 
 ROUNDINGS = {
     # Fractions gain nothing for int8; for int4 they took the error from 12.1 to 10.8 % of ‖Δ‖.
-    "int8": Rounding("int8", 3, 8, 1),
-    "int4": Rounding("int4", 4, 4, 8),
+    "int8": Rounding("int8", 4, 8, 1),
+    "int4": Rounding("int4", 5, 4, 8),
 }
 """The lossy forms by name."""
 

@@ -93,11 +93,11 @@ def _packed_bytes(
         made = (
             rounded(encoder, rounding, task, chunk.start // BLOCK, values) if suits(task) else None
         )
-        return len(encoder.encode_wide(values) if made is None else made[0])
+        return len(encoder.encode_planes(values) if made is None else made[0])
     with np.errstate(all="ignore"):
         singles = values.astype(np.float32)
         is_exact = np.array_equal(singles.astype(np.float64), values, equal_nan=True)
-    block = encoder.encode(singles) if is_exact else encoder.encode_wide(values)
+    block = encoder.encode(singles if is_exact else values)
     if result.exceptions:
         block = encoder.add_exceptions(block, joined(list(result.exceptions)), chunk.count)
     return len(block)

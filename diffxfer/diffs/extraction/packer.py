@@ -186,12 +186,14 @@ class Packer:
         values = exact if made is None else made[1]
         addresses = values.ctypes.data, singles.ctypes.data
         found = kernel("narrow", ("F64", "F32"))(*addresses, len(values))
-        # A lossy diff vector has no blocks of float32, so that its reader is simple.
+        # Exact blocks of a lossy diff vector are planes of float64, so that its reader is simple.
         wide = bool(found & 1) or (made is None and self._rounding is not None)
-        if made is None:
-            packed = encoder.encode_wide(values) if wide else encoder.encode(singles)
-        else:
+        if made is not None:
             packed = made[0]
+        elif self._rounding is not None:
+            packed = encoder.encode_planes(values)
+        else:
+            packed = encoder.encode(values if wide else singles)
         with self._lock:
             exceptions = self._exceptions.pop((tensor.index, block), None)
         if made is not None:

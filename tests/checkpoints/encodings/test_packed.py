@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.stored import BITS
 from diffxfer.errors import CheckpointError
 from diffxfer.streaming.plan import BLOCK_ELEMENTS
+from tests.fuzzing import limited
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,7 @@ SINGLES = {
     "odd": _ODD,
     "one": np.array([-2.5], np.float32),
     "empty": np.zeros(0, np.float32),
+    "powers of two": 2.0 ** _RANDOM.integers(-149, 128, 5000).astype(np.float32),
     "a sparse end": np.concatenate([ordinary(BLOCK), sparse(13)]),
 }
 
@@ -54,9 +57,8 @@ SINGLES = {
 def bytes_of(values: Array, level: int = 1) -> bytes:
     """A packed tensor of float32 or float64 values."""
     coder = BlockEncoder(level)
-    encode = coder.encode_wide if values.dtype == np.float64 else coder.encode
     parts = [values[at : at + BLOCK] for at in range(0, len(values), BLOCK)]
-    blocks = [encode(part) for part in parts]
+    blocks = [coder.encode(part) for part in parts]
     sizes = np.array([len(block) for block in blocks], np.uint32)
     return prefix(len(values), sizes) + b"".join(blocks)
 
@@ -162,16 +164,42 @@ def test_damaged_exceptions_are_refused(tmp_path: Path) -> None:
         list(tensor.exceptions(one_at_a_time(), 0, 100))
 
 
-def test_it_is_small(tmp_path: Path) -> None:
-    """A difference of bfloat16 values takes about what the entropy of its bytes says."""
+def difference(update: float) -> Array:
+    """The difference of two bfloat16 models, one block."""
     base = (_RANDOM.standard_normal(BLOCK) * 0.02).astype(np.float32)
-    moved = base + (_RANDOM.standard_normal(BLOCK) * 5e-4).astype(np.float32)
+    moved = base + (_RANDOM.standard_normal(BLOCK) * update).astype(np.float32)
     rounded = [(each.view(np.uint32) >> 16 << 16).view(np.float32) for each in (base, moved)]
-    values = rounded[1] - rounded[0]
-    planes = values.view(np.uint8).reshape(-1, 4).T
-    counts = [np.unique(plane, return_counts=True)[1] / BLOCK for plane in planes]
-    entropy = sum(-(share * np.log2(share)).sum() for share in counts)
+    return rounded[1] - rounded[0]
+
+
+@pytest.mark.parametrize("update", [1e-5, 1e-4, 5e-4, 5e-3])
+def test_it_takes_little_more_than_its_entropy(update: float) -> None:
+    values = difference(update)
+    share = np.unique(values, return_counts=True)[1] / BLOCK
+    entropy = -(share * np.log2(share)).sum()
     assert len(bytes_of(values)) * 8 / BLOCK < 1.06 * entropy
+
+
+def test_a_higher_level_makes_nothing_larger() -> None:
+    values = difference(1e-4)
+    assert len(bytes_of(values, 9)) <= len(bytes_of(values))
+
+
+def test_one_element_that_needs_float64_hardly_matters() -> None:
+    values = difference(5e-4)
+    wide = values.astype(np.float64)
+    wide[7] = 1.0 - 2.0**-40
+    assert len(bytes_of(wide)) < 1.01 * len(bytes_of(values))
+
+
+def test_more_kinds_than_symbols(tmp_path: Path) -> None:
+    """Exponents and numbers of zeros at the end by the hundred; the rare ones share symbols."""
+    exponents, zeros = _RANDOM.integers(64, 128, BLOCK), _RANDOM.integers(0, 23, BLOCK)
+    mantissas = _RANDOM.integers(0, 1 << 23, BLOCK) >> zeros << zeros
+    values = (exponents << 23 | mantissas).astype(np.uint32).view(np.float32)
+    tensor = stored(tmp_path, bytes_of(values), "F32", values.shape)
+    assert read(tensor) == values.tobytes()
+    assert len(bytes_of(values)) < 4 * BLOCK
 
 
 def frame(content: bytes) -> bytes:
@@ -181,6 +209,16 @@ def frame(content: bytes) -> bytes:
 def unsized(content: bytes) -> bytes:
     maker = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     return maker.compress(content) + maker.flush()
+
+
+def block(form: int, frame: bytes, bits: bytes = b"") -> bytes:
+    return struct.pack("<BI", form, len(bits)) + bits + frame
+
+
+def content(symbols: bytes, *, flags: int = 255, lengths: int = 0, n: int = 0) -> bytes:
+    """What a frame holds for 100 elements."""
+    table = np.repeat(np.array([[0], [n], [lengths]], np.int16), 256, axis=1)
+    return bytes([flags]) * 13 + symbols + table.tobytes()
 
 
 def one_block(block: bytes, elements: int = 100) -> bytes:
@@ -198,21 +236,36 @@ GOOD = bytes_of(ordinary(100))
 BOMB = frame(bytes(1 << 30))
 LYING = bytearray(frame(bytes(801)))
 LYING[5:7] = struct.pack("<H", 800 - 256)
+LYING_BOMB = bytearray(frame(bytes(1 << 29)))
+assert LYING_BOMB[4] & 0xC0 == 0x80  # the size takes 4 bytes, after one of the window
+LYING_BOMB[6:10] = struct.pack("<I", 1600)
+FULL = bytes(100)
 HOSTILE = {
     "no mark": (b"x" + GOOD[1:], "expected it to begin with b'dfxpack'"),
     "another version": (GOOD[:7] + b"\x09" + GOOD[8:], "expected version 1 of the format, found 9"),
     "other elements": (HEAD.pack(b"dfxpack", 1, 99) + GOOD[16:], "expected 100 elements, found 99"),
     "cut short": (GOOD[:-9], "expected blocks of"),
     "longer": (GOOD + b"x", "expected blocks of"),
-    "a bomb": (one_block(b"\x01" + BOMB), "expected a frame of 13 to 413 bytes, found 1,073,7"),
-    "a bomb of doubles": (one_block(b"\x02" + BOMB), "expected a frame of 800 bytes, found 1,073"),
-    "no size": (one_block(b"\x01" + unsized(bytes(1 << 26))), "413 bytes, found no size"),
-    "a lying frame": (one_block(b"\x02" + bytes(LYING)), "expected a whole frame of zstd"),
+    "a bomb": (
+        one_block(block(1, BOMB)),
+        "expected a frame of 1,549 to 1,649 bytes, found 1,073,741",
+    ),
+    "a bomb of planes": (
+        one_block(block(3, BOMB)),
+        "expected a frame of 400 to 800 bytes, found 1,073,741,824",
+    ),
+    "no size": (one_block(block(1, unsized(bytes(1 << 29)))), "1,649 bytes, found no size"),
+    "a lying frame": (one_block(block(3, bytes(LYING))), "expected a whole frame of zstd"),
+    "a lying bomb": (one_block(block(1, bytes(LYING_BOMB))), "expected a whole frame of zstd"),
     "half a frame": (one_block(GOOD[20:-9]), "expected a whole frame of zstd"),
     "more than a frame": (one_block(GOOD[20:] + b"xx"), "expected a whole frame of zstd"),
-    "no frame": (one_block(b"\x01"), "expected a whole frame of zstd"),
-    "no block": (one_block(b""), "expected the form 1 to 4, found -1 in 0 bytes"),
-    "an unknown form": (one_block(b"\x07abc"), "found 7 in 4 bytes"),
+    "no frame": (one_block(block(1, b"")), "expected a whole frame of zstd"),
+    "two frames": (
+        one_block(block(1, frame(content(FULL)) + frame(b""))),
+        "expected a whole frame of zstd",
+    ),
+    "no block": (one_block(b""), "expected 5 bytes or more, found 0"),
+    "an unknown form": (one_block(block(7, b"abc")), "found 7 in 8 bytes"),
     "a bomb of exceptions": (
         with_frame(BOMB),
         "expected a frame of 14 to 814 bytes, found 1,073,7",
@@ -226,13 +279,45 @@ HOSTILE = {
         "expected 32 bytes of exceptions, found 0",
     ),
     "exceptions longer than the block": (
-        one_block(b"\x81abc" + struct.pack("<I", 1 << 31)),
+        one_block(block(0x81, b"abc" + struct.pack("<I", 1 << 31))),
         "expected fewer than 3 bytes of exceptions, found 2,147,483,648",
     ),
     "no exceptions": (one_block(b"\x81"), "expected fewer than 0 bytes of exceptions, found 0"),
-    "too few present": (
-        one_block(b"\x01" + frame(bytes(13 + 4))),
-        "expected 0 bytes after the bits, found 4",
+    "only bits": (
+        one_block(struct.pack("<BI", 1, 1 << 31) + bytes(500)),
+        "expected a whole frame of zstd",
+    ),
+    "bits of planes": (
+        one_block(block(3, frame(bytes(800)), b"bits")),
+        "expected no bits, found 4 bytes",
+    ),
+    "five planes": (
+        one_block(block(3, frame(bytes(500)))),
+        "expected 4 or 8 planes of 100 bytes, found 500",
+    ),
+    "too few symbols": (
+        one_block(block(1, frame(content(FULL[1:])))),
+        "expected 100 symbols, found 99",
+    ),
+    "too many symbols": (
+        one_block(block(1, frame(content(FULL, flags=254)))),
+        "expected 88 symbols, found 100",
+    ),
+    "a long element": (one_block(block(1, frame(content(FULL, lengths=25)))), "lengths up to 24"),
+    "a long double": (one_block(block(2, frame(content(FULL, lengths=54)))), "lengths up to 53"),
+    "a negative length": (one_block(block(1, frame(content(FULL, lengths=-1)))), "lengths up to"),
+    "a large n": (one_block(block(1, frame(content(FULL, n=24)))), "n up to 23 or 64, found"),
+    "too few bits": (
+        one_block(block(1, frame(content(FULL, lengths=24)), bytes(299))),
+        "expected 300 bytes of bits, found 299",
+    ),
+    "no bits": (
+        one_block(block(1, frame(content(FULL, lengths=24)))),
+        "expected 300 bytes of bits, found 0",
+    ),
+    "too many bits": (
+        one_block(block(1, frame(content(FULL, lengths=7)), bytes(400))),
+        "expected 88 bytes of bits, found 400",
     ),
     "doubles": (bytes_of(np.zeros(100)), "expected values of F32, found F64"),
 }
@@ -248,6 +333,15 @@ def test_bytes_are_not_trusted(tmp_path: Path, name: str) -> None:
     assert "model.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "bomb" in name or "size" in name])
+def test_a_bomb_takes_no_memory(tmp_path: Path, name: str) -> None:
+    """Less than the bomb's content: more address space than that is not to be had."""
+    tensor = stored(tmp_path, HOSTILE[name][0], "F32", (100,))
+    with limited(timer=False), pytest.raises(CheckpointError):
+        read(tensor)
 
 
 @pytest.mark.parametrize(
