@@ -105,20 +105,10 @@ class BlockEncoder:
     """
 
     def __init__(self, level: int) -> None:
-        if level == LEVELS[0]:
-            # Matches are hardly ever worth it in these bytes, so do not spend time on them.
-            parameters = zstandard.ZstdCompressionParameters(
-                window_log=17,
-                hash_log=6,
-                chain_log=6,
-                search_log=1,
-                min_match=7,
-                target_length=0,
-                strategy=zstandard.STRATEGY_FAST,
-            )
-        else:
-            parameters = zstandard.ZstdCompressionParameters.from_level(level)
-        self._compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        parameters = [_fast()]
+        if level != LEVELS[0]:
+            parameters.append(zstandard.ZstdCompressionParameters.from_level(level))
+        self._compressors = [zstandard.ZstdCompressor(compression_params=p) for p in parameters]
         most = max(each.kinds for each in _NUMBERINGS.values())
         self._counts, self._ranks = np.empty(most, np.uint32), np.zeros(most, np.uint8)
         self._kinds = np.empty(BLOCK, np.uint32)
@@ -172,13 +162,32 @@ class BlockEncoder:
         return _HEAD.pack(_PLANES, 0) + frame
 
     def _compress(self, parts: list[Bytes]) -> bytes:
-        frame = self._compressor.compressobj(size=sum(map(len, parts)))
-        made = []
-        for part in parts:
-            made.append(frame.compress(part.data))
-            if len(part) >= _OWN_CODE:
-                made.append(frame.flush(_NEW_CODE))
-        return b"".join((*made, frame.flush()))
+        """The shortest frame: matches that a higher level finds may cost more than they save."""
+        return min((_frame(each, parts) for each in self._compressors), key=len)
+
+
+def _fast() -> zstandard.ZstdCompressionParameters:
+    """Matches are hardly ever worth it in these bytes, so spend no time on them."""
+    return zstandard.ZstdCompressionParameters(
+        window_log=17,
+        hash_log=6,
+        chain_log=6,
+        search_log=1,
+        min_match=7,
+        target_length=0,
+        strategy=zstandard.STRATEGY_FAST,
+    )
+
+
+def _frame(compressor: zstandard.ZstdCompressor, parts: list[Bytes]) -> bytes:
+    """The frame of zstd of all parts."""
+    frame = compressor.compressobj(size=sum(map(len, parts)))
+    made = []
+    for part in parts:
+        made.append(frame.compress(part.data))
+        if len(part) >= _OWN_CODE:
+            made.append(frame.flush(_NEW_CODE))
+    return b"".join((*made, frame.flush()))
 
 
 def _choose(

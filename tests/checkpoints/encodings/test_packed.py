@@ -140,6 +140,11 @@ def test_it_takes_little_more_than_its_entropy(update: float) -> None:
     assert len(bytes_of(values)) * 8 / BLOCK < 1.06 * entropy
 
 
+def test_a_higher_level_makes_nothing_larger() -> None:
+    values = difference(1e-4)
+    assert len(bytes_of(values, 9)) <= len(bytes_of(values))
+
+
 def test_one_element_that_needs_float64_hardly_matters() -> None:
     values = difference(5e-4)
     wide = values.astype(np.float64)
