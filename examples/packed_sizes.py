@@ -84,7 +84,7 @@ def _processor_s() -> float:
 
 
 def _amount(wrong: int, elements: int) -> str:
-    return f"{wrong / elements:.2%}" if wrong > elements / 10_000 else f"{wrong:,}"
+    return f"{wrong / elements:.2%}" if wrong > elements / 10_000 else f"{wrong:,} element(s)"
 
 
 def row(name: str, model: Model, ideal: float, found: tuple[int, float, float, int]) -> str:
@@ -95,7 +95,7 @@ def row(name: str, model: Model, ideal: float, found: tuple[int, float, float, i
         *(model.name, name, f"{bits:.2f}", f"{bits / ideal - 1:+.1%}"),
         *(f"{size / model_bytes:.1%}", f"{model_bytes / encoding_s / 1e6:,.0f}"),
         f"{model_bytes / decoding_s / 1e6:,.0f}",
-        "yes" if not wrong else f"no, {_amount(wrong, model.elements)} differ",
+        "yes" if not wrong else f"no: {_amount(wrong, model.elements)}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -109,7 +109,7 @@ def main(
     torch.set_num_threads(1)
     print(
         "| fine-tune | stored by | bits an element | over entropy | % of the model"
-        " | encoding, MB/s | decoding, MB/s | exact |"
+        " | encoding, MB/s | decoding, MB/s | exact, or what differs |"
     )
     print("|---|---|---|---|---|---|---|---|")
     with TemporaryDirectory(dir=folder) as scratch:
