@@ -81,6 +81,8 @@ TARGETED = {
     "packed manifest": 2,
 }
 """Kinds of files, and the relative frequency with which each is broken."""
+PACKED = {"packed": "exact", "packed int8": "int8", "packed int4": "int4"}
+"""Families whose diff vector is packed, and how."""
 
 MXFP4 = replace(FP8, name="mxfp4", config={"quantization_config": {"quant_method": "mxfp4"}})
 QUANTISED = {coding.name: coding for coding in (FP8, INT4, INT8, NF4_DOUBLE, MXFP4)}
@@ -96,7 +98,7 @@ class Case:
 
     Attributes:
         kind: a kind in `TARGETED`.
-        family: ``"grown"``, ``"pieces"``, ``"packed"`` or one of `QUANTISED`.
+        family: ``"grown"``, ``"pieces"``, one of `PACKED` or one of `QUANTISED`.
         role: the role of the broken file.
         verb: the command.
         dry_run: whether it is a dry run.
@@ -215,8 +217,8 @@ def _make_quantised(folders: dict[str, Path], coding: Coding) -> dict[str, Path]
     return folders
 
 
-def _make_packed(folders: dict[str, Path]) -> dict[str, Path]:
-    """Three roles, and their diff vector packed: its blocks have every form."""
+def _make_packed(folders: dict[str, Path], pack: str) -> dict[str, Path]:
+    """Three roles, and their diff vector packed: its blocks have every form, and exceptions."""
     made = torch.Generator().manual_seed(3)
     for role in _MODELS:
         weights = tiny.tensors(role)
@@ -224,8 +226,11 @@ def _make_packed(folders: dict[str, Path]) -> dict[str, Path]:
         weights["model.layers.0.mlp.down_proj.weight"] = drawn.bfloat16()
         weights["model.layers.1.mlp.down_proj.weight"] = drawn
         weights["model.layers.2.mlp.down_proj.weight"] = drawn.double() / 3
+        if role == "finetuned":
+            for name in [name for name in weights if "down_proj" in name]:
+                weights[name].view(-1)[::7] = -0.0
         tiny.save_model(folders[role], weights)
-    extract_diff(folders["finetuned"], folders["base"], folders["diff"], threads=1, pack=True)
+    extract_diff(folders["finetuned"], folders["base"], folders["diff"], threads=1, pack=pack)
     return folders
 
 
@@ -234,8 +239,8 @@ def _make_family(root: Path, family: str) -> dict[str, Path]:
     folders = {role: root / role for role in (*_MODELS, "diff")}
     if family in QUANTISED:
         return _make_quantised(folders, QUANTISED[family])
-    if family == "packed":
-        return _make_packed(folders)
+    if family in PACKED:
+        return _make_packed(folders, PACKED[family])
     for role in _MODELS:
         found = _companions(role)
         rows = found["config.json"]["vocab_size"]
@@ -373,7 +378,7 @@ class Arena:
         self.outside = self.root / "outside"
         self.outside.mkdir(parents=True)
         (self.outside / "secret.json").write_text('{"vocab_size": 8}')
-        for family in ("grown", "pieces", "packed", *QUANTISED):
+        for family in ("grown", "pieces", *PACKED, *QUANTISED):
             inside = self.root / family
             self.families[family] = _make_family(inside, family)
             shutil.copy(inside / "base" / (SHARDS[0] if family == "grown" else SHARD), inside)
@@ -421,9 +426,9 @@ class Arena:
         if kind.startswith("quantised"):
             family, role = rng.choice(list(QUANTISED)), "target" if role == "diff" else role
         if kind.startswith("packed"):
-            family, verb, role = "packed", "apply", "diff"
+            family, verb, role = rng.choice(list(PACKED)), "apply", "diff"
         file = self._file(kind, family, role, rng)
-        dry_run = rng.random() < (0.1 if family == "packed" else 0.8) and kind != "manifest at OUT"
+        dry_run = rng.random() < (0.1 if family in PACKED else 0.8) and kind != "manifest at OUT"
         return Case(kind, family, role, verb, dry_run, content, rng.random() < 0.9, file)
 
     def sound(self, kind: str, rng: Random) -> bytes:

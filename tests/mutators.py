@@ -385,12 +385,19 @@ def _mutate_tensor(rng: Random, raw: bytes, donors: Sequence[bytes]) -> bytes:
 
 
 def _mutate_block(rng: Random, block: bytes, donors: Sequence[bytes]) -> bytes:
-    """Change the form, the bits or the frame of a block; the frame often by what is in it."""
+    """Change the form, the bits or a frame of a block; the frame often by what is in it."""
     form, size = struct.unpack("<BI", block[:5])
+    exceptions, stated = b"", 0
+    if form & 0x80:
+        (stated,) = struct.unpack("<I", block[-4:])
+        exceptions, block = block[-4 - stated : -4], block[: -4 - stated]
     bits, frame = block[5 : 5 + size], block[5 + size :]
     chosen = rng.randrange(9)
-    if chosen == 0:
-        form = rng.choice((0, 1, 2, 3, 4, 255))
+    if rng.random() < (0.5 if exceptions else 0.05):
+        exceptions, stated = _mutate_exceptions(rng, exceptions, donors)
+        form |= 0x80
+    elif chosen == 0:
+        form = rng.choice((*range(7), *range(0x80, 0x87), form ^ 0x80, 255))
     elif chosen == 1:
         size = rng.choice((0, 1, max(0, size - 1), size + 1, len(block), 1 << 31, (1 << 32) - 1))
     elif chosen == 2:
@@ -410,7 +417,26 @@ def _mutate_block(rng: Random, block: bytes, donors: Sequence[bytes]) -> bytes:
             content = bytearray(mutate_bytes(rng, bytes(content), donors))
         writer = zstandard.ZstdCompressor(write_content_size=rng.random() < 0.9)
         frame = writer.compress(bytes(content))
-    return struct.pack("<BI", form, size) + bits + frame
+    end = exceptions + struct.pack("<I", stated) if exceptions else b""
+    return struct.pack("<BI", form, size) + bits + frame + end
+
+
+def _mutate_exceptions(
+    rng: Random, exceptions: bytes, donors: Sequence[bytes]
+) -> tuple[bytes, int]:
+    """Change the frame of exceptions by what is in it, or its size."""
+    chosen = rng.randrange(5)
+    if chosen == 0 and exceptions:
+        return exceptions, rng.choice((0, 1, len(exceptions) - 1, len(exceptions) + 1, 1 << 31))
+    if chosen == 1:
+        made = mutate_bytes(rng, exceptions, donors)
+    elif chosen == 2:
+        made = zstandard.compress(bytes(rng.choice((0, 1, 1 << 16, 1 << 28))))
+    else:
+        content = zstandard.decompress(exceptions) if exceptions else rng.randbytes(14)
+        content = mutate_bytes(rng, content, donors)
+        made = zstandard.ZstdCompressor(write_checksum=rng.random() < 0.5).compress(content)
+    return made, len(made)
 
 
 _TABLED = (0, 1, -1, 2, 22, 23, 24, 25, 52, 53, 54, 57, 63, 64, 65, 255, 256, -2000, 32767, -32768)
