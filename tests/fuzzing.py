@@ -77,8 +77,12 @@ TARGETED = {
     "manifest at OUT": 1,
     "quantised header": 6,
     "quantised config.json": 2,
+    "packed shard": 6,
+    "packed manifest": 2,
 }
 """Kinds of files, and the relative frequency with which each is broken."""
+PACKED = {"packed": "exact", "packed int8": "int8", "packed int4": "int4"}
+"""Families whose diff vector is packed, and how."""
 
 MXFP4 = replace(FP8, name="mxfp4", config={"quantization_config": {"quant_method": "mxfp4"}})
 QUANTISED = {coding.name: coding for coding in (FP8, INT4, INT8, NF4_DOUBLE, MXFP4)}
@@ -94,7 +98,7 @@ class Case:
 
     Attributes:
         kind: a kind in `TARGETED`.
-        family: ``"grown"``, ``"pieces"`` or one of `QUANTISED`.
+        family: ``"grown"``, ``"pieces"``, one of `PACKED` or one of `QUANTISED`.
         role: the role of the broken file.
         verb: the command.
         dry_run: whether it is a dry run.
@@ -213,11 +217,30 @@ def _make_quantised(folders: dict[str, Path], coding: Coding) -> dict[str, Path]
     return folders
 
 
+def _make_packed(folders: dict[str, Path], pack: str) -> dict[str, Path]:
+    """Three roles, and their diff vector packed: its blocks have every form, and exceptions."""
+    made = torch.Generator().manual_seed(3)
+    for role in _MODELS:
+        weights = tiny.tensors(role)
+        drawn = torch.randn(40, 30, generator=made)
+        weights["model.layers.0.mlp.down_proj.weight"] = drawn.bfloat16()
+        weights["model.layers.1.mlp.down_proj.weight"] = drawn
+        weights["model.layers.2.mlp.down_proj.weight"] = drawn.double() / 3
+        if role == "finetuned":
+            for name in [name for name in weights if "down_proj" in name]:
+                weights[name].view(-1)[::7] = -0.0
+        tiny.save_model(folders[role], weights)
+    extract_diff(folders["finetuned"], folders["base"], folders["diff"], threads=1, pack=pack)
+    return folders
+
+
 def _make_family(root: Path, family: str) -> dict[str, Path]:
     """Three roles and their diff vector, with every kind of file."""
     folders = {role: root / role for role in (*_MODELS, "diff")}
     if family in QUANTISED:
         return _make_quantised(folders, QUANTISED[family])
+    if family in PACKED:
+        return _make_packed(folders, PACKED[family])
     for role in _MODELS:
         found = _companions(role)
         rows = found["config.json"]["vocab_size"]
@@ -304,7 +327,7 @@ def watched() -> Iterator[list[tuple[str, str]]]:
 
 
 @contextmanager
-def _limited(*, timer: bool) -> Iterator[None]:
+def limited(*, timer: bool) -> Iterator[None]:
     """Limit the additional address space and the time."""
 
     def stop(signum: int, frame: object) -> None:
@@ -355,7 +378,7 @@ class Arena:
         self.outside = self.root / "outside"
         self.outside.mkdir(parents=True)
         (self.outside / "secret.json").write_text('{"vocab_size": 8}')
-        for family in ("grown", "pieces", *QUANTISED):
+        for family in ("grown", "pieces", *PACKED, *QUANTISED):
             inside = self.root / family
             self.families[family] = _make_family(inside, family)
             shutil.copy(inside / "base" / (SHARDS[0] if family == "grown" else SHARD), inside)
@@ -386,7 +409,10 @@ class Arena:
         if kind == TEMPLATE_FOLDER:
             return replace(case, content=rng.choice(links))
         sound = self._sound(case)
-        return replace(case, content=mutators.mutate(rng, sound, case.file, self._donors, links))
+        content = mutators.mutate(
+            *(rng, sound, case.file, self._donors, links), is_packed=kind == "packed shard"
+        )
+        return replace(case, content=content)
 
     def case_of(self, kind: str, content: bytes, rng: Random) -> Case:
         """A case that replaces a role's file of that kind by this content."""
@@ -399,8 +425,10 @@ class Arena:
         family = {"added_tokens.json": "pieces", "tokenizer.model": "pieces"}.get(kind, family)
         if kind.startswith("quantised"):
             family, role = rng.choice(list(QUANTISED)), "target" if role == "diff" else role
+        if kind.startswith("packed"):
+            family, verb, role = rng.choice(list(PACKED)), "apply", "diff"
         file = self._file(kind, family, role, rng)
-        dry_run = rng.random() < 0.8 and kind != "manifest at OUT"
+        dry_run = rng.random() < (0.1 if family in PACKED else 0.8) and kind != "manifest at OUT"
         return Case(kind, family, role, verb, dry_run, content, rng.random() < 0.9, file)
 
     def sound(self, kind: str, rng: Random) -> bytes:
@@ -413,6 +441,8 @@ class Arena:
             return rng.choice(SHARDS) if family == "grown" else SHARD
         if kind.startswith("quantised"):
             return SHARD if kind.endswith("header") else "config.json"
+        if kind.startswith("packed"):
+            return SHARD if kind.endswith("shard") else MANIFEST
         if kind == "index":
             return INDEX
         if kind.startswith("manifest"):
@@ -427,7 +457,9 @@ class Arena:
 
     def _links(self, case: Case) -> list[mutators.Link]:
         """The links that may replace a file; a shard may be elsewhere, a folder is outside."""
-        outside = [] if case.kind.endswith("header") else [str(self.outside / "secret.json")]
+        outside = (
+            [] if case.kind.endswith(("header", "shard")) else [str(self.outside / "secret.json")]
+        )
         outside += [str(self.outside)] * 2 if case.kind == TEMPLATE_FOLDER else []
         shard = SHARDS[0] if case.family == "grown" else SHARD
         names = [*outside, "gone", "config.json", ".", "/dev/zero", f"../{shard}", "/", "x" * 300]
@@ -479,7 +511,7 @@ class Arena:
             return undo
         path.write_bytes(case.content)
         manifest = folder / MANIFEST
-        if case.role == "diff" and case.sealed and not case.kind.startswith("manifest"):
+        if case.role == "diff" and case.sealed and case.file != MANIFEST:
             undo[manifest] = manifest.read_bytes()
             document = json.loads(undo[manifest])
             _seal(document, case.file, case.content)
@@ -509,7 +541,7 @@ class Arena:
         if trace:
             tracemalloc.start(1)
         try:
-            with _limited(timer=self.timer), watched():
+            with limited(timer=self.timer), watched():
                 VERBS[case.verb](*folders, self._out(case), **options)  # type: ignore[operator]
         except KeyboardInterrupt:
             raise
@@ -583,7 +615,11 @@ def _seal(document: dict[str, Any], file: str, content: bytes) -> None:
             entry = next(iter(document["tensors"].values()))
             names = [name for name in names if name != "__metadata__"] if names else []
             kept = {k: v for k, v in document["tensors"].items() if _elsewhere(document, file, k)}
-            document["tensors"] = {**kept, **dict.fromkeys(names, entry)}
+            if document.get("packing"):  # each has its own dtype and shape
+                kept = {k: v for k, v in document["tensors"].items() if k in names}
+                document["tensors"] = dict.fromkeys(names, entry) | kept
+            else:
+                document["tensors"] = {**kept, **dict.fromkeys(names, entry)}
         except (ValueError, TypeError, RecursionError):
             pass  # it is no header any more
     else:

@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import zstandard
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from random import Random
@@ -109,7 +111,13 @@ DTYPES = (
 
 
 def mutate(
-    rng: Random, sound: bytes, name: str, donors: Sequence[bytes], links: Sequence[Link]
+    rng: Random,
+    sound: bytes,
+    name: str,
+    donors: Sequence[bytes],
+    links: Sequence[Link],
+    *,
+    is_packed: bool = False,
 ) -> bytes | Link:
     """Break a file.
 
@@ -119,13 +127,14 @@ def mutate(
         name: its name, which determines its format.
         donors: other sound files.
         links: links that may replace it.
+        is_packed: whether it is a shard of packed tensors.
     """
     if rng.random() < 0.01:
         return rng.choice(list(links))
     if rng.random() < 0.2:
         return mutate_bytes(rng, sound, donors)
     if name.endswith(".safetensors"):
-        return mutate_shard(rng, sound, donors)
+        return (mutate_packed if is_packed else mutate_shard)(rng, sound, donors)
     if name.endswith(".json"):
         text = mutate_json(rng, json.loads(sound), donors)
         return text if rng.random() < 0.92 else mutate_bytes(rng, text, donors)
@@ -332,6 +341,105 @@ def mutate_shard(rng: Random, raw: bytes, donors: Sequence[bytes]) -> bytes:
             if names:
                 _HEADER_CHANGES[rng.randrange(len(_HEADER_CHANGES))](rng, header, rng.choice(names))
     return _with_header(dump(rng, header), data)
+
+
+def mutate_packed(rng: Random, raw: bytes, donors: Sequence[bytes]) -> bytes:
+    """Change one packed tensor of a shard, and state its new size everywhere."""
+    (length,) = struct.unpack("<Q", raw[:8])
+    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    header.pop("__metadata__", None)
+    names = [name for name in header if header[name]["dtype"] == "U8"]
+    if not names or rng.random() < 0.2:
+        return mutate_shard(rng, raw, donors)
+    chosen, parts = rng.choice(names), []
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        begin, end = header[name]["data_offsets"]
+        part = data[begin:end]
+        part = _mutate_tensor(rng, part, donors) if name == chosen else part
+        begin = sum(map(len, parts))
+        header[name]["data_offsets"] = [begin, begin + len(part)]
+        if name == chosen:
+            header[name]["shape"] = [len(part)]
+        parts.append(part)
+    return _with_header(json.dumps(header).encode(), b"".join(parts))
+
+
+def _mutate_tensor(rng: Random, raw: bytes, donors: Sequence[bytes]) -> bytes:
+    """Change the head, the sizes or a block of a packed tensor."""
+    (elements,) = struct.unpack("<Q", raw[8:16])
+    table = 16 + 4 * -(-elements // (1 << 18))
+    blocks = []
+    at = table
+    for size in struct.unpack(f"<{(table - 16) // 4}I", raw[16:table]):
+        blocks.append(raw[at : at + size])
+        at += size
+    chosen = rng.randrange(10)
+    if chosen == 0 or not blocks:
+        return mutate_bytes(rng, raw, donors)
+    if chosen == 1:
+        return mutate_bytes(rng, raw[:table], donors) + raw[table:]
+    place = rng.randrange(len(blocks))
+    blocks[place] = _mutate_block(rng, blocks[place], donors)
+    sizes = struct.pack(f"<{len(blocks)}I", *map(len, blocks))
+    return raw[:16] + sizes + b"".join(blocks)
+
+
+def _mutate_block(rng: Random, block: bytes, donors: Sequence[bytes]) -> bytes:
+    """Change the form, the bits or a frame of a block; the frame often by what is in it."""
+    form, size = struct.unpack("<BI", block[:5])
+    exceptions, stated = b"", 0
+    if form & 0x80:
+        (stated,) = struct.unpack("<I", block[-4:])
+        exceptions, block = block[-4 - stated : -4], block[: -4 - stated]
+    bits, frame = block[5 : 5 + size], block[5 + size :]
+    chosen = rng.randrange(9)
+    if rng.random() < (0.5 if exceptions else 0.05):
+        exceptions, stated = _mutate_exceptions(rng, exceptions, donors)
+        form |= 0x80
+    elif chosen == 0:
+        form = rng.choice((*range(7), *range(0x80, 0x87), form ^ 0x80, 255))
+    elif chosen == 1:
+        size = rng.choice((0, 1, max(0, size - 1), size + 1, len(block), 1 << 31, (1 << 32) - 1))
+    elif chosen == 2:
+        bits = mutate_bytes(rng, bits, donors)
+        size = len(bits)
+    elif chosen == 3:
+        frame = mutate_bytes(rng, frame, donors)
+    elif chosen == 4:
+        frame = zstandard.compress(bytes(rng.choice((0, 1, 1 << 16, 1 << 28))))
+    else:
+        content = bytearray(zstandard.decompress(frame))
+        if rng.random() < 0.5:
+            # A table ends the content; its numbers are of 2 bytes.
+            at = max(0, len(content) - 2 * rng.randrange(1, 769))
+            content[at : at + 2] = struct.pack("<h", rng.choice(_TABLED))
+        else:
+            content = bytearray(mutate_bytes(rng, bytes(content), donors))
+        writer = zstandard.ZstdCompressor(write_content_size=rng.random() < 0.9)
+        frame = writer.compress(bytes(content))
+    end = exceptions + struct.pack("<I", stated) if exceptions else b""
+    return struct.pack("<BI", form, size) + bits + frame + end
+
+
+def _mutate_exceptions(
+    rng: Random, exceptions: bytes, donors: Sequence[bytes]
+) -> tuple[bytes, int]:
+    """Change the frame of exceptions by what is in it, or its size."""
+    chosen = rng.randrange(5)
+    if chosen == 0 and exceptions:
+        return exceptions, rng.choice((0, 1, len(exceptions) - 1, len(exceptions) + 1, 1 << 31))
+    if chosen == 1:
+        made = mutate_bytes(rng, exceptions, donors)
+    elif chosen == 2:
+        made = zstandard.compress(bytes(rng.choice((0, 1, 1 << 16, 1 << 28))))
+    else:
+        content = zstandard.decompress(exceptions) if exceptions else rng.randbytes(14)
+        content = mutate_bytes(rng, content, donors)
+        made = zstandard.ZstdCompressor(write_checksum=rng.random() < 0.5).compress(content)
+    return made, len(made)
+
+
+_TABLED = (0, 1, -1, 2, 22, 23, 24, 25, 52, 53, 54, 57, 63, 64, 65, 255, 256, -2000, 32767, -32768)
 
 
 def _with_header(text: bytes, data: bytes) -> bytes:

@@ -847,11 +847,11 @@ MANIFESTS = {
     ),
     "newer format": (
         edit(MANIFEST, lambda found: found.update(diffxfer_format=99)),
-        (MANIFEST, "has format 99", "reads only up to 1", "update diffxfer"),
+        (MANIFEST, "has format 99", "reads only up to 2", "update diffxfer"),
     ),
     "newer format of another layout": (
-        put(MANIFEST, json.dumps({"diffxfer_format": 2, "kind": "diff", "tensors": []})),
-        (MANIFEST, "has format 2", "update diffxfer"),
+        put(MANIFEST, json.dumps({"diffxfer_format": 3, "kind": "diff", "tensors": []})),
+        (MANIFEST, "has format 3", "update diffxfer"),
     ),
     "no manifest": (
         lambda folder: (folder / MANIFEST).unlink(),

@@ -36,8 +36,12 @@ QUICK, SLOW = 4, 50
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("family"))
+
+
+def make_world(root: Path) -> World:
     """A family of two shards and thirty chunks per model, with an integer tensor."""
-    made = World(tmp_path_factory.mktemp("family"))
+    made = World(root)
     for number, role in enumerate(("base", "finetuned", "target")):
         generator = torch.Generator().manual_seed(number)
         weights = {"steps": torch.arange(300_000), "norm": torch.randn(33, generator=generator)}

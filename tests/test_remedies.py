@@ -66,6 +66,7 @@ RAISED_BY = {
     "recycling": ("tune",),
     "recycling/chain_state.py": ("iterate",),
     "recycling/chain_inputs.py": ("iterate",),
+    "recycling/chain_steps.py": ("iterate",),
     "recycling/iterate.py": ("iterate",),
     "streaming": STREAMED,
     "streaming/run.py": (*MEASURED, "inspect", "verify"),

@@ -197,9 +197,18 @@ class Journal:
             if kind == _DONE:
                 yield done
 
-    def forget(self) -> None:
-        """Discard all records, so that nothing counts as done."""
-        self._size = self._synced = _FIRST
+    def forget(self, first: int = 0) -> None:
+        """Discard what is recorded of some parts, and everything after the first such record.
+
+        Args:
+            first: the parts from this number on; all of them by default.
+        """
+        size = _FIRST
+        for kind, done, end in _records(self._fd, self.fingerprint, self._size):
+            if kind == _DONE and done.number >= first:
+                break
+            size = end
+        self._size, self._synced = size, min(self._synced, size)
 
     def begin(self, total_bytes: int) -> None:
         """Cut off untrusted records and record that a run begins.

@@ -17,9 +17,10 @@ from diffxfer.checkpoints.shared import Shared
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from diffxfer.checkpoints.encodings.exceptions import Exceptions
     from diffxfer.checkpoints.hub.repo_ids import HubFile
 
 _AT_LEAST = 1 << 20
@@ -165,6 +166,23 @@ class StoredTensor(ABC):
     def transposed(self) -> StoredTensor | None:
         """The same matrices with rows and columns exchanged, if they are stored so; else None."""
         return None
+
+    def exceptions(self, files: Files, start: int, count: int) -> Iterable[tuple[int, Exceptions]]:
+        """For a difference, the elements among some that base + Δ does not give back.
+
+        Args:
+            files: opens the files, and lends memory for encoded parts.
+            start: the first element.
+            count: the number of elements.
+
+        Returns:
+            Exceptions, each with the place among these elements that it counts from.
+
+        Raises:
+            CheckpointError: if a part cannot be read, or has changed.
+        """
+        del files, start, count
+        return ()
 
     def bytes_to_read(self, count: int) -> int:
         """The bytes read from disk for some of its elements, to estimate work.

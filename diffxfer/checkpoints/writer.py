@@ -79,18 +79,27 @@ class OutputFolder:
         fingerprint: identifies the job: 32 hexadecimal digits.
         overwrite: whether a folder at `out` is replaced.
         restart: whether unfinished runs are discarded.
+        scratch: the name of a file that is needed until the folder is complete.
 
     Attributes:
         journal: the journal of completed work, inside the block.
+        scratch: the name of the scratch file, empty if there is none.
         resumed: whether there is an earlier run's progress to resume.
     """
 
     journal: Journal
 
     def __init__(
-        self, out: Path, fingerprint: str, *, overwrite: bool = False, restart: bool = False
+        self,
+        out: Path,
+        fingerprint: str,
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+        scratch: str = "",
     ) -> None:
         self.out = place_of(out)
+        self.scratch = scratch
         self.partial = partial_of(self.out, fingerprint)
         self.resumed = False
         self._fingerprint = fingerprint
@@ -154,13 +163,18 @@ class OutputFolder:
                 exc.remedy += f"; {kept}, and the same command continues from there"
         os.close(self._lock_fd)
 
-    def held_bytes(self) -> int:
-        """How many bytes of the disk the partial folder occupies."""
+    def held_bytes(self, *, scratch: bool = False) -> int:
+        """How many bytes of the disk the partial folder occupies.
+
+        Args:
+            scratch: whether the scratch file counts.
+        """
+        left_out = "" if scratch else self.scratch
         files = (path for path in self.partial.rglob("*") if path.is_file())
-        return sum(path.stat().st_blocks * 512 for path in files)
+        return sum(path.stat().st_blocks * 512 for path in files if path.name != left_out)
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Remove an earlier run's files, except the journal and the named ones.
+        """Remove an earlier run's files, except the journal, the scratch file and the named ones.
 
         Args:
             names: the files to keep.
@@ -169,7 +183,7 @@ class OutputFolder:
             OutputError: if something cannot be removed.
         """
         try:
-            empty(self.partial, frozenset((JOURNAL_NAME, *names)))
+            empty(self.partial, frozenset((JOURNAL_NAME, self.scratch, *names)))
         except OSError as exc:
             raise write_error(self.out, "", exc) from exc
 
@@ -201,6 +215,8 @@ class OutputFolder:
         """
         old = None
         try:
+            if self.scratch:
+                (self.partial / self.scratch).unlink(missing_ok=True)
             # The journal must not be in OUT, but must exist until OUT does: the next run needs it.
             put_journal_aside(self.partial)
             for path, _, _ in os.walk(self.partial):

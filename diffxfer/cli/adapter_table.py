@@ -8,8 +8,10 @@ from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffxfer.diffs.artifact.distances import Distance
     from diffxfer.diffs.jobs.report import Report
-    from diffxfer.diffs.verification.verify import VerifyReport
 
 
 def print_kept(report: Report) -> None:
@@ -38,25 +40,25 @@ def print_kept(report: Report) -> None:
     )
 
 
-def print_distances(report: VerifyReport) -> None:
-    """Print how far base + Δ of an adapter is from a fine-tune, layer by layer.
+def print_distances(distances: Sequence[Distance] | None) -> None:
+    """Print how far base + Δ is from a fine-tune, layer by layer.
 
     Args:
-        report: the report of a command; nothing is printed if it is not of an adapter.
+        distances: those of tensors; nothing is printed if there are none.
     """
-    if report.distances is None:
+    if not distances:
         return
     from dataclasses import replace
 
-    from diffxfer.diffs.lora.distance import by_layer, together
+    from diffxfer.diffs.artifact.distances import by_layer, percent, together
 
-    rows = [*by_layer(report.distances), replace(together(report.distances), name="all")]
+    rows = [*by_layer(distances), replace(together(distances), name="all")]
     print_table(
         ("layer", "‖error‖/‖Δ‖", "‖error‖", "‖Δ‖"),
         [
             (
                 row.name,
-                "∞" if row.ratio is None else f"{row.ratio:.2%}",
+                percent(row.ratio),
                 f"{row.error_norm:.4g}",
                 f"{row.delta_norm:.4g}",
             )

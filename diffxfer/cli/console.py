@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from diffxfer.cli.adapter_table import print_kept
+from diffxfer.cli.adapter_table import print_distances, print_kept
 from diffxfer.cli.display import Display, hush_stdout
 from diffxfer.cli.error_table import print_stored_errors
 from diffxfer.cli.findings import error_as_json
@@ -195,6 +195,7 @@ class Console:
                 print_summary(report)
                 print_kept(report)
                 print_stored_errors(report)
+                print_distances(report.lossy)
             print_warnings(report.warnings)
         if refusal:
             print_error(refusal)

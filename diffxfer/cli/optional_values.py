@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 
 OPTIONAL: Mapping[str, tuple[re.Pattern[str], str]] = {
+    "--pack": (re.compile(r"exact|int8|int4"), "exact"),
     "--ray": (re.compile(r"auto|local|ray://.+|[^/\s]+:[0-9]+"), DEFAULT),
 }
 """By option: the form of its values, and the value that is used if none follows it."""

@@ -161,6 +161,25 @@ DiffDtype = Annotated[
         " twice as large for a 16-bit model, and nearly exact.",
     ),
 ]
+Pack = Annotated[
+    str | None,
+    typer.Option(
+        "--pack",
+        rich_help_panel=OUTPUT,
+        metavar="[exact|int8|int4]",
+        help="Compress the diff vector. exact, also without a value: applied to the base, it gives"
+        " the fine-tune back bit for bit. int8 and int4 round it, and are a half and a quarter as"
+        " large as a 16-bit model, or less.",
+    ),
+]
+PackLevel = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=OUTPUT,
+        metavar="1-19",
+        help="How hard --pack compresses; 1 by default, and higher levels seldom gain anything.",
+    ),
+]
 OutDtype = Annotated[
     str | None,
     typer.Option(

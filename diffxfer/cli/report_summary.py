@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.cli.exactness import exactness
 from diffxfer.cli.hub import downloads
 from diffxfer.cli.table import add_columns, folded, make_table, stdout
 from diffxfer.errors import listed, printable
@@ -46,9 +47,10 @@ def print_plan(report: Report) -> None:
     lines = _remarks(report)
     if not report.refused:
         lines += downloads(report.bytes_to_fetch, done=False)
+        most = "" if report.packed_estimate is None else "at most "
         lines.append(
             f"would read {gigabytes(report.bytes_to_read)} and write "
-            f"{gigabytes(report.bytes_to_write)} at {report.output}, where "
+            f"{most}{gigabytes(report.bytes_to_write)} at {report.output}, where "
             f"{gigabytes(report.free_bytes)} are free"
         )
     for line in lines:
@@ -111,13 +113,7 @@ def _remarks(report: Report) -> list[str]:
     if report.added_tokens:
         where = "by finetuned" if report.command == "extract" else "to the target"
         lines.append(f"tokens added {where}: {listed(report.added_tokens)}")
-    if report.inexact:
-        total = sum(report.inexact.values())
-        every = report.parameters.get("extracted", total)
-        lines.append(
-            f"inexact: base + diff vector does not give back {total:,} of finetuned's {every:,}"
-            " elements bit for bit; a wider --diff-dtype, such as float32, gives back more"
-        )
+    lines += exactness(report)
     lines += _errors_of_codes(report)
     if report.left_out:
         lines.append(f"files left out: {listed(report.left_out)}")

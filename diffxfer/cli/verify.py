@@ -14,11 +14,13 @@ from diffxfer.cli.cluster import Ray, cluster_of
 from diffxfer.cli.console import Console, print_json
 from diffxfer.cli.help import EITHER, WHAT
 from diffxfer.cli.hub import tell_of_hub
+from diffxfer.diffs.artifact.distances import in_words
 from diffxfer.errors import DamageError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from diffxfer.diffs.artifact.distances import Distance
     from diffxfer.diffs.verification.restore import Restored
     from diffxfer.diffs.verification.verify import VerifyReport
 
@@ -38,7 +40,7 @@ def verify(
             rich_help_panel=WHAT,
             metavar=EITHER,
             help="The base of a diff vector, to prove that base + diff vector is the fine-tune; or"
-            " of an adapter, to measure how far base + its Δ is from the fine-tune.",
+            " of a lossy one or an adapter, to measure how far base + its Δ is from the fine-tune.",
         ),
     ] = None,
     finetuned: Annotated[
@@ -81,7 +83,7 @@ def verify(
         print_json(report.as_json())
     elif not quiet:
         _print_lines(_summary(report))
-        print_distances(report)
+        print_distances(report.distances)
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -98,7 +100,20 @@ def _summary(report: VerifyReport) -> list[str]:
         f" {report.shards:,}, other files {report.files:,} ({gigabytes(report.bytes_read)} in"
         f" {report.elapsed_s:.1f} s)"
     ]
-    return [*lines, *(_restored(report.restored) if report.restored else ())]
+    if report.lossy is not None and report.distances:
+        lines.append(_lossy(report.lossy, report.distances, measured=report.restored is not None))
+    elif report.restored is not None:
+        lines += _restored(report.restored)
+    if report.restored is not None and report.restored.unpaired:
+        rows = f"{report.restored.unpaired:,} elements in rows that belong to no token of base"
+        lines.append(f"not compared: {rows}")
+    return lines
+
+
+def _lossy(form: str, distances: Sequence[Distance], *, measured: bool) -> str:
+    """How far base + Δ of a lossy diff vector is from the fine-tune."""
+    whence = "" if measured else ", as its manifest records it"
+    return f"lossy ({form}): base + Δ is near finetuned{whence}: {in_words(distances)}"
 
 
 def _restored(restored: Restored) -> list[str]:
@@ -111,8 +126,4 @@ def _restored(restored: Restored) -> list[str]:
             " as its manifest says:",
             *(f"  {name}: {count:,}" for name, count in restored.inexact.items()),
         ]
-    if restored.unpaired:
-        lines.append(
-            f"not compared: {restored.unpaired:,} elements in rows that belong to no token of base"
-        )
     return lines

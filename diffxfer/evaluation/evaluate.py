@@ -12,7 +12,7 @@ from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import require_diff
+from diffxfer.diffs.artifact.kind import require_diff
 from diffxfer.evaluation.eval_page import REPORT, write_page
 from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
 from diffxfer.evaluation.model_heads import check_labels, supply_heads

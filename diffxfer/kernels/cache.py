@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _SOURCES = (
     *("dtypes.py", "lanes.py", "loops.py", "distance_loops.py", "decoding.py", "encoding.py"),
-    *("compiling.py", "processor.py", "signatures.py"),
+    *("packing.py", "rounding.py", "compiling.py", "processor.py", "signatures.py"),
 )
 _DIGEST_BYTES = 16
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite.binding as llvm
 from numba import cfunc, types
 
-from diffxfer.kernels import decoding, distance_loops, encoding, loops
+from diffxfer.kernels import decoding, distance_loops, encoding, loops, packing, rounding
 from diffxfer.kernels.dtypes import TYPES
 from diffxfer.kernels.processor import this_processor
 from diffxfer.kernels.signatures import ENTRY, KERNELS
@@ -57,6 +57,6 @@ def optimize(name: str, dtypes: Sequence[str]) -> llvm.ModuleRef:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    modules = (loops, distance_loops, decoding, encoding)
+    modules = (loops, distance_loops, decoding, encoding, packing, rounding)
     found: Callable[..., Any] = next(vars(m)[name] for m in modules if name in vars(m))
     return found

@@ -29,6 +29,8 @@ TYPES = {
     "F32": types.float32,
     "F64": types.float64,
     "U8": types.uint8,
+    "U32": types.uint32,
+    "U64": types.uint64,
 }
 """The type of an element in a kernel, by dtype."""
 
@@ -90,6 +92,40 @@ bits_of_float = _as_integer
 """The bits of a float32, as an unsigned integer."""
 float_of_bits = _as_float
 """The float32 of 32 bits."""
+
+
+@intrinsic
+def low_zeros(context: Any, value: Any) -> Any:
+    """The number of zeros below the lowest 1 of a uint64, which is not 0."""
+    nothing = ir.Constant(ir.IntType(1), 1)
+    return types.uint64(types.uint64), lambda _, b, __, a: b.cttz(a[0], nothing)
+
+
+@intrinsic
+def load_word(context: Any, pointer: Any, place: Any) -> Any:
+    """The uint64 whose bytes begin at a place, the lowest first."""
+
+    def generate(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        loaded = builder.load(_word_at(builder, values))
+        loaded.align = 1
+        return loaded
+
+    return types.uint64(pointer, types.uint64), generate
+
+
+@intrinsic
+def store_word(context: Any, pointer: Any, place: Any, word: Any) -> Any:
+    """Write the bytes of a uint64 from a place on, the lowest first."""
+
+    def generate(context: Any, builder: Any, _: Any, values: Any) -> Any:
+        builder.store(values[2], _word_at(builder, values)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.uint64, types.uint64), generate
+
+
+def _word_at(builder: Any, values: Any) -> Any:
+    return builder.bitcast(builder.gep(values[0], [values[1]]), ir.IntType(64).as_pointer())
 
 
 @intrinsic

@@ -27,6 +27,14 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "decode_transposed": ("count",) * 4,
     "encode": ("count",) * 12,
     "extremes": ("count",) * 9,
+    "lost": ("count",),
+    "narrow": ("count",),
+    "count_kinds": ("count",) * 5,
+    "split": ("count",) * 5,
+    "join": ("count",) * 2,
+    "quantise": ("count",) * 5,
+    "dequantise": ("count",) * 4,
+    "stray": ("count", "array", "array"),
 }
 """The kernels, and the arguments of each after its pointers to elements."""
 

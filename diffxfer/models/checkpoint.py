@@ -17,7 +17,7 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
 from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.checkpoints.stored import BITS
-from diffxfer.diffs.artifact.manifest import refuse_diff
+from diffxfer.diffs.artifact.kind import refuse_diff
 from diffxfer.models.source import ModelSource
 from diffxfer.models.tensors import as_tensor, torch_dtype
 from diffxfer.streaming.in_memory import new_bytes

@@ -15,6 +15,7 @@ from diffxfer.diffs.artifact.card import (
     base_models,
     details,
     formula,
+    how_to_read,
     license_fields,
     licensed_by,
     on_hub,
@@ -66,6 +67,7 @@ def write_model_card(
         _made_of(manifest),
         _scores(results),
         _license_line(manifest, licensed, given=license is not None),
+        how_to_read(manifest),
         f"## Details\n{details(manifest)}",
     ]
     return "\n".join(part for part in parts if part).encode()

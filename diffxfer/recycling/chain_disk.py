@@ -102,7 +102,10 @@ def reusable_bytes(pending: Sequence[Step]) -> int:
 
 
 def _output(step: Step, known: Mapping[Path, ModelSize]) -> ModelSize:
-    """The size of a step's result: that of the base for a graft, else that of the first input."""
+    """The size of a step's result: that of the base for a graft, else that of the first input.
+
+    A packed diff vector is smaller than the model, but by how much depends on its values.
+    """
     grafts = step.kind in (StepKind.GRAFT, StepKind.CHOOSE)
     return known[step.inputs[1] if grafts else step.inputs[0]]
 
@@ -112,6 +115,8 @@ def _while_doing(step: Step, known: Mapping[Path, ModelSize], recipe: Recipe) ->
     if step.kind is StepKind.SCORE:
         return 0
     made, train = _output(step, known), recipe.train
+    if step.kind is StepKind.EXTRACT:
+        return 2 * made.disk_bytes  # packed, it waits in a temporary file until its size is known
     if step.kind is StepKind.TUNE and train is not None and train.steps is not None:
         return peak_training_bytes(made.disk_bytes, made.parameters, train.steps, train.save_every)
     return made.disk_bytes

@@ -9,7 +9,7 @@ from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.fetch import fetch_shards, missing_files
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import refuse_diff
+from diffxfer.diffs.artifact.kind import refuse_diff
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.errors import OptionError
 from diffxfer.recycling.objectives import objective_rows

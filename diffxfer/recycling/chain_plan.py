@@ -27,7 +27,7 @@ class StepKind(Enum):
     CHOOSE = "choose"
     """Scores grafts of `inputs[0]` on `inputs[1]` at each alpha; keeps no folder."""
     GRAFT = "graft"
-    """Grafts `inputs[0]` on `inputs[1]`."""
+    """Grafts `inputs[0]` on `inputs[1]`; for a LoRA adapter, `inputs[2]` is its base."""
     SCORE = "score"
     """Scores all of `inputs`, whose stages are `columns`."""
 
@@ -71,8 +71,8 @@ def plan_chain(recipe: Recipe, run: Path, *, is_adapter: bool = False) -> tuple[
     Args:
         recipe: the recipe.
         run: the folder of the run.
-        is_adapter: whether the recipe's `finetuned` is a LoRA adapter. Δ then comes from the
-            adapter itself, and a model is made of it only if a step needs one.
+        is_adapter: whether the recipe's `finetuned` is a LoRA adapter. It is then grafted itself,
+            and a diff vector or a model is made of it only if a step needs one.
     """
     chain = _Planner(recipe, run, is_adapter=is_adapter)
     chain.plan_first_round()
@@ -104,7 +104,8 @@ class _Planner:
             self._model = self._add(1, "model", StepKind.TUNE, base)
         self._direct = self._model  # M*1 is the first base, fine-tuned directly
         self._score(1, {"base": base, "tuned": self._model})
-        self._next_diff(1, self._adapter)
+        if self._adapter is None or len(self._recipe.alphas) > 1:
+            self._next_diff(1, self._adapter)
 
     def _merge(self, adapter: Path, base: Path) -> Path:
         """Make the model of an adapter, if a step scores it or learns from it."""
@@ -121,7 +122,7 @@ class _Planner:
         base = Path(recipe.bases[number - 1])
         if len(recipe.alphas) > 1:
             self._add(number, "alpha", StepKind.CHOOSE, self._diff, base, folder=False)
-        graft = self._add(number, "graft", StepKind.GRAFT, self._diff, base)
+        graft = self._add(number, "graft", StepKind.GRAFT, *self._sources(number))
         models = {"base": base, "graft": graft}
         before, self._model, self._direct = self._model, graft, None
         if recipe.train is not None:
@@ -135,6 +136,16 @@ class _Planner:
         self._score(number, models)
         if not last:
             self._next_diff(number)
+
+    def _sources(self, number: int) -> tuple[Path, ...]:
+        """What a round grafts, on what.
+
+        An adapter is grafted itself: its Δ takes four times the model if it is stored exactly.
+        """
+        base = Path(self._recipe.bases[number - 1])
+        if number == 2 and self._adapter is not None:
+            return self._adapter, base, Path(self._recipe.bases[0])
+        return self._diff, base
 
     def _find(self, teacher: str) -> Path:
         """The folder of a teacher; for the adapter, that of the model made of it."""

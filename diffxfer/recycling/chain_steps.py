@@ -8,6 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.checkpoints.adapters.config import is_adapter
+from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.extraction.extract import extract_diff
 from diffxfer.diffs.grafting.graft import apply_diff, transfer
 from diffxfer.diffs.matching.refusal import refusal
@@ -159,8 +162,20 @@ def _merge(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]
 def _extract(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
     assert step.out is not None
     finetuned, base = step.inputs
-    report = extract_diff(finetuned, base, step.out, restart=restart, progress=context.moved)
-    return {"inexact": sum(report.inexact.values()), "warnings": list(report.warnings)}
+    # Only the choice of alpha reads the diff vector of an adapter: the adapter itself is grafted.
+    pack = not is_adapter(find(finetuned, "finetuned"))
+    report = extract_diff(
+        finetuned, base, step.out, pack=pack, restart=restart, progress=context.moved
+    )
+    if pack:
+        share = report.bytes_to_write / max(report.unpacked_bytes or 0, 1)
+        size = gigabytes(report.bytes_to_write)
+        context.tell(f"the diff vector is exact: {size} packed, {share:.0%} of a rounded one")
+    return {
+        "inexact": sum(report.inexact.values()),
+        "exact": pack,
+        "warnings": list(report.warnings),
+    }
 
 
 def _graft(
@@ -169,9 +184,30 @@ def _graft(
     assert step.out is not None
     chosen = done.get(f"{round_name(step.round)}/alpha")
     alpha = chosen["alpha"] if chosen else context.recipe.alphas[0]
-    diff, base = step.inputs
-    report = apply_diff(diff, base, step.out, alpha=alpha, restart=restart, progress=context.moved)
+    source, base, *adapted = step.inputs
+    if adapted:
+        report = transfer(
+            *(source, adapted[0], base, step.out),
+            alpha=alpha,
+            restart=restart,
+            progress=context.moved,
+        )
+    else:
+        _tell_of_rounding(step, context, done)
+        report = apply_diff(
+            source, base, step.out, alpha=alpha, restart=restart, progress=context.moved
+        )
     return {"alpha": alpha, "tensors": report.tensors, "warnings": list(report.warnings)}
+
+
+def _tell_of_rounding(step: Step, context: StepContext, done: Mapping[str, Any]) -> None:
+    """Tell if an older version of diffxfer made the diff vector of a graft: it is rounded."""
+    before = step.round - 1
+    key = f"{round_name(before)}/diff"
+    if not done[key].get("exact"):
+        context.tell(
+            f"{key} is rounded: an older version made it; --from-round {before} makes an exact one"
+        )
 
 
 def _tune(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:

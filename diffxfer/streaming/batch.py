@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffxfer.streaming.plan import Chunk, Plan, TensorTask
 
 _SMALL = BLOCK_ELEMENTS // 4
-COMPUTED = (Operation.TRANSFER, Operation.APPLY, Operation.SUBTRACT)
+COMPUTED = (Operation.TRANSFER, Operation.APPLY, Operation.SUBTRACT, Operation.EXACT)
 """The operations with arithmetic."""
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffxfer.checkpoints.encodings.exceptions import as_bits
 from diffxfer.checkpoints.stored import BITS, FLOATS, Files, ShardFile
 from diffxfer.errors import MatchError
 from diffxfer.kernels.native import kernel
@@ -17,6 +18,8 @@ from diffxfer.streaming.statistics import ChunkResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from diffxfer.checkpoints.files import OpenShard
     from diffxfer.checkpoints.shared import Shared
@@ -70,7 +73,7 @@ class Reader:
             return self._contrast(chunk, task)
         if task.operation is Operation.DISTANCES:
             return self._distances(chunk, task)
-        if task.operation is Operation.RESTORE:
+        if task.operation in (Operation.RESTORE, Operation.APPROACH):
             return self._restore(chunk, task)
         return self._inspect(chunk, task)
 
@@ -161,11 +164,64 @@ class Reader:
                 if len(task.runs) == 1:
                     result.input_digests = block_digests(read, BITS[theirs] // 8)
                 count = kernel("restore", (ours, theirs, stored))
-                result.inexact += count(*self._addresses[:2], delta, piece.count)
+                inexact = count(*self._addresses[:2], delta, piece.count)
+                if task.operation is Operation.APPROACH:
+                    result.sums += self._stray(task, delta, piece.count)
             else:
                 count = kernel("give_back", (ours, stored))
-                result.inexact += count(self._addresses[0], delta, piece.count)
+                inexact = count(self._addresses[0], delta, piece.count)
+            result.inexact += self._not_restored(inexact, chunk, piece, task)
         return result
+
+    def _not_restored(self, inexact: int, chunk: Chunk, piece: Piece, task: TensorTask) -> int:
+        """The number of elements of a piece that base, Δ and its exceptions do not give back."""
+        ours, theirs = (stored.dtype for stored in task.inputs[:2])
+        finetuned = as_bits(self._views[0][: piece.count * BITS[ours] // 8], ours)
+        begin = chunk.start + piece.at
+        for at, found in task.inputs[2].exceptions(self._files, begin, piece.count):
+            if found.dtype != ours:
+                continue
+            if piece.kind is not RunKind.GRAFT:  # −0.0 + Δ is Δ
+                zeros = self._views[1][: piece.count * BITS[theirs] // 8]
+                as_bits(zeros, theirs)[:] = 1 << (BITS[theirs] - 1)
+            places = found.places + at
+            were_lost = np.isin(places, self._lost(0, piece.count, task, 2, piece.at))
+            are_right = finetuned[places] == found.bits
+            inexact += int(np.count_nonzero(~are_right)) - int(np.count_nonzero(were_lost))
+        return inexact
+
+    def _lost(
+        self, at: int, count: int, task: TensorTask, slot: int, inside: int | None = None
+    ) -> NDArray[np.int64]:
+        """Which of some elements base + Δ does not give back.
+
+        Args:
+            at: their offset in the buffers.
+            count: their number.
+            task: their task, whose first inputs are finetuned and base.
+            slot: the buffer of Δ.
+            inside: their offset in this buffer, if it is another one.
+        """
+        dtypes = (task.inputs[0].dtype, task.inputs[1].dtype, task.dtype)
+        offsets = at, at, at if inside is None else inside
+        addresses = [
+            self._addresses[buffer] + offset * BITS[dtype] // 8
+            for buffer, offset, dtype in zip((0, 1, slot), offsets, dtypes, strict=True)
+        ]
+        marks = np.empty(count, np.uint8)
+        kernel("lost", (*dtypes, "U8"))(*addresses, marks.ctypes.data, count)
+        return np.flatnonzero(marks)
+
+    def _stray(self, task: TensorTask, delta: int, count: int) -> tuple[tuple[float, ...], ...]:
+        """The squares of Δ − (finetuned − base) and of finetuned − base, for each block."""
+        ours, theirs, stored = dtypes = tuple(spec.dtype for spec in task.inputs)
+        steps = BITS[ours] // 8, BITS[theirs] // 8, BITS[stored] // 8
+        places, found = (*self._addresses[:2], delta), []
+        for start in range(0, count, BLOCK_ELEMENTS):
+            here = [at + start * step for at, step in zip(places, steps, strict=True)]
+            kernel("stray", dtypes)(*here, min(BLOCK_ELEMENTS, count - start), *self._sums)
+            found.append(tuple(self._totals[:2].tolist()))
+        return tuple(found)
 
     def _read(self, slot: int, task: TensorTask, piece: Piece, at: int) -> memoryview:
         """Read a piece of an input into its buffer, at the element offset `at`."""

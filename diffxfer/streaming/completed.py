@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffxfer.streaming.statistics import TensorResult
 
 _COUNTS, _BLOCKS = struct.Struct("<2Q4I"), struct.Struct("<I")
+_NOTE_SIZE = struct.Struct("<I")
 
 
 def pack(result: ChunkResult) -> bytes:
@@ -81,6 +82,13 @@ def _sums(payload: bytes) -> tuple[tuple[float, ...], ...]:
     return tuple([values[at : at + width] for at in range(0, len(values), width)])
 
 
+def _without_note(payload: bytes) -> tuple[bytes, bytes]:
+    """A result, and the note that follows it; the note's size is at the end."""
+    (size,) = _NOTE_SIZE.unpack(payload[-_NOTE_SIZE.size :])
+    end = len(payload) - _NOTE_SIZE.size
+    return payload[: end - size], payload[end - size : end]
+
+
 class Record(Protocol):
     """The completed chunks as the engine sees them.
 
@@ -98,6 +106,22 @@ class Record(Protocol):
 
     def results(self) -> Sequence[TensorResult]:
         """One result per task, once all are done; empty if nobody asks for them here."""
+
+
+class Notes(Protocol):
+    """What processes the output of chunks further, and must know on resume what it made of them."""
+
+    def note(self, chunk: Chunk) -> bytes:
+        """What to record of a chunk that is done; it may be empty."""
+
+    def recall(self, task: int, start: int, note: bytes) -> None:
+        """Take up a chunk that an earlier run has done.
+
+        Args:
+            task: its task, as an index of the plan's tasks.
+            start: its first element in the output tensor.
+            note: what was recorded.
+        """
 
 
 class ChunkSet:
@@ -149,19 +173,29 @@ class Completed:
         plan: the plan.
         chunk_elements: the most elements of a chunk.
         folder: the output folder, whose journal has the chunks of earlier runs and records new
-            ones; None for a run that writes nothing and so cannot be resumed.
+            ones; None for a run that writes nothing and so cannot be resumed. Its journal may have
+            chunks of another plan of the same job too, with other numbers.
+        notes: what processes the output further, if something does.
 
     Attributes:
         chunks: their numbers.
         statistics: the results by tensor.
         resumed_bytes: bytes that earlier runs read and wrote, and this one does not.
         written: number of chunks that earlier runs completed, by shard.
+        is_whole: whether earlier runs completed every chunk.
     """
 
-    def __init__(self, plan: Plan, chunk_elements: int, folder: PartialFolder | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        chunk_elements: int,
+        folder: PartialFolder | None,
+        notes: Notes | None = None,
+    ) -> None:
         self._plan = plan
         self._chunk_elements = chunk_elements
         self._folder = folder
+        self._notes = notes
         self._lock = threading.Lock()
         self.chunks = ChunkSet(plan, chunk_elements)
         self._replay()
@@ -174,15 +208,23 @@ class Completed:
         self.statistics = Statistics(self._plan, self._chunk_elements)
         self.resumed_bytes = 0
         self.written = Counter[str]()
+        missing = self.chunks.first[-1] - self.chunks.first[0]
         for done in self._folder.journal.done() if self._folder else ():
-            self._take(done)
+            if self.chunks.covers(done.number):
+                self._take(done)
+                missing -= 1
+        self.is_whole = missing == 0
 
     def _take(self, done: Done) -> None:
         self.chunks.add(done.number)
         index = bisect_right(self.chunks.first, done.number) - 1
         task = self._plan.tasks[index]
         start = (done.number - self.chunks.first[index]) * step_of(task, self._chunk_elements)
-        self.statistics.add(index, start, unpack(done.payload))
+        payload = done.payload
+        if self._notes is not None:
+            payload, note = _without_note(payload)
+            self._notes.recall(index, start, note)
+        self.statistics.add(index, start, unpack(payload))
         self.resumed_bytes += done.moved
         if task.shard is not None:
             self.written[task.shard] += 1
@@ -229,9 +271,9 @@ class Completed:
             raise write_error(self._folder.out, JOURNAL_NAME, exc) from exc
 
     def forget(self) -> None:
-        """Mark all chunks as not done."""
+        """Mark all chunks as not done, and those of plans with higher numbers."""
         if self._folder is not None:
-            self._folder.journal.forget()
+            self._folder.journal.forget(self._plan.first_chunk)
         self._replay()
 
     def add(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
@@ -244,7 +286,12 @@ class Completed:
             OutputError: if the journal cannot be written.
         """
         if self._folder is not None:
-            self._journal([Done(chunk.number, moved, pack(found)) for chunk, moved, found in done])
+            self._journal(
+                [
+                    Done(chunk.number, moved, pack(found) + self._note(chunk))
+                    for chunk, moved, found in done
+                ]
+            )
         with self._lock:
             for chunk, _, result in done:
                 self.statistics.add(chunk.task, chunk.start, result)
@@ -252,3 +299,10 @@ class Completed:
     def results(self) -> Sequence[TensorResult]:
         """One result per task, once all are done."""
         return self.statistics.results()
+
+    def _note(self, chunk: Chunk) -> bytes:
+        """What the notes say of a chunk, with its size at the end, since the rest has none."""
+        if self._notes is None:
+            return b""
+        note = self._notes.note(chunk)
+        return note + _NOTE_SIZE.pack(len(note))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from diffxfer.checkpoints.files import OpenShard
 from diffxfer.checkpoints.shared import Shared
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from diffxfer.checkpoints.shard_writer import ShardWriter
     from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.streaming.completed import Record
     from diffxfer.streaming.pipeline import Accelerator
@@ -37,6 +36,22 @@ _OPEN_INPUTS = 24
 _PROGRESS_INTERVAL_S = 0.1
 
 
+class Sink(Protocol):
+    """What takes the output of a shard: a `ShardWriter`, or what processes the bytes further."""
+
+    def write(self, data: memoryview, offset: int, parts: int = 1) -> None:
+        """Take bytes; any thread may call it, in any order.
+
+        Args:
+            data: the bytes, valid during the call.
+            offset: their offset in the shard.
+            parts: the number of chunks.
+        """
+
+    def close(self) -> None:
+        """Release what it holds; no write is in progress."""
+
+
 class Engine:
     """One run of a plan.
 
@@ -48,18 +63,22 @@ class Engine:
         chunk_elements: the most elements of a chunk, a multiple of `plan.BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         accelerator: computes instead of the workers, if there is one.
+        observe: called with each chunk and its result before its bytes are written, by any thread.
+        counts_writes: whether what the writers take counts as bytes written.
     """
 
     def __init__(
         self,
         plan: Plan,
-        writers: Mapping[str, ShardWriter],
+        writers: Mapping[str, Sink],
         created: Mapping[str, Future[None]],
         completed: Record,
         *,
         chunk_elements: int,
         allow_nonfinite: bool,
         accelerator: Accelerator | None = None,
+        observe: Callable[[Chunk, ChunkResult], None] | None = None,
+        counts_writes: bool = True,
     ) -> None:
         assert accelerator is None or chunk_elements <= accelerator.elements
         self._plan = plan
@@ -68,6 +87,7 @@ class Engine:
         self._chunk_elements = chunk_elements
         self._accelerator = accelerator
         self._allow_nonfinite = allow_nonfinite
+        self._observe = observe
         self._lock = threading.Lock()
         self._completed = completed
         rest = chunks(plan, chunk_elements, completed)
@@ -76,7 +96,8 @@ class Engine:
         self._open: OrderedDict[Path, OpenShard] = OrderedDict()
         self._failures: list[tuple[int, BaseException]] = []
         self._done_bytes = completed.resumed_bytes
-        self._total_bytes = plan.bytes_to_read + plan.bytes_to_write
+        self._counts_writes = counts_writes
+        self._total_bytes = plan.bytes_to_read + counts_writes * plan.bytes_to_write
         self._stop = False
 
     def run(
@@ -179,13 +200,16 @@ class Engine:
         """Write the bytes of adjacent chunks, and record the chunks."""
         first = found[0][0]
         task = self._plan.tasks[first.task]
+        if self._observe is not None:
+            for chunk, result in found:
+                self._observe(chunk, result)
         if task.shard is not None:
             self._created[task.shard].result()
             start = task.start + first.start * task.itemsize
             self._writers[task.shard].write(data, start, parts=len(found))
         self._record(
             [
-                (chunk, _moved_by(chunk, self._plan.tasks[chunk.task]), result)
+                (chunk, self._moved_by(chunk, self._plan.tasks[chunk.task]), result)
                 for chunk, result in found
             ]
         )
@@ -198,20 +222,23 @@ class Engine:
         if done is None or first.shard is None:
             return False
         data, results = done
-        self._created[first.shard].result()
-        self._writers[first.shard].write(data, first.start, parts=len(batch))
-        self._record(
-            [
-                (chunk, _moved_by(chunk, task), found)
-                for chunk, task, found in zip(batch, tasks, results, strict=True)
-            ]
-        )
+        self._put(list(zip(batch, results, strict=True)), data)
         return True
 
     def _record(self, done: Sequence[tuple[Chunk, int, ChunkResult]]) -> None:
         self._completed.add(done)
         with self._lock:
             self._done_bytes += sum(moved for _, moved, _ in done)
+
+    def _moved_by(self, chunk: Chunk, task: TensorTask) -> int:
+        """The bytes read and written for a chunk."""
+        read = sum(
+            task.inputs[slot].bytes_to_read(piece.count)
+            for piece in chunk.pieces
+            for slot in inputs_used(piece.kind, len(task.inputs))
+        )
+        writes = self._counts_writes and task.shard is not None
+        return read + (chunk.count * task.itemsize if writes else 0)
 
     def _input(self, shard: ShardFile) -> OpenShard:
         """An open shard; only the last few are kept open."""
@@ -226,13 +253,3 @@ class Engine:
             else:
                 self._open.move_to_end(path)
             return found
-
-
-def _moved_by(chunk: Chunk, task: TensorTask) -> int:
-    """The bytes read and written for a chunk."""
-    read = sum(
-        task.inputs[slot].bytes_to_read(piece.count)
-        for piece in chunk.pieces
-        for slot in inputs_used(piece.kind, len(task.inputs))
-    )
-    return read + (0 if task.shard is None else chunk.count * task.itemsize)

@@ -17,7 +17,9 @@ _ALLOW = "correct the checkpoint, or give --allow-nonfinite to accept it"
 _INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.TRANSFER: ("finetuned", "base", "target"),
     Operation.APPLY: ("diff vector", "target"),
+    Operation.GIVE_BACK: ("diff vector", "target"),
     Operation.SUBTRACT: ("finetuned", "base"),
+    Operation.EXACT: ("finetuned", "base"),
     Operation.STORE: ("adapter", "base"),
     Operation.COPY: ("target",),
     Operation.KEEP: ("target",),
@@ -28,11 +30,13 @@ _INPUTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.CONTRAST: ("A", "B"),
     Operation.DISTANCES: ("finetuned", "base", "target", "direct"),
     Operation.RESTORE: ("finetuned", "base", "diff vector"),
+    Operation.APPROACH: ("finetuned", "base", "diff vector"),
 }
 """The inputs of a task, in order, by operation; direct is optional."""
 _WIDER: Mapping[Operation, str] = {
     Operation.TRANSFER: "a smaller --alpha, a wider --out-dtype",
     Operation.APPLY: "a smaller --alpha, a wider --out-dtype",
+    Operation.GIVE_BACK: "a wider --out-dtype",
     Operation.SUBTRACT: "a wider --diff-dtype",
     Operation.STORE: "a wider --diff-dtype",
     Operation.COPY: "a wider --out-dtype",
@@ -80,7 +84,9 @@ def _overflow(
     piece, inside = _locate(pieces, position)
     index = _index(chunk.start + piece.at + inside, task.shape)
     problem = f"overflows {task.dtype} in the output at {list(index)}"
-    remedy = f"give {_WIDER[task.operation]}, or --allow-nonfinite to accept it"
+    wider = _WIDER.get(task.operation)
+    options = "--allow-nonfinite" if wider is None else f"{wider}, or --allow-nonfinite"
+    remedy = f"give {options} to accept it"
     return NonFiniteError(task.name, "output", index, problem, remedy)
 
 

@@ -65,8 +65,12 @@ class Operation(Enum):
     """target + α·(finetuned − base)"""
     APPLY = "apply"
     """target + α·Δ"""
+    GIVE_BACK = "give back"
+    """target + Δ where the target is base: finetuned, bit for bit"""
     SUBTRACT = "subtract"
     """finetuned − base"""
+    EXACT = "exact"
+    """finetuned − base, and finetuned's bits of the elements that base + Δ does not give back"""
     STORE = "store"
     """Δ that is stored itself, in another dtype"""
     COPY = "copy"
@@ -87,6 +91,8 @@ class Operation(Enum):
     """Writes nothing: how far the roles are from each other, in length and direction."""
     RESTORE = "restore"
     """Writes nothing: whether base + Δ gives finetuned back, and the checksums of Δ and base."""
+    APPROACH = "approach"
+    """The same, and how far base + Δ is from finetuned: Δ is stored with a loss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ def run_plan(
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     cluster: Cluster | None = None,
+    earlier_bytes: int = 0,
 ) -> tuple[Sequence[TensorResult], int]:
     """Write every shard of a plan, or the rest after an earlier run.
 
@@ -78,6 +79,8 @@ def run_plan(
         allow_nonfinite: let NaN, infinity and overflow through.
         progress: called with the bytes done and the total bytes.
         cluster: where the plan runs in parts; None for this process.
+        earlier_bytes: the bytes that an earlier plan of the same job moved, to say how much is
+            done.
 
     Returns:
         One result per task of the plan, and the bytes that an earlier run has moved.
@@ -88,7 +91,7 @@ def run_plan(
     """
     if cluster is None:
         check_run_options(threads, device)
-    completed, writers = _take_up(plan, folder, chunk_elements)
+    completed, writers = _take_up(plan, folder, chunk_elements, earlier_bytes)
     resumed = completed.resumed_bytes
     if cluster is None:
         how = threads or default_threads(), device, device_memory, chunk_elements
@@ -150,17 +153,18 @@ def _run_here(
 
 
 def _take_up(
-    plan: Plan, folder: OutputFolder, chunk_elements: int
+    plan: Plan, folder: OutputFolder, chunk_elements: int, earlier_bytes: int
 ) -> tuple[Completed, dict[str, ShardWriter]]:
     """The completed chunks of an earlier run, and the writers for the rest."""
     try:
         completed = Completed(plan, chunk_elements, folder)
-        folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
+        total = earlier_bytes + plan.bytes_to_read + plan.bytes_to_write
+        folder.journal.begin(total)
         completed.absorb_parts(folder.partial)
         writers = _writers(plan, folder, chunk_elements, completed)
         if not all(writers[name].is_sound() for name in completed.written):
             completed.forget()  # its files were changed
-            folder.journal.begin(plan.bytes_to_read + plan.bytes_to_write)
+            folder.journal.begin(total)
             writers = _writers(plan, folder, chunk_elements, completed)
         folder.keep_only(completed.written)
     except OSError as exc:

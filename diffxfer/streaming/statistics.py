@@ -13,6 +13,8 @@ from diffxfer.streaming.plan import Operation, Plan, chunks_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from diffxfer.checkpoints.encodings.exceptions import Exceptions
+
 _SAMPLE = struct.Struct("<qd")
 
 
@@ -31,6 +33,7 @@ class ChunkResult:
         samples: elements of base, each as index of the output and value.
         other_squares: sums of B², one per block, if A and B are compared.
         sums: what the kernels of distances have summed, one tuple per block.
+        exceptions: elements of an exact difference's chunk that base + Δ does not give back.
     """
 
     digests: bytes = b""
@@ -42,6 +45,7 @@ class ChunkResult:
     samples: tuple[tuple[int, float], ...] = ()
     other_squares: tuple[float, ...] = ()
     sums: tuple[tuple[float, ...], ...] = ()
+    exceptions: tuple[Exceptions, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class Statistics:
         parts.sums += result.sums
         if result.input_digests:
             parts.input_digests[start] = result.input_digests
-        if task.operation in (Operation.SUBTRACT, Operation.STORE):
+        if task.operation in (Operation.SUBTRACT, Operation.EXACT, Operation.STORE):
             parts.delta_squares += result.delta_squares
             parts.base_squares += result.base_squares
             parts.samples += result.samples
@@ -161,11 +165,11 @@ def _finish(parts: _Parts) -> TensorResult:
         combine(parts.digests),
         combine(parts.input_digests) if parts.input_digests else b"",
         parts.inexact,
-        _norm(parts.delta_squares),
-        _norm(parts.base_squares),
+        norm(parts.delta_squares),
+        norm(parts.base_squares),
         b"".join([_SAMPLE.pack(*sample) for sample in sorted(parts.samples)]),
         parts.unchanged,
-        _norm(parts.other_squares),
+        norm(parts.other_squares),
         tuple([exact_sum(column) for column in zip(*parts.sums, strict=True)]),
     )
 
@@ -184,16 +188,14 @@ def exact_sum(numbers: Sequence[float]) -> float:
         return math.nan
 
 
-def norm(square: float) -> float:
-    """The root of a sum of squares, in nine digits: the last ones depend on the processor.
+def norm(squares: Sequence[float]) -> float:
+    """The root of the sum of the sums of blocks, in nine digits.
 
     Args:
-        square: the sum.
+        squares: the sums, in any order.
     """
-    return float(f"{math.sqrt(square):.9g}")
-
-
-def _norm(squares: Sequence[float]) -> float:
-    # `fsum` is exact, so the order in which blocks were finished has no effect.
-    # 0.0 is one object for all tensors without squares.
-    return norm(exact_sum(squares)) if squares else 0.0
+    # `fsum` is exact, so the order in which blocks were finished has no effect. Nine digits,
+    # because the last digits of a block's sum depend on the processor.
+    if not squares:
+        return 0.0  # one object for all tensors without squares
+    return float(f"{math.sqrt(exact_sum(squares)):.9g}")

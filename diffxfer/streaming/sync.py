@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from diffxfer.checkpoints.filesystem import sync_folder
 from diffxfer.checkpoints.writer import write_error
@@ -15,11 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from concurrent.futures import Future
 
-    from diffxfer.checkpoints.shard_writer import ShardWriter
     from diffxfer.checkpoints.writer import PartialFolder
 
 SYNC_INTERVAL_S = 15.0
 """A power cut loses at most the work of this interval and of one sync."""
+
+
+class Syncable(Protocol):
+    """A file that a run writes: a `ShardWriter`, or another.
+
+    Attributes:
+        broken: whether a sync of it failed, so that earlier writes may be lost.
+    """
+
+    broken: bool
+
+    def sync(self) -> None:
+        """Make all earlier writes durable."""
 
 
 class Syncer:
@@ -29,12 +41,12 @@ class Syncer:
 
     Args:
         folder: the output folder.
-        writers: its shards.
+        writers: its files.
         interval_s: seconds from the end of a sync to the next.
     """
 
     def __init__(
-        self, folder: PartialFolder, writers: Collection[ShardWriter], interval_s: float
+        self, folder: PartialFolder, writers: Collection[Syncable], interval_s: float
     ) -> None:
         self._folder = folder
         self._writers = writers

@@ -10,6 +10,9 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from diffxfer.checkpoints.encodings.exceptions import Exceptions, as_bits
 from diffxfer.checkpoints.stored import BITS, FLOATS
 from diffxfer.checkpoints.values import elements, in_float64
 from diffxfer.kernels.native import kernel
@@ -21,7 +24,9 @@ from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, Operation, Piece, Run
 from diffxfer.streaming.statistics import ChunkResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
 
 class Worker(Reader):
@@ -49,6 +54,8 @@ class Worker(Reader):
             data = self._single(chunk, task, result)
         else:
             data = self._assemble(chunk, task, result)
+        if task.operation is Operation.GIVE_BACK:
+            self._give_back(data, chunk, task)
         result.digests = block_digests(data, task.itemsize)
         return data, result
 
@@ -116,11 +123,12 @@ class Worker(Reader):
         self._read_side_by_side(batch, tasks)
         results = [ChunkResult() for _ in batch]
         starts = list(accumulate(counts, initial=0))
-        if first.operation is Operation.SUBTRACT:
+        if first.operation in (Operation.SUBTRACT, Operation.EXACT):
             found = 0
             for at, chunk, task, result in zip(starts, batch, tasks, results, strict=False):
                 found |= self._subtract(at, chunk.count, task, result)
                 result.samples = self._sample(at, chunk.pieces, chunk, task)
+                self._keep_lost(at, chunk.pieces, task, result)
         else:
             found = self._compute(first, starts[-1])
             for at, chunk, task, result in zip(starts, batch, tasks, results, strict=False):
@@ -147,9 +155,10 @@ class Worker(Reader):
             for slot in range(len(task.inputs)):
                 self._read(slot, task, piece, count)
             count += piece.count
-        if task.operation in (Operation.SUBTRACT, Operation.STORE):
+        if task.operation in (Operation.SUBTRACT, Operation.EXACT, Operation.STORE):
             found = self._subtract(0, count, task, result)
             result.samples = self._sample(0, pieces, chunk, task)
+            self._keep_lost(0, pieces, task, result)
         else:
             found = self._compute(task, count)
             self._digest_first(0, count, task, result)
@@ -175,17 +184,14 @@ class Worker(Reader):
     def _subtract(self, at: int, count: int, task: TensorTask, result: ChunkResult) -> int:
         """Compute Δ of elements at an offset in the buffers, and add to the result."""
         dtypes = task.inputs[0].dtype, task.inputs[1].dtype, task.dtype
-        compute, found = kernel(task.operation.value, dtypes), 0
+        name = "store" if task.operation is Operation.STORE else "subtract"
+        compute, found = kernel(name, dtypes), 0
         ours, theirs, out = (BITS[dtype] // 8 for dtype in dtypes)
         slots = self._addresses[0], self._addresses[1], self._addresses[self._result]
         for start in range(at, at + count, BLOCK_ELEMENTS):
-            found |= compute(
-                slots[0] + start * ours,
-                slots[1] + start * theirs,
-                slots[2] + start * out,
-                min(BLOCK_ELEMENTS, at + count - start),
-                *self._sums,
-            )
+            here = slots[0] + start * ours, slots[1] + start * theirs, slots[2] + start * out
+            size = min(BLOCK_ELEMENTS, at + count - start)
+            found |= compute(*here, size, *self._sums)
             delta, base, unchanged, inexact = self._totals[:4].tolist()
             result.delta_squares += (delta,)
             result.base_squares += (base,)
@@ -194,6 +200,29 @@ class Worker(Reader):
         if len(task.runs) == 1:
             result.input_digests = block_digests(self._input(1, task, at, count), theirs)
         return found
+
+    def _keep_lost(
+        self, at: int, pieces: Sequence[Piece], task: TensorTask, result: ChunkResult
+    ) -> None:
+        """Keep finetuned's bits of the inexact elements of an exact difference."""
+        if task.operation is not Operation.EXACT or not result.inexact:
+            return
+        count = sum(piece.count for piece in pieces)
+        found = self._lost(at, count, task, self._result)
+        bits = as_bits(self._input(0, task, at, count), task.inputs[0].dtype)[found]
+        places = _in_chunk(found, pieces)
+        result.exceptions += (Exceptions(task.inputs[0].dtype, places, bits),)
+        result.inexact = 0
+
+    def _give_back(self, data: memoryview, chunk: Chunk, task: TensorTask) -> None:
+        """Replace the elements of base + Δ that are not finetuned's."""
+        for piece in chunk.pieces:
+            if piece.kind not in (RunKind.GRAFT, RunKind.ADD):
+                continue
+            begin = piece.sources[0]
+            for at, found in task.inputs[0].exceptions(self._files, begin, piece.count):
+                if found.dtype == task.dtype:
+                    found.put_into(data[(piece.at + at) * task.itemsize :])
 
     def _input(self, slot: int, task: TensorTask, at: int, count: int) -> memoryview:
         """Elements of an input at an offset in its buffer."""
@@ -233,7 +262,24 @@ class Worker(Reader):
             raise not_finite(out, [(source, read)], [piece], chunk, task)
         if task.operation is Operation.SUBTRACT and dtype != task.dtype:
             result.inexact += kernel("give_back", (dtype, task.dtype))(at, made, piece.count)
+        elif task.operation is Operation.EXACT:
+            result.exceptions += tuple(_not_numbers(read, dtype, piece))
         return out
+
+
+def _in_chunk(found: NDArray[np.int64], pieces: Sequence[Piece]) -> NDArray[np.int64]:
+    """Places among pieces that follow each other, as places in their chunk."""
+    ends = np.cumsum([piece.count for piece in pieces])
+    shifts = np.array([piece.at + piece.count for piece in pieces]) - ends
+    moved: NDArray[np.int64] = found + shifts[np.searchsorted(ends, found, side="right")]
+    return moved
+
+
+def _not_numbers(read: memoryview, dtype: str, piece: Piece) -> Iterator[Exceptions]:
+    """The NaN of a piece, whose bits no conversion keeps."""
+    (found,) = np.isnan(in_float64(elements(read, dtype), dtype)).nonzero()
+    if len(found):
+        yield Exceptions(dtype, found + piece.at, as_bits(read, dtype)[found])
 
 
 def sample(

@@ -37,7 +37,17 @@ OPTIONS = {
     "transfer": SHARED | GRAFTING,
     "apply": SHARED | GRAFTING | {"--as"},
     "extract": SHARED
-    | {"--diff-dtype", "--as", "--rank", "--energy", "--max-rank", "--rest", "--exact"},
+    | {
+        "--diff-dtype",
+        "--pack",
+        "--pack-level",
+        "--as",
+        "--rank",
+        "--energy",
+        "--max-rank",
+        "--rest",
+        "--exact",
+    },
     "inspect": {
         *(
             "--ray",

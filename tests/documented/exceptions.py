@@ -101,4 +101,6 @@ def argv_to_run(words: list[str]) -> list[str]:
         words = [word for word in words if word not in {"--shape", *shapes}]
         words += ("--shape", "tiny", "--runs", "1", "--mergekit", "none")
         words += () if "--what" in words else ("--what", "transfer")
+    if words[1:] and words[1].endswith("packed_sizes.py"):
+        words += ("--elements", "20000", "--runs", "1")
     return words

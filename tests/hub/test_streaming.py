@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors.torch import load_file
+
+from diffxfer import extract_diff
 from tests.hub import faults
 from tests.hub.models import IDS, contents, publish, transfer
 
@@ -66,3 +70,22 @@ def test_every_byte_is_fetched_about_once(
     # Headers come first, with the first 64 KiB of each of six shards.
     assert size <= hub.sent("^/cdn/") < 1.2 * size
     assert not list(user.cache.rglob("*.safetensors"))
+
+
+def test_a_packed_diff_vector_is_read_by_ranges(
+    hub: Hub, user: User, family: dict[str, Path], tmp_path: Path
+) -> None:
+    publish(hub, family)
+    packed = tmp_path / "packed"
+    extract_diff(family["finetuned"], family["base"], packed, pack=True, allow_unrelated=True)
+    hub.add("me/packed", packed)
+    options = ("--stream", "--allow-unrelated", "-q")
+    done = user.run("apply", "me/packed", IDS["base"], "-o", "out", *options)
+    assert done.returncode == 0, done.stderr
+    assert not list(user.cache.rglob("model*.safetensors"))
+    for path in (user.home / "out").glob("model-*.safetensors"):
+        theirs = load_file(family["finetuned"] / path.name)
+        for name, tensor in load_file(path).items():
+            assert torch.equal(tensor.view(torch.uint8), theirs[name].view(torch.uint8)), name
+    done = user.run("verify", "me/packed", "--stream")
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffxfer import apply_diff, extract_diff, iterate, tune
+from diffxfer import apply_diff, extract_diff, iterate, transfer, tune
 from diffxfer.checkpoints.filesystem import lock_folder
 from diffxfer.errors import (
     DiskSpaceError,
@@ -27,7 +27,7 @@ from diffxfer.errors import (
 )
 from diffxfer.recycling.input_fingerprints import file_fingerprints
 from diffxfer.recycling.recipe import read_recipe
-from tests import tiny
+from tests import oracle, tiny
 from tests.checkpoints.test_writer import mounted
 from tests.recycling.chains import (
     EVAL,
@@ -72,11 +72,11 @@ class TestByHand:
         run, hand = tmp_path / "run", tmp_path / "by hand"
         follow(home, run, mode=mode, alpha=0.9, train=TRAIN)
         hand.mkdir()
-        extract_diff(home / "finetuned", home / "base", hand / "diff-1")
+        extract_diff(home / "finetuned", home / "base", hand / "diff-1", pack=True)
         apply_diff(hand / "diff-1", home / "target", hand / "graft-2", alpha=0.9)
         model = trained(home, hand / "graft-2", hand / "model-2")
         source = model if mode == "iter" else trained(home, home / "target", hand / "direct-2")
-        extract_diff(source, home / "target", hand / "diff-2")
+        extract_diff(source, home / "target", hand / "diff-2", pack=True)
         apply_diff(hand / "diff-2", home / "newest", hand / "graft-3", alpha=0.9)
         trained(home, hand / "graft-3", hand / "model-3")
         by_hand = {path.name: weights(path) for path in hand.iterdir()}
@@ -86,6 +86,26 @@ class TestByHand:
         }
         assert by_chain == by_hand
         assert left(run) == {f"round-{name[-2:].replace('-', '0')}/{name[:-2]}" for name in by_hand}
+
+    @pytest.mark.parametrize("alpha", [1.0, 0.7])
+    def test_every_graft_is_the_exact_sum(self, alpha: float, home: Path, tmp_path: Path) -> None:
+        """target + (finetuned − base)·alpha in float64, cast once: no Δ is rounded in between."""
+        run = tmp_path / "run"
+        follow(home, run, alpha=alpha)
+        chain = [home / "base", home / "target", home / "newest"]
+        tuned = [home / "finetuned", run / "round-02" / "graft"]
+        rounded = 0
+        for number, base in enumerate(chain[1:], 2):
+            files = (tuned[number - 2], chain[number - 2], base, run / f"round-0{number}" / "graft")
+            f, b, t, graft = (load_file(folder / "model.safetensors") for folder in files)
+            assert graft.keys() == t.keys()
+            for name, tensor in t.items():
+                delta = f[name].double() - b[name].double()
+                expected = (tensor.double() + delta * alpha).to(tensor.dtype)
+                assert oracle.same(graft[name], expected), (number, name)
+                nearly = tensor.double() + delta.to(tensor.dtype).double() * alpha
+                rounded += not oracle.same(nearly.to(tensor.dtype), expected)
+        assert rounded, "a rounded Δ gives another graft"
 
     def test_a_teacher_from_the_round_before(self, home: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -303,6 +323,27 @@ class TestAgain:
         assert iterate(home / "chain.yaml", run).steps_done == 0
         with pytest.raises(RecipeError, match='keep was "all" and is "last"'):
             follow(home, run, keep="last", **changes)
+
+    def test_a_run_with_a_rounded_diff_vector_goes_on(self, home: Path, tmp_path: Path) -> None:
+        """An older version stored it plainly; the rounds that follow are exact."""
+        run, told = tmp_path / "run", list[str]()
+        follow(home, run, bases=["base", "target"])
+        shutil.rmtree(run / "round-01" / "diff")
+        extract_diff(home / "finetuned", home / "base", run / "round-01" / "diff")
+
+        def forget(state: dict[str, Any]) -> None:
+            del state["done"]["round-01/diff"]["exact"], state["done"]["round-02/graft"]
+
+        tiny.edit_json(run / "state.json", forget)
+        assert iterate(home / "chain.yaml", run, progress=told.append).steps_done == 1
+        assert [line for line in told if "rounded" in line] == [
+            "round-01/diff is rounded: an older version made it; --from-round 1 makes an exact one"
+        ]
+        apply_diff(run / "round-01" / "diff", home / "target", tmp_path / "graft")
+        assert weights(run / "round-02" / "graft") == weights(tmp_path / "graft")
+        assert iterate(home / "chain.yaml", run, from_round=1).steps_done == 2
+        transfer(home / "finetuned", home / "base", home / "target", tmp_path / "direct")
+        assert weights(run / "round-02" / "graft") == weights(tmp_path / "direct")
 
 
 class TestFromRound:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffxfer import apply_diff, extract_diff, iterate
+from diffxfer import iterate, transfer
 from diffxfer.errors import CheckpointError, RecipeError
 from diffxfer.recycling import chain_steps
 from diffxfer.recycling.chain_plan import StepKind, plan_chain
@@ -40,8 +40,7 @@ def home(tmp_path: Path) -> Path:
 class TestPlans:
     def test_delta_alone_needs_no_model(self) -> None:
         assert told(plan_chain(made(), RUN, is_adapter=True)) == [
-            "1 diff = extract(/sft, /m1)",
-            "2 graft = graft(1/diff, /m2)",
+            "2 graft = graft(/sft, /m2, /m1)",
             "2 diff = extract(2/graft, /m2)",
             "3 graft = graft(2/diff, /m3)",
         ]
@@ -54,7 +53,15 @@ class TestPlans:
         assert told(plan)[:3] == [
             "1 model = merge(/sft, /m1)",
             "1 scores = score(/m1, 1/model)",
+            "2 graft = graft(/sft, /m2, /m1)",
+        ]
+
+    def test_the_choice_of_alpha_needs_a_diff_vector(self) -> None:
+        recipe = made(bases=["/m1", "/m2"], alpha=[0.5, 1], eval={"tasks": ["t"]})
+        assert told(plan_chain(recipe, RUN, is_adapter=True))[2:5] == [
             "1 diff = extract(/sft, /m1)",
+            "2 alpha = choose(1/diff, /m2)",
+            "2 graft = graft(/sft, /m2, /m1)",
         ]
 
     @pytest.mark.parametrize("teacher", ["previous", "/sft"])
@@ -62,8 +69,7 @@ class TestPlans:
         recipe = made(bases=["/m1", "/m2"], train={**ROWS, "teacher": teacher})
         assert told(plan_chain(recipe, RUN, is_adapter=True)) == [
             "1 model = merge(/sft, /m1)",
-            "1 diff = extract(/sft, /m1)",
-            "2 graft = graft(1/diff, /m2)",
+            "2 graft = graft(/sft, /m2, /m1)",
             "2 model = tune(2/graft, 1/model)",
         ]
 
@@ -77,12 +83,9 @@ class TestRuns:
     def test_the_same_as_by_hand(self, home: Path, tmp_path: Path) -> None:
         report = follow(home, tmp_path / "run", **TWO)
         assert not report.warnings
-        extract_diff(home / "adapter", home / "base", tmp_path / "diff")
-        apply_diff(tmp_path / "diff", home / "target", tmp_path / "graft")
-        made = models(tmp_path / "run")
-        for name, path in (("round-01/diff", "diff"), ("round-02/graft", "graft")):
-            assert made.pop(name) == (tmp_path / path / "model.safetensors").read_bytes()
-        assert not made
+        transfer(home / "adapter", home / "base", home / "target", tmp_path / "graft")
+        expected = (tmp_path / "graft" / "model.safetensors").read_bytes()
+        assert models(tmp_path / "run") == {"round-02/graft": expected}
 
     def test_the_teacher_is_what_peft_merges(self, home: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -116,7 +119,7 @@ class TestResume:
     ) -> None:
         run = tmp_path / "run"
         with monkeypatch.context() as patched:
-            patched.setattr(chain_steps, "_extract", lambda *_, **__: 1 / 0)
+            patched.setattr(chain_steps, "_graft", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 follow(home, run, train=TAUGHT, **TWO)
         assert left(run) == {"round-01/model"}

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from diffxfer import DiffxferError, TuneReport, transfer
 from diffxfer.checkpoints.reader import open_weights
-from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.artifact.kind import require_diff
+from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.errors import (
     ArtifactError,
     DataError,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -18,9 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 
 from diffxfer.checkpoints.companions import companion_path, read_bytes
-from diffxfer.checkpoints.hub.repo_ids import place_name
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
-from diffxfer.checkpoints.resolve import require_folder
+from diffxfer.diffs.artifact.lossy import LossyEntry
 from diffxfer.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
+PACKED_FORMAT = 2
+"""The version of a manifest of packed tensors, which older versions cannot read."""
 
 _Norm: TypeAlias = Annotated[float, Field(ge=0, le=math.sqrt(sys.float_info.max))]
 """A norm: the square root of a finite sum."""
@@ -116,6 +116,12 @@ class TensorEntry:
         samples: number of this tensor's entries in the samples file.
         unchanged: for a diff vector, number of elements that are equal in finetuned and base: bit
             for bit, or by value if their dtypes differ; None if an older version wrote it.
+        dtype: for a packed tensor, the dtype of its values; `checksum` is that of its values.
+        shape: for a packed tensor, the shape of its values.
+        exceptions: for a packed tensor, number of elements that base + Δ does not give back, and
+            that are stored themselves; None if there are none.
+        stored: for a packed tensor, the checksum of its bytes on disk.
+        error_norm: for a tensor packed with a loss, ‖stored Δ − Δ‖₂.
     """
 
     checksum: str
@@ -125,6 +131,11 @@ class TensorEntry:
     inexact: int | None = Field(default=None, ge=0)
     samples: int | None = Field(default=None, ge=0)
     unchanged: int | None = Field(default=None, ge=0)
+    dtype: str | None = None
+    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    exceptions: int | None = Field(default=None, ge=0)
+    stored: str | None = None
+    error_norm: _Norm | None = None
 
 
 _TENSOR_ENTRY = TypeAdapter(TensorEntry)
@@ -179,7 +190,8 @@ class Manifest(_Model):
         command: the options that affect the result.
         checksum: the kind of the tensors' checksums.
         sources: the inputs by role.
-        dtype: the dtype option of a diff vector: ``"source"`` or a torch dtype.
+        dtype: the dtype option of a diff vector: ``"source"`` or a torch dtype; the form of a
+            packed one.
         tied: for a diff vector, the state of each role's output head: own, tied or absent.
         tokens: for a diff vector; None if the roles had no tokenizer.
         kept: finetuned's integer tensors, which have no difference.
@@ -188,6 +200,8 @@ class Manifest(_Model):
         is_part: for a diff vector, whether finetuned is a part of base or the reverse; a target
             may then have more tensors.
         factors: for an adapter made of a difference, what it keeps of each tensor of Δ.
+        packing: for a packed diff vector, the version of `encodings.packed`.
+        lossy: for a diff vector packed with a loss, what is lost.
         vocabulary: how tokens were treated.
         shards: every safetensors file.
         files: every file other than weights.
@@ -208,6 +222,8 @@ class Manifest(_Model):
     added_tensors: list[str] = []
     is_part: bool | None = None
     factors: dict[str, FactorEntry] | None = None
+    packing: int | None = None
+    lossy: LossyEntry | None = None
     vocabulary: VocabularyEntry | None = None
     shards: dict[str, ShardEntry]
     files: dict[str, FileEntry]
@@ -236,10 +252,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     raw = read_bytes(path)
     try:
         stamp = _Stamp.model_validate_json(raw)
-        if stamp.diffxfer_format > FORMAT:
+        if stamp.diffxfer_format > PACKED_FORMAT:
             raise ArtifactError(
                 path,
-                f"has format {stamp.diffxfer_format}, but this diffxfer reads only up to {FORMAT}",
+                f"has format {stamp.diffxfer_format}, but this diffxfer reads only up to"
+                f" {PACKED_FORMAT}",
                 "update diffxfer: pipx upgrade diffxfer",
             )
         return Manifest.model_validate_json(raw)
@@ -282,52 +299,3 @@ def is_sealed(raw: bytes) -> bool:
     """
     found = _SEALED.fullmatch(raw)
     return found is not None and xxhash.xxh3_128_hexdigest(found[1]).encode() == found[2]
-
-
-def require_diff(folder: Path) -> Manifest:
-    """The manifest of a diff vector.
-
-    Raises:
-        CheckpointError: if there is no such folder.
-        ArtifactError: if the folder is not a diff vector.
-    """
-    require_folder(folder, "a diff vector")
-    manifest = read_manifest(folder)
-    if manifest is None:
-        found = (
-            "a model"
-            if os.path.lexists(folder / "config.json")
-            else f"a folder without {MANIFEST_NAME}"
-        )
-        raise ArtifactError(
-            place_name(folder),
-            f"is {found}, expected a diff vector",
-            "make one with: diffxfer extract FINETUNED BASE -o DIFF",
-        )
-    if manifest.kind != "diff":
-        what = {"graft": "a graft", "adapter": "an adapter"}.get(
-            manifest.kind, f"a {manifest.kind} model"
-        )
-        raise ArtifactError(
-            place_name(folder),
-            f"is {what}, expected a diff vector",
-            "make one with: diffxfer extract FINETUNED BASE -o DIFF",
-        )
-    return manifest
-
-
-def refuse_diff(folder: Path, role: str) -> None:
-    """Refuse a diff vector where a model is expected.
-
-    Raises:
-        CheckpointError: if there is no such folder.
-        ArtifactError: if the folder is a diff vector.
-    """
-    require_folder(folder, f"the {role} checkpoint")
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest.kind == "diff":
-        raise ArtifactError(
-            place_name(folder),
-            f"is a diff vector, expected the {role} model",
-            "give a model here; a diff vector is the first argument of diffxfer apply",
-        )

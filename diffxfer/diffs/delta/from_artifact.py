@@ -11,6 +11,7 @@ from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.artifact.samples import SAMPLES_NAME
+from diffxfer.diffs.artifact.weights import diff_weights
 from diffxfer.diffs.delta.from_checkpoints import COMPANIONS, HEAD, Source, is_shared, source_entry
 from diffxfer.diffs.matching.buffers import is_buffer
 from diffxfer.diffs.matching.match import BaseMatch, Difference
@@ -45,6 +46,7 @@ def from_diff(place: Place, manifest: Manifest) -> Source:
     folder = place.folder
     weights = open_weights(place)
     refuse_incomplete(folder, manifest, weights, [n for n in manifest.files if _is_read(n)])
+    weights = diff_weights(weights, manifest)
     behaviour = folder / COMPANIONS
     tensors, buffers = _differences(weights, manifest)
     config = read_config(behaviour)

@@ -10,8 +10,9 @@ from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.hub.repo_ids import cached_id
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
+from diffxfer.diffs.artifact.kind import refuse_diff
 from diffxfer.diffs.artifact.license import read_license
-from diffxfer.diffs.artifact.manifest import ShardEntry, SourceEntry, refuse_diff
+from diffxfer.diffs.artifact.manifest import ShardEntry, SourceEntry
 from diffxfer.diffs.delta.adapter_remarks import warnings_of_adapter
 from diffxfer.diffs.delta.from_adapter import LORA, adapted_checkpoint
 from diffxfer.diffs.delta.right_base import note_of_base

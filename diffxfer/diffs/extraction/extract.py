@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.output_place import refuse_unsafe_output
-from diffxfer.diffs.artifact.manifest import TensorEntry, TokensEntry
-from diffxfer.diffs.artifact.samples import SAMPLES_NAME, samples_file
 from diffxfer.diffs.companions.inherit import diff_companions
 from diffxfer.diffs.delta.from_adapter import LORA
 from diffxfer.diffs.delta.from_checkpoints import (
@@ -19,7 +17,14 @@ from diffxfer.diffs.delta.from_checkpoints import (
     notes_of_formats,
     read_roles,
 )
-from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY, extract_tasks
+from diffxfer.diffs.extraction.complete_manifest import complete_manifest
+from diffxfer.diffs.extraction.extract_packed import (
+    check_pack_options,
+    estimate_packing,
+    extract_packed,
+    refuse_packing_on,
+)
+from diffxfer.diffs.extraction.extract_tasks import extract_tasks
 from diffxfer.diffs.jobs.job import Job, RunOptions, do
 from diffxfer.diffs.jobs.shards import parse_size
 from diffxfer.diffs.lora.extract_adapter import extract_adapter
@@ -38,15 +43,12 @@ from diffxfer.streaming.plan import Operation
 from diffxfer.streaming.run import check_run_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.diffs.artifact.manifest import Manifest
-    from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.jobs.report import Report
     from diffxfer.streaming.distribute import Cluster
     from diffxfer.streaming.plan import TensorTask
-    from diffxfer.streaming.statistics import TensorResult
 
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Torch's dtype names, mapped to those of safetensors."""
@@ -66,6 +68,8 @@ def extract_diff(
     rest: str = "modules_to_save",
     exact: bool = False,
     diff_dtype: str = "source",
+    pack: bool | str = False,
+    pack_level: int | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
@@ -104,6 +108,9 @@ def extract_diff(
         diff_dtype: ``"source"`` rounds Δ once, to finetuned's own dtypes; ``"float32"`` restores
             nearly every element of a 16-bit checkpoint exactly; ``"float64"``, ``"bfloat16"``
             and ``"float16"`` are allowed too.
+        pack: store Δ compressed: ``"exact"`` or True so that `apply_diff` on base gives finetuned
+            back; ``"int8"`` and ``"int4"`` round it to so many bits an element.
+        pack_level: how hard to compress, 1 to 19; 1 by default.
         include: only tensors whose names match one of these patterns.
         exclude: no tensors whose names match one of these patterns.
         allow_missing: tensors that finetuned or base may lack; they are dropped.
@@ -154,6 +161,9 @@ def extract_diff(
     )
     if lora is not None:
         refuse_cluster(cluster)
+    level = check_pack_options(pack, pack_level, as_, diff_dtype)
+    if level is not None:
+        refuse_packing_on(device, cluster)
     check_mode(vocab)
     check_run_options(threads, device, cluster)
     memory = parse_size(device_memory, "--device-memory")
@@ -195,7 +205,7 @@ def extract_diff(
         sources=source.entries,
         fates=_fates(source, tasks),
         problems=source.match.problems,
-        finish=_finish(source, diff_dtype),
+        finish=complete_manifest(source, diff_dtype),
         vocabulary=source.vocabulary.pairing_mode,
         added_tokens=tuple(source.vocabulary.added.values()),
         left_out=companions.left_out,
@@ -219,7 +229,10 @@ def extract_diff(
     )
     if lora is not None:
         return extract_adapter(job, source, companions.files, roles, lora, options)
-    return do(job, options)
+    if level is not None:
+        return extract_packed(job, options, pack, level)
+    estimate = None if dry_run else estimate_packing(job)
+    return replace(do(job, options), packed_estimate=estimate)
 
 
 def _borrowed_table(finetuned: Path, base: Path) -> dict[str, bytes | Path]:
@@ -285,61 +298,3 @@ def _fates(source: Source, tasks: Sequence[TensorTask]) -> list[Fate]:
         *(Fate("dropped", name, elements, IN_BASE) for name, elements in match.in_base.items()),
         *match.fates,
     ]
-
-
-def _finish(source: Source, diff_dtype: str) -> Finish:
-    """Add the fields of the manifest that only a diff vector has."""
-
-    def finish(
-        manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
-    ) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
-        whole = frozenset(spec.name for spec in source.match.added)
-        tensors = (
-            (
-                name,
-                TensorEntry(result.checksum)
-                if name in whole
-                else _entry(result, silent.get(BASE_ONLY + name)),
-            )
-            for name, result in results.items()
-        )
-        added = {
-            "dtype": diff_dtype,
-            "tied": {role: state.value for role, state in source.heads.items()},
-            "tokens": _tokens(source),
-            "kept": sorted(source.match.kept),
-            "left_out": sorted((*source.match.left_out, *source.match.unchanged)),
-            "added_tensors": sorted(whole),
-            "is_part": source.match.is_part or None,
-        }
-        samples = samples_file(result.packed_samples for result in results.values())
-        return manifest.model_copy(update=added), tensors, {SAMPLES_NAME: samples}
-
-    return finish
-
-
-def _entry(result: TensorResult, base_checksum: str | None) -> TensorEntry:
-    norms = result.delta_norm, result.base_norm
-    delta_norm, base_norm = (norm if math.isfinite(norm) else None for norm in norms)
-    return TensorEntry(
-        checksum=result.checksum,
-        delta_norm=delta_norm,
-        base_norm=base_norm,
-        base_checksum=base_checksum or result.input_checksum,
-        inexact=result.inexact,
-        samples=len(result.samples),
-        unchanged=result.unchanged,
-    )
-
-
-def _tokens(source: Source) -> TokensEntry | None:
-    vocabulary = source.vocabulary
-    if vocabulary.tokenizer is None or vocabulary.base_pairing is None:
-        return None
-    return TokensEntry(
-        finetuned=vocabulary.tokenizer.fingerprint,
-        base=vocabulary.base_fingerprint,
-        pairing=vocabulary.base_pairing.mode,
-        added=dict(vocabulary.added),
-        renamed=dict(vocabulary.renamed),
-    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from diffxfer.diffs.companions.inherit import inherit_companions
 from diffxfer.diffs.delta.from_checkpoints import source_entry
 from diffxfer.diffs.extraction.extract_tasks import compare
+from diffxfer.diffs.grafting.give_back import copy_finetuned, give_back, target_is_base
 from diffxfer.diffs.grafting.pairing import (
     choose_added,
     count_tied_head,
@@ -26,7 +27,11 @@ from diffxfer.diffs.grafting.requantization import (
 from diffxfer.diffs.grafting.tasks import graft_tasks, stored_names, whole_model
 from diffxfer.diffs.jobs.job import Job, do, nothing_more
 from diffxfer.diffs.matching.role import notes_of_names
-from diffxfer.diffs.relations.kinship import kinship_of_graft, warning_of_digests
+from diffxfer.diffs.relations.kinship import (
+    kinship_of_graft,
+    warning_of_digests,
+    without_digests,
+)
 from diffxfer.diffs.soundness.check import check_result, check_roles
 from diffxfer.diffs.vocab.relate import relate_to_target
 from diffxfer.diffs.vocab.tokens import read_tokenizer
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.artifact.manifest import Manifest, TensorEntry
     from diffxfer.diffs.companions.inherit import Inheritance
     from diffxfer.diffs.delta.from_checkpoints import Source
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
     from diffxfer.diffs.grafting.pairing import Output
     from diffxfer.diffs.jobs.job import Finish
     from diffxfer.diffs.jobs.report import Report
+    from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.matching.role import Role
     from diffxfer.diffs.relations.kinship import Kinship
     from diffxfer.diffs.vocab.pair_target import TargetPairing
@@ -88,7 +95,8 @@ def plan_graft(
 
     Args:
         source: the source of Δ.
-        roles: the roles whose files are checked; the last one is the target.
+        roles: the roles whose files are checked: the target, after finetuned and base if Δ comes
+            from two checkpoints.
         out: the folder to create.
         options: the options.
         labels: the target's names of other roles' tensors.
@@ -121,6 +129,7 @@ def plan_graft(
     kinship = kinship_of_graft(scaled, diff, allow_unrelated=options.allow_unrelated)
     companions = _companions(source, target, pairing, vocab_size, options)
     made, lost = _written(tasks, output, options, diff)
+    made, kinship = _on_base(made, kinship, scaled, roles, diff, options)
     tasks = [*(compare(*pair) for pair in source.match.integers), *kinship.tasks, *made]
     said = [*warnings, *lost, *kinship.warnings, *source.vocabulary.warnings, *more]
     said += [*companions.warnings, *check_result(companions.files, tasks)]
@@ -129,6 +138,24 @@ def plan_graft(
     job.notes = [*notes_of_names(roles), *_notes_of_format(target, options)]
     job.observe = partial(_observe_errors, job) if options.requantize else None
     return PlannedGraft(job, kinship, options)
+
+
+def _on_base(
+    made: list[TensorTask],
+    kinship: Kinship,
+    pairs: Sequence[tuple[Difference, StoredTensor]],
+    roles: Sequence[Role],
+    diff: tuple[Path, Manifest] | None,
+    options: GraftOptions,
+) -> tuple[list[TensorTask], Kinship]:
+    """The tasks if the target is base itself: they give finetuned back bit for bit."""
+    if diff is not None:
+        if target_is_base(pairs, diff[1], options.run):
+            return give_back(made, diff[1]), without_digests(kinship)
+        return made, kinship
+    files = [role.checkpoint.weights.shards for role in roles[1:]]
+    is_base = len(files) > 1 and files[0] == files[1]
+    return (copy_finetuned(made) if is_base else made), kinship
 
 
 def _pair_tokens(

@@ -11,7 +11,7 @@ from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.output_place import refuse_unsafe_output
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import refuse_diff, require_diff
+from diffxfer.diffs.artifact.kind import refuse_diff, require_diff
 from diffxfer.diffs.delta.adapter_remarks import warnings_of_adapter
 from diffxfer.diffs.delta.from_adapter import LORA, adapted_checkpoint, is_without_tokenizer
 from diffxfer.diffs.delta.from_artifact import from_diff

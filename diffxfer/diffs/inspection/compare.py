@@ -15,6 +15,7 @@ from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
 from diffxfer.checkpoints.stored import FLOATS, StoredTensor, TensorSpec
 from diffxfer.diffs.artifact.manifest import read_manifest
+from diffxfer.diffs.artifact.weights import diff_weights
 from diffxfer.diffs.inspection.comparison import BytesContrast, Comparison, TensorContrast, Unlike
 from diffxfer.diffs.inspection.inspect_page import comparison_page
 from diffxfer.diffs.inspection.measures import Measure, cells, total
@@ -144,7 +145,8 @@ def _contrasts(
 
 
 def _open(place: Place) -> Weights:
-    return decoded(open_weights(place), optional_object(place.folder, "config.json"))
+    weights = decoded(open_weights(place), optional_object(place.folder, "config.json"))
+    return diff_weights(weights, read_manifest(place.folder))
 
 
 def _place(stored: StoredTensor) -> tuple[Path, int]:

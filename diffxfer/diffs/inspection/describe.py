@@ -13,7 +13,10 @@ from diffxfer.checkpoints.encodings.recognise import decoded
 from diffxfer.checkpoints.quantized import refuse_quantized
 from diffxfer.checkpoints.reader import open_weights
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.artifact.distances import recorded
+from diffxfer.diffs.artifact.kind import require_diff
+from diffxfer.diffs.artifact.manifest import read_manifest
+from diffxfer.diffs.artifact.weights import diff_weights
 from diffxfer.diffs.inspection.adapter import adapter_facts
 from diffxfer.diffs.inspection.description import Inspection, TensorGroup
 from diffxfer.diffs.inspection.inspect_page import inspection_page
@@ -70,7 +73,7 @@ def _inspect_weights(path: Path | str, place: Place) -> Inspection:
     config = optional_object(folder / _COMPANIONS if is_diff else folder, "config.json")
     # A diff vector is not quantised, even if finetuned, whose config it has, is.
     of_weights = {} if is_diff else config
-    weights = decoded(open_weights(place), of_weights)
+    weights = diff_weights(decoded(open_weights(place), of_weights), manifest)
     quantized = _quantized(folder, of_weights, weights)
     beside = list_companions(folder)
     specs = weights.tensors
@@ -95,6 +98,7 @@ def _inspect_weights(path: Path | str, place: Place) -> Inspection:
         left_out=() if manifest is None else tuple(manifest.left_out),
         added_tensors=() if manifest is None else tuple(manifest.added_tensors),
         inexact=_inexact(manifest) if manifest is not None and is_diff else None,
+        lossy=() if manifest is None else recorded(manifest),
         norms=total(measured.values()) if is_diff else None,
         cells=cells((where[name], measure) for name, measure in measured.items()),
         warnings=tuple(_warnings(manifest, weights)) if manifest is not None else (),
@@ -228,13 +232,17 @@ def norms_by_kind(folder: Path) -> dict[str, Measure]:
         One entry per pattern, in the order of the tensors; the last one is named ``"all"``.
     """
     kinds: dict[str, list[Measure]] = {}
-    for name, measure in _measured(require_diff(folder), open_weights(folder).tensors):
+    manifest = require_diff(folder)
+    weights = diff_weights(open_weights(folder), manifest)
+    for name, measure in _measured(manifest, weights.tensors):
         kinds.setdefault(pattern(name), []).append(measure)
     found = {kind: total(parts) for kind, parts in kinds.items()}
     return {**found, "all": total(found.values())}
 
 
-def _inexact(manifest: Manifest) -> int:
+def _inexact(manifest: Manifest) -> int | None:
+    if manifest.lossy is not None:
+        return None
     return sum(entry.inexact or 0 for entry in manifest.tensors.values())
 
 

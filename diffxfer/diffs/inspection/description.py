@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.diffs.artifact.distances import distances_as_json
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from diffxfer.diffs.artifact.distances import Distance
     from diffxfer.diffs.artifact.manifest import SourceEntry
     from diffxfer.diffs.inspection.adapter import AdapterFacts
     from diffxfer.diffs.inspection.measures import Cell, Measure, Size
@@ -61,7 +64,8 @@ class Inspection:
         integers: for a diff vector, finetuned's integer tensors, which have no difference.
         left_out: for a diff vector, finetuned's tensors that the user left out.
         added_tensors: for a diff vector, finetuned's tensors that base lacks, stored whole.
-        inexact: for a diff vector, number of elements that base + Δ does not give back bit for bit.
+        inexact: for a diff vector, number of elements that base + Δ does not give back bit for bit;
+            None if it is lossy.
         norms: for a diff vector, its size over all tensors.
         cells: for a diff vector, its size by layer and kind of module.
         warnings: one line each.
@@ -70,6 +74,7 @@ class Inspection:
         encodings: the formats that its tensors are decoded from.
         bits_per_weight: for a quantised checkpoint, the bits on disk for each parameter of its
             encoded tensors, with scales; None for others.
+        lossy: for a diff vector packed with a loss, the error of each tensor.
         sizes: number of parameters by layer and kind of module; for an adapter, of the factors.
     """
 
@@ -99,6 +104,7 @@ class Inspection:
     encodings: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = ()
     bits_per_weight: float | None = None
+    lossy: tuple[Distance, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The same as values that JSON has."""
@@ -113,4 +119,5 @@ class Inspection:
             "sizes": [size.as_json() for size in self.sizes],
             "findings": [asdict(finding) for finding in self.findings],
             "adapter": self.adapter and asdict(self.adapter),
+            "lossy": distances_as_json(self.lossy) if self.lossy else None,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.output_place import gigabytes
+from diffxfer.diffs.artifact.distances import in_words
 from diffxfer.diffs.inspection.measures import percent
 from diffxfer.errors import listed
 
@@ -99,6 +100,8 @@ def _norms(found: Inspection, norms: Measure) -> Iterator[tuple[str, str]]:
     share = norms.unchanged_share
     if share is not None:
         yield "unchanged", f"{norms.unchanged:,} elements, {percent(share)} %"
+    if found.lossy:
+        yield "lossy", in_words(found.lossy)
     if found.inexact:
         yield "inexact", f"{found.inexact:,} elements that base + Δ does not give back bit for bit"
 

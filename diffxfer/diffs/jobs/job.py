@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
@@ -126,12 +127,28 @@ class Job:
     requantized: list[StoredError] = field(default_factory=list)
 
 
-def do(job: Job, options: RunOptions) -> Report:
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A job of two plans whose first one has run.
+
+    Attributes:
+        folder: the output folder, inside its `with` block.
+        chunks: the number of the first plan's chunks.
+        moved_bytes: the bytes that it moved.
+    """
+
+    folder: OutputFolder
+    chunks: int
+    moved_bytes: int
+
+
+def do(job: Job, options: RunOptions, begun: Begun | None = None) -> Report:
     """Plan a job, run it and publish the folder; a dry run stops after the plan.
 
     Args:
         job: the work.
         options: how to run it.
+        begun: what was done before, if the job has two plans.
 
     Returns:
         What was done.
@@ -149,7 +166,9 @@ def do(job: Job, options: RunOptions) -> Report:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run has the same output: {kept}"] if kept else []
         return _report(job, plan, free, choice, to_fetch, refused=refused)
-    with _output(job, plan, options) as folder:
+    if begun is not None:
+        plan = replace(plan, first_chunk=begun.chunks)
+    with nullcontext(begun.folder) if begun else output_folder(job, plan, options) as folder:
         needed, held = _needed(job, plan), folder.held_bytes()
         refuse_small_disk(job.out, needed, held)
         fetch_shards(read, options.progress, out=job.out, needed=needed - held)
@@ -162,6 +181,7 @@ def do(job: Job, options: RunOptions) -> Report:
             allow_nonfinite=options.allow_nonfinite,
             progress=options.progress,
             cluster=options.cluster,
+            earlier_bytes=begun.moved_bytes if begun else 0,
         )
         refuse_damaged(plan, results)
         by_name = {
@@ -206,16 +226,30 @@ def plan_job(job: Job, options: RunOptions) -> tuple[Plan, tuple[Culprits, ...]]
     return plan, refused
 
 
-def _output(job: Job, plan: Plan, options: RunOptions) -> OutputFolder:
+def output_folder(
+    job: Job,
+    plan: Plan,
+    options: RunOptions,
+    *,
+    made_by: tuple[object, ...] = (),
+    scratch: str = "",
+) -> OutputFolder:
+    """The output folder of a job.
+
+    Args:
+        job: the job.
+        plan: its plan, the first one if there are two.
+        options: how it is run.
+        made_by: what the result depends on besides the plan and the options.
+        scratch: the name of a file that is needed until the folder is complete.
+    """
+    described = (job.verb, sorted(job.command.items()), sorted(job.sources.items()), *made_by)
     return OutputFolder(
         job.out,
-        fingerprint(
-            plan,
-            job.files,
-            (job.verb, sorted(job.command.items()), sorted(job.sources.items())),
-        ),
+        fingerprint(plan, job.files, described),
         overwrite=options.overwrite,
         restart=options.restart,
+        scratch=scratch,
     )
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffxfer.diffs.artifact.distances import distances_as_json
 from diffxfer.diffs.matching.match import (
     ADDED,
     BUFFER,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from diffxfer.diffs.artifact.distances import Distance
     from diffxfer.diffs.matching.match import Fate
     from diffxfer.diffs.relations.relatedness import Relation
     from diffxfer.errors import Culprits
@@ -106,6 +108,11 @@ class Report:
         warnings: one line each.
         notes: remarks on unusual tensors and on names; one line each.
         requantized: how far each tensor that was quantised anew is from the exact graft.
+        unpacked_bytes: for a packed diff vector, the size of the plain one that is rounded to
+            finetuned's dtypes.
+        packed_estimate: at most how many bytes a diff vector takes if it is packed, estimated
+            from a sample; None for one that was packed.
+        lossy: for a diff vector packed with a loss, the error of each tensor.
     """
 
     command: str
@@ -132,13 +139,18 @@ class Report:
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
     requantized: tuple[StoredError, ...] = ()
+    unpacked_bytes: int | None = None
+    packed_estimate: int | None = None
+    lossy: tuple[Distance, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         from dataclasses import asdict
 
         errors = [error.as_json() for error in self.requantized]
-        return {**asdict(self), "output": str(self.output), "requantized": errors}
+        lossy = distances_as_json(self.lossy) if self.lossy else None
+        more = {"output": str(self.output), "requantized": errors, "lossy": lossy}
+        return {**asdict(self), **more}
 
 
 _ORDER = (

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffxfer.checkpoints.encodings.adapted import in_float64
 from diffxfer.checkpoints.files import one_at_a_time
-from diffxfer.diffs.artifact.kept import layer_of, natural
+from diffxfer.diffs.artifact.distances import Distance
 from diffxfer.diffs.delta.difference_rows import difference_runs, stored_delta
 from diffxfer.diffs.delta.from_adapter import adapted_checkpoint
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
@@ -20,7 +18,7 @@ from diffxfer.diffs.matching.selection import make_selection
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, RunKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from diffxfer.checkpoints.adapters.adapter import Adapter
     from diffxfer.checkpoints.encodings.adapted import Values
@@ -29,28 +27,6 @@ if TYPE_CHECKING:
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.plan import Run
-
-
-@dataclass(frozen=True, slots=True)
-class Distance:
-    """How far base + Δ of an adapter is from a fine-tune, in a tensor or in several.
-
-    Attributes:
-        name: of the tensor or the layer, ``""`` for the whole model.
-        error_norm: ‖base + Δ of the adapter − finetuned‖₂.
-        delta_norm: ‖finetuned − base‖₂.
-    """
-
-    name: str
-    error_norm: float
-    delta_norm: float
-
-    @property
-    def ratio(self) -> float | None:
-        """‖error‖/‖Δ‖: 0 is the fine-tune, 1 as far as base; None if Δ is zero and error not."""
-        if not self.delta_norm:
-            return None if self.error_norm else 0.0
-        return self.error_norm / self.delta_norm
 
 
 def measure_distances(
@@ -138,50 +114,3 @@ def _blocks(difference: Difference, runs: Sequence[Run]) -> Iterator[tuple[int, 
                 count = min(BLOCK_ELEMENTS, run.count * width - done)
                 first, other = (row * width + done for row in run.rows[:2])
                 yield first, other, count
-
-
-def by_layer(distances: Iterable[Distance]) -> tuple[Distance, ...]:
-    """The distance in each layer, in the order of their names and numbers.
-
-    Args:
-        distances: those of tensors.
-    """
-    layers: dict[str, list[Distance]] = {}
-    for distance in distances:
-        layers.setdefault(layer_of(distance.name), []).append(distance)
-    return tuple(
-        together(layers[name], name) for name in sorted(layers, key=lambda name: natural(name))
-    )
-
-
-def together(distances: Iterable[Distance], name: str = "") -> Distance:
-    """The distance in several tensors.
-
-    Args:
-        distances: those of the tensors.
-        name: what they are together.
-    """
-    known = list(distances)
-    error, size = (
-        math.sqrt(math.fsum(getattr(distance, key) ** 2 for distance in known))
-        for key in ("error_norm", "delta_norm")
-    )
-    return Distance(name, error, size)
-
-
-def distances_as_json(distances: Sequence[Distance]) -> dict[str, object]:
-    """The distance in the whole model, in each layer and in each tensor, as JSON values.
-
-    Args:
-        distances: those of tensors.
-    """
-    layers, tensors = map(_listed, (by_layer(distances), distances))
-    (whole,) = _listed([together(distances)])
-    return {**whole, "layers": layers, "tensors": tensors}
-
-
-def _listed(distances: Iterable[Distance]) -> list[dict[str, object]]:
-    return [
-        {"name": d.name, "error_norm": d.error_norm, "delta_norm": d.delta_norm, "ratio": d.ratio}
-        for d in distances
-    ]

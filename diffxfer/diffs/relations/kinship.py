@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from diffxfer.diffs.matching.match import Difference
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SUCCESSION = ("base", "target")
 _TARGET_ONLY = "target of "
+_ITSELF = "this target is the base itself: alpha 1 gives finetuned back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,15 @@ def kinship_of_move(
     return Kinship(relations, warn_of_relations(samples, relations), (), {})
 
 
+def without_digests(kinship: Kinship) -> Kinship:
+    """The same roles, once it is known that the target is the base itself.
+
+    Args:
+        kinship: how the roles relate; its tasks need not run any more.
+    """
+    return replace(kinship, warnings=[*kinship.warnings, _ITSELF], tasks=(), base_checksums={})
+
+
 def warning_of_digests(kinship: Kinship, digests: Mapping[str, str]) -> str:
     """A warning that the target is the base itself, or nearly.
 
@@ -153,7 +163,7 @@ def warning_of_digests(kinship: Kinship, digests: Mapping[str, str]) -> str:
     known = kinship.base_checksums
     others = [name for name, checksum in known.items() if digests[name] != checksum]
     if not others:
-        return "this target is the base itself: alpha 1 gives finetuned back"
+        return _ITSELF
     names = listed([name.removeprefix(_TARGET_ONLY) for name in others])
     count = f"{len(others):,} tensors" if len(others) > 1 else "one tensor"
     return f"this target is the base itself except for {count}: {names}"

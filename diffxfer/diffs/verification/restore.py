@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffxfer.diffs.artifact.distances import Distance
 from diffxfer.diffs.delta.difference_rows import difference_runs
+from diffxfer.diffs.delta.from_adapter import LORA
 from diffxfer.diffs.delta.from_artifact import refuse_integers
 from diffxfer.diffs.delta.from_checkpoints import from_checkpoints
 from diffxfer.diffs.extraction.extract_tasks import compare, digest_base
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 ITS_MODELS = "give the two models that it was extracted from"
 """The remedy if finetuned and base are not the models of a diff vector."""
+_RESTORING = Operation.RESTORE, Operation.APPROACH
+_ALIKE = 1e-6
+"""Sums of squares differ in their last digits between processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,7 @@ def restore_tasks(
         exc.remedy = ITS_MODELS  # the options that `extract` would need are not options of `verify`
         raise
     _refuse_others(source, manifest, tensors)
+    operation = Operation.RESTORE if manifest.lossy is None else Operation.APPROACH
     tasks = [compare(*pair) for pair in source.match.integers]
     for spec in source.match.added:
         tasks += [compare(tensors[spec.name], spec), digest_task(spec.name, tensors[spec.name])]
@@ -90,7 +97,7 @@ def restore_tasks(
         spec = tensors[difference.name]
         task = TensorTask(
             name=difference.name,
-            operation=Operation.RESTORE,
+            operation=operation,
             inputs=(*difference.sources, spec),
             dtype=spec.dtype,
             shape=spec.shape,
@@ -145,8 +152,21 @@ def _refuse_others(source: Source, manifest: Manifest, tensors: Mapping[str, Sto
         )
 
 
+def is_merge(finetuned: Role) -> bool:
+    """Whether finetuned is base with an adapter: its Δ is known before the sum is rounded.
+
+    Args:
+        finetuned: the checkpoint that the diff vector was made from.
+    """
+    return LORA in finetuned.checkpoint.weights.formats
+
+
 def how_restored(
-    entry: TensorEntry, result: TensorResult, base_only: TensorResult | None
+    entry: TensorEntry,
+    result: TensorResult,
+    base_only: TensorResult | None,
+    *,
+    is_merge: bool = False,
 ) -> str | None:
     """How the results differ from the manifest, None if they agree with it.
 
@@ -154,6 +174,7 @@ def how_restored(
         entry: the manifest's entry for the tensor.
         result: the result of its task.
         base_only: the result of the task that digests base's tensor alone, if there is one.
+        is_merge: whether the manifest's error is that of an adapter's Δ, and so another one.
     """
     checksum = result.input_checksum if base_only is None else base_only.checksum
     if None not in (entry.base_checksum, checksum) and entry.base_checksum != checksum:
@@ -163,7 +184,31 @@ def how_restored(
             f"base + Δ does not give back {result.inexact:,} elements of finetuned bit for bit,"
             f" but the manifest counts {entry.inexact:,}"
         )
+    if entry.error_norm is not None and result.sums and not is_merge:
+        error = math.sqrt(result.sums[0])
+        if math.isfinite(error) and not math.isclose(
+            error, entry.error_norm, rel_tol=_ALIKE, abs_tol=1e-300
+        ):
+            return (
+                f"base + Δ is {error:.9g} from finetuned, but the manifest says"
+                f" {entry.error_norm:.9g}"
+            )
     return None
+
+
+def distances(tasks: list[TensorTask], results: Mapping[str, TensorResult]) -> tuple[Distance, ...]:
+    """How far base + Δ of a lossy diff vector is from finetuned, by tensor.
+
+    Args:
+        tasks: the tasks of `restore_tasks`.
+        results: their results, by task name.
+    """
+    found = {t.name: results[t.name].sums for t in tasks if t.operation is Operation.APPROACH}
+    return tuple(
+        Distance(name, *map(math.sqrt, sums or (0.0, 0.0)))
+        for name, sums in found.items()
+        if all(map(math.isfinite, sums))
+    )
 
 
 def sum_up(tasks: list[TensorTask], results: Mapping[str, TensorResult]) -> Restored:
@@ -173,7 +218,7 @@ def sum_up(tasks: list[TensorTask], results: Mapping[str, TensorResult]) -> Rest
         tasks: the tasks of `restore_tasks`.
         results: their results, by task name.
     """
-    tasks = [task for task in tasks if task.operation is Operation.RESTORE]
+    tasks = [task for task in tasks if task.operation in _RESTORING]
     unpaired = sum(
         run.count * task.row_elements
         for task in tasks

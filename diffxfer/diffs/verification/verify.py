@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,22 @@ from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.fetch import fetch_shards
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.resolve import find
-from diffxfer.diffs.artifact.manifest import read_manifest, require_diff
+from diffxfer.diffs.artifact.distances import distances_as_json, recorded
+from diffxfer.diffs.artifact.kind import require_diff
+from diffxfer.diffs.artifact.manifest import read_manifest
+from diffxfer.diffs.artifact.weights import diff_tensors
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
-from diffxfer.diffs.lora.distance import distances_as_json, measure_distances
+from diffxfer.diffs.lora.distance import measure_distances
 from diffxfer.diffs.lora.options import refuse_cluster
 from diffxfer.diffs.matching.rename import parse_renames
 from diffxfer.diffs.verification.damage import Survey, survey_folder
 from diffxfer.diffs.verification.restore import (
     ITS_MODELS,
     Restored,
+    distances,
     how_restored,
+    is_merge,
     restore_tasks,
     sum_up,
 )
@@ -37,8 +42,8 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.resolve import Place
     from diffxfer.checkpoints.stored import ShardFile
+    from diffxfer.diffs.artifact.distances import Distance
     from diffxfer.diffs.artifact.manifest import Manifest
-    from diffxfer.diffs.lora.distance import Distance
     from diffxfer.diffs.matching.rename import Rename
     from diffxfer.diffs.matching.role import Role
     from diffxfer.streaming.distribute import Cluster
@@ -64,7 +69,9 @@ class VerifyReport:
         bytes_read: bytes of the tensors read.
         elapsed_s: seconds from the call to the result.
         restored: how much of finetuned is given back by base + Δ; None without `finetuned`.
-        distances: for an adapter, how far base + Δ is from finetuned, by tensor of Δ.
+        distances: for an adapter or a lossy diff vector, how far base + Δ is from finetuned, by
+            tensor of Δ: as measured, or without `finetuned` as the manifest records it.
+        lossy: the form of a lossy diff vector.
     """
 
     command: str
@@ -77,6 +84,7 @@ class VerifyReport:
     elapsed_s: float
     restored: Restored | None
     distances: tuple[Distance, ...] | None = None
+    lossy: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -104,7 +112,8 @@ def verify(
     Args:
         path: the folder, or its id on the Hub, ``"org/name[@revision]"``.
         base: for a diff vector, its base, named the same way: check that base + Δ gives
-            `finetuned` back; for an adapter of any origin, measure how far base + Δ is from it.
+            `finetuned` back; for a lossy diff vector and for an adapter of any origin, measure how
+            far base + Δ is from it.
         finetuned: the fine-tuned model that it was extracted from, named the same way.
         rename: ``"ROLE:REGEX=TEXT"``, the renames that `extract` was given.
         threads: number of workers; None for one per processor.
@@ -131,21 +140,40 @@ def verify(
     manifest = _our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
     restoring = not survey.damage and base is not None  # not from a damaged folder
-    roles = _restored_roles(manifest, finetuned, base, rename) if restoring else {}
+    models = (finetuned, base) if restoring else (None, None)
+    roles = _restored_roles(manifest, *models, rename)
     tasks, inputs = _what_to_read(manifest, survey, roles)
     fetch_shards([] if stream else inputs, progress)
+    if roles:
+        _refuse_damaged_bytes(place.folder, manifest, survey, threads, progress, cluster)
     results = _run(tasks, inputs, threads, progress, cluster)
-    _refuse_damage(place.folder, manifest, survey, results, restoring=restoring)
+    merge = bool(roles) and is_merge(roles["finetuned"])
+    _refuse_damage(place.folder, manifest, survey, results, restoring=restoring, of_merge=merge)
+    found = _report(Path(path), manifest, tasks, results, restoring=bool(roles))
+    return replace(found, elapsed_s=round(time.perf_counter() - began, 3))
+
+
+def _report(
+    path: Path,
+    manifest: Manifest,
+    tasks: list[TensorTask],
+    results: Mapping[str, TensorResult],
+    *,
+    restoring: bool,
+) -> VerifyReport:
+    """What was checked in a folder that is undamaged."""
     return VerifyReport(
         command="verify",
-        path=Path(path),
+        path=path,
         kind=manifest.kind,
         files=len(manifest.files) + 1,
         shards=len(manifest.shards),
         tensors=len(manifest.tensors),
         bytes_read=make_plan(tasks, ()).bytes_to_read,
-        elapsed_s=round(time.perf_counter() - began, 3),
-        restored=None if base is None else sum_up(tasks, results),
+        elapsed_s=0.0,
+        restored=sum_up(tasks, results) if restoring else None,
+        distances=(distances(tasks, results) if restoring else recorded(manifest)) or None,
+        lossy=None if manifest.lossy is None else manifest.lossy.form,
     )
 
 
@@ -174,7 +202,7 @@ def _verify_adapter(
         results = _run(tasks, [adapter.shard], threads, progress)
         _refuse_damage(place.folder, manifest, survey, results, restoring=False)
         read = make_plan(tasks, ()).bytes_to_read
-    distances = measure_distances(adapter, roles["finetuned"], roles["base"], progress)
+    measured = measure_distances(adapter, roles["finetuned"], roles["base"], progress)
     read += sum(spec.nbytes for r in roles.values() for spec in r.checkpoint.tensors.values())
     return VerifyReport(
         command="verify",
@@ -186,7 +214,7 @@ def _verify_adapter(
         bytes_read=read,
         elapsed_s=round(time.perf_counter() - began, 3),
         restored=None,
-        distances=distances,
+        distances=measured,
     )
 
 
@@ -197,7 +225,7 @@ def _what_to_read(
     shards = [spec.shard for spec in survey.tensors.values()]
     if not roles:
         return [digest_task(spec.name, spec) for spec in survey.tensors.values()], shards
-    tasks, more = restore_tasks(manifest, survey.tensors, **roles)
+    tasks, more = restore_tasks(manifest, diff_tensors(survey.tensors, manifest), **roles)
     return tasks, [*shards, *more]
 
 
@@ -211,10 +239,13 @@ def _check(base: Path | str | None, finetuned: Path | str | None, threads: int |
 
 
 def _restored_roles(
-    manifest: Manifest, finetuned: Path | str | None, base: Path | str | None, rename: Sequence[str]
+    manifest: Manifest,
+    finetuned: Path | str | None,
+    base: Path | str | None,
+    rename: Sequence[str],
 ) -> dict[str, Role]:
-    assert finetuned is not None
-    assert base is not None, "`_check` lets both through, or none"
+    if finetuned is None or base is None:
+        return {}
     named = {"finetuned": finetuned, "base": base}
     return read_roles(named, _given_renames(manifest, rename))
 
@@ -270,6 +301,21 @@ def _run(
     }
 
 
+def _refuse_damaged_bytes(
+    folder: Path,
+    manifest: Manifest,
+    survey: Survey,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+    cluster: Cluster | None,
+) -> None:
+    """Refuse a packed diff vector whose bytes were changed: they may decode to anything."""
+    if manifest.packing is None:
+        return
+    results = _run(*_what_to_read(manifest, survey, {}), threads, progress, cluster)
+    _refuse_damage(folder, manifest, survey, results, restoring=False)
+
+
 def _refuse_damage(
     folder: Path,
     manifest: Manifest,
@@ -277,13 +323,17 @@ def _refuse_damage(
     results: Mapping[str, TensorResult],
     *,
     restoring: bool,
+    of_merge: bool = False,
 ) -> None:
     found = []
     for name, spec in survey.tensors.items():
         entry, result = manifest.tensors[name], results[name]
         base_only = results.get(BASE_ONLY + name)
-        problem = how_restored(entry, result, base_only) if restoring else None
-        if result.checksum != entry.checksum:
+        problem = None
+        if restoring:
+            problem = how_restored(entry, result, base_only, is_merge=of_merge)
+        stored = entry.checksum if restoring else entry.stored or entry.checksum
+        if result.checksum != stored:
             problem = _ANOTHER
         if problem is not None:
             found.append(Damage(spec.shard.path.name, name, problem))

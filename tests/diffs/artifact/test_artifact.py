@@ -293,9 +293,9 @@ class TestRefusals:
         assert read_manifest(tmp_path / "next")["sources"]["finetuned"]["name"] == "graft"
 
     def test_newer_format(self, diff, llamas, tmp_path):
-        self.edit(diff, diffxfer_format=2)
+        self.edit(diff, diffxfer_format=3)
         with pytest.raises(
-            ArtifactError, match="has format 2, but this diffxfer reads only up to 1"
+            ArtifactError, match="has format 3, but this diffxfer reads only up to 2"
         ):
             apply_diff(diff, llamas[2], tmp_path / "out")
 
