@@ -71,8 +71,7 @@ def run_plan(
         chunk_elements: the most elements of a chunk, a multiple of `BLOCK_ELEMENTS`.
         allow_nonfinite: let NaN, infinity and overflow through.
         progress: called with the bytes done and the total bytes.
-        earlier_bytes: the bytes that an earlier plan of the same job moved, to say how much is
-            done.
+        earlier_bytes: the bytes that an earlier plan of the same job moved.
 
     Returns:
         One result per task of the plan, and the bytes that an earlier run has moved.
