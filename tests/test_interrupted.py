@@ -242,7 +242,7 @@ def test_two_interrupts_at_once(
 @pytest.mark.parametrize(
     ("under", "calls", "at", "code", "said"),
     [
-        ("/finetuned/", "preadv", 20, errno.EIO, "cannot be read at byte"),
+        ("/finetuned/", "preadv", 32, errno.EIO, "cannot be read at byte"),
         (".partial-", "pwrite", 40, errno.EIO, "cannot be written (Input/output error)"),
         pytest.param(
             *(".partial-", "pwrite", 41, errno.ENOSPC, "the disk is full"),

@@ -163,15 +163,10 @@ class OutputFolder:
                 exc.remedy += f"; {kept}, and the same command continues from there"
         os.close(self._lock_fd)
 
-    def held_bytes(self, *, scratch: bool = False) -> int:
-        """How many bytes of the disk the partial folder occupies.
-
-        Args:
-            scratch: whether the scratch file counts.
-        """
-        left_out = "" if scratch else self.scratch
+    def held_bytes(self) -> int:
+        """How many bytes of the disk the partial folder occupies, without the scratch file."""
         files = (path for path in self.partial.rglob("*") if path.is_file())
-        return sum(path.stat().st_blocks * 512 for path in files if path.name != left_out)
+        return sum(path.stat().st_blocks * 512 for path in files if path.name != self.scratch)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Remove an earlier run's files, except the journal, the scratch file and the named ones.

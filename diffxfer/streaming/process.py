@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.completed import Completed
-    from diffxfer.streaming.engine import Sink
+    from diffxfer.streaming.engine import Engine, Sink
     from diffxfer.streaming.plan import Chunk
     from diffxfer.streaming.statistics import ChunkResult, TensorResult
     from diffxfer.streaming.sync import Syncable
@@ -63,25 +63,17 @@ def process_output(
     if not completed.is_whole:
         from diffxfer.streaming.engine import Engine
 
-        try:
-            folder.keep_only(())
-            folder.journal.begin(plan.bytes_to_read + further_bytes)
-        except OSError as exc:
-            raise write_error(folder.out, JOURNAL_NAME, exc) from exc
+        _begin(folder, plan.bytes_to_read + further_bytes)
         ready: Future[None] = Future()
         ready.set_result(None)
-        syncer = Syncer(folder, files, SYNC_INTERVAL_S)
-        try:
-            Engine(
-                *(plan, sinks, dict.fromkeys(plan.layouts, ready), completed),
-                chunk_elements=BLOCK_ELEMENTS,
-                allow_nonfinite=allow_nonfinite,
-                observe=observe,
-                counts_writes=False,
-            ).run(threads or default_threads(), syncer, progress)
-        except BaseException as exc:
-            syncer.abandon(exc)
-            raise
+        engine = Engine(
+            *(plan, sinks, dict.fromkeys(plan.layouts, ready), completed),
+            chunk_elements=BLOCK_ELEMENTS,
+            allow_nonfinite=allow_nonfinite,
+            observe=observe,
+            counts_writes=False,
+        )
+        _run(engine, Syncer(folder, files, SYNC_INTERVAL_S), threads, progress)
     for shard in plan.inputs:
         check_unchanged(shard)
     try:
@@ -91,3 +83,24 @@ def process_output(
         folder.journal.distrust()
         raise write_error(folder.out, "", exc) from exc
     return completed.statistics.results()
+
+
+def _begin(folder: OutputFolder, total_bytes: int) -> None:
+    try:
+        folder.keep_only(())
+        folder.journal.begin(total_bytes)
+    except OSError as exc:
+        raise write_error(folder.out, JOURNAL_NAME, exc) from exc
+
+
+def _run(
+    engine: Engine,
+    syncer: Syncer,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    try:
+        engine.run(threads or default_threads(), syncer, progress)
+    except BaseException as exc:
+        syncer.abandon(exc)
+        raise

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from diffxfer.checkpoints.writer import OutputFolder
     from diffxfer.streaming.distribute import Cluster
+    from diffxfer.streaming.parts import Workload
     from diffxfer.streaming.statistics import TensorResult
 
 
@@ -79,8 +80,7 @@ def run_plan(
         allow_nonfinite: let NaN, infinity and overflow through.
         progress: called with the bytes done and the total bytes.
         cluster: where the plan runs in parts; None for this process.
-        earlier_bytes: the bytes that an earlier plan of the same job moved, to say how much is
-            done.
+        earlier_bytes: the bytes that an earlier plan of the same job moved.
 
     Returns:
         One result per task of the plan, and the bytes that an earlier run has moved.
@@ -98,23 +98,37 @@ def run_plan(
         _run_here(plan, folder, completed, writers, how, allow_nonfinite, progress)
     else:
         from diffxfer.streaming.distribute import write_parts
-        from diffxfer.streaming.parts import Workload
 
-        load = Workload(
-            out=folder.out,
-            partial=folder.partial,
-            fingerprint=folder.journal.fingerprint,
-            run=secrets.token_hex(4),
-            threads=cluster.threads(threads),
-            device=device,
-            device_memory=device_memory,
-            allow_nonfinite=allow_nonfinite,
-            chunk_elements=chunk_elements,
-        )
+        more = cluster.threads(threads), device, device_memory, allow_nonfinite, chunk_elements
+        load = _workload(folder, *more)
         write_parts(plan, folder, completed, writers.values(), cluster, load, progress)
     for shard in plan.inputs:
         check_unchanged(shard)
     return completed.results(), resumed
+
+
+def _workload(
+    folder: OutputFolder,
+    threads: int,
+    device: str,
+    device_memory: int,
+    allow_nonfinite: bool,
+    chunk_elements: int,
+) -> Workload:
+    """How every part of a plan is run on a cluster."""
+    from diffxfer.streaming.parts import Workload
+
+    return Workload(
+        out=folder.out,
+        partial=folder.partial,
+        fingerprint=folder.journal.fingerprint,
+        run=secrets.token_hex(4),
+        threads=threads,
+        device=device,
+        device_memory=device_memory,
+        allow_nonfinite=allow_nonfinite,
+        chunk_elements=chunk_elements,
+    )
 
 
 def _run_here(

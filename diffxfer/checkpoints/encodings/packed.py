@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffxfer.checkpoints.encodings.packing import (
-    BLOCK,
-    MOST_BYTES,
-    Doubles,
-    PackingError,
-    Singles,
-    decode,
-    decode_exceptions,
-)
+from diffxfer.checkpoints.encodings.packing import BLOCK, MOST_BYTES, decode, decode_exceptions
+from diffxfer.checkpoints.encodings.symbols import Doubles, PackingError, Singles
 from diffxfer.checkpoints.header import short
 from diffxfer.checkpoints.stored import FLOATS, StoredTensor, TensorSpec
 from diffxfer.errors import CheckpointError

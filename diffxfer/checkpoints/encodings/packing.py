@@ -3,11 +3,7 @@
 A block is a byte that states its form, the number of bytes of its bits (a uint32, little-endian),
 the bits, and one frame of zstd. A reader needs nothing else. The forms:
 
-- 1: float32. The frame holds a bit for each element, the first one in the highest bit of its byte:
-  1 if the element has a symbol, else it is 0.0; then the symbols, a byte each; then the table: 256
-  numbers g, 256 numbers n and 256 lengths, each an int16. `kernels.packing` tells how symbols and
-  bits make elements.
-- 2: float64, in the same way.
+- 1 and 2: float32 and float64, as symbols and bits, see `symbols`.
 - 3: float32 or float64. There are no bits; the frame holds 4 or 8 planes of bytes, the lowest byte
   first. It is for small blocks, and for numbers that have no kind.
 - 4 and 5: int8 and int4. There are no bits; the frame holds scales and codes, see `rounding`. These
@@ -15,24 +11,28 @@ the bits, and one frame of zstd. A reader needs nothing else. The forms:
 
 If the form's highest bit is 1, the block has `exceptions`: a second frame of zstd, and its size as
 a uint32 (little-endian) at the end of the block.
-
-zstd codes the symbols by their frequency. The bits are nearly random, and stored as they are.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from diffxfer.checkpoints.encodings import exceptions
 from diffxfer.checkpoints.encodings import rounding as lossy
-from diffxfer.kernels.native import kernel
+from diffxfer.checkpoints.encodings.symbols import (
+    Bytes,
+    Doubles,
+    PackingError,
+    Singles,
+    SymbolEncoder,
+    join,
+    least_content,
+)
 
 if TYPE_CHECKING:
     from diffxfer.checkpoints.encodings.exceptions import Exceptions
@@ -50,60 +50,14 @@ _ROUNDED = {rounding.form: rounding for rounding in lossy.ROUNDINGS.values()}
 _WITH_EXCEPTIONS = 0x80
 _SIZE = struct.Struct("<I")
 _HEAD = struct.Struct("<BI")
-_SYMBOLS = 256
-_TABLE = 3 * 2 * _SYMBOLS
-_NO_KIND, _FIRST = 2, 3
-"""The kind of what has none, and the number of kinds without an exponent."""
-_ZERO, _NOTHING = -2000, 64
-"""The g of zeros, and the n that adds nothing."""
 _SMALL = 128
 """Up to so many elements, the table of symbols takes more than it saves."""
-_MANY_ZEROS = 0.25
-"""From this share on, zeros get no symbol: zstd would search their runs, and its code for one takes
-a bit at least."""
 _OWN_CODE = 8192
 """Elements whose symbols deserve a code of their own: its description takes up to 128 bytes."""
 _NEW_CODE = zstandard.COMPRESSOBJ_FLUSH_BLOCK
 
 
-@dataclass(frozen=True)
-class _Numbering:
-    """How kinds are numbered, see `kernels.packing`.
-
-    Attributes:
-        low: the lowest exponent.
-        span: the number of exponents.
-        steps: the numbers that a step can be.
-        skip: what is subtracted from a step.
-        most: the largest n and length.
-    """
-
-    low: int
-    span: int
-    steps: int
-    skip: int
-    most: tuple[int, int]
-
-    @property
-    def kinds(self) -> int:
-        """The number of kinds."""
-        return (self.span + 1) * self.steps
-
-
-_NUMBERINGS = {
-    "F32": _Numbering(low=874, span=277, steps=32, skip=29, most=(23, 24)),
-    "F64": _Numbering(low=1, span=2046, steps=64, skip=0, most=(52, 53)),
-}
-
-Singles: TypeAlias = NDArray[np.float32]
-Doubles: TypeAlias = NDArray[np.float64]
-Bytes: TypeAlias = NDArray[np.uint8]
-
 _own = threading.local()
-
-
-class PackingError(ValueError):
-    """A block that is not what a writer makes; the text says what was expected and found."""
 
 
 def version() -> str:
@@ -123,13 +77,7 @@ class BlockEncoder:
         if level != LEVELS[0]:
             parameters.append(zstandard.ZstdCompressionParameters.from_level(level))
         self._compressors = [zstandard.ZstdCompressor(compression_params=p) for p in parameters]
-        most = max(each.kinds for each in _NUMBERINGS.values())
-        self._counts, self._ranks = np.empty(most, np.uint32), np.zeros(most, np.uint8)
-        self._kinds = np.empty(BLOCK, np.uint32)
-        self._symbols, self._words = (
-            np.empty(BLOCK + 1, np.uint8),
-            np.empty(7 * BLOCK + 8, np.uint8),
-        )
+        self._symbols = SymbolEncoder(BLOCK)
 
     def encode(self, values: Singles | Doubles) -> bytes:
         """Compress float32 or float64 values.
@@ -138,9 +86,11 @@ class BlockEncoder:
             values: at most `BLOCK` of them, one after the other in memory.
         """
         assert values.flags.c_contiguous
-        dtype = "F32" if values.dtype == np.float32 else "F64"
-        made = self._symbols_of(values, dtype) if len(values) > _SMALL else None
-        return self.encode_planes(values) if made is None else made
+        made = self._symbols.encode(values) if len(values) > _SMALL else None
+        if made is None:
+            return self.encode_planes(values)
+        form = _SINGLES if values.dtype == np.float32 else _DOUBLES
+        return b"".join((_HEAD.pack(form, len(made.bits)), made.bits, self._compress(made.parts)))
 
     def encode_planes(self, values: Singles | Doubles) -> bytes:
         """Compress float32 or float64 values, so that they are simple to read.
@@ -186,34 +136,6 @@ class BlockEncoder:
         form = block[0] | _WITH_EXCEPTIONS
         return b"".join((bytes((form,)), block[1:], frame, _SIZE.pack(len(frame))))
 
-    def _symbols_of(self, values: Singles | Doubles, dtype: str) -> bytes | None:
-        """A block of symbols; None if there are numbers without a kind, or too many kinds."""
-        numbers, count = _NUMBERINGS[dtype], len(values)
-        counts, ranks = self._counts[: numbers.kinds], self._ranks[: numbers.kinds]
-        arrays = values, self._kinds, counts
-        kernel("count_kinds", (dtype, "U32", "U32"))(
-            *(array.ctypes.data for array in arrays),
-            *(count, numbers.low, numbers.span, numbers.steps, numbers.skip),
-        )
-        table = None if counts[_NO_KIND] else _choose(counts, ranks, numbers)
-        if table is None:
-            return None
-        zeros = int(counts[0])
-        given, flags = count, np.full(-(-count // 8), 255, np.uint8)
-        if zeros > count * _MANY_ZEROS:
-            present = values.view(np.uint32 if dtype == "F32" else np.uint64) != 0
-            given, flags = count - zeros, np.packbits(present)
-        lengths = table[2].astype(np.uint8)
-        made = values, self._kinds, ranks, lengths, self._symbols, self._words
-        bits = kernel("split", (dtype, "U32", "U8", "U8", "U8", "U8"))(
-            *(array.ctypes.data for array in made),
-            *(count, numbers.kinds, numbers.steps, numbers.skip, int(given < count)),
-        )
-        rest = self._words[: -(-bits // 8)].tobytes()
-        frame = self._compress([flags, self._symbols[:given], table.reshape(-1).view(np.uint8)])
-        form = _SINGLES if dtype == "F32" else _DOUBLES
-        return b"".join((_HEAD.pack(form, len(rest)), rest, frame))
-
     def _compress(self, parts: list[Bytes]) -> bytes:
         """The shortest frame: matches that a higher level finds may cost more than they save."""
         return min((_frame(each, parts) for each in self._compressors), key=len)
@@ -243,39 +165,6 @@ def _frame(compressor: zstandard.ZstdCompressor, parts: list[Bytes]) -> bytes:
     return b"".join((*made, frame.flush()))
 
 
-def _choose(
-    counts: NDArray[np.uint32], ranks: Bytes, numbers: _Numbering
-) -> NDArray[np.int16] | None:
-    """Give symbols to kinds; returns the table of symbols, None if there are too many kinds."""
-    kinds = (counts != 0).nonzero()[0]  # ten times as quick as without `!= 0`
-    steps = kinds % numbers.steps + numbers.skip
-    rows = np.empty((3, len(kinds)), np.int64)
-    rows[0] = kinds // numbers.steps + (numbers.low - 1 + steps - 1076)
-    rows[1] = 53 - steps
-    rows[2] = np.maximum(1, rows[1])
-    zeros = int(np.searchsorted(kinds, _FIRST))
-    rows[0, :zeros], rows[1, :zeros], rows[2, :zeros] = _ZERO, 0, kinds[:zeros]
-    table = np.zeros((3, _SYMBOLS), np.int16)
-    order = np.arange(len(kinds))
-    if len(kinds) > _SYMBOLS:
-        # The rare kinds of one g have one symbol.
-        own = _SYMBOLS - len(np.unique(rows[0]))
-        if own <= 0:
-            return None
-        common = np.argsort(counts[kinds], kind="stable")[::-1][:own]
-        is_rare = np.full(len(kinds), True)
-        is_rare[common] = False
-        found, inverse = np.unique(rows[0, is_rare], return_inverse=True)
-        lengths = np.zeros(len(found), np.int64)
-        np.maximum.at(lengths, inverse, rows[1, is_rare] + 1)
-        order[~is_rare], order[is_rare] = np.arange(own), own + inverse
-        shared = np.stack([found, np.full_like(found, _NOTHING), lengths])
-        rows = np.concatenate([rows[:, ~is_rare], shared], axis=1)
-    ranks[kinds] = order
-    table[:, : rows.shape[1]] = rows
-    return table
-
-
 def decode(data: memoryview, count: int, first: int = 0, width: int = 1) -> Singles | Doubles:
     """The values of a block.
 
@@ -297,9 +186,8 @@ def decode(data: memoryview, count: int, first: int = 0, width: int = 1) -> Sing
         raise PackingError(f"expected the form 1 to 5, found {form} in {len(data):,} bytes")
     rest, frame = data[_HEAD.size :][:size], data[_HEAD.size + size :]
     if form in (_SINGLES, _DOUBLES):
-        other = -(-count // 8) + _TABLE
-        content = _decompress(frame, other, other + count)
-        return _join(content, rest, count, "F32" if form == _SINGLES else "F64")
+        content = _decompress(frame, least_content(count), least_content(count) + count)
+        return join(content, rest, count, "F32" if form == _SINGLES else "F64")
     if size:
         raise PackingError(f"expected no bits, found {size:,} bytes")
     if form == _PLANES:
@@ -376,32 +264,3 @@ def _decompressor() -> zstandard.ZstdDecompressor:
         known = _own.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
     found: zstandard.ZstdDecompressor = known
     return found
-
-
-def _join(content: Bytes, rest: memoryview, count: int, dtype: str) -> Singles | Doubles:
-    """The elements of a block, from what its frame holds and its bits."""
-    symbols, flags = content[-(-count // 8) : -_TABLE], np.unpackbits(content, count=count)
-    expected = int(np.count_nonzero(flags))
-    if len(symbols) != expected:
-        raise PackingError(f"expected {expected:,} symbols, found {len(symbols):,}")
-    exponents, firsts, lengths = content[-_TABLE:].copy().view("<i2").reshape(3, _SYMBOLS)
-    n, length = _NUMBERINGS[dtype].most
-    if not ((firsts >= 0) & (firsts <= n) | (firsts == _NOTHING)).all():
-        raise PackingError(f"expected numbers n up to {n} or {_NOTHING}, found another")
-    if not ((lengths >= 0) & (lengths <= length)).all():
-        raise PackingError(f"expected lengths up to {length}, found {lengths.max()}")
-    with np.errstate(over="ignore"):
-        scales = np.ldexp(1.0, exponents.astype(np.int32))
-    highest = np.left_shift(np.uint64(1), firsts.astype(np.uint64))
-    words = np.empty(len(rest) + 8, np.uint8)
-    words[: len(rest)], words[len(rest) :] = rest, 0
-    made: Singles | Doubles = np.empty(count, np.float64)
-    if dtype == "F32":
-        made = np.empty(count, np.float32)
-    arrays = symbols, flags, lengths.astype(np.uint8), highest, scales, words, made
-    bits = kernel("join", ("U8", "U8", "U8", "U64", "F64", "U8", dtype))(
-        *(array.ctypes.data for array in arrays), count, len(rest)
-    )
-    if -(-bits // 8) != len(rest):
-        raise PackingError(f"expected {-(-bits // 8):,} bytes of bits, found {len(rest):,}")
-    return made

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from diffxfer.checkpoints.encodings.exceptions import Exceptions
-    from diffxfer.checkpoints.encodings.packing import Singles
     from diffxfer.checkpoints.encodings.rounding import Rounding
+    from diffxfer.checkpoints.encodings.symbols import Singles
     from diffxfer.diffs.extraction.spool import Spool
     from diffxfer.streaming.plan import Chunk, Plan, TensorTask
     from diffxfer.streaming.statistics import ChunkResult

@@ -8,8 +8,9 @@ from diffxfer.checkpoints.encodings.packing import BLOCK
 from diffxfer.streaming.plan import RunKind
 
 if TYPE_CHECKING:
-    from diffxfer.checkpoints.encodings.packing import BlockEncoder, Doubles
+    from diffxfer.checkpoints.encodings.packing import BlockEncoder
     from diffxfer.checkpoints.encodings.rounding import Rounding
+    from diffxfer.checkpoints.encodings.symbols import Doubles
     from diffxfer.streaming.plan import TensorTask
 
 _LEAST_ROW = 32

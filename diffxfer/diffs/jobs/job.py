@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -19,112 +18,34 @@ from diffxfer.checkpoints.writer import OutputFolder, index_json
 from diffxfer.diffs.artifact.card import write_card
 from diffxfer.diffs.artifact.manifest import (
     FileEntry,
-    Manifest,
-    SourceEntry,
-    TensorEntry,
     VocabularyEntry,
     manifest_bytes,
 )
 from diffxfer.diffs.jobs.damaged_inputs import refuse_damaged
 from diffxfer.diffs.jobs.fingerprint import fingerprint
 from diffxfer.diffs.jobs.job_manifest import make_manifest
-from diffxfer.diffs.jobs.report import (
-    Report,
-    StoredError,
-    count_fates,
-    group_fates,
-    losses,
-    remarks,
-)
+from diffxfer.diffs.jobs.make_report import make_report
+from diffxfer.diffs.jobs.report import Report, losses
 from diffxfer.diffs.jobs.run_options import RunOptions as RunOptions  # noqa: TC001 for others
 from diffxfer.diffs.jobs.shards import cut_shards
+from diffxfer.diffs.jobs.work import Job as Job  # noqa: TC001 for others
+from diffxfer.diffs.jobs.work import nothing_more as nothing_more
 from diffxfer.diffs.matching.refusal import group_problems, refusal
 from diffxfer.errors import InputChangedError
-from diffxfer.streaming.device import Choice, choose_device
-from diffxfer.streaming.plan import Plan, TensorTask, make_plan
+from diffxfer.streaming.device import choose_device
+from diffxfer.streaming.plan import Plan, make_plan
 from diffxfer.streaming.run import default_threads, run_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from diffxfer.checkpoints.stored import ShardFile
-    from diffxfer.diffs.matching.match import Fate, Problem
-    from diffxfer.diffs.relations.relatedness import Relation
+    from diffxfer.diffs.jobs.work import Finish as Finish
     from diffxfer.errors import Culprits
     from diffxfer.streaming.statistics import TensorResult
 
-    Finish: TypeAlias = Callable[
-        [Manifest, Mapping[str, TensorResult], Mapping[str, str]],
-        tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]],
-    ]
-    """Completes a manifest from the results by name and the checksums of tensors that were only
-    read. Returns the manifest, a lazy iterable of its tensors, and files made from the results."""
-
 _JOURNAL_SHARE = 2048
 """A journal takes a few hundred bytes for every half MiB that is written."""
-
-
-def nothing_more(
-    manifest: Manifest, results: Mapping[str, TensorResult], silent: Mapping[str, str]
-) -> tuple[Manifest, Iterable[tuple[str, TensorEntry]], dict[str, bytes]]:
-    """The `Finish` of a job whose manifest records only checksums of its tensors."""
-    del silent
-    tensors = ((name, TensorEntry(checksum=result.checksum)) for name, result in results.items())
-    return manifest, tensors, {}
-
-
-@dataclass(slots=True)
-class Job:
-    """The work of a verb, before it is planned.
-
-    Attributes:
-        verb: ``"extract"``, ``"apply"``, ``"transfer"`` or ``"tune"``.
-        out: the output folder.
-        tasks: one per tensor, with the input's shard name; planning empties the list.
-        inputs: every file that is read.
-        indexed: whether an index is written even for one shard.
-        files: companions by name, each as new bytes or as a file to copy.
-        command: the options that affect the result, for manifest and card.
-        sources: the inputs by role.
-        fates: the fate of every tensor.
-        problems: tensors that cannot be matched.
-        finish: completes the manifest and makes files from the results.
-        vocabulary: how rows of tokens were paired.
-        added_tokens: tokens that finetuned added.
-        dropped_tokens: tokens whose difference is dropped.
-        left_out: files that are not copied.
-        warnings: likely mistakes, one line each.
-        notes: information, one line each.
-        began: the `time.perf_counter` reading when the verb was called.
-        relations: how the compared models relate.
-        identities: the identities of the files to copy, recorded when the job was planned.
-        observe: called with the results of tasks that write nothing, before the folder is complete.
-        requantized: the errors of tensors that are quantised anew, once they are known.
-    """
-
-    verb: str
-    out: Path
-    tasks: list[TensorTask]
-    inputs: Sequence[ShardFile]
-    indexed: bool
-    files: dict[str, bytes | Path]
-    command: dict[str, str | float | list[str] | dict[str, float]]
-    sources: Mapping[str, SourceEntry]
-    fates: list[Fate]
-    problems: list[Problem]
-    finish: Finish
-    vocabulary: str = "rows"
-    added_tokens: tuple[str, ...] = ()
-    dropped_tokens: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-    relations: tuple[Relation, ...] = ()
-    identities: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
-    observe: Callable[[Mapping[str, TensorResult]], None] | None = None
-    requantized: list[StoredError] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +86,7 @@ def do(job: Job, options: RunOptions, begun: Begun | None = None) -> Report:
     if options.dry_run:
         kept = find_unfinished(job.out)
         job.warnings += [f"an unfinished run has the same output: {kept}"] if kept else []
-        return _report(job, plan, free, choice, to_fetch, refused=refused)
+        return make_report(job, plan, free, choice, to_fetch, refused=refused)
     if begun is not None:
         plan = replace(plan, first_chunk=begun.chunks)
     with nullcontext(begun.folder) if begun else output_folder(job, plan, options) as folder:
@@ -195,7 +116,7 @@ def do(job: Job, options: RunOptions, begun: Begun | None = None) -> Report:
         checksums = {name: result.checksum for name, result in silent.items()}
         _write_rest(job, plan, folder, by_name, checksums)
         folder.publish()
-    return _report(job, plan, free, choice, to_fetch, results=by_name, resumed=resumed)
+    return make_report(job, plan, free, choice, to_fetch, results=by_name, resumed=resumed)
 
 
 def plan_job(job: Job, options: RunOptions) -> tuple[Plan, tuple[Culprits, ...]]:
@@ -326,47 +247,3 @@ def companion_bytes(job: Job, name: str) -> bytes:
             "run it again, and do not change the inputs while it runs",
         )
     return data
-
-
-def _report(
-    job: Job,
-    plan: Plan,
-    free: int,
-    choice: Choice,
-    to_fetch: int,
-    *,
-    resumed: int = 0,
-    results: Mapping[str, TensorResult] | None = None,
-    refused: tuple[Culprits, ...] = (),
-) -> Report:
-    groups = group_fates(job.fates)
-    tensors, parameters = count_fates(groups)
-    if refused:
-        tensors["refused"] = sum(len(group.names) for group in refused)
-    inexact = {name: result.inexact for name, result in (results or {}).items() if result.inexact}
-    return Report(
-        command=job.verb,
-        output=job.out,
-        written=results is not None,
-        tensors=tensors,
-        parameters=parameters,
-        plan=groups,
-        refused=refused,
-        bytes_to_read=plan.bytes_to_read,
-        bytes_to_write=plan.bytes_to_write,
-        bytes_to_fetch=to_fetch,
-        resumed_bytes=resumed,
-        free_bytes=free,
-        elapsed_s=round(time.perf_counter() - job.began, 3),
-        device=choice.device,
-        device_why=choice.why,
-        vocabulary=job.vocabulary,
-        added_tokens=job.added_tokens,
-        dropped_tokens=job.dropped_tokens,
-        inexact=inexact,
-        left_out=job.left_out,
-        relations=job.relations,
-        warnings=tuple(job.warnings),
-        notes=(*job.notes, *remarks(job.fates)),
-        requantized=tuple(job.requantized),
-    )

@@ -14,8 +14,10 @@ from diffxfer.checkpoints.header import parse_header
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.shard_index import names_like
-from diffxfer.diffs.artifact.manifest import is_sealed
-from diffxfer.errors import CheckpointError, Damage, listed
+from diffxfer.diffs.artifact.kind import require_diff
+from diffxfer.diffs.artifact.manifest import is_sealed, read_manifest
+from diffxfer.errors import ArtifactError, CheckpointError, Damage, listed
+from diffxfer.streaming import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +42,33 @@ class Survey:
 
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
     damage: list[Damage] = field(default_factory=list)
+
+
+def our_manifest(folder: Path, *, restoring: bool) -> Manifest:
+    """The manifest of a folder that can be verified.
+
+    Args:
+        folder: the folder.
+        restoring: whether it must be a diff vector.
+
+    Raises:
+        ArtifactError: if it has none, or one whose checksums this version does not make.
+    """
+    manifest = require_diff(folder) if restoring else read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(
+            folder,
+            f"has no {MANIFEST_NAME}, and without its checksums nothing can be verified",
+            "give a folder that diffxfer extract, apply, transfer or tune made",
+        )
+    if manifest.checksum != checksum.NAME:
+        raise ArtifactError(
+            folder / MANIFEST_NAME,
+            f"has checksums of the kind {manifest.checksum!r}, but this version of diffxfer makes"
+            f" {checksum.NAME}",
+            "update diffxfer: pipx upgrade diffxfer",
+        )
+    return manifest
 
 
 def survey_folder(place: Place, manifest: Manifest) -> Survey:

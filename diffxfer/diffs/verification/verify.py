@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.checkpoints.adapters.adapter import read_adapter
 from diffxfer.checkpoints.adapters.config import is_adapter
 from diffxfer.checkpoints.fetch import fetch_shards
-from diffxfer.checkpoints.output_place import MANIFEST_NAME
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.distances import distances_as_json, recorded
-from diffxfer.diffs.artifact.kind import require_diff
 from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.artifact.weights import diff_tensors
 from diffxfer.diffs.delta.from_checkpoints import read_roles
@@ -21,7 +19,7 @@ from diffxfer.diffs.extraction.extract_tasks import BASE_ONLY
 from diffxfer.diffs.lora.distance import measure_distances
 from diffxfer.diffs.lora.options import refuse_cluster
 from diffxfer.diffs.matching.rename import parse_renames
-from diffxfer.diffs.verification.damage import Survey, survey_folder
+from diffxfer.diffs.verification.damage import Survey, our_manifest, survey_folder
 from diffxfer.diffs.verification.restore import (
     ITS_MODELS,
     Restored,
@@ -31,8 +29,7 @@ from diffxfer.diffs.verification.restore import (
     restore_tasks,
     sum_up,
 )
-from diffxfer.errors import ArtifactError, Damage, DamageError, MatchError, OptionError
-from diffxfer.streaming import checksum
+from diffxfer.errors import Damage, DamageError, MatchError, OptionError
 from diffxfer.streaming.measure import measure_inputs
 from diffxfer.streaming.plan import Operation, digest_task, make_plan
 from diffxfer.streaming.run import check_run_options
@@ -137,7 +134,7 @@ def verify(
     if base is not None and finetuned is not None and is_adapter(place):
         how = threads, stream, progress, cluster
         return _verify_adapter(began, place, finetuned, base, rename, how)
-    manifest = _our_manifest(place.folder, restoring=base is not None)
+    manifest = our_manifest(place.folder, restoring=base is not None)
     survey = survey_folder(place, manifest)
     restoring = not survey.damage and base is not None  # not from a damaged folder
     models = (finetuned, base) if restoring else (None, None)
@@ -260,24 +257,6 @@ def _given_renames(manifest: Manifest, rename: Sequence[str]) -> tuple[Rename, .
             "--rename", problem, "give the same options, if you trust who extracted it"
         )
     return parse_renames(rename, ("finetuned", "base"))
-
-
-def _our_manifest(folder: Path, *, restoring: bool) -> Manifest:
-    manifest = require_diff(folder) if restoring else read_manifest(folder)
-    if manifest is None:
-        raise ArtifactError(
-            folder,
-            f"has no {MANIFEST_NAME}, and without its checksums nothing can be verified",
-            "give a folder that diffxfer extract, apply, transfer or tune made",
-        )
-    if manifest.checksum != checksum.NAME:
-        raise ArtifactError(
-            folder / MANIFEST_NAME,
-            f"has checksums of the kind {manifest.checksum!r}, but this version of diffxfer makes"
-            f" {checksum.NAME}",
-            "update diffxfer: pipx upgrade diffxfer",
-        )
-    return manifest
 
 
 def _run(
