@@ -138,7 +138,7 @@ def eval_models(
         typer.Option(
             rich_help_panel=WHERE,
             metavar="NAME",
-            help="lm-eval's backend: hf, vllm, or another.",
+            help="lm-eval's backend: hf, vllm, or another; classifier for classification heads.",
         ),
     ] = "hf",
     model_args: Annotated[

@@ -16,6 +16,8 @@ Seeds: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 
 DEFAULT_SEEDS: Seeds = (0, 1234, 1234, 1234)
 HF_BACKENDS = ("hf", "hf-auto", "huggingface")
+CLASSIFIER_BACKENDS = ("classifier", "diffxfer-classifier")
+"""Our backend for classifiers, and its name in lm-eval."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _ARGS_IN_MEMORY = frozenset(
     (
@@ -37,6 +39,7 @@ _ARGS_IN_MEMORY = frozenset(
     )
 )
 """Options of the backend that do not need a folder of weights."""
+_CLASSIFIER_ARGS = ("attn_implementation", "max_length", "pair_separator")
 _TASK_FIELDS = ("tasks", "include_path")
 _REMOTE = ("-completions", "-chat")
 _RESERVED_MODEL_ARGS = {
@@ -93,19 +96,36 @@ class EvalSettings:
 
     @property
     def is_hf(self) -> bool:
-        """Whether transformers runs the model in this process."""
+        """Whether lm-eval's own backend for transformers runs a language model."""
         return self.backend in HF_BACKENDS
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether our backend runs a classifier."""
+        return self.backend in CLASSIFIER_BACKENDS
+
+    @property
+    def in_process(self) -> bool:
+        """Whether transformers runs the model in this process."""
+        return self.is_hf or self.is_classifier
+
+    @property
+    def added(self) -> str:
+        """What grafts do with a head that fine-tuning added: a classifier's is what is scored."""
+        return "bring" if self.is_classifier else "refuse"
 
     @property
     def grafts_in_memory(self) -> bool:
         """Whether a graft is loaded without being written; other options need its folder."""
+        if self.is_classifier:
+            return True
         known = self.model_args.keys() <= _ARGS_IN_MEMORY
         return self.is_hf and known and not self.trust_remote_code
 
     @property
     def resolved_device(self) -> str | None:
         """The device, by default a GPU if there is one; lm-eval would always default to CUDA."""
-        if self.device is not None or not self.is_hf:
+        if self.device is not None or not self.in_process:
             return self.device
         import torch
 
@@ -177,10 +197,10 @@ def make_settings(
     if fewshot_as_multiturn and not apply_chat_template:
         problem = "needs a chat template"
         raise OptionError("--fewshot-as-multiturn", problem, "give --apply-chat-template too")
-    if backend in HF_BACKENDS and dtype not in DTYPES:
+    if backend in (*HF_BACKENDS, *CLASSIFIER_BACKENDS) and dtype not in DTYPES:
         problem = f"{dtype!r} is unknown"
         raise OptionError("--dtype", problem, f"use one of {', '.join(DTYPES)}")
-    return EvalSettings(
+    settings = EvalSettings(
         tasks=names,
         include_path=include_path,
         num_fewshot=num_fewshot,
@@ -199,6 +219,31 @@ def make_settings(
         seeds=_seeds(seed),
         trust_remote_code=trust_remote_code,
     )
+    if settings.is_classifier:
+        _check_classifier_options(settings)
+    return settings
+
+
+def _check_classifier_options(settings: EvalSettings) -> None:
+    """Refuse options that a classifier has no use for: it reads one text and names a class."""
+    for option, given in (
+        ("--apply-chat-template", settings.apply_chat_template),
+        ("--system-instruction", settings.system_instruction is not None),
+        ("--num-fewshot", bool(settings.num_fewshot)),
+        ("--gen-kwargs", bool(settings.gen_kwargs)),
+        ("--trust-remote-code", settings.trust_remote_code),
+    ):
+        if given:
+            problem = f"has no meaning for the backend {settings.backend}"
+            raise OptionError(option, problem, "omit it")
+    for name, value in settings.model_args.items():
+        if name not in _CLASSIFIER_ARGS:
+            problem = f"the backend {settings.backend} has no argument {name}"
+            remedy = f"give one of {', '.join(_CLASSIFIER_ARGS)}"
+            raise OptionError("--model-args", problem, remedy)
+        if name == "max_length" and not (type(value) is int and value > 0):
+            problem = f"max_length is {value!r}, expected a number of tokens"
+            raise OptionError("--model-args", problem, "give 1 or more")
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:

@@ -15,6 +15,7 @@ from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import require_diff
 from diffxfer.evaluation.eval_page import REPORT, write_page
 from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
+from diffxfer.evaluation.model_heads import check_labels, supply_heads
 from diffxfer.evaluation.model_roles import (
     ModelRoles,
     ModelUnderTest,
@@ -87,7 +88,8 @@ def evaluate(
             template.
         system_instruction: the system prompt.
         gen_kwargs: generation options: a mapping, or ``"key=value,key=value"``.
-        backend: the backend of lm-eval: ``"hf"``, ``"vllm"``, or another one.
+        backend: the backend of lm-eval: ``"hf"``, ``"vllm"``, or another one; ``"classifier"`` for
+            sequence classifiers.
         model_args: options for the backend: a mapping, or ``"key=value,key=value"``.
         seed: one number, or four: for Python, numpy, torch and the choice of examples.
         trust_remote_code: execute code in the checkpoint.
@@ -169,6 +171,7 @@ def _prepare(
     if settings.reads_folders:
         roles, shards = _find(roles, tell)
         roles = supply_chat_templates(roles, settings, tell)
+        roles = supply_heads(roles, settings, tell)
     folders = [] if roles.diff is None else [roles.folder(roles.diff)]
     folders += map(roles.folder, roles.labels()) if settings.reads_folders else []
     check_device(settings)
@@ -176,12 +179,13 @@ def _prepare(
     if store is not None and callbacks.opened is not None:
         callbacks.opened(store.folder)
     home = None if store is None else store.folder
-    warnings = list(check_grafts(roles, home, in_memory=settings.grafts_in_memory))
+    warnings = list(check_grafts(roles, home, settings))
     for warning in warnings:
         tell(f"warning: {warning}")
     fetch_shards(shards, callbacks.moved)
     tell(f"loading {', '.join(settings.tasks)}")
     tasks = find_tasks(settings, fingerprint=store is not None)
+    check_labels(roles, settings, tasks)
     return Scorer(roles, settings, tasks, store, callbacks), warnings
 
 
@@ -227,7 +231,7 @@ def _compare(
         columns=columns,
         best=best_alpha(rows, columns, str(roles.diff), roles.target),
         reused=tuple(map(str, reused)),
-        warnings=(*warnings, *([] if store is None else store.warnings)),
+        warnings=(*warnings, *scorer.warnings, *([] if store is None else store.warnings)),
         output=None if store is None else store.folder,
         elapsed_s=elapsed_s,
     )

@@ -16,7 +16,8 @@ from diffxfer.diffs.artifact.manifest import read_manifest
 from diffxfer.diffs.matching.names import is_embedding
 from diffxfer.diffs.vocab.tokens import read_tokenizer
 from diffxfer.errors import DiffxferError, EvaluationError, OptionError, first_line
-from diffxfer.evaluation.in_memory import make_backend
+from diffxfer.evaluation.eval_settings import CLASSIFIER_BACKENDS
+from diffxfer.evaluation.in_memory import make_backend, make_classifier
 from diffxfer.models.memory import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def check_device(settings: EvalSettings) -> None:
         OptionError: if torch does not know the name.
         EvaluationError: if torch does not find the device.
     """
-    if settings.device is not None and settings.is_hf:
+    if settings.device is not None and settings.in_process:
         check_device_name(settings.device)
 
 
@@ -136,6 +137,7 @@ def score(
     tracker: EvaluationTracker | None,
     source: ModelSource | None = None,
     moved: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model on tasks.
 
@@ -148,6 +150,7 @@ def score(
         tracker: lm-eval's writer of result files; None to write none.
         source: the weights of a model in memory, whose folder has none; else None.
         moved: called with the bytes of it that are loaded, and the total.
+        warn: called with a line about texts that were truncated.
 
     Returns:
         The results of lm-eval, including samples.
@@ -158,7 +161,9 @@ def score(
     model_args = _model_args(model, settings)
     with _translate_errors(label, settings):
         backend: str | LM = settings.backend
-        if source is not None:
+        if settings.is_classifier:
+            backend = make_classifier(source or model, settings, moved, warn)
+        elif source is not None:
             backend = make_backend(source, model_args, settings, moved)
         results = _ask(backend, model_args, tasks, names, settings, tracker)
         backend = settings.backend  # drops the model
@@ -294,7 +299,7 @@ def check_backend(settings: EvalSettings) -> None:
     import lm_eval.models  # noqa: F401 the import registers the backends
     from lm_eval.api.registry import model_registry
 
-    known = sorted(model_registry.keys())
+    known = sorted({*model_registry.keys(), *CLASSIFIER_BACKENDS})
     if settings.backend not in known:
         near = get_close_matches(settings.backend, known, n=3)
         remedy = f"did you mean {' or '.join(near)}?" if near else "give one such as hf or vllm"

@@ -1,4 +1,4 @@
-"""lm-eval's transformers backend with a model in memory instead of a folder of weights."""
+"""Backends of lm-eval that are made in this process, so that they need no folder of weights."""
 
 from __future__ import annotations
 
@@ -53,4 +53,34 @@ def make_backend(
     return InMemory.create_from_arg_obj(
         dict(model_args),
         {"batch_size": settings.batch_size, "device": settings.resolved_device},
+    )
+
+
+def make_classifier(
+    model: ModelSource | str,
+    settings: EvalSettings,
+    progress: Callable[[int, int], None] | None,
+    warn: Callable[[str], None] | None,
+) -> LM:
+    """Make our backend for classifiers.
+
+    Args:
+        model: its weights, or its folder.
+        settings: how to score.
+        progress: called with the bytes of weights that are loaded, and the total.
+        warn: called with a line about texts that were truncated.
+
+    Raises:
+        DiffxferError: if it is not a classifier, or cannot be loaded.
+    """
+    from diffxfer.evaluation.classifier import ClassifierLM
+
+    return ClassifierLM(
+        model,
+        batch_size=settings.batch_size,
+        device=settings.resolved_device,
+        dtype=settings.dtype,
+        progress=progress,
+        warn=warn,
+        **settings.model_args,
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from diffxfer.errors import EvaluationError, OptionError, first_line
+from diffxfer.evaluation.head_labels import not_multiple_choice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +31,21 @@ _CODE = (".py", ".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionForm:
+    """What a task asks, and how.
+
+    Attributes:
+        output_type: as lm-eval names it, such as ``"multiple_choice"``.
+        shots: the number of examples before each question.
+        choices: the choices of its first question; empty if it is not multiple choice.
+    """
+
+    output_type: str
+    shots: int
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSet:
     """The tasks of an evaluation, loaded once to check that this is possible.
 
@@ -40,6 +56,7 @@ class TaskSet:
         groups: for each name, its groups, the outermost first.
         fingerprints: for each name, a hash of its definition and questions.
         sampled: whether a task samples its answers.
+        forms: what each task asks, by its name; empty unless classifiers are asked.
     """
 
     manager: TaskManager
@@ -48,6 +65,7 @@ class TaskSet:
     groups: Mapping[str, tuple[str, ...]]
     fingerprints: Mapping[str, str]
     sampled: bool
+    forms: Mapping[str, QuestionForm]
 
 
 def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
@@ -58,16 +76,19 @@ def find_tasks(settings: EvalSettings, *, fingerprint: bool) -> TaskSet:
         fingerprint: whether to fingerprint the tasks, which reads all questions.
 
     Raises:
-        EvaluationError: if a task is unknown, or its data cannot be loaded.
+        EvaluationError: if a task is unknown, its data cannot be loaded, or a classifier cannot
+            answer it.
     """
     own = settings.include_path is not None or all(map(_is_file, settings.tasks))
     try:
-        return _find(settings, include_defaults=not own, fingerprint=fingerprint)
+        found = _find(settings, include_defaults=not own, fingerprint=fingerprint)
     except EvaluationError as exc:
         if not own or not isinstance(exc.__cause__, KeyError | ValueError | None):
             raise
         # It is a built-in task, or a custom group that refers to one.
-        return _find(settings, include_defaults=True, fingerprint=fingerprint)
+        found = _find(settings, include_defaults=True, fingerprint=fingerprint)
+    _check_forms(found.forms)
+    return found
 
 
 def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) -> TaskSet:
@@ -90,9 +111,33 @@ def _find(settings: EvalSettings, *, include_defaults: bool, fingerprint: bool) 
         if fingerprint
     }
     groups = {name: tuple(found.get("groups", {})) for name, found in loaded.items()}
-    tasks = [task for found in loaded.values() for task in found["tasks"].values()]
-    sampled = any(_samples(task, settings) for task in tasks)
-    return TaskSet(manager, names, leaves, groups, fingerprints, sampled)
+    tasks = {leaf: task for found in loaded.values() for leaf, task in found["tasks"].items()}
+    sampled = any(_samples(task, settings) for task in tasks.values())
+    asked = tasks if settings.is_classifier else {}
+    forms = {leaf: _form(task, settings) for leaf, task in asked.items()}
+    return TaskSet(manager, names, leaves, groups, fingerprints, sampled, forms)
+
+
+def _check_forms(forms: Mapping[str, QuestionForm]) -> None:
+    """Refuse tasks that are not multiple choice without examples, which classifiers answer."""
+    for task, form in forms.items():
+        if form.output_type != "multiple_choice":
+            raise not_multiple_choice(task, f"has the output_type {form.output_type}")
+        if form.shots:
+            problem = (
+                f"puts {form.shots} examples before each question, but a classifier reads the"
+                " question alone"
+            )
+            raise EvaluationError(task, problem, "give --num-fewshot 0")
+
+
+def _form(task: Task, settings: EvalSettings) -> QuestionForm:
+    kind = str(task.OUTPUT_TYPE)
+    own = task.get_config("num_fewshot") or 0
+    # lm-eval keeps a task's own number if that is 0.
+    shots = own if settings.num_fewshot is None or own == 0 else settings.num_fewshot
+    choices = task.doc_to_choice(task.eval_docs[0]) if kind == "multiple_choice" else ()
+    return QuestionForm(kind, shots, tuple(map(str, choices)))
 
 
 def _refuse_overlap(leaves: Mapping[str, Sequence[str]]) -> None:

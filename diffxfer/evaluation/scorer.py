@@ -63,6 +63,7 @@ class Scorer:
         store: the scores on disk; None to store none.
         callbacks: the callbacks.
         contents: the hashes of the folders that were read so far.
+        warnings: what a user should know about the scores, one line each.
     """
 
     roles: ModelRoles
@@ -71,6 +72,7 @@ class Scorer:
     store: ScoreStore | None
     callbacks: Callbacks
     contents: dict[Path, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def score(self, model: ModelUnderTest, done: list[ScoredModel]) -> None:
         """Score one model, append its scores to a list, and then store them.
@@ -137,7 +139,8 @@ class Scorer:
             with track_requests(told):
                 moved = self.callbacks.moved
                 results = score(
-                    *(folder, str(model), tasks, names, self.settings, tracker, graft, moved)
+                    *(folder, str(model), tasks, names, self.settings, tracker, graft, moved),
+                    warn=self.warnings.append,
                 )
         fresh = read_scores(results, results["samples"])
         entries = {name: (*tasks.groups[name], *tasks.leaves[name]) for name in names}
@@ -190,7 +193,8 @@ class Scorer:
             if folder not in self.contents:
                 self.callbacks.tell(f"hashing {name}")
                 self.contents[folder] = content_hash(folder)
-        made_by = [] if model.diff is None else [version("diffxfer"), model.alpha]
+        ours = model.diff is not None or self.settings.is_classifier
+        made_by = [version("diffxfer"), model.alpha] if ours else []
         shared = [
             [self.contents[folder] for folder in made_of],
             [*map(_version, _VERSIONED_PACKAGES), *made_by],
@@ -210,7 +214,7 @@ class Scorer:
         made_of = self.roles.folder(model.diff), self.roles.folder(model.label)
         home = None if self.store is None else self.store.folder
         if self.settings.grafts_in_memory:
-            with graft_source(*made_of, alpha, home=home) as graft:
+            with graft_source(*made_of, alpha, home=home, added=self.settings.added) as graft:
                 yield str(graft.folder), graft
             return
         with scratch_folder(home) as scratch:
@@ -219,16 +223,14 @@ class Scorer:
             yield str(out), None
 
 
-def check_grafts(
-    roles: ModelRoles, output: Path | None, *, in_memory: bool = False
-) -> tuple[str, ...]:
+def check_grafts(roles: ModelRoles, output: Path | None, settings: EvalSettings) -> tuple[str, ...]:
     """Check by a dry run that grafts can be made.
 
     Args:
         roles: the models and the diff vector.
         output: the folder of scores, in which grafts are written; None for the system's temporary
             folder.
-        in_memory: whether their weights are not written.
+        settings: how they are scored.
 
     Returns:
         Warnings about the grafts, one line each.
@@ -242,7 +244,8 @@ def check_grafts(
         return ()
     home = output or Path(gettempdir())
     try:
-        report = apply_diff(roles.diff, roles.target, home / _DRY_RUN_NAME, dry_run=True)
+        out = home / _DRY_RUN_NAME
+        report = apply_diff(roles.diff, roles.target, out, added=settings.added, dry_run=True)
         if report.refused:
             raise refusal(report.refused)
     except (MatchError, RelatednessError, VocabularyError) as exc:
@@ -250,7 +253,7 @@ def check_grafts(
             "; use these options with diffxfer apply, and give the graft it makes as a MODEL"
         )
         raise
-    if not in_memory and report.bytes_to_write > report.free_bytes:
+    if not settings.grafts_in_memory and report.bytes_to_write > report.free_bytes:
         needed, free = report.bytes_to_write, report.free_bytes
         problem = f"a graft needs {needed:,} bytes, but only {free:,} are free"
         raise DiskSpaceError(home, problem, "give --output on a larger disk, or set TMPDIR")

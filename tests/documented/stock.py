@@ -71,7 +71,10 @@ def make_stock(folder: Path) -> Path:
     _variant(finetuned, folder / "wrapped", renamed)
     weights.pop("lm_head.weight")
     weights["score.weight"] = torch.ones(2, 128, dtype=torch.bfloat16)
-    kind = {"architectures": ["LlamaForSequenceClassification"]}
+    kind: dict[str, object] = {
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": {"0": "negative", "1": "positive"},
+    }
     _variant(finetuned, folder / "classifier", weights, kind)
     _make_tasks(folder / "tasks", family / "tasks")
     rows = (ROOT / "examples" / "words.jsonl").read_text("utf-8").splitlines()[:8]
