@@ -6,7 +6,7 @@ from diffxfer.cli import options as opt
 from diffxfer.cli import tune_options as own
 from diffxfer.cli.hub import tell_of_hub
 from diffxfer.cli.tune_console import TuneConsole
-from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE
+from diffxfer.recycling.training_options import DISTILL_WEIGHT, TEMPERATURE, WARMUP
 
 
 def tune(
@@ -14,11 +14,14 @@ def tune(
     data: own.Data,
     output: opt.Out,
     steps: own.Steps,
+    objective: own.Objective = None,
     learning_rate: own.LearningRate = 2e-5,
+    warmup: own.Warmup = WARMUP,
     batch_size: own.BatchSize = 8,
     gradient_accumulation: own.GradientAccumulation = 1,
     gradient_checkpointing: own.GradientCheckpointing = False,
     max_length: own.MaxLength = 1024,
+    end_token: own.EndToken = True,
     seed: own.Seed = 0,
     teacher: own.Teacher = None,
     distill_weight: own.DistillWeight = DISTILL_WEIGHT,
@@ -39,12 +42,15 @@ def tune(
             model,
             data,
             output,
+            objective=objective,
             steps=steps,
             learning_rate=learning_rate,
+            warmup=warmup,
             batch_size=batch_size,
             gradient_accumulation=gradient_accumulation,
             gradient_checkpointing=gradient_checkpointing,
             max_length=max_length,
+            end_token=end_token,
             seed=seed,
             teacher=teacher,
             distill_weight=distill_weight,

@@ -57,6 +57,7 @@ def _lines(report: TuneReport) -> list[str]:
     first, last = report.log[0]["loss"], report.log[-1]["loss"]
     return [
         f"steps: {report.steps:,} on {report.rows:,} rows{begun}; loss {first:.4f} → {last:.4f}",
+        *report.notes,
         f"tensors: {counts}",
         f"wrote {report.output}: {gigabytes(report.bytes_to_write)} in {report.elapsed_s:.1f} s",
     ]

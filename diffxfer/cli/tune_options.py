@@ -21,8 +21,19 @@ Data = Annotated[
     typer.Option(
         rich_help_panel=WHAT,
         metavar=EITHER,
-        help="Rows with messages, prompt and completion, or text: a .jsonl, .json or .parquet"
-        " file, or the id of a data set on the Hub (its train split).",
+        help="Rows with messages, prompt and completion, or text; for a classifier text and label,"
+        " or text, text_pair and label: a .jsonl, .json or .parquet file, or the id of a data set"
+        " on the Hub (its train split).",
+    ),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=WHAT,
+        metavar="NAME",
+        help="What to predict: causal (the next token), classification (the label of a row) or mlm"
+        " (masked tokens). By default what MODEL predicts; the label, if the rows of a masked"
+        " language model or a bare encoder have one.",
     ),
 ]
 Steps = Annotated[
@@ -34,7 +45,16 @@ LearningRate = Annotated[
     typer.Option(
         rich_help_panel=TRAINING,
         metavar="FLOAT",
-        help="AdamW's learning rate at the first step; it falls linearly to zero.",
+        help="AdamW's learning rate after the warm-up; it falls linearly to zero.",
+    ),
+]
+Warmup = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=TRAINING,
+        metavar="FLOAT",
+        help="Steps in which the learning rate rises linearly from zero; below 1, a share of all"
+        " steps.",
     ),
 ]
 BatchSize = Annotated[
@@ -67,13 +87,21 @@ MaxLength = Annotated[
         help="Cut rows that are longer, with a warning; at most the model's context.",
     ),
 ]
+EndToken = Annotated[
+    bool,
+    typer.Option(
+        "--end-token/--no-end-token",
+        rich_help_panel=TRAINING,
+        help="End each text and completion with the end-of-text token, and count it in the loss.",
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(
         rich_help_panel=TRAINING,
         metavar="N",
         min=0,
-        help="Seed for the order of rows and for dropout.",
+        help="Seed for the order of rows, dropout, masks, and a new classification head.",
     ),
 ]
 Teacher = Annotated[
@@ -82,7 +110,7 @@ Teacher = Annotated[
         rich_help_panel=DISTILLATION,
         metavar=EITHER,
         help="Also learn from this model, for example the outdated fine-tune; it must have the same"
-        " vocabulary.",
+        " vocabulary, and a classifier the same labels.",
     ),
 ]
 DistillWeight = Annotated[

@@ -12,6 +12,7 @@ from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.errors import OptionError
+from diffxfer.recycling.objectives import objective_rows
 from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
 from diffxfer.recycling.training_data import is_local_file, read_rows
 from diffxfer.recycling.tune import require_trl
@@ -54,7 +55,8 @@ def open_inputs(path: Path, from_round: int | None, tell: Callable[[str], None])
     if plan.train is not None and plan.train.command is None:
         require_trl()
         if is_local_file(str(plan.train.data)):
-            read_rows(str(plan.train.data))
+            accepted = objective_rows(plan.train.objective)
+            read_rows(str(plan.train.data), lambda _: accepted)
     places = {name: find(name, f"the {role} checkpoint") for name, role in _roles(plan).items()}
     adapter = places.get(plan.finetuned or "")
     if adapter is not None and not is_adapter(adapter):

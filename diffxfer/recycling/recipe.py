@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from diffxfer.checkpoints.hub.repo_ids import read_hub_id
 from diffxfer.errors import RecipeError
 from diffxfer.recycling.training_data import is_local_file
+from diffxfer.recycling.training_options import WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,12 +44,15 @@ class TrainSection(_Section):
     """
 
     data: Name | None = None
+    objective: Literal["causal", "classification", "mlm"] | None = None
     steps: int | None = Field(None, ge=1)
     learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
+    warmup: float = Field(WARMUP, ge=0, allow_inf_nan=False)
     batch_size: int = Field(8, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
     max_length: int = Field(1024, ge=2)
+    end_token: bool = True
     seed: int = Field(0, ge=0, lt=1 << 32)
     save_every: int | None = Field(None, ge=1)
     device: Literal["cpu", "cuda"] | None = None
@@ -192,7 +196,7 @@ def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     filled = _defaults(Recipe) | dict(recipe)
     for key, part in _SECTIONS.items():
         if isinstance(filled[key], dict):
-            filled[key] = _defaults(part) | filled[key]
+            filled[key] = _defaults(part) | _BEFORE.get(key, {}) | filled[key]
     return filled
 
 
@@ -200,6 +204,9 @@ def _defaults(part: type[_Section]) -> dict[str, Any]:
     fields = part.model_fields.items()
     return {name: field.default for name, field in fields if not field.is_required()}
 
+
+_BEFORE: dict[str, dict[str, Any]] = {"train": {"warmup": 0.0}}
+"""What a chain did before the key existed, where that is not the key's default."""
 
 _SECTIONS: dict[str, type[_Section]] = {"train": TrainSection, "eval": EvalSection}
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.reader import Checkpoint
 
 
-def check_teacher(student: Checkpoint, teacher: Checkpoint, *, hidden: bool) -> None:
+def check_teacher(
+    student: Checkpoint, teacher: Checkpoint, *, hidden: bool, words: bool = True
+) -> None:
     """Check that the logits of a teacher, and its hidden states, match those of the student.
 
     Reserved tokens that neither uses may have different names, as in Llama 3.0 and 3.1.
@@ -24,11 +26,12 @@ def check_teacher(student: Checkpoint, teacher: Checkpoint, *, hidden: bool) -> 
         student: the model to train.
         teacher: the model to learn from.
         hidden: whether their hidden states are compared as well.
+        words: whether their logits are those of tokens, not of labels.
 
     Raises:
         VocabularyError: if the tokens or the sizes differ.
     """
-    keys = {"vocab_size": "logits per token"}
+    keys = {"vocab_size": "logits per token"} if words else {}
     if hidden:
         keys |= {"hidden_size": "numbers per hidden state", "num_hidden_layers": "layers"}
     for key, what in keys.items():

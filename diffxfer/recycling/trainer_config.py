@@ -84,6 +84,7 @@ def make_trainer_config(options: TuneOptions, output: Path, device: str | None) 
         max_steps=options.steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type="linear",
+        warmup_steps=options.warmup_steps,
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation,
         seed=options.seed,

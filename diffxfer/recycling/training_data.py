@@ -1,7 +1,8 @@
 """Training rows, read from a file or the Hub and validated before training begins.
 
-A row has `messages`, `prompt` and `completion`, or `text`. All rows must have the format of the
-first one; further keys are ignored.
+A row has `messages`, `prompt` and `completion`, or `text`; to train a classifier `text` and
+`label`, or `text`, `text_pair` and `label`. All rows must have the format of the first one; further
+keys are ignored.
 """
 
 from __future__ import annotations
@@ -18,17 +19,34 @@ from diffxfer.checkpoints.header import short
 from diffxfer.errors import DataError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     Numbered: TypeAlias = Iterable[tuple[str, object]]
     """Rows with their positions, such as ``"line 3"``."""
 
 ROW_FORMS = (("messages",), ("prompt", "completion"), ("text",))
-"""The supported sets of keys of a row."""
+"""The sets of keys of a row that a causal language model can be trained on."""
+LABELLED_FORMS = (("text", "text_pair", "label"), ("text", "label"))
+"""The sets of keys of a row that a classifier can be trained on."""
+TEXT_FORMS = (("text",),)
+"""The keys of a row that a masked language model can be trained on."""
 
 _FILES = (".jsonl", ".json", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@\S+)?")
 _ROLES = ("role", "content")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The formats of rows that a training accepts.
+
+    Attributes:
+        forms: the sets of keys of a row; the first that a row has is used.
+        learner: what is trained on them, for messages.
+    """
+
+    forms: tuple[tuple[str, ...], ...]
+    learner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +83,16 @@ def is_local_file(data: str) -> bool:
     return looks_like_a_path or Path(data).exists() or _HUB_ID.fullmatch(data) is None
 
 
-def read_rows(data: str) -> TrainingRows:
+def read_rows(
+    data: str, accept: Callable[[Collection[str]], Accepted] | None = None
+) -> TrainingRows:
     """Read and validate training rows.
 
     Args:
         data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or the id of a dataset on the Hub, of
             which the ``train`` split is read; ``id@revision`` selects a revision.
+        accept: the accepted formats, by the keys of the first row that have a value; None for
+            those of a causal language model.
 
     Returns:
         The rows, in memory.
@@ -79,7 +101,7 @@ def read_rows(data: str) -> TrainingRows:
         DataError: if there are no rows, or one of them is invalid.
     """
     name, rows = number_rows(data)
-    return _validate_rows(data, name, rows)
+    return _validate_rows(data, name, rows, accept or (lambda _: Accepted(ROW_FORMS)))
 
 
 def number_rows(data: str) -> tuple[str, Numbered]:
@@ -164,50 +186,56 @@ def _read_hub(data: str) -> Numbered:
     return ((f"row {number}", row) for number, row in enumerate(found, 1))
 
 
-def _validate_rows(where: str, name: str, rows: Numbered) -> TrainingRows:
+def _validate_rows(
+    where: str, name: str, rows: Numbered, accept: Callable[[Collection[str]], Accepted]
+) -> TrainingRows:
     digest = xxhash.xxh3_128()
     columns: dict[str, list[Any]] = {}
     first = ""
     for place, row in rows:
         if not isinstance(row, dict):
             problem = f"{place} is {short(row)}, expected an object"
-            raise DataError(where, problem, _forms_hint())
+            raise DataError(where, problem, _forms_hint(accept(())))
         if not columns:
             first = place
-            columns = {key: [] for key in _match_form(where, place, row)}
+            present = [key for key, value in row.items() if value is not None]
+            columns = {key: [] for key in _match_form(where, place, row, accept(present))}
         for key, values in columns.items():
             value = _check_value(where, place, key, row)
             if values and type(value) is not type(values[0]):
-                kinds = {True: "text", False: "messages"}
+                kinds = {str: "text", list: "messages", int: "a number"}
                 problem = (
-                    f"{place} has {kinds[isinstance(value, str)]} for {key!r}, and {first} has"
-                    f" {kinds[isinstance(values[0], str)]}"
+                    f"{place} has {kinds[type(value)]} for {key!r}, and {first} has"
+                    f" {kinds[type(values[0])]}"
                 )
                 raise DataError(where, problem, "give all rows the same format")
             values.append(value)
             digest.update(json.dumps([key, value], sort_keys=True).encode())
     if not columns:
         raise DataError(where, "has no rows", "give at least one")
-    kinds_found = {isinstance(values[0], str) for values in columns.values()}
+    kinds_found = {type(values[0]) for key, values in columns.items() if key != "label"}
     if len(kinds_found) > 1:
         problem = f"{first} has text for one of prompt and completion, but messages for the other"
         raise DataError(where, problem, "give both as text, or both as lists of messages")
     return TrainingRows(name, columns, digest.hexdigest())
 
 
-def _forms_hint() -> str:
-    return f"give every row {', or '.join(' and '.join(keys) for keys in ROW_FORMS)}"
+def _forms_hint(accepted: Accepted) -> str:
+    return f"give every row {', or '.join(' and '.join(keys) for keys in accepted.forms)}"
 
 
-def _match_form(where: str, place: str, row: dict[str, Any]) -> tuple[str, ...]:
-    for keys in ROW_FORMS:
+def _match_form(where: str, place: str, row: dict[str, Any], accepted: Accepted) -> tuple[str, ...]:
+    for keys in accepted.forms:
         if all(row.get(key) is not None for key in keys):
             return keys
-    partial = next((key for keys in ROW_FORMS for key in keys if row.get(key) is not None), None)
+    known = [key for keys in accepted.forms for key in keys if row.get(key) is not None]
     found = f"has the keys {', '.join(map(short, list(row)[:8])) or 'none'}"
-    if partial is not None:
-        found = f"has only {partial!r}"
-    raise DataError(where, f"{place} {found}, which is not a supported format", _forms_hint())
+    if known:
+        found = f"has only {known[0]!r}"
+    why = "which is not a supported format"
+    if accepted.learner:
+        why = f"from which {accepted.learner} cannot learn"
+    raise DataError(where, f"{place} {found}, {why}", _forms_hint(accepted))
 
 
 def _check_value(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
@@ -219,18 +247,30 @@ def _check_value(where: str, place: str, key: str, row: dict[str, Any]) -> Any:
 
     if value is None:
         raise fail(f"lacks {key!r}, which the first row has", "give all rows the same format")
+    if key == "label":
+        return _check_label(fail, value)
     if isinstance(value, str) and key != "messages":
         if not value and key != "prompt":
             raise fail(f"has an empty {key!r}", "remove such rows")
         _refuse_surrogates(fail, key, value)
         return value
-    if key == "text" or not isinstance(value, list):
-        due = "text" if key == "text" else "a list of messages"
+    if key in ("text", "text_pair") or not isinstance(value, list):
+        due = "a list of messages" if key == "messages" else "text"
         due = "text or a list of messages" if key in ROW_FORMS[1] else due
         raise fail(f"has {short(value)} for {key!r}, expected {due}", "correct that row")
     if not value:
         raise fail(f"has an empty {key!r}", "remove such rows")
     return [_check_message(fail, key, number, message) for number, message in enumerate(value, 1)]
+
+
+def _check_label(fail: Any, value: object) -> str | int:
+    if isinstance(value, str) and value:
+        _refuse_surrogates(fail, "label", value)
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    problem = f"has {short(value)} for 'label', expected a name, or a whole number from 0 on"
+    raise fail(problem, "give one label per row; other classifiers are not supported")
 
 
 def _check_message(fail: Any, key: str, number: int, message: object) -> dict[str, str]:

@@ -6,33 +6,29 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from diffxfer.checkpoints.fetch import fetch_shards
-from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_output
+from diffxfer.checkpoints.output_place import refuse_small_disk
 from diffxfer.checkpoints.partial import find_unfinished
-from diffxfer.diffs.delta.from_checkpoints import open_roles, source_entry
-from diffxfer.diffs.extraction.extract import every_input
-from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError
-from diffxfer.recycling.teacher import check_teacher, context_length
+from diffxfer.diffs.delta.from_checkpoints import source_entry
+from diffxfer.errors import NonFiniteError, TrainingError, UnfinishedError, listed
 from diffxfer.recycling.trained_model import read_log, write_trained_model
-from diffxfer.recycling.training_data import is_local_file, read_rows
+from diffxfer.recycling.training_job import prepare_job
 from diffxfer.recycling.training_options import (
     DISTILL_WEIGHT,
     TEMPERATURE,
+    WARMUP,
     TuneOptions,
     check_options,
-    peak_training_bytes,
 )
 from diffxfer.recycling.training_report import TuneReport
-from diffxfer.recycling.training_workspace import TrainingWorkspace, quick_fingerprint
+from diffxfer.recycling.training_workspace import TrainingWorkspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diffxfer.checkpoints.reader import Checkpoint
-    from diffxfer.recycling.trainer import Truncation
-    from diffxfer.recycling.training_data import TrainingRows
+    from diffxfer.recycling.training_job import TrainingJob
+    from diffxfer.recycling.training_report import Truncation
 
 
 def tune(
@@ -40,12 +36,15 @@ def tune(
     data: Path | str,
     out: Path | str,
     *,
+    objective: str | None = None,
     steps: int,
     learning_rate: float = 2e-5,
+    warmup: float = WARMUP,
     batch_size: int = 8,
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
     max_length: int = 1024,
+    end_token: bool = True,
     seed: int = 0,
     teacher: Path | str | None = None,
     distill_weight: float = DISTILL_WEIGHT,
@@ -67,17 +66,25 @@ def tune(
         model: the checkpoint to train, such as a graft: a folder, or a model on the Hub,
             ``"org/name"`` or ``"org/name@revision"``.
         data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or the id of a dataset on the Hub; its
-            rows have `messages`, `prompt` and `completion`, or `text`.
+            rows have `messages`, `prompt` and `completion`, or `text`; for a classifier `text` and
+            `label`, or `text`, `text_pair` and `label`.
         out: the folder to write.
+        objective: what to predict: ``"causal"``, the next token; ``"classification"``, the label of
+            a row; or ``"mlm"``, masked tokens. None: what the model predicts, or the label if the
+            rows of a masked language model or a bare encoder have one; the head is then new.
         steps: the number of optimizer steps.
-        learning_rate: of AdamW at the first step; it decays linearly to zero.
+        learning_rate: of AdamW after the warm-up; it decays linearly to zero.
+        warmup: the number of steps in which the learning rate rises linearly from zero; below 1, a
+            share of all steps, rounded down.
         batch_size: rows per process and batch.
         gradient_accumulation: batches per step.
         gradient_checkpointing: save memory by recomputing activations.
         max_length: the maximum number of tokens of a row; longer rows are truncated.
-        seed: of the order of the rows and of dropout.
-        teacher: a model of the same vocabulary to learn from as well, such as the outdated
-            fine-tuned model; a folder or a model on the Hub.
+        end_token: end each text and each completion with the end-of-text token, and count it in
+            the loss; messages end as the chat template says.
+        seed: of the order of the rows, of dropout, of masks and of a new head.
+        teacher: a model of the same vocabulary, and for a classifier of the same labels, to learn
+            from as well, such as the outdated fine-tuned model; a folder or a model on the Hub.
         distill_weight: the weight of the teacher against the rows, from 0 to 1.
         temperature: the divisor of the logits when they are compared with the teacher's.
         hidden_weight: the weight of the difference of the hidden states.
@@ -100,12 +107,15 @@ def tune(
     """
     began = time.perf_counter()
     options = TuneOptions(
+        objective=objective,
         steps=steps,
         learning_rate=learning_rate,
+        warmup=warmup,
         batch_size=batch_size,
         gradient_accumulation=gradient_accumulation,
         gradient_checkpointing=gradient_checkpointing,
         max_length=max_length,
+        end_token=end_token,
         seed=seed,
         distill_weight=distill_weight,
         temperature=temperature,
@@ -114,7 +124,9 @@ def tune(
     )
     check_options(options, distilled=teacher is not None, device=device)
     require_trl()
-    job = _prepare(model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved)
+    job = prepare_job(
+        model, str(data), Path(out), teacher, options, overwrite=overwrite, moved=moved
+    )
     workspace = TrainingWorkspace(job.out)
     try:
         return _train_and_write(
@@ -132,24 +144,6 @@ class _Callbacks:
     opened: Callable[[Path], None] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _TrainingJob:
-    """The checked inputs and options of a run, known before torch is imported."""
-
-    model: Checkpoint
-    teacher: Checkpoint | None
-    rows: TrainingRows
-    options: TuneOptions
-    out: Path
-    overwrite: bool
-
-    @property
-    def length(self) -> int:
-        """The maximum number of tokens of a row, limited by the context length of the model."""
-        context = context_length(self.model.config)
-        return min(self.options.max_length, context or self.options.max_length)
-
-
 def require_trl() -> None:
     """Check that TRL is installed.
 
@@ -164,32 +158,8 @@ def require_trl() -> None:
         )
 
 
-def _prepare(
-    model: Path | str,
-    data: str,
-    out: Path,
-    teacher: Path | str | None,
-    options: TuneOptions,
-    *,
-    overwrite: bool,
-    moved: Callable[[int, int], None] | None,
-) -> _TrainingJob:
-    named = {"starting": model, **({} if teacher is None else {"teacher": teacher})}
-    opened = open_roles(named)
-    inputs = every_input(*opened.values())
-    if is_local_file(data):
-        inputs.append(Path(data))
-    refuse_unsafe_output(out, inputs, overwrite=overwrite)
-    if "teacher" in opened:
-        hidden = options.hidden_weight > 0
-        check_teacher(opened["starting"], opened["teacher"], hidden=hidden)
-    rows = read_rows(data)
-    fetch_shards((shard for each in opened.values() for shard in each.weights.shards), moved)
-    return _TrainingJob(opened["starting"], opened.get("teacher"), rows, options, out, overwrite)
-
-
 def _train_and_write(
-    job: _TrainingJob,
+    job: TrainingJob,
     workspace: TrainingWorkspace,
     device: str | None,
     restart: bool,
@@ -206,12 +176,12 @@ def _train_and_write(
         processes = config.world_size
 
         def begin() -> tuple[int, Path] | None:
-            workspace.open(_run_parameters(job, processes, config.device.type), restart=restart)
+            workspace.open(job.run_parameters(processes, config.device.type), restart=restart)
             newest = workspace.latest_state()
             if newest is None:
                 if not restart:
                     _refuse_unfinished(job.out)
-                refuse_small_disk(job.out, _bytes_needed(job))
+                refuse_small_disk(job.out, job.bytes_needed)
             return newest
 
         newest = run_in_first_process(config, begin)
@@ -219,11 +189,8 @@ def _train_and_write(
             callbacks.opened(workspace.path)
         truncation = None
         if newest is None or newest[0] < job.options.steps:
-            truncation = train(
-                *(job.model, job.teacher, job.rows, job.options, config, workspace),
-                length=job.length,
-                progress=callbacks.progress if config.process_index == 0 else None,
-            )
+            shown = callbacks.progress if config.process_index == 0 else None
+            truncation = train(job, config, workspace, progress=shown)
 
         def end() -> TuneReport:
             report = _write_result(
@@ -244,27 +211,8 @@ def _refuse_unfinished(out: Path) -> None:
         raise UnfinishedError(out, problem, remedy)
 
 
-def _run_parameters(job: _TrainingJob, processes: int, device: str) -> dict[str, Any]:
-    """The inputs and options that must be equal for a run to be resumed, as JSON values."""
-    return {
-        "model": quick_fingerprint(job.model),
-        "teacher": quick_fingerprint(job.teacher) if job.teacher else None,
-        "data": job.rows.digest,
-        **job.options.recorded(distilled=job.teacher is not None),
-        "number of processes": processes,
-        "device": device,
-    }
-
-
-def _bytes_needed(job: _TrainingJob) -> int:
-    """The maximum disk space that training uses."""
-    result = sum(shard.size for shard in job.model.weights.shards)
-    options = job.options
-    return peak_training_bytes(result, job.model.elements, options.steps, options.save_every)
-
-
 def _write_result(
-    job: _TrainingJob,
+    job: TrainingJob,
     workspace: TrainingWorkspace,
     processes: int,
     truncation: Truncation | None,
@@ -280,19 +228,24 @@ def _write_result(
         "data": job.rows.name,
         "data_xxh3": job.rows.digest,
         "rows": len(job.rows),
-        **job.options.recorded(distilled=job.teacher is not None),
+        **job.recorded_options,
         **({"processes": processes} if processes > 1 else {}),
     }
     step, state = newest
     try:
         written = write_trained_model(
-            job.model, state, job.out, command=command, sources=sources, overwrite=job.overwrite
+            *(job.model, state, job.out),
+            labels=job.labels,
+            command=command,
+            sources=sources,
+            overwrite=job.overwrite,
         )
     except NonFiniteError as exc:
         exc.remedy = "train again with --restart and a smaller --learning-rate"
         raise
     return TuneReport(
         command="tune",
+        objective=str(job.options.objective),
         output=written.output,
         steps=step,
         continued_from=begun,
@@ -302,16 +255,14 @@ def _write_result(
         parameters=written.parameters,
         bytes_to_write=written.bytes_to_write,
         elapsed_s=round(time.perf_counter() - began, 3),
-        warnings=(*_warnings(truncation), *written.warnings),
+        warnings=(*(truncation.warnings() if truncation else ()), *written.warnings),
+        notes=tuple(_notes(job)),
     )
 
 
-def _warnings(truncation: Truncation | None) -> list[str]:
-    if truncation is None or not (truncation.shortened or truncation.dropped):
+def _notes(job: TrainingJob) -> list[str]:
+    if job.labels is None or not job.labels.new:
         return []
-    found = []
-    if truncation.shortened:
-        found.append(f"rows truncated to {truncation.length} tokens: {truncation.shortened:,}")
-    if truncation.dropped:
-        found.append(f"rows dropped, since they have no token to predict: {truncation.dropped:,}")
-    return found
+    names = listed(job.labels.names)
+    seed = job.options.seed
+    return [f"the classification head is new, made from seed {seed}; its labels are {names}"]

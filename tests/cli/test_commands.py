@@ -55,6 +55,7 @@ OPTIONS = {
         *("--data", "--output", "-o", "--steps", "--learning-rate", "--batch-size", "--seed"),
         *("--gradient-accumulation", "--gradient-checkpointing", "--max-length", "--save-every"),
         *("--teacher", "--distill-weight", "--temperature", "--hidden-weight", "--restart"),
+        *("--objective", "--warmup", "--end-token", "--no-end-token"),
         *("--overwrite", "--json", "--quiet", "-q", "--help", "-h"),
     },
     "eval": {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import tiny
+from tests.recycling import encoders
 from tests.recycling.training import FAMILY, write_rows
 
 if TYPE_CHECKING:
@@ -86,3 +87,18 @@ def test_a_failure_names_the_log_beside_the_output(
     assert "***** Running training *****" in (tmp_path / "out.log").read_text()
     assert tiny.run(*argv).status == 0
     assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "out"}
+
+
+def test_a_new_head_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    model = encoders.save("masked", tmp_path / "model")
+    data = encoders.labelled(tmp_path / "rows.jsonl")
+    argv = ["tune", *map(str, (model, "--data", data, "--steps", 1, "--seed", 4, "-o"))]
+    outcome = tiny.run(*argv, str(tmp_path / "out"), "--objective", "classification")
+    assert outcome.status == 0, outcome
+    lines = outcome.err.splitlines()
+    said = "the classification head is new, made from seed 4; its labels are cold, hot, mild"
+    assert lines[2:4] == [said, "tensors: 41 tuned, 5 left out"]
+    outcome = tiny.run(*argv, str(tmp_path / "other"), "--json", "--quiet")
+    found = json.loads(outcome.out)
+    assert (found["objective"], found["notes"]) == ("classification", [said])

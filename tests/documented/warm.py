@@ -34,6 +34,8 @@ if __name__ == "__main__":
         import_module(name)
     with contextlib.suppress(ImportError):  # TRL needs Python 3.11
         import_module("diffxfer.recycling.trainer")
+        import_module("diffxfer.recycling.causal_trainer")
+        import_module("diffxfer.recycling.encoder_trainer")
         import_module("diffxfer.recycling.trainer_config")
     skip_inventory()
     serve()

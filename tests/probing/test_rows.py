@@ -97,6 +97,7 @@ def test_ids_and_masks_are_those_that_tune_trains_on(form: str, tmp_path: Path) 
     names = ("steps", "batch_size", "gradient_accumulation", "max_length", "seed")
     options: dict[str, Any] = dict.fromkeys(names, 1)
     options |= {"learning_rate": 1e-5, "gradient_checkpointing": False, "save_every": None}
+    options |= {"objective": "causal", "warmup": 0.0, "end_token": True}
     options |= {"distill_weight": 0.5, "temperature": 1.0, "hidden_weight": 0.0}
     with silence_libraries():
         trainer = trl.SFTTrainer(

@@ -12,7 +12,8 @@ import pytest
 
 from diffxfer import evaluate, tune
 from diffxfer.errors import RecipeError
-from diffxfer.recycling.recipe import read_recipe
+from diffxfer.recycling.chain_steps import _tune_options
+from diffxfer.recycling.recipe import read_recipe, with_defaults
 from tests.recycling.chains import recipe
 
 if TYPE_CHECKING:
@@ -53,6 +54,21 @@ eval: {tasks: [gsm8k], include_path: tasks, limit: 200, gen_kwargs: {temperature
 controls: [base, direct]
 keep: models
 """
+
+
+def test_objectives_and_warm_up_reach_the_training(tmp_path: Path) -> None:
+    train = {**ROWS, "objective": "classification", "warmup": 3}
+    found = read(tmp_path, json.dumps({"bases": ["m1", "m2"], "train": train})).train
+    assert found is not None
+    assert (found.objective, found.warmup) == ("classification", 3)
+    options = _tune_options(found, distilled=False)
+    assert (options["objective"], options["warmup"]) == ("classification", 3)
+    assert with_defaults({"train": {"steps": 9}})["train"]["objective"] is None
+
+
+def test_a_run_from_before_the_warm_up_had_none() -> None:
+    assert with_defaults({"train": {"steps": 9}})["train"]["warmup"] == 0
+    assert with_defaults({"train": {"steps": 9, "warmup": 3}})["train"]["warmup"] == 3
 
 
 class TestWhatIsRead:
@@ -145,6 +161,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train": {**ROWS, "steps": "9"}}, "train.steps: input should be a valid integer, found '9'"),
     ({"train": {**ROWS, "seed": -1}}, "train.seed: input should be greater than or equal to 0"),
     ({"train": {**ROWS, "learning_rat": 1}}, "train.learning_rat: is not a recipe key; did you"),
+    ({"train": {**ROWS, "objective": "clm"}}, "train.objective: input should be 'causal', 'clas"),
+    ({"train": {**ROWS, "warmup": -1}}, "train.warmup: input should be greater than or equal"),
     ({"train": {**ROWS, "learning_rate": 0}}, "train.learning_rate: input should be greater tha"),
     ({"train": {**ROWS, "device": "tpu"}}, "train.device: input should be 'cpu' or 'cuda'"),
     ({"train": {**ROWS, "temperature": 2.0}}, "distillation needs a teacher, such as previous"),

@@ -51,15 +51,15 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
 
 
-def read_questions(home: Path) -> list[tuple[list[int], int]]:
-    """The tokens of each row with the end-of-sequence token, and the start of the answer."""
+def read_questions(home: Path, *, ended: bool) -> list[tuple[list[int], int]]:
+    """The tokens of each row, with the end-of-sequence token or without, and the answer's start."""
     tokenizer = AutoTokenizer.from_pretrained(home / "target")
     found = []
     for line in (home / "train.jsonl").read_text().splitlines():
         row = json.loads(line)
         asked = tokenizer(row["prompt"])["input_ids"]
         whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
-        found.append(([*whole, tokenizer.eos_token_id], len(asked)))
+        found.append(([*whole, *([tokenizer.eos_token_id] if ended else [])], len(asked)))
     return found
 
 
@@ -101,12 +101,12 @@ def terms_of(student: Any, teacher: Any, rows: list[tuple[list[int], int]]) -> d
 
 
 def train_by_hand(
-    home: Path, model: str, *, taught: bool, size: int
+    home: Path, model: str, *, taught: bool, size: int, warmup: int, ended: bool
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """The log and the weights of a run: linear decay, a gradient no longer than 1, AdamW."""
+    """The log and the weights of a run: warm-up and decay, a gradient no longer than 1, AdamW."""
     student = load(home / model)
     teacher = load(home / "finetuned").eval() if taught else None
-    questions = read_questions(home)
+    questions = read_questions(home, ended=ended)
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
     )
@@ -123,7 +123,8 @@ def train_by_hand(
         length = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
         for gradient in gradients:
             gradient.mul_(min(1.0, 1 / float(length)))
-        rate = RATE * (STEPS - step) / STEPS
+        rising = step < warmup
+        rate = RATE * (step / warmup if rising else (STEPS - step) / (STEPS - warmup))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         entry = {"step": step + 1, "loss": loss.item(), "learning_rate": rate}
@@ -132,19 +133,29 @@ def train_by_hand(
     return log, {name: weight.detach() for name, weight in student.named_parameters()}
 
 
-def compare(home: Path, out: Path, model: str, *, taught: bool, size: int) -> None:
+def compare(
+    home: Path,
+    out: Path,
+    model: str,
+    *,
+    taught: bool,
+    size: int,
+    warmup: int = 0,
+    ended: bool = True,
+) -> None:
     teacher: dict[str, Any] = {
         "teacher": home / "finetuned",
         "distill_weight": W,
         "temperature": T,
         "hidden_weight": B,
     }
-    tune_shortly(
-        *(home / model, home / "train.jsonl", out),
-        **{"steps": STEPS, "batch_size": size, "seed": SEED, **(teacher if taught else {})},
-    )
+    options = {"batch_size": size, "warmup": warmup, "end_token": ended}
+    options |= {"steps": STEPS, "seed": SEED, **(teacher if taught else {})}
+    tune_shortly(home / model, home / "train.jsonl", out, **options)
     logged = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
-    expected, weights = train_by_hand(home, model, taught=taught, size=size)
+    expected, weights = train_by_hand(
+        home, model, taught=taught, size=size, warmup=warmup, ended=ended
+    )
     for found, by_hand in zip(logged, expected, strict=True):
         length = by_hand.pop("grad_norm")
         # A cross entropy near 0 has the rounding of float32 numbers near 1, hence 1e-6.
@@ -171,3 +182,12 @@ def test_each_arm(model: str, taught: bool, home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("taught", [False, True], ids=["rows", "distilled"])
 def test_batches_smaller_than_the_data(taught: bool, home: Path, tmp_path: Path) -> None:
     compare(home, tmp_path / "out", "target", taught=taught, size=12)
+
+
+def test_warm_up(home: Path, tmp_path: Path) -> None:
+    compare(home, tmp_path / "out", "graft", taught=False, size=ROWS, warmup=2)
+
+
+@pytest.mark.parametrize("taught", [False, True], ids=["rows", "distilled"])
+def test_without_the_end_token(taught: bool, home: Path, tmp_path: Path) -> None:
+    compare(home, tmp_path / "out", "target", taught=taught, size=ROWS, ended=False)

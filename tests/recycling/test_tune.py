@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -25,9 +26,10 @@ from diffxfer.errors import (
     TrainingError,
     VocabularyError,
 )
+from diffxfer.recycling.training_options import TuneOptions
 from tests import families, tiny
 from tests.helpers import block_checksum
-from tests.recycling.training import FAMILY, tune_shortly, write_rows
+from tests.recycling.training import FAMILY, RATE, tune_shortly, write_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,6 +183,42 @@ TINY = {
 }
 
 
+class TestWarmUp:
+    @pytest.mark.parametrize(
+        ("warmup", "steps", "found"),
+        [(0, 20, 0), (3, 20, 3), (0.1, 20, 2), (0.1, 9, 0), (0.29, 100, 29), (0.05, 20, 1)],
+    )
+    def test_a_share_is_rounded_down(self, warmup: float, steps: int, found: int) -> None:
+        names = [field.name for field in dataclasses.fields(TuneOptions)]
+        options = dict.fromkeys(names, 1) | {"warmup": warmup, "steps": steps}
+        assert TuneOptions(**options).warmup_steps == found  # type: ignore[arg-type]
+
+    def test_the_rate_rises_from_zero_and_the_manifest_says_so(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        report = tune_shortly(FAMILY / "target", data, tmp_path / "out", steps=4, warmup=0.5)
+        rates = [entry["learning_rate"] / RATE for entry in report.log]
+        assert rates == pytest.approx([0, 0.5, 1, 0.5])
+        manifest = read_manifest(tmp_path / "out")
+        assert manifest is not None
+        assert manifest.command["warmup"] == 2
+
+    def test_an_end_token_of_a_text_stays(self, tmp_path: Path) -> None:
+        texts = ("w1 w2 w3", "w1 w2 w3 <eos>")
+        logs = []
+        for name, text in zip(("without", "with"), texts, strict=True):
+            model = TestEveryLayout().save("sharded", tmp_path / name)
+            rows = tmp_path / f"{name}.jsonl"
+            rows.write_text(f"{json.dumps({'text': text})}\n")
+            report = tune_shortly(
+                model, rows, tmp_path / f"{name}-out", steps=1, batch_size=1, end_token=False
+            )
+            logs.append(report.log[0]["loss"])
+        ended = tune_shortly(model, tmp_path / "without.jsonl", tmp_path / "e", steps=1)
+        assert logs[1] == pytest.approx(ended.log[0]["loss"], rel=1e-6)
+        assert logs[0] != pytest.approx(logs[1], rel=1e-3)
+
+
 class TestEveryLayout:
     def save(self, kind: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
         make, changes, size = TINY[kind]
@@ -299,6 +337,10 @@ class TestRefused:
             ({"seed": 1 << 32}, "--seed: 4294967296 is too large"),
             ({"learning_rate": 0.0}, "--learning-rate: 0.0 is not a number above 0"),
             ({"learning_rate": float("nan")}, "--learning-rate: nan is not a number above 0"),
+            ({"warmup": -1.0}, "--warmup: -1.0 is neither a number of steps nor a share of them"),
+            ({"warmup": 1.5}, "--warmup: 1.5 is neither a number of steps nor a share of them"),
+            ({"warmup": float("nan")}, "--warmup: nan is neither a number of steps nor a share"),
+            ({"warmup": 4}, "--warmup: 4 is not less than the number of steps, 4"),
             ({"teacher": "x", "temperature": 0.0}, "--temperature: 0.0 is not a number above 0"),
             ({"teacher": "x", "distill_weight": 1.5}, "--distill-weight: 1.5 is not between"),
             ({"teacher": "x", "hidden_weight": -1.0}, "--hidden-weight: -1.0 is not a number of"),
@@ -336,6 +378,8 @@ class TestRefused:
         messages = tmp_path / "messages.jsonl"
         messages.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
         refuse(TrainingError, "has no chat template, but the rows of messages", model, messages)
+        said = "--no-end-token: has no effect on rows of messages"
+        refuse(OptionError, said, model, messages, end_token=False)
         chatty = self.copy("finetuned", tmp_path / "chatty")
         (chatty / "chat_template.jinja").write_text("{{ raise_exception('no hi') }}")
         refuse(
