@@ -47,10 +47,6 @@ class _Stopped(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
-def _stop(_signum: int, _frame: FrameType | None) -> None:
-    raise _Stopped
-
-
 class Console:
     """The console of a command; use it as a context manager.
 
@@ -87,9 +83,14 @@ class Console:
         self._logs = logs
         self._interrupted = interrupted
         self._first_stage = stage
+        self._stopped = False
+
+    def _stop(self, _signum: int, _frame: FrameType | None) -> None:
+        self._stopped = True
+        raise _Stopped
 
     def __enter__(self) -> Self:
-        self._sigterm = signal.signal(signal.SIGTERM, _stop)
+        self._sigterm = signal.signal(signal.SIGTERM, self._stop)
         if self._display.watched:
             notices.listen(lambda notice: print(notice, file=sys.stderr))
         if self._logs:
@@ -106,6 +107,8 @@ class Console:
     ) -> None:
         log = self._end(exc)
         if isinstance(exc, KeyboardInterrupt):
+            if self._stopped:
+                exc = _Stopped()  # Ray raises another KeyboardInterrupt in its place
             # Handle it here, since typer turns an interrupt into a silent exit.
             sys.exit(print_interrupted(exc, self._left()))
         known = as_known(exc)

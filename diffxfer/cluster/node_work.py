@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import ShardFile
 
 _REPORT_INTERVAL_S = 0.5
+_FIRST_ANSWER_S = 5.0
 _PROBE_WAITS_S = (0.5, 1, 2)
 SAME = "install the same version on both"
 PACKAGES = ("diffxfer", "torch", "numba")
@@ -42,7 +43,7 @@ class Outcome:
 
     Attributes:
         node: the node's name.
-        data: the result, pickled; empty after a failure.
+        data: the result, pickled; empty after a failure, or if the driver has stopped the piece.
         checksum: the xxh3-128 of these bytes.
         error: the failure, if it is a known one.
     """
@@ -54,14 +55,24 @@ class Outcome:
 
 
 class Tally:
-    """How much of each piece of work is done: an actor that the nodes report to."""
+    """How much of each piece of work is done: an actor that the nodes report to.
+
+    Its answers stop pieces: `ray.cancel` can end the whole driver, since Ray (2.60) fails a check
+    if a task ends while it is cancelled.
+    """
 
     def __init__(self) -> None:
         self._done: dict[int, int] = {}
+        self._last: int | None = None
 
-    def report(self, index: int, done: int) -> None:
-        """Record how much of a piece is done."""
+    def report(self, index: int, done: int) -> bool:
+        """Record how much of a piece is done; returns whether the piece is to go on."""
         self._done[index] = max(done, self._done.get(index, 0))
+        return self._last is None or index <= self._last
+
+    def stop_after(self, index: int) -> None:
+        """Stop the pieces after one; all of them for −1."""
+        self._last = index if self._last is None else min(index, self._last)
 
     def take(self) -> dict[int, int]:
         """What was reported since the last call, by piece."""
@@ -139,6 +150,38 @@ def _sees(probe: Path, token: str) -> bool:
     return False
 
 
+class _Stopped(BaseException):
+    """The driver does not want the piece any longer."""
+
+
+class _Reporter:
+    """Reports how much of a piece is done, and listens whether it is to go on."""
+
+    def __init__(self, index: int, tally: Any) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._index, self._tally = index, tally
+        self._done = 0
+        self.send()
+
+    def send(self) -> None:
+        self._sent_at = time.monotonic()
+        self._asked = self._tally.report.remote(self._index, self._done)
+
+    def listen(self, wait_s: float) -> None:
+        answered, _ = self._ray.wait([self._asked], timeout=wait_s)
+        with suppress(self._ray.exceptions.RayError):  # its node is lost: it comes back elsewhere
+            if answered and not self._ray.get(self._asked):
+                raise _Stopped
+
+    def report(self, done: int) -> None:
+        self._done = done
+        if time.monotonic() - self._sent_at >= _REPORT_INTERVAL_S:
+            self.listen(0)
+            self.send()
+
+
 def do_piece(
     ours: Mapping[str, str], function: Callable[..., Any], piece: Any, index: int, tally: Any
 ) -> Outcome:
@@ -154,18 +197,13 @@ def do_piece(
     problem = other_version(ours, versions())
     if problem:
         return Outcome(node_name(), error=ClusterError(f"node {node_name()}", problem, SAME))
-    reported, last = time.monotonic() - _REPORT_INTERVAL_S, 0
-
-    def report(done: int) -> None:
-        nonlocal reported, last
-        last = done
-        if time.monotonic() - reported >= _REPORT_INTERVAL_S:
-            reported = time.monotonic()
-            tally.report.remote(index, done)
-
+    reporter = _Reporter(index, tally)
     try:
-        data = pickle.dumps(function(piece, report))
-        tally.report.remote(index, last)
+        reporter.listen(_FIRST_ANSWER_S)
+        data = pickle.dumps(function(piece, reporter.report))
+        reporter.send()
+    except _Stopped:
+        return Outcome(node_name())
     except DiffxferError as exc:
         return Outcome(node_name(), error=exc)
     except Exception as exc:

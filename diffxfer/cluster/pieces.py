@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _POLL_S = 0.3
-_CANCEL_S, _KILL_S = 20.0, 10.0
-"""How long a piece has to end after Ctrl-C's like, and how long Ray to end its process."""
+_STOP_S, _KILL_S = 20.0, 10.0
+"""How long a piece has to stop, and how long Ray to end its process."""
 
 
 class Pieces:
@@ -22,13 +22,22 @@ class Pieces:
     Args:
         ray: the module.
         start: hands a piece to Ray, by its index; returns Ray's reference to the result.
+        stop_after: tells the pieces after one to stop.
         count: the number of pieces.
         most: the most pieces to have handed to Ray at once.
     """
 
-    def __init__(self, ray: Any, start: Callable[[int], Any], count: int, most: int) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        start: Callable[[int], Any],
+        stop_after: Callable[[int], object],
+        count: int,
+        most: int,
+    ) -> None:
         self._ray: Any = ray  # most of its interface is not typed
         self._start = start
+        self._stop_after = stop_after
         self._queue = deque(range(count))
         self._most = most
         self._running: dict[Any, int] = {}
@@ -54,19 +63,19 @@ class Pieces:
         self._failures[index] = exc
         first = min(self._failures)
         self._queue = deque(other for other in self._queue if other < first)
-        for ref, other in self._running.items():
-            if other > first:
-                self._ray.cancel(ref)
+        self._stop_after(first)
 
     def stop(self) -> None:
         """Stop what still runs, and wait for it, so that it does not write any longer."""
         self._queue.clear()
         running, self._running = [*self._running], {}
-        for force, wait_s in ((False, _CANCEL_S), (True, _KILL_S)):
-            if running:
-                for ref in running:
-                    self._ray.cancel(ref, force=force)
-                _, running = self._ray.wait(running, num_returns=len(running), timeout=wait_s)
+        if running:
+            self._stop_after(-1)
+            _, running = self._ray.wait(running, num_returns=len(running), timeout=_STOP_S)
+        if running:
+            for ref in running:
+                self._ray.cancel(ref, force=True)
+            self._ray.wait(running, num_returns=len(running), timeout=_KILL_S)
 
     def raise_first(self) -> None:
         """Raise the earliest failure, if there is one."""
@@ -102,6 +111,10 @@ class Progress:
             for index, done in found.items():
                 self._done[index] = max(done, self._done.get(index, 0))
         return sum(self._done.values())
+
+    def stop_after(self, index: int) -> None:
+        """Tell the pieces after one to stop; all of them for −1."""
+        self.actor.stop_after.remote(index)
 
     def close(self) -> None:
         """End the actor."""

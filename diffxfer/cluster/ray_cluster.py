@@ -238,7 +238,8 @@ class RayCluster:
             return task.options(name=label).remote(ours, function, work[index], index, shown.actor)
 
         most = _QUEUED_PER_PLACE * max(self._places(needs), 1)
-        pieces, patience = Pieces(self._ray, start, len(work), most), Patience(_PATIENCE_S)
+        pieces = Pieces(self._ray, start, shown.stop_after, len(work), most)
+        patience = Patience(_PATIENCE_S)
         try:
             while pieces.left():
                 ended = pieces.wait()
@@ -265,7 +266,7 @@ class RayCluster:
         return Progress(self._ray, NodeAffinitySchedulingStrategy(place, soft=True))
 
     def _result(self, pieces: Pieces, index: int, ref: Any) -> bytes:
-        """The pickled result of a piece that has ended; empty if it failed."""
+        """The pickled result of a piece that has ended; empty if it failed or was stopped."""
         try:
             outcome = self._ray.get(ref)
         except self._ray.exceptions.RayError as exc:
@@ -276,6 +277,8 @@ class RayCluster:
         if outcome.error is not None:
             pieces.fail(index, outcome.error)
             return b""
+        if not outcome.checksum:
+            return b""  # it was stopped
         if xxhash.xxh3_128_hexdigest(outcome.data) != outcome.checksum:
             problem = f"the result of part {index + 1} was damaged on its way"
             pieces.fail(index, ClusterError(f"node {outcome.node}", problem, "run it again"))

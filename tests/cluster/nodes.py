@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from diffxfer.checkpoints.partial import find_unfinished
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -136,16 +137,10 @@ def wait_until(condition: Callable[[], object], limit_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def part_bytes_done(out: Path) -> int:
-    """The size of the journals of unfinished parts."""
-    found = out.parent.glob(f".{out.name}.partial-*/diffxfer.journal-*")
-    sizes = []
-    for path in found:
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
-    return sum(sizes)
+def percent(out: Path) -> int:
+    """How much of a run is done, by its journals."""
+    found = find_unfinished(out)
+    return found.percent if found else 0
 
 
 @contextmanager
