@@ -134,10 +134,11 @@ def evaluate(
     roles = assign_roles(named, baseline, finetuned, diff, alphas, settings)
     callbacks = Callbacks(progress or (lambda _: None), moved, answered, opened)
     scorer, warnings = _prepare(roles, settings, output, callbacks)
-    done: list[ScoredModel] = []
+    done: dict[ModelUnderTest, ScoredModel] = {}
 
     def so_far() -> Evaluation:
-        return _compare(scorer, done, warnings, time.perf_counter() - began)
+        ordered = [done[model] for model in scorer.roles.models if model in done]
+        return _compare(scorer, ordered, warnings, time.perf_counter() - began)
 
     try:
         for model in scorer.roles.models:
@@ -223,6 +224,7 @@ def _compare(
     reused = [
         ModelUnderTest(model.label, roles.diff, model.alpha) for model in done if model.reused
     ]
+    told = [warning for model in done for warning in model.warnings]
     return Evaluation(
         rows=rows,
         target=roles.target,
@@ -231,7 +233,7 @@ def _compare(
         columns=columns,
         best=best_alpha(rows, columns, str(roles.diff), roles.target),
         reused=tuple(map(str, reused)),
-        warnings=(*warnings, *scorer.warnings, *([] if store is None else store.warnings)),
+        warnings=(*warnings, *told, *([] if store is None else store.warnings)),
         output=None if store is None else store.folder,
         elapsed_s=elapsed_s,
     )
