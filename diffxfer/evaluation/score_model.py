@@ -124,7 +124,7 @@ def _content_of(
 @contextmanager
 def _open(
     job: ScoringJob, moved: Callable[[int, int], None] | None
-) -> Iterator[tuple[Path | str, GraftSource | None]]:
+) -> Iterator[tuple[Path, GraftSource | None]]:
     """The folder of a model; for a graft, a temporary one, and its weights if not there."""
     if job.diff is None:
         yield job.folder, None
@@ -133,7 +133,7 @@ def _open(
     made_of = job.diff, job.folder
     if job.settings.grafts_in_memory:
         with graft_source(*made_of, alpha, home=job.home, added=job.settings.added) as graft:
-            yield graft.folder, graft
+            yield Path(graft.folder), graft
         return
     with scratch_folder(job.home) as scratch:
         out = scratch / f"{Path(job.model.label).name or 'graft'}+{alpha:g}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.scorer import Scorer
     from diffxfer.streaming.distribute import Cluster
 
-_PROCESS_BYTES = 1_000_000_000
+PROCESS_BYTES = 1_000_000_000
 """The memory of a process that has imported torch, transformers and lm-eval, without a model."""
 _BITS = 32
 
@@ -65,10 +65,8 @@ def choose_cluster(
     Raises:
         OptionError: if the options do not fit together.
     """
+    refuse_gpus_without_cluster(cluster, gpus_per_model)
     if cluster is None:
-        if gpus_per_model is not None:
-            problem = "is for a cluster"
-            raise OptionError("--gpus-per-model", problem, "give --ray too, or omit it")
         return None, settings
     if not settings.reads_folders:
         problem = f"loads models on nodes, but the backend {settings.backend} asks a server"
@@ -77,6 +75,17 @@ def choose_cluster(
     if settings.in_process and settings.device is None:
         settings = replace(settings, device="cuda" if gpus else "cpu")
     return ScoringCluster(cluster, gpus), settings
+
+
+def refuse_gpus_without_cluster(cluster: Cluster | None, gpus_per_model: float | None) -> None:
+    """Refuse a number of GPUs for this process, which uses those that it finds.
+
+    Raises:
+        OptionError: if it is given without a cluster.
+    """
+    if cluster is None and gpus_per_model is not None:
+        problem = "is for a cluster"
+        raise OptionError("--gpus-per-model", problem, "give --ray too, or omit it")
 
 
 def count_gpus(cluster: Cluster, wanted: float | None, device: str | None) -> float:
@@ -152,7 +161,7 @@ def score_on_cluster(
         name="diffxfer eval",
         threads=1 if where.gpus else where.cluster.threads(None),
         gpus=where.gpus,
-        memory=_PROCESS_BYTES + (0 if where.gpus else max(sizes)),
+        memory=PROCESS_BYTES + (0 if where.gpus else max(sizes)),
         progress=_request_callback(scorer.callbacks.answered, len(jobs)),
     )
     with closing(running):

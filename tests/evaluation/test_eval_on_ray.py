@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diffxfer import Evaluation, RayCluster, evaluate
-from diffxfer.errors import EvaluationError, OptionError
-from tests import tiny
 from tests.cluster import nodes
 from tests.evaluation.conftest import FAMILY, QUICK
 
@@ -49,9 +47,11 @@ def files(output: Path) -> dict[str, Any]:
     """The content of lm-eval's files, by folder and name without its time."""
     found = {}
     for path in output.glob("*/*.json*"):
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if (
-            path.suffix == ".jsonl"
-        ) else [json.loads(path.read_text())]
+        lines = (
+            [json.loads(line) for line in path.read_text().splitlines()]
+            if (path.suffix == ".jsonl")
+            else [json.loads(path.read_text())]
+        )
         name = f"{path.parent.name}/{path.name.split('_202')[0]}"
         found[name] = [{k: v for k, v in one.items() if k not in OF_A_RUN} for one in lines]
     return found
@@ -73,5 +73,3 @@ def test_three_alphas_on_two_nodes(cluster: RayCluster, diff: Path, tmp_path: Pa
     assert len(files(tmp_path / "here")) == 5 * 3, "results and two tasks of five models"
     assert {name for name, _, _ in bar} == {"5 models"}
     assert bar[-1][1] <= bar[-1][2]
-
-
