@@ -98,11 +98,16 @@ def count_gpus(cluster: Cluster, wanted: float | None, device: str | None) -> fl
         device: the device that was asked for, if any.
 
     Raises:
-        OptionError: if Ray has no such share, or it does not fit the device.
+        OptionError: if Ray has no such share, no node has so many, or it does not fit the device.
+        ClusterError: if the device is a GPU, and no node has one.
     """
     on_gpu = device is not None and device.startswith("cuda")
+    there = cluster.most_gpus()
+    if on_gpu and not there:
+        problem = f"no node has a GPU for Ray, which the device {device} needs"
+        raise ClusterError("--ray", problem, "start nodes with GPUs, or name the device cpu")
     if wanted is None:
-        return float(on_gpu or (device is None and cluster.most_gpus() > 0))
+        return float(there > 0 and (on_gpu or device is None))
     option = "--gpus-per-model"
     if not (wanted >= 0 and (wanted <= 1 or float(wanted).is_integer())):
         problem = f"{wanted:g} is neither a share of a GPU nor a number of GPUs"
@@ -112,6 +117,9 @@ def count_gpus(cluster: Cluster, wanted: float | None, device: str | None) -> fl
         raise OptionError(option, problem, "omit it, or give --device cuda")
     if not wanted and on_gpu:
         raise OptionError(option, f"0 leaves no GPU for the device {device}", "give 1, or omit it")
+    if wanted > there:
+        problem = f"no node has {wanted:g} GPUs for Ray; the most that one has is {there:g}"
+        raise OptionError(option, problem, "give fewer, or start nodes with more")
     return wanted
 
 
