@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -117,37 +116,6 @@ def test_a_failure_names_the_model_as_on_one_machine(
     assert told[0] == told[1]
     assert str(broken) in told[0]
     assert kept[0] == kept[1] == {"target", "target+1.0"}
-
-
-HANGING = """
-import pathlib, time
-import diffxfer.evaluation.score_on_cluster as module
-def hang(piece, report):
-    pathlib.Path({marker!r}).touch()
-    time.sleep(600)
-module.score_on_node = hang
-"""
-
-
-@pytest.mark.slow
-def test_a_node_dies_while_it_scores(diff: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "begun"
-    program = nodes.path_with(tmp_path / "program", HANGING.format(marker=str(marker)))
-    how = {**HOW, "diff": diff, "alpha": [0.8, 1.2]}
-    with nodes.cluster({}, {"env_vars": program}) as made:
-        dying = made.list_all_nodes()[-1]
-
-        def kill() -> None:
-            nodes.wait_until(marker.exists, 120)
-            made.remove_node(dying, allow_graceful=False)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        with RayCluster(made.address) as connected:
-            there = evaluate(TARGET, **how, cluster=connected)
-        killer.join()
-    assert marker.exists()
-    assert there.rows == evaluate(TARGET, **how).rows
 
 
 @pytest.mark.slow
