@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.cluster.node_work import SAME, other_version
-from diffxfer.errors import ClusterError, OptionError
+from diffxfer.errors import ClusterError, DiffxferError, OptionError
 from diffxfer.evaluation.content_hash import shards_of
 from diffxfer.evaluation.score_model import score_model
 from diffxfer.evaluation.scorer import VERSIONED_PACKAGES, version_of
@@ -221,7 +222,7 @@ def score_on_node(piece: _Piece, report: Callable[[int], None]) -> Answers:
     def told(answered: int, built: int) -> None:
         report(_packed(answered, built))
 
-    with _inside(piece.folder):
+    with _inside(piece.folder), traceback_logged():
         check_device(piece.job.settings)
         tasks = find_tasks(piece.job.settings, fingerprint=False)
         answers = score_model(piece.job, tasks, told=told)
@@ -239,6 +240,16 @@ def _arrived(answers: Answers) -> Answers:
     if answers.tracker is not None:
         answers.tracker.general_config_tracker.start_time += time.perf_counter()
     return answers
+
+
+@contextmanager
+def traceback_logged() -> Iterator[None]:
+    """Print the traceback of a known failure to the node's log: only its message is sent back."""
+    try:
+        yield
+    except DiffxferError:
+        traceback.print_exc()
+        raise
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from diffxfer.checkpoints.location import Place
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.cluster.nested import name_cluster_to_programs
-from diffxfer.evaluation.score_on_cluster import PROCESS_BYTES
+from diffxfer.evaluation.score_on_cluster import PROCESS_BYTES, traceback_logged
 from diffxfer.recycling.chain_plan import ROUNDS_AT_ONCE, Step, StepKind
 from diffxfer.recycling.chain_steps import StepContext, gpus_for, run_step
 
@@ -245,5 +245,6 @@ def train_on_node(piece: _Training, report: Callable[[int], None]) -> dict[str, 
         moved=None,
         alive=lambda: report(0),
     )
-    found: dict[str, Any] = run_step(piece.step, context, {})
+    with traceback_logged():
+        found: dict[str, Any] = run_step(piece.step, context, {})
     return found

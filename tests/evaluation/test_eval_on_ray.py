@@ -144,6 +144,23 @@ class Machines(Here):
         return self._gpus
 
 
+class Records(Machines):
+    """Refuses the work, and keeps how it would have been done."""
+
+    def run(self, _function: Any, work: Any, **how: Any) -> Any:
+        self.seen = work, how
+        raise KeyboardInterrupt
+
+
+def test_how_a_model_is_scored_on_a_gpu(tmp_path: Path) -> None:
+    cluster = Records(4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(TARGET, **{**HOW, "device": None}, cluster=cluster, gpus_per_model=0.5)
+    work, how = cluster.seen
+    assert [piece.job.settings.device for piece in work] == ["cuda"]
+    assert (how["gpus"], how["threads"]) == (0.5, 1)
+
+
 @pytest.mark.parametrize(
     ("there", "wanted", "device", "expected"),
     [

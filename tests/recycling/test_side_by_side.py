@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffxfer.recycling.chain_disk import ModelSize, peak_disk_bytes, peak_disk_bytes_at_once
-from diffxfer.recycling.chain_on_cluster import StepStopped, _Schedule
-from diffxfer.recycling.chain_plan import ROUNDS_AT_ONCE, StepKind, plan_chain, removable_folders
+from diffxfer.recycling.chain_on_cluster import StepStopped, _Schedule, _train_there
+from diffxfer.recycling.chain_plan import (
+    ROUNDS_AT_ONCE,
+    Step,
+    StepKind,
+    plan_chain,
+    removable_folders,
+)
+from diffxfer.recycling.chain_steps import StepContext
 from tests.recycling.test_chain_plan import ROWS, RUN, made, recipes
+from tests.recycling.training import FAMILY
 
 if TYPE_CHECKING:
     from diffxfer.recycling.recipe import Recipe
@@ -80,6 +88,42 @@ def test_a_failure_stops_what_comes_after_it() -> None:
         schedule.check(direct)(1, 2, 0.5)
     schedule.end(scores)
     assert not schedule.take_ready()
+
+
+class Records:
+    """A cluster whose nodes have eight GPUs; it keeps how work would have been done."""
+
+    def most_gpus(self) -> float:
+        return 8
+
+    def threads(self, wanted: int | None) -> int:
+        return wanted or 6
+
+    def run(self, _function: Any, work: Any, **how: Any) -> Any:
+        self.seen = work[0], how
+        yield 0, {"log": []}
+
+
+@pytest.mark.parametrize(
+    ("train", "wanted", "device", "gpus"),
+    [
+        (ROWS, 4, "cuda", 1),  # one process trains
+        (ROWS, 0, "cpu", 0),
+        (ROWS | {"device": "cpu"}, 4, "cpu", 0),
+        ({"command": "accelerate launch t.py {model} {output}"}, 4, None, 4),
+    ],
+)
+def test_gpus_of_a_training(
+    train: dict[str, Any], wanted: float, device: str | None, gpus: float
+) -> None:
+    cluster = Records()
+    context = StepContext(made(train=train), RUN, RUN, print, None, None)
+    tune = Step(2, "direct", StepKind.TUNE, (FAMILY / "target",), RUN / "round-02" / "direct")
+    found = _train_there(cluster, wanted, print, tune, context)  # type: ignore[arg-type]
+    piece, how = cluster.seen
+    assert found == {"log": []}
+    assert (piece.recipe.train.device, how["gpus"]) == (device, gpus)
+    assert how["threads"] == (1 if gpus else 6)
 
 
 @given(recipes())
