@@ -108,6 +108,8 @@ def test_options_that_messages_name_are_those_of_a_command(known: set[str]) -> N
         "--revision",
         "--safe_serialization",
         "--multi_gpu",
+        "--num-cpus",
+        "--address",
     }  # of other programs
     for path in sorted(PACKAGE.rglob("*.py")):
         for text in (text for text in texts(path) if "var(--" not in text):  # no style sheets

@@ -75,7 +75,7 @@ def inspect(
         print_comparison(pair)
 
 
-def _refuse_useless(ray: str | None, other: str | None) -> None:
+def _refuse_useless(ray: str | None, other: object) -> None:
     if ray is not None and other is None:
         remedy = "give OTHER too, or leave it out"
         raise OptionError("--ray", "has no use: one folder is described in a moment", remedy)

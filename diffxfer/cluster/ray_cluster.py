@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import xxhash
 
 from diffxfer.checkpoints.writer import write_error
+from diffxfer.cluster.needs import Needs, counts_of, many
 from diffxfer.cluster.node_work import SAME, do_piece, named, other_version, unseen, versions
 from diffxfer.cluster.pieces import Patience, Pieces, Progress
 from diffxfer.errors import ClusterError, first_line, listed
-from diffxfer.streaming.parts import PART_BYTES
+from diffxfer.streaming.parts import LEAST_PART_BYTES, PART_BYTES, PARTS_PER_PLACE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from types import TracebackType
 
     from diffxfer.checkpoints.stored import ShardFile
@@ -39,8 +40,6 @@ _QUEUED_PER_PLACE = 3
 """Pieces handed to Ray for each that can run at once: a trillion parameters have hundreds."""
 _RETRIES = 5
 _MOST_THREADS = 8
-_PIECE_BYTES, _THREAD_BYTES = 400_000_000, 64_000_000
-"""The memory that Ray sets aside for a piece, and for each of its threads."""
 
 
 class RayCluster:
@@ -51,7 +50,8 @@ class RayCluster:
     Args:
         address: of the cluster's head, as `ray.init` takes it; by default what the environment
             variable RAY_ADDRESS says, else a cluster of this machine alone is started and stopped.
-        part_bytes: the bytes that a part of a plan reads and writes, about.
+        part_bytes: the bytes that a part of a plan reads and writes, about; by default 10 GB, or
+            less where nodes would have nothing to do.
 
     Raises:
         ClusterError: if Ray is not installed, the cluster cannot be reached or has no processors,
@@ -62,10 +62,18 @@ class RayCluster:
         ...     transfer("sft", "base", "target", "graft", cluster=cluster)
     """
 
-    def __init__(self, address: str | None = None, *, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, address: str | None = None, *, part_bytes: int | None = None) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
-        self.part_bytes = part_bytes
+        self._part_bytes = part_bytes
         self._ours = False
+        self._module: Any = None  # most of its interface is not typed
+
+    @property
+    def _ray(self) -> Any:
+        if self._module is None:
+            remedy = "use it in a block: with RayCluster() as cluster"
+            raise ClusterError("RayCluster", "is not connected", remedy)
+        return self._module
 
     def __enter__(self) -> RayCluster:
         try:
@@ -73,7 +81,7 @@ class RayCluster:
         except ImportError as exc:
             remedy = "install it: pip install 'diffxfer[ray]'"
             raise ClusterError("--ray", "needs Ray, which is not installed", remedy) from exc
-        self._ray: Any = ray  # most of its interface is not typed
+        self._module = ray
         try:
             if not ray.is_initialized():
                 self._connect()
@@ -129,9 +137,9 @@ class RayCluster:
         count = sum(int(node["Resources"]["CPU"]) for node in nodes)
         gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
         hosts = sorted({node["NodeManagerHostname"] for node in nodes})
-        more = f", {_many(gpus, 'GPU')}" if gpus else ""
-        places = f"{_many(len(nodes), 'node')} ({listed(hosts)})"
-        return f"on Ray: {places}, {_many(count, 'processor')}{more}"
+        more = f", {many(gpus, 'GPU')}" if gpus else ""
+        places = f"{many(len(nodes), 'node')} ({listed(hosts)})"
+        return f"on Ray: {places}, {many(count, 'processor')}{more}"
 
     def _check_versions(self) -> None:
         if not self._nodes:
@@ -200,8 +208,8 @@ class RayCluster:
         """
         found = [int(node["Resources"]["CPU"]) for node in self._nodes]
         if not found or (wanted or 1) > max(found):
-            count = _many(wanted or 1, "processor")
-            problem = f"no node has {count} for Ray; they have {_listed(found)}"
+            count = many(wanted or 1, "processor")
+            problem = f"no node has {count} for Ray; they have {counts_of(found)}"
             raise ClusterError("--threads", problem, "give fewer, or start larger nodes")
         return wanted or min(_MOST_THREADS, *found)
 
@@ -209,6 +217,17 @@ class RayCluster:
         """The number of GPUs of the node that has most."""
         found = (node["Resources"].get("GPU", 0) for node in self._nodes)
         return float(max(found, default=0))
+
+    def part_bytes(self, total_bytes: int, threads: int, gpus: float = 0) -> int:
+        """The bytes that a part of a plan of so many bytes reads and writes, about.
+
+        See `streaming.distribute.Cluster.part_bytes`.
+        """
+        if self._part_bytes is not None:
+            return self._part_bytes
+        places = max(Needs.of_piece(threads, gpus).places(self._nodes), 1)
+        fair = total_bytes // (PARTS_PER_PLACE * places)
+        return min(PART_BYTES, max(LEAST_PART_BYTES, fair))
 
     def run(
         self,
@@ -226,14 +245,12 @@ class RayCluster:
         See `streaming.distribute.Cluster.run`.
         """
         self._check_gpus(gpus)
-        if memory is None:
-            memory = _PIECE_BYTES + threads * _THREAD_BYTES
-        needs = {"CPU": threads, "GPU": gpus, "memory": memory}
+        needs = Needs.of_piece(threads, gpus, memory)
         shown, ours = self._progress(), versions()
         task = self._ray.remote(
             num_cpus=threads,
             num_gpus=gpus,
-            memory=memory,
+            memory=needs.memory,
             max_retries=_RETRIES,
             scheduling_strategy="SPREAD",
         )(do_piece)
@@ -242,7 +259,7 @@ class RayCluster:
             label = f"{name} {index + 1} of {len(work)}"
             return task.options(name=label).remote(ours, function, work[index], index, shown.actor)
 
-        most = _QUEUED_PER_PLACE * max(self._places(needs), 1)
+        most = _QUEUED_PER_PLACE * max(needs.places(self._nodes), 1)
         pieces = Pieces(self._ray, start, shown.stop_after, len(work), most)
         patience = Patience(_PATIENCE_S)
         try:
@@ -254,8 +271,8 @@ class RayCluster:
                         yield index, pickle.loads(value)
                 if progress is not None:
                     progress(shown.total())
-                if not ended and patience.is_over(self._places(needs)):
-                    raise _no_place(needs)
+                if not ended and patience.is_over(needs.places(self._nodes)):
+                    raise needs.nowhere()
         finally:
             pieces.stop()
             shown.close()
@@ -291,17 +308,10 @@ class RayCluster:
         data: bytes = outcome.data
         return data
 
-    def _places(self, needs: Mapping[str, float]) -> int:
-        """How many pieces that need so much can run at once."""
-        return sum(
-            min(int(node["Resources"].get(kind, 0) / need) for kind, need in needs.items() if need)
-            for node in self._nodes
-        )
-
     def _check_gpus(self, gpus: float) -> None:
         found = [node["Resources"].get("GPU", 0) for node in self._nodes]
         if gpus > self.most_gpus():
-            problem = f"no node has {gpus:g} GPUs for Ray; they have {_listed(found)}"
+            problem = f"no node has {gpus:g} GPUs for Ray; they have {counts_of(found)}"
             raise ClusterError("--ray", problem, "start nodes with GPUs, or use --device cpu")
 
 
@@ -316,21 +326,6 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _no_place(needs: Mapping[str, float]) -> ClusterError:
-    gpus = f", {needs['GPU']:g} GPUs" if needs["GPU"] else ""
-    what = f"{_many(int(needs['CPU']), 'processor')}{gpus} and {needs['memory'] / 1e9:.1f} GB"
-    problem = f"no node has {what} for Ray any longer"
-    return ClusterError("--ray", problem, "start nodes, and run it again: it goes on from there")
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def _cause(exc: BaseException) -> str:
     cause = getattr(exc, "cause", None) or exc
     return f"{type(cause).__name__}: {first_line(cause)}"
-
-
-def _listed(counts: Sequence[float]) -> str:
-    return ", ".join(f"{count:g}" for count in counts) or "none"

@@ -32,13 +32,10 @@ R = TypeVar("R")
 
 
 class Cluster(Protocol):
-    """Processes on several machines that do work for a run.
+    """Processes on several machines that do work for a run."""
 
-    Attributes:
-        part_bytes: the bytes that a part of a plan reads and writes, about.
-    """
-
-    part_bytes: int
+    def part_bytes(self, total_bytes: int, threads: int, gpus: float = 0) -> int:
+        """The bytes that a part of a plan of so many bytes reads and writes, about."""
 
     def threads(self, wanted: int | None) -> int:
         """The number of threads of a part, which some node has; by default as many as each has."""
@@ -112,9 +109,10 @@ def write_parts(
     """
     cluster.check_folders(folder.partial, plan.inputs)
     _create(folder, writers)
-    parts = [*cut(plan, completed.chunks, load, cluster.part_bytes)]
     before, total = completed.resumed_bytes, plan.bytes_to_read + plan.bytes_to_write
     gpus = 0 if load.device == "cpu" else 1
+    part_bytes = cluster.part_bytes(total - before, load.threads, gpus)
+    parts = [*cut(plan, completed.chunks, load, part_bytes)]
 
     def show(done: int) -> None:
         if progress is not None:
@@ -160,7 +158,7 @@ def _absorb(part: Part, written: WrittenPart, folder: OutputFolder, completed: C
         # Its data is durable, since the node has synced it.
         folder.journal.mark(folder.journal.size)
         for each in {path, *paths}:
-            each.unlink()
+            each.unlink(missing_ok=True)
     except OSError as exc:
         raise write_error(folder.out, JOURNAL_NAME, exc) from exc
 
@@ -192,8 +190,9 @@ def measure_parts(
         DiffxferError: the earliest failure in the order of the plan.
     """
     cluster.check_folders(None, plan.inputs)
-    parts = [*cut(plan, ChunkSet(plan, load.chunk_elements), load, cluster.part_bytes)]
     total = plan.bytes_to_read
+    part_bytes = cluster.part_bytes(total, load.threads)
+    parts = [*cut(plan, ChunkSet(plan, load.chunk_elements), load, part_bytes)]
     found: dict[int, Any] = dict(
         cluster.run(
             *(measure_part, parts),

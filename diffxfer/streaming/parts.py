@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import ShardFile
     from diffxfer.streaming.completed import ChunkSet
 
-PART_BYTES = 10_000_000_000
-"""The bytes that a part reads and writes: seconds of work, against milliseconds to hand it out."""
+PART_BYTES, LEAST_PART_BYTES = 10_000_000_000, 500_000_000
+"""The most and the least bytes that a part reads and writes by default, about: seconds of work,
+against milliseconds to hand it out."""
+PARTS_PER_PLACE = 4
+"""In a plan that is small for its cluster, so that all nodes end at about the same time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ SHARED = {
     *("--output", "-o", "--include", "--exclude", "--allow-missing", "--vocab"),
     *("--added", "--rename"),
     *("--allow-nonfinite", "--allow-unrelated", "--max-shard-size", "--threads", "--overwrite"),
-    *("--device", "--device-memory", "--restart", "--stream", "--dry-run"),
+    *("--device", "--device-memory", "--ray", "--restart", "--stream", "--dry-run"),
     *("--json", "--quiet", "-q", "--help", "-h"),
 }
 GRAFTING = {"--alpha", "--alpha-for", "--out-dtype", "--requantize"}
@@ -39,7 +39,18 @@ OPTIONS = {
     "extract": SHARED
     | {"--diff-dtype", "--as", "--rank", "--energy", "--max-rank", "--rest", "--exact"},
     "inspect": {
-        *("--threads", "--stream", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
+        *(
+            "--ray",
+            "--threads",
+            "--stream",
+            "--output",
+            "-o",
+            "--json",
+            "--quiet",
+            "-q",
+            "--help",
+            "-h",
+        ),
     },
     "probe": {
         *("--direct", "--include", "--exclude", "--allow-missing", "--added", "--rename"),
@@ -48,7 +59,7 @@ OPTIONS = {
         *("--vocab", "--threads", "--stream", "--json", "--quiet", "-q", "--help", "-h"),
     },
     "verify": {
-        *("--base", "--finetuned", "--rename", "--threads", "--stream"),
+        *("--base", "--finetuned", "--rename", "--threads", "--ray", "--stream"),
         *("--json", "--quiet", "-q", "--help", "-h"),
     },
     "tune": {
@@ -64,13 +75,17 @@ OPTIONS = {
         *("--apply-chat-template", "--fewshot-as-multiturn", "--no-fewshot-as-multiturn"),
         *("--system-instruction", "--gen-kwargs", "--backend", "--model-args"),
         *("--trust-remote-code", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
+        *("--ray", "--gpus-per-model"),
     },
     "demo": {"--keep", "--help", "-h"},
     "push": {
         *("--private", "--message", "-m", "--eval", "--license", "--dry-run"),
         *("--json", "--quiet", "-q", "--help", "-h"),
     },
-    "iterate": {"--output", "-o", "--from-round", "--json", "--quiet", "-q", "--help", "-h"},
+    "iterate": {
+        *("--output", "-o", "--from-round", "--ray", "--gpus-per-model"),
+        *("--json", "--quiet", "-q", "--help", "-h"),
+    },
 }
 
 

@@ -26,14 +26,17 @@ class Here:
     """Does every piece in this process, one after the other.
 
     Attributes:
-        part_bytes: the bytes of a part.
+        size: the bytes of a part.
         stop_after: raise after so many pieces, as a driver does that is interrupted.
         pieces: how many it was given, run by run.
     """
 
-    part_bytes: int = 200
+    size: int = 200
     stop_after: int | None = None
     pieces: list[int] = field(default_factory=list)
+
+    def part_bytes(self, total_bytes: int, threads: int, gpus: float = 0) -> int:
+        return self.size
 
     def threads(self, wanted: int | None) -> int:
         return wanted or 2

@@ -106,9 +106,10 @@ def check_options(
     }
     max_shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     check_run_options(threads, device, cluster)
+    memory = parse_size(device_memory, "--device-memory")
     run = RunOptions(
-        *(threads, device, parse_size(device_memory, "--device-memory"), allow_nonfinite),
-        *(max_shard_bytes, overwrite, restart, dry_run, progress, stream, cluster),
+        *(threads, device, memory, allow_nonfinite, max_shard_bytes, overwrite, restart, dry_run),
+        *(progress, stream, cluster),
     )
     return GraftOptions(
         *(selection, added, renames, vocab, out_dtype, allow_unrelated, command, run, began),
