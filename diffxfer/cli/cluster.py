@@ -27,6 +27,16 @@ Ray = Annotated[
     ),
 ]
 
+GpusPerModel = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=WHERE,
+        metavar="N",
+        help="With --ray, GPUs of each model, or a share of one: 0.5; by default 1 if nodes have"
+        " GPUs.",
+    ),
+]
+
 
 @contextmanager
 def cluster_of(ray: str | None, console: Console) -> Iterator[RayCluster | None]:

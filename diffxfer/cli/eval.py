@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from diffxfer.cli import options as opt
+from diffxfer.cli.cluster import GpusPerModel, Ray, cluster_of
 from diffxfer.cli.eval_console import EvalConsole
 from diffxfer.cli.help import EITHER, HOW, OUTPUT, PATH, PROMPTS, SAFETY, TASKS, WHAT, WHERE
 
@@ -165,6 +166,8 @@ def eval_models(
             help="Run code that comes with a model.",
         ),
     ] = False,
+    ray: Ray = None,
+    gpus_per_model: GpusPerModel = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -183,7 +186,8 @@ def eval_models(
     from diffxfer import evaluate
 
     alphas = opt.parse_alphas(alpha)
-    with EvalConsole(json=json, quiet=quiet) as console:
+    console = EvalConsole(json=json, quiet=quiet)
+    with console, cluster_of(ray, console) as cluster:
         evaluation = evaluate(
             models,
             tasks=tasks,
@@ -211,5 +215,7 @@ def eval_models(
             answered=console.answered,
             opened=console.opened,
             salvage=console.keep,
+            cluster=cluster,
+            gpus_per_model=gpus_per_model,
         )
         console.keep(evaluation)

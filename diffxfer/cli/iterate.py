@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from diffxfer.cli import options as opt
+from diffxfer.cli.cluster import GpusPerModel, Ray, cluster_of
 from diffxfer.cli.help import OUTPUT, PATH, WHAT
 
 
@@ -37,6 +38,8 @@ def iterate(
             help="Repeat round N and all later ones with the current recipe.",
         ),
     ] = None,
+    ray: Ray = None,
+    gpus_per_model: GpusPerModel = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -44,7 +47,8 @@ def iterate(
     from diffxfer import iterate as iterate_chain
     from diffxfer.cli.chain_console import ChainConsole
 
-    with ChainConsole(json=json, quiet=quiet) as console:
+    console = ChainConsole(json=json, quiet=quiet)
+    with console, cluster_of(ray, console) as cluster:
         report = iterate_chain(
             recipe,
             run,
@@ -55,5 +59,7 @@ def iterate(
             answered=console.answered,
             stage=console.stage,
             opened=console.opened,
+            cluster=cluster,
+            gpus_per_model=gpus_per_model,
         )
         console.show_chain(report)

@@ -213,6 +213,11 @@ class RayCluster:
             raise ClusterError("--threads", problem, "give fewer, or start larger nodes")
         return wanted or min(_MOST_THREADS, *found)
 
+    def most_gpus(self) -> float:
+        """The number of GPUs of the node that has most."""
+        found = (node["Resources"].get("GPU", 0) for node in self._nodes)
+        return float(max(found, default=0))
+
     def part_bytes(self, total_bytes: int, threads: int, gpus: float = 0) -> int:
         """The bytes that a part of a plan of so many bytes reads and writes, about.
 
@@ -305,7 +310,7 @@ class RayCluster:
 
     def _check_gpus(self, gpus: float) -> None:
         found = [node["Resources"].get("GPU", 0) for node in self._nodes]
-        if gpus and gpus > max(found, default=0):
+        if gpus > self.most_gpus():
             problem = f"no node has {gpus:g} GPUs for Ray; they have {counts_of(found)}"
             raise ClusterError("--ray", problem, "start nodes with GPUs, or use --device cpu")
 

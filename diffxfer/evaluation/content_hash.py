@@ -49,12 +49,9 @@ def content_hash(folder: Path) -> str:
         whole.update(read_bytes(folder / MANIFEST_NAME))
         home = folder / COMPANIONS
     _add_companions(whole, home)
-    place = Place(folder)
-    if is_adapter(place):
+    if is_adapter(Place(folder)):
         whole.update(read_bytes(folder / ADAPTER_CONFIG))
-        shards: tuple[ShardFile, ...] = (read_adapter(place).shard,)
-    else:
-        shards = open_weights(folder).shards
+    shards = shards_of(folder)
     buffer = memoryview(bytearray(_STEP))
     for shard in shards:
         opened = OpenShard(shard)
@@ -64,6 +61,19 @@ def content_hash(folder: Path) -> str:
             opened.read_into(part, start)
             whole.update(part)
     return whole.hexdigest()
+
+
+def shards_of(folder: Path) -> tuple[ShardFile, ...]:
+    """The files of weights of a checkpoint, a diff vector or an adapter.
+
+    Args:
+        folder: its folder.
+
+    Raises:
+        CheckpointError: if one cannot be read.
+    """
+    place = Place(folder)
+    return (read_adapter(place).shard,) if is_adapter(place) else open_weights(folder).shards
 
 
 def content_hash_in_memory(

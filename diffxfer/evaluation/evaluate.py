@@ -22,6 +22,7 @@ from diffxfer.evaluation.model_roles import (
     assign_roles,
     supply_chat_templates,
 )
+from diffxfer.evaluation.score_on_cluster import choose_cluster, score_on_cluster
 from diffxfer.evaluation.score_rows import (
     ScoredModel,
     best_alpha,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from diffxfer.checkpoints.stored import ShardFile
+    from diffxfer.streaming.distribute import Cluster
 
 
 def evaluate(
@@ -65,6 +67,8 @@ def evaluate(
     answered: Callable[[str, int, int], None] | None = None,
     opened: Callable[[Path], None] | None = None,
     salvage: Callable[[Evaluation], None] | None = None,
+    cluster: Cluster | None = None,
+    gpus_per_model: float | None = None,
 ) -> Evaluation:
     """Score models with lm-eval, and compare them on the same samples.
 
@@ -101,6 +105,10 @@ def evaluate(
             total, which is 0 before the requests are built.
         opened: called with the output folder when it can be written to.
         salvage: called with the finished scores if a failure ends the evaluation early.
+        cluster: where the models are scored, each on one node, such as `RayCluster`; None for this
+            process.
+        gpus_per_model: GPUs of each model on the cluster, also a share; by default 1 if a node has
+            GPUs and `device` is not another, else 0.
 
     Returns:
         The comparison, with a row for each model, task and metric.
@@ -129,18 +137,22 @@ def evaluate(
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
+    where, settings = choose_cluster(cluster, gpus_per_model, settings)
     named = [models] if isinstance(models, str | Path) else list(models)
     alphas = [alpha] if isinstance(alpha, int | float) else alpha
     roles = assign_roles(named, baseline, finetuned, diff, alphas, settings)
     callbacks = Callbacks(progress or (lambda _: None), moved, answered, opened)
-    scorer, warnings = _prepare(roles, settings, output, callbacks)
-    done: list[ScoredModel] = []
+    scorer, warnings = _prepare(roles, settings, output, callbacks, here=where is None)
+    done: dict[ModelUnderTest, ScoredModel] = {}
 
     def so_far() -> Evaluation:
-        return _compare(scorer, done, warnings, time.perf_counter() - began)
+        ordered = [done[model] for model in scorer.roles.models if model in done]
+        return _compare(scorer, ordered, warnings, time.perf_counter() - began)
 
     try:
-        for model in scorer.roles.models:
+        if where is not None:
+            score_on_cluster(scorer, where, done)
+        for model in scorer.roles.models if where is None else ():
             scorer.score(model, done)
         evaluation = so_far()
         if scorer.store is not None:
@@ -158,9 +170,14 @@ def _prepare(
     settings: EvalSettings,
     output: Path | str | None,
     callbacks: Callbacks,
+    *,
+    here: bool,
 ) -> tuple[Scorer, list[str]]:
-    """Check everything that can be checked before the first model is scored."""
-    from diffxfer.evaluation.harness import check_backend, check_device
+    """Check everything that can be checked before the first model is scored.
+
+    Without `here`, the device is that of a node.
+    """
+    from diffxfer.evaluation.harness import check_backend, check_device, parse_device
     from diffxfer.evaluation.lm_eval_tasks import check_task_files, find_tasks
     from diffxfer.evaluation.score_store import ScoreStore
 
@@ -174,7 +191,10 @@ def _prepare(
         roles = supply_heads(roles, settings, tell)
     folders = [] if roles.diff is None else [roles.folder(roles.diff)]
     folders += map(roles.folder, roles.labels()) if settings.reads_folders else []
-    check_device(settings)
+    if here:
+        check_device(settings)
+    elif settings.device is not None and settings.in_process:
+        parse_device(settings.device)
     store = None if output is None else ScoreStore(Path(output), folders)
     if store is not None and callbacks.opened is not None:
         callbacks.opened(store.folder)
@@ -223,6 +243,7 @@ def _compare(
     reused = [
         ModelUnderTest(model.label, roles.diff, model.alpha) for model in done if model.reused
     ]
+    told = [warning for model in done for warning in model.warnings]
     return Evaluation(
         rows=rows,
         target=roles.target,
@@ -231,7 +252,7 @@ def _compare(
         columns=columns,
         best=best_alpha(rows, columns, str(roles.diff), roles.target),
         reused=tuple(map(str, reused)),
-        warnings=(*warnings, *scorer.warnings, *([] if store is None else store.warnings)),
+        warnings=(*warnings, *told, *([] if store is None else store.warnings)),
         output=None if store is None else store.folder,
         elapsed_s=elapsed_s,
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import torch
     from lm_eval.api.model import LM
     from lm_eval.loggers import EvaluationTracker
 
@@ -114,11 +115,7 @@ def check_device_name(device: str) -> None:
     """
     import torch
 
-    try:
-        kind = torch.device(device)
-    except RuntimeError as exc:
-        problem = f"{short(device)} is not a device"
-        raise OptionError("--device", problem, "give cpu, cuda, cuda:0 or mps") from exc
+    kind = parse_device(device)
     found = torch.cuda.device_count() if kind.type == "cuda" else 1
     if kind.type == "cuda" and (kind.index or 0) >= found:
         have = f"finds {found} CUDA devices" if found else "finds no CUDA device"
@@ -126,6 +123,21 @@ def check_device_name(device: str) -> None:
         raise EvaluationError("--device", problem, "give --device cpu, or check nvidia-smi")
     if kind.type == "mps" and not torch.backends.mps.is_available():
         raise EvaluationError("--device", "PyTorch finds no mps device", "give --device cpu")
+
+
+def parse_device(name: str) -> torch.device:
+    """The device that PyTorch knows by a name.
+
+    Raises:
+        OptionError: if torch does not know the name.
+    """
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError as exc:
+        problem = f"{short(name)} is not a device"
+        raise OptionError("--device", problem, "give cpu, cuda, cuda:0 or mps") from exc
 
 
 def score(

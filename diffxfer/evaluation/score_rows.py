@@ -25,6 +25,7 @@ class ScoredModel:
         scores: in the order of the tasks.
         reused: whether some scores were read from the output folder.
         content: the `content_hash` of what was scored, if it is known.
+        warnings: what a user should know about the scores, one line each.
     """
 
     label: str
@@ -32,6 +33,7 @@ class ScoredModel:
     scores: tuple[Score, ...]
     reused: bool
     content: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def by_column(self) -> Mapping[MetricKey, Score]:
         """The scores by task, metric and filter."""

@@ -109,12 +109,6 @@ class ScoreStore:
         except _CORRUPT_FILE_ERRORS as exc:
             self.warnings.append(f"{path} is not used: {_reason(exc)}")
 
-    def tracker(self) -> EvaluationTracker:
-        """Make lm-eval's writer of result files, to be passed to an evaluation and to `save`."""
-        from lm_eval.loggers import EvaluationTracker
-
-        return EvaluationTracker(output_path=str(self.folder))
-
     def load(self, key: str) -> list[Score] | None:
         """Load the scores of a task or group; None if they are not stored.
 
@@ -160,7 +154,7 @@ class ScoreStore:
             labels: the names of all models of the run, to give each one a different folder.
             results: the results of lm-eval, including samples.
             scored: the ``key``, ``tasks`` and ``groups`` of each requested task.
-            tracker: the result of `tracker` that was passed to lm-eval.
+            tracker: lm-eval's writer of result files, which was passed to lm-eval.
 
         Raises:
             OutputError: if the scores cannot be written.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -13,26 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.diffs.grafting.graft import apply_diff
 from diffxfer.errors import DiskSpaceError, MatchError, RelatednessError, VocabularyError
-from diffxfer.evaluation.content_hash import content_hash, content_hash_in_memory
-from diffxfer.evaluation.request_progress import track_requests
+from diffxfer.evaluation.content_hash import content_hash
+from diffxfer.evaluation.score_model import ScoringJob, score_model
 from diffxfer.evaluation.score_rows import ScoredModel
-from diffxfer.models.graft import graft_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from diffxfer.evaluation.eval_settings import EvalSettings
     from diffxfer.evaluation.lm_eval_tasks import TaskSet
     from diffxfer.evaluation.model_roles import ModelRoles, ModelUnderTest
+    from diffxfer.evaluation.score_model import Answers
     from diffxfer.evaluation.score_store import ScoreStore
     from diffxfer.evaluation.scores import Score
-    from diffxfer.models.graft import GraftSource
 
 _DRY_RUN_NAME = ".diffxfer-graft"
-_VERSIONED_PACKAGES = ("lm-eval", "transformers", "torch", "vllm", "sglang")
+VERSIONED_PACKAGES = ("lm-eval", "transformers", "torch", "vllm", "sglang")
+"""The packages whose version a score may depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,23 @@ class Callbacks:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """What is stored of a model.
+
+    Attributes:
+        model: the model.
+        keys: the key of each score by task; None for a model without a known content.
+        known: the stored scores by task.
+        content: the `content_hash` of the model that has them, if it is known.
+    """
+
+    model: ModelUnderTest
+    keys: Mapping[str, str | None]
+    known: Mapping[str, list[Score]]
+    content: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Scorer:
     """Scores models, with inputs that are checked.
 
@@ -63,7 +78,6 @@ class Scorer:
         store: the scores on disk; None to store none.
         callbacks: the callbacks.
         contents: the hashes of the folders that were read so far.
-        warnings: what a user should know about the scores, one line each.
     """
 
     roles: ModelRoles
@@ -72,18 +86,12 @@ class Scorer:
     store: ScoreStore | None
     callbacks: Callbacks
     contents: dict[Path, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
 
-    def score(self, model: ModelUnderTest, done: list[ScoredModel]) -> None:
-        """Score one model, append its scores to a list, and then store them.
+    def look_up(self, model: ModelUnderTest) -> Lookup:
+        """Load the stored scores of a model.
 
         Args:
             model: one of the models of `roles`.
-            done: the list to append to.
-
-        Raises:
-            DiffxferError: if the model cannot be scored, or its scores cannot be stored; in the
-                latter case they are in the list.
         """
         keys = self._cache_keys(model)
         known: dict[str, list[Score]] = {}
@@ -98,68 +106,99 @@ class Scorer:
                 self.callbacks.tell(
                     f"{model}: scores on {named} are reused from {self.store.folder}"
                 )
-        reused = bool(known)
-        missing = [name for name in self.tasks.names if name not in known]
-        keep = _keep_nothing
+        return Lookup(model, keys, known, content)
+
+    def score(self, model: ModelUnderTest, done: dict[ModelUnderTest, ScoredModel]) -> None:
+        """Score one model, add its scores to a mapping, and then store them.
+
+        Args:
+            model: one of the models of `roles`.
+            done: the mapping to add to.
+
+        Raises:
+            DiffxferError: if the model cannot be scored, or its scores cannot be stored; in the
+                latter case they are in the mapping.
+        """
+        lookup = self.look_up(model)
+        missing = self.missing(lookup)
+        answers = None
         if missing:
             place = f"{self.roles.models.index(model) + 1} of {len(self.roles.models)}"
             self.callbacks.tell(f"scoring {model} ({place}) on {', '.join(missing)}")
-            fresh, content, keep = self._run_harness(model, missing, keys, place)
-            known |= fresh
-        scores = {found.column: found for name in self.tasks.names for found in known[name]}
-        scored = tuple(scores.values())
-        done.append(ScoredModel(model.label, model.alpha, scored, reused, content))
-        keep()
+            told = self._request_callback(model, place)
+            answers = score_model(
+                self.job(lookup), self.tasks, told=told, moved=self.callbacks.moved
+            )
+        self.take(lookup, answers, done)
 
-    def _run_harness(
-        self,
-        model: ModelUnderTest,
-        names: Sequence[str],
-        keys: Mapping[str, str | None],
-        place: str,
-    ) -> tuple[dict[str, list[Score]], str | None, Callable[[], None]]:
-        """Let lm-eval score a model.
+    def missing(self, lookup: Lookup) -> tuple[str, ...]:
+        """The tasks of which a model has no stored scores."""
+        return tuple(name for name in self.tasks.names if name not in lookup.known)
 
-        Returns:
-            The scores by task, the content hash of the model if scores are stored, and a function
-            that stores them.
+    def job(self, lookup: Lookup) -> ScoringJob:
+        """What is left to do for a model.
+
+        Args:
+            lookup: the result of `look_up`.
         """
-        from diffxfer.evaluation.harness import score
+        model, store = lookup.model, self.store
+        folder = self.roles.folder(model.label)
+        return ScoringJob(
+            model=model,
+            folder=folder,
+            diff=None if model.diff is None else self.roles.folder(model.diff),
+            names=self.missing(lookup),
+            settings=self.settings,
+            home=None if store is None else store.folder,
+            stores=store is not None,
+            content=self.contents.get(folder) if model.diff is None else None,
+        )
+
+    def take(
+        self,
+        lookup: Lookup,
+        answers: Answers | None,
+        done: dict[ModelUnderTest, ScoredModel],
+    ) -> None:
+        """Add the scores of a model to a mapping, and then store those that are new.
+
+        Args:
+            lookup: the result of `look_up`.
+            answers: what lm-eval says of the model; None if all its scores were stored.
+            done: the mapping to add to.
+
+        Raises:
+            DiffxferError: if the scores cannot be stored; they are in the mapping then.
+        """
         from diffxfer.evaluation.lm_eval_results import read_scores
 
-        store, tasks = self.store, self.tasks
-        tracker = None if store is None else store.tracker()
-        told = self._request_callback(model, place)
-        if told is not None:
-            told(0, 0)
-        with self._open(model) as (folder, graft):
-            content = None if store is None else self._content_of(model, folder, graft)
-            if told is not None:
-                told(0, 0)  # a folder is written by now, and the model is loaded next
-            with track_requests(told):
-                moved = self.callbacks.moved
-                results = score(
-                    *(folder, str(model), tasks, names, self.settings, tracker, graft, moved),
-                    warn=self.warnings.append,
-                )
-        fresh = read_scores(results, results["samples"])
-        entries = {name: (*tasks.groups[name], *tasks.leaves[name]) for name in names}
-        scores = {name: [one for one in fresh if one.task in entries[name]] for name in names}
-        if store is None or tracker is None:
-            return scores, None, _keep_nothing
-        if model.alpha is not None:
-            # The folder of a graft is temporary, so its inputs are recorded instead.
-            results["config"]["model_args"] = f"pretrained={model}"
+        model, tasks, names = lookup.model, self.tasks, self.missing(lookup)
+        known, content = dict(lookup.known), lookup.content
+        if answers is not None:
+            content = answers.content
+            fresh = read_scores(answers.results, answers.results["samples"])
+            for name in names:
+                entries = (*tasks.groups[name], *tasks.leaves[name])
+                known[name] = [one for one in fresh if one.task in entries]
+        scores = {found.column: found for name in tasks.names for found in known[name]}
+        done[model] = ScoredModel(
+            *(model.label, model.alpha, tuple(scores.values())),
+            reused=bool(lookup.known),
+            content=content,
+            warnings=() if answers is None else answers.warnings,
+        )
+        if self.store is None or answers is None or answers.tracker is None:
+            return
         scored = {
-            name: {"key": keys[name], "tasks": tasks.leaves[name], "groups": tasks.groups[name]}
+            name: {
+                "key": lookup.keys[name],
+                "tasks": tasks.leaves[name],
+                "groups": tasks.groups[name],
+            }
             for name in names
         }
         labels = self.roles.labels()
-
-        def keep() -> None:
-            store.save(model, content, labels, results, scored, tracker)
-
-        return scores, content, keep
+        self.store.save(model, content, labels, answers.results, scored, answers.tracker)
 
     def _request_callback(
         self, model: ModelUnderTest, place: str
@@ -170,16 +209,6 @@ class Scorer:
             return None
         name = str(replace(model, label=Path(model.label).name or model.label))
         return partial(answered, f"{name} ({place.replace(' of ', '/')})")
-
-    def _content_of(
-        self, model: ModelUnderTest, folder: str, graft: GraftSource | None
-    ) -> str | None:
-        """The content hash of a model; a graft was not hashed before."""
-        if not self.settings.reads_folders:
-            return None
-        if graft is not None:
-            return content_hash_in_memory(graft, self.callbacks.moved)
-        return self.contents[Path(folder)] if model.diff is None else content_hash(Path(folder))
 
     def _cache_keys(self, model: ModelUnderTest) -> dict[str, str | None]:
         """The key of each stored score by task; None if the model has no known content."""
@@ -197,30 +226,12 @@ class Scorer:
         made_by = [version("diffxfer"), model.alpha] if ours else []
         shared = [
             [self.contents[folder] for folder in made_of],
-            [*map(_version, _VERSIONED_PACKAGES), *made_by],
+            [*map(version_of, VERSIONED_PACKAGES), *made_by],
             self.settings.cache_key_fields(),
             # With sampling, the answers also depend on the tasks that were asked before.
             self.tasks.fingerprints if self.tasks.sampled else [],
         ]
         return {name: _digest([*shared, self.tasks.fingerprints[name]]) for name in names}
-
-    @contextmanager
-    def _open(self, model: ModelUnderTest) -> Iterator[tuple[str, GraftSource | None]]:
-        """The folder of a model; for a graft, a temporary one, and its weights if not there."""
-        if model.diff is None:
-            yield str(self.roles.folder(model.label)), None
-            return
-        alpha = model.alpha or 0.0
-        made_of = self.roles.folder(model.diff), self.roles.folder(model.label)
-        home = None if self.store is None else self.store.folder
-        if self.settings.grafts_in_memory:
-            with graft_source(*made_of, alpha, home=home, added=self.settings.added) as graft:
-                yield str(graft.folder), graft
-            return
-        with scratch_folder(home) as scratch:
-            out = scratch / f"{Path(model.label).name or 'graft'}+{alpha:g}"
-            apply_diff(*made_of, out, alpha=alpha, progress=self.callbacks.moved)
-            yield str(out), None
 
 
 def check_grafts(roles: ModelRoles, output: Path | None, settings: EvalSettings) -> tuple[str, ...]:
@@ -260,11 +271,8 @@ def check_grafts(roles: ModelRoles, output: Path | None, settings: EvalSettings)
     return report.warnings
 
 
-def _keep_nothing() -> None:
-    """Store nothing."""
-
-
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of a package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.companions import list_companions
 from diffxfer.diffs.delta.from_adapter import LORA
-from diffxfer.recycling.chain_plan import Step, StepKind, removable_folders
+from diffxfer.recycling.chain_plan import ROUNDS_AT_ONCE, Step, StepKind, removable_folders
 from diffxfer.recycling.training_options import peak_training_bytes
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def peak_disk_bytes(
     Returns:
         Bytes. Temporary files of a custom training command are not included.
     """
-    known = {Path(path): size for path, size in sizes.items()}
-    for step in steps:
-        if step.out is not None and step.kind is not StepKind.SCORE:
-            known[step.out] = _output(step, known)
+    known = _sizes(steps, sizes)
     done = {step.key for step in steps} - {step.key for step in pending}
     there: set[Path] = set()
     peak = 0
@@ -75,6 +72,32 @@ def peak_disk_bytes(
         done.add(step.key)
         there -= set(removable_folders(steps, done, recipe.keep))
     return peak
+
+
+def peak_disk_bytes_at_once(
+    pending: Sequence[Step], steps: Sequence[Step], recipe: Recipe, sizes: Mapping[str, ModelSize]
+) -> int:
+    """As `peak_disk_bytes`, if the steps of `ROUNDS_AT_ONCE` rounds may all run at once."""
+    known = _sizes(steps, sizes)
+    settled = {step.key for step in steps} - {step.key for step in pending}
+    peak = 0
+    for first in {step.round for step in pending}:
+        before = [step for step in pending if step.round < first]
+        gone = removable_folders(steps, settled | {step.key for step in before}, recipe.keep)
+        there = {step.out for step in before if step.kind is not StepKind.SCORE} - {None, *gone}
+        now = sum(known[path].disk_bytes for path in there if path is not None)
+        at_once = [step for step in pending if first <= step.round < first + ROUNDS_AT_ONCE]
+        peak = max(peak, now + sum(_while_doing(step, known, recipe) for step in at_once))
+    return peak
+
+
+def _sizes(steps: Sequence[Step], sizes: Mapping[str, ModelSize]) -> dict[Path, ModelSize]:
+    """The size of every folder of a chain."""
+    known = {Path(path): size for path, size in sizes.items()}
+    for step in steps:
+        if step.out is not None and step.kind is not StepKind.SCORE:
+            known[step.out] = _output(step, known)
+    return known
 
 
 def leftovers(step: Step) -> list[Path]:

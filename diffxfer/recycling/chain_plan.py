@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from diffxfer.recycling.recipe import Recipe
 
+ROUNDS_AT_ONCE = 2
+"""How many rounds may run at once on a cluster, so that few folders wait for later steps."""
+
 
 class StepKind(Enum):
     """The kinds of step."""

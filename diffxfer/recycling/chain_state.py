@@ -14,7 +14,7 @@ from diffxfer.errors import OutputError, OutputExistsError, RecipeError
 from diffxfer.recycling.recipe import with_defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 STATE_NAME = "state.json"
@@ -133,6 +133,18 @@ class ChainState:
         """
         # The same values that a later run reads: tuples become lists.
         self.done[key] = json.loads(json.dumps(found))
+        self.save()
+
+    def order(self, keys: Iterable[str]) -> None:
+        """Put the steps in order, after several have run at once, and save the state.
+
+        Args:
+            keys: the keys of all steps.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        self.done = {key: self.done[key] for key in keys if key in self.done} | self.done
         self.save()
 
     def save(self) -> None:

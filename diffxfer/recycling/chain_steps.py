@@ -17,6 +17,7 @@ from diffxfer.diffs.matching.refusal import refusal
 from diffxfer.errors import EvaluationError, MatchError, RelatednessError, UnfinishedError
 from diffxfer.evaluation.eval_settings import make_settings
 from diffxfer.evaluation.evaluate import evaluate
+from diffxfer.evaluation.score_on_cluster import choose_cluster, count_gpus
 from diffxfer.recycling.chain_plan import Step, StepKind, round_name
 from diffxfer.recycling.training_command import train_by_command
 from diffxfer.recycling.training_options import DISTILLATION_DEFAULTS
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from diffxfer.recycling.recipe import EvalSection, Recipe, TrainSection
+    from diffxfer.streaming.distribute import Cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class StepContext:
         moved: called with the bytes done and the total.
         answered: called with a model, its requests answered and the total.
         stage: called with a short description when a step begins.
+        alive: called every second while a training command runs.
+        cluster: where models are scored, and diff vectors and grafts are made in parts; None for
+            this process.
+        gpus_per_model: GPUs of each model that is scored or trained on the cluster.
+        train: runs a step that trains somewhere else; None for this process.
     """
 
     recipe: Recipe
@@ -51,17 +58,35 @@ class StepContext:
     moved: Callable[[int, int], None] | None
     answered: Callable[[str, int, int], None] | None = None
     stage: Callable[[str], None] | None = None
+    alive: Callable[[], None] | None = None
+    cluster: Cluster | None = None
+    gpus_per_model: float | None = None
+    train: Callable[[Step, StepContext], dict[str, Any]] | None = None
 
     def tell_about_scoring(self, line: str) -> None:
         """Report a line about scoring, with folders relative to the run."""
         self.tell(line.replace(f"{self.run}/", ""))
 
 
-def check_evaluation(recipe: Recipe) -> None:
+def gpus_for(cluster: Cluster, wanted: float | None, device: str | None) -> float:
+    """The number of GPUs of a piece of work of a chain; none if the recipe names another device.
+
+    Args:
+        cluster: the cluster.
+        wanted: the number that was asked for, for all pieces; None for 1 where there are GPUs.
+        device: the device in the recipe.
+    """
+    on_gpu = device is None or device.startswith("cuda")
+    return count_gpus(cluster, wanted if on_gpu else None, device)
+
+
+def check_evaluation(recipe: Recipe, cluster: Cluster | None, gpus: float | None) -> None:
     """Check the eval part of a recipe before hours of training depend on it.
 
     Args:
         recipe: a recipe with an eval part.
+        cluster: the cluster on which models are scored; None for this process.
+        gpus: GPUs of each model there.
 
     Raises:
         DiffxferError: if an option is invalid, a task is unknown, or its data cannot be loaded.
@@ -75,7 +100,10 @@ def check_evaluation(recipe: Recipe) -> None:
     settings = make_settings(include_path=None if folder is None else Path(folder), **given)
     check_task_files(settings)
     check_backend(settings)
-    check_device(settings)
+    if cluster is None:
+        check_device(settings)
+    else:
+        choose_cluster(cluster, gpus_for(cluster, gpus, settings.device), settings)
     find_tasks(settings, fingerprint=False)
 
 
@@ -126,6 +154,8 @@ def run_step(step: Step, context: StepContext, done: Mapping[str, Any]) -> Any:
     Raises:
         DiffxferError: if the step fails; then there is nothing at `step.out`.
     """
+    if step.kind is StepKind.TUNE and context.train is not None:
+        return context.train(step, context)
     if step.out is not None and step.kind is not StepKind.SCORE:
         # Written just before the run was killed and not recorded, or to be written again.
         shutil.rmtree(step.out, ignore_errors=True)
@@ -155,7 +185,12 @@ def _do(step: Step, context: StepContext, done: Mapping[str, Any], *, restart: b
 def _merge(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
     assert step.out is not None
     adapter, base = step.inputs
-    report = transfer(adapter, base, base, step.out, restart=restart, progress=context.moved)
+    report = transfer(
+        *(adapter, base, base, step.out),
+        restart=restart,
+        progress=context.moved,
+        cluster=context.cluster,
+    )
     return {"tensors": report.tensors, "warnings": list(report.warnings)}
 
 
@@ -165,7 +200,11 @@ def _extract(step: Step, context: StepContext, *, restart: bool) -> dict[str, An
     # Only the choice of alpha reads the diff vector of an adapter: the adapter itself is grafted.
     pack = not is_adapter(find(finetuned, "finetuned"))
     report = extract_diff(
-        finetuned, base, step.out, pack=pack, restart=restart, progress=context.moved
+        *(finetuned, base, step.out),
+        pack=pack,
+        restart=restart,
+        progress=context.moved,
+        cluster=None if pack else context.cluster,  # a packed one is written in order
     )
     if pack:
         share = report.bytes_to_write / max(report.unpacked_bytes or 0, 1)
@@ -191,11 +230,16 @@ def _graft(
             alpha=alpha,
             restart=restart,
             progress=context.moved,
+            cluster=context.cluster,
         )
     else:
         _tell_of_rounding(step, context, done)
         report = apply_diff(
-            source, base, step.out, alpha=alpha, restart=restart, progress=context.moved
+            *(source, base, step.out),
+            alpha=alpha,
+            restart=restart,
+            progress=context.moved,
+            cluster=context.cluster,
         )
     return {"alpha": alpha, "tensors": report.tensors, "warnings": list(report.warnings)}
 
@@ -223,6 +267,7 @@ def _tune(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
             teacher=teacher,
             home=context.home,
             tell=context.tell,
+            alive=context.alive,
         )
         return {"log": []}
     report = tune(
@@ -261,6 +306,7 @@ def _choose(step: Step, context: StepContext) -> dict[str, Any]:
         progress=context.tell_about_scoring,
         moved=context.moved,
         answered=context.answered,
+        **_where(context, scoring),
         **_evaluation_options(scoring, tasks=scoring.tasks[:1]),
     )
     if evaluation.best is None:
@@ -290,6 +336,7 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
         progress=context.tell_about_scoring,
         moved=context.moved,
         answered=context.answered,
+        **_where(context, scoring),
         **_evaluation_options(scoring, tasks=scoring.tasks),
     )
     known = evaluation.as_json()
@@ -302,6 +349,14 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
         if row["model"] == str(folder)
     ]
     return {"rows": rows, "columns": known["columns"], "warnings": list(evaluation.warnings)}
+
+
+def _where(context: StepContext, scoring: EvalSection) -> dict[str, Any]:
+    """Where `evaluate` scores the models."""
+    if context.cluster is None:
+        return {}
+    gpus = gpus_for(context.cluster, context.gpus_per_model, scoring.device)
+    return {"cluster": context.cluster, "gpus_per_model": gpus}
 
 
 def _evaluation_options(scoring: EvalSection, *, tasks: list[str]) -> dict[str, Any]:

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 from diffxfer.checkpoints.hub.repo_ids import shown_name
 from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.errors import OptionError
-from diffxfer.recycling.chain_disk import leftovers, model_size, peak_disk_bytes, reusable_bytes
-from diffxfer.recycling.chain_inputs import download, open_inputs
+from diffxfer.evaluation.score_on_cluster import refuse_gpus_without_cluster
+from diffxfer.recycling.chain_disk import (
+    leftovers,
+    model_size,
+    peak_disk_bytes,
+    peak_disk_bytes_at_once,
+    reusable_bytes,
+)
+from diffxfer.recycling.chain_inputs import ChainInputs, download, open_inputs
+from diffxfer.recycling.chain_on_cluster import check_nodes, run_side_by_side
 from diffxfer.recycling.chain_plan import Step, StepKind, plan_chain, removable_folders, round_name
 from diffxfer.recycling.chain_report import ChainReport, make_report
 from diffxfer.recycling.chain_state import ChainState
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.streaming.distribute import Cluster
 
 REPORT_NAME = "report.html"
 
@@ -55,6 +64,8 @@ def iterate(
     answered: Callable[[str, int, int], None] | None = None,
     stage: Callable[[str], None] | None = None,
     opened: Callable[[Path], None] | None = None,
+    cluster: Cluster | None = None,
+    gpus_per_model: float | None = None,
 ) -> ChainReport:
     """Run a recipe: graft on each new base, tune, score, and extract the next diff vector.
 
@@ -71,6 +82,10 @@ def iterate(
         answered: called with the model being scored, its requests answered and the total.
         stage: called when a step begins, with a short text such as ``"round 2/3, tuning"``.
         opened: called with `run` when the folder can be written to.
+        cluster: where the steps run, such as `RayCluster`, those that do not wait for each other
+            side by side; None for this process, one after the other.
+        gpus_per_model: GPUs of each model that is scored or trained on the cluster, as for
+            `evaluate`.
 
     Returns:
         The scores of each round.
@@ -81,17 +96,33 @@ def iterate(
     Example:
         >>> iterate("chain.yaml", "run")  # doctest: +SKIP
     """
+    refuse_gpus_without_cluster(cluster, gpus_per_model)
     began = time.perf_counter()
     recipe, run, tell = Path(recipe), Path(run).absolute(), progress or (lambda _: None)
     inputs = open_inputs(recipe, from_round, tell)
-    models, plan = inputs.models, inputs.plan
-    refuse_unsafe_output(run / "rounds", [*map(Path, models), recipe], overwrite=False)
+    context = StepContext(
+        *(inputs.plan, run, recipe.absolute().parent, tell),
+        *(training, moved, answered, stage),
+        cluster=cluster,
+        gpus_per_model=gpus_per_model,
+    )
+    refuse_unsafe_output(run / "rounds", [*map(Path, inputs.models), recipe], overwrite=False)
+    return _follow(inputs, context, from_round, opened, began)
+
+
+def _follow(
+    inputs: ChainInputs,
+    context: StepContext,
+    from_round: int | None,
+    opened: Callable[[Path], None] | None,
+    began: float,
+) -> ChainReport:
+    """Run the steps that are not done."""
+    models, plan, run = inputs.models, inputs.plan, context.run
     steps = plan_chain(plan, run, is_adapter=inputs.is_adapter)
-    home = recipe.absolute().parent
-    context = StepContext(plan, run, home, tell, training, moved, answered, stage)
-    files = file_fingerprints(plan, home, run)
+    files = file_fingerprints(plan, context.home, run)
     _refuse_overwritten_inputs([*models, *files], steps)
-    download(models, tell, moved)
+    download(models, context.tell, context.moved)
     hashes = {path: sampled_fingerprint(checkpoint) for path, checkpoint in models.items()} | files
     with ChainState(run, plan.model_dump(mode="json"), hashes, from_round=from_round) as state:
         pending = _select_pending(steps, state, from_round)
@@ -158,10 +189,13 @@ def _check_feasible(
     """Check, before the first step runs, that every step can be completed."""
     check_bases(context.recipe, context.run)
     if any(step.kind in (StepKind.SCORE, StepKind.CHOOSE) for step in pending):
-        check_evaluation(context.recipe)
+        check_evaluation(context.recipe, context.cluster, context.gpus_per_model)
     sizes = {path: model_size(checkpoint) for path, checkpoint in opened.items()}
-    needed = peak_disk_bytes(pending, steps, context.recipe, sizes)
+    peak = peak_disk_bytes if context.cluster is None else peak_disk_bytes_at_once
+    needed = peak(pending, steps, context.recipe, sizes)
     refuse_small_disk(context.run / "rounds", needed, reusable_bytes(pending))
+    if context.cluster is not None:
+        check_nodes(context, opened)
 
 
 def _discard_rounds(steps: Sequence[Step], from_round: int | None) -> None:
@@ -197,18 +231,30 @@ def _run_steps(
     # An earlier run may have been killed before it removed them.
     _remove_unneeded(pending, steps, context)
     made: set[Path | None] = set()
-    for number, step in enumerate(pending, 1):
+
+    def begin(index: int, running: Sequence[Step]) -> None:
+        step = pending[index]
         what = f"{_STEP_PHRASES[step.kind]} {_describe_inputs(step, context.run)}"
-        context.tell(f"{round_name(step.round)}, step {number} of {len(pending)}: {what}")
+        place = f"step {index + 1} of {len(pending)}"
+        context.tell(f"{round_name(step.round)}, {place}: {what}")
         if context.stage is not None:
-            context.stage(
-                f"round {step.round}/{len(context.recipe.bases)}, {_STEP_NAMES[step.kind]}"
-            )
+            names = ", ".join(_STEP_NAMES[each.kind] for each in running)
+            context.stage(f"round {step.round}/{len(context.recipe.bases)}, {names}")
         if not made.isdisjoint(step.inputs):
             _discard_leftovers(step)  # it was begun with earlier inputs
-        state.record(step.key, run_step(step, context, state.done))
+
+    def settle(step: Step, found: Any, later: Sequence[Step]) -> None:
+        state.record(step.key, found)
         made.add(step.out)
-        _remove_unneeded(pending[number:], steps, context)
+        _remove_unneeded(later, steps, context)
+
+    if context.cluster is not None:
+        run_side_by_side(pending, context, state.done, begin=begin, settle=settle)
+        state.order(step.key for step in steps)
+        return
+    for index, step in enumerate(pending):
+        begin(index, [step])
+        settle(step, run_step(step, context, state.done), pending[index + 1 :])
 
 
 def _remove_unneeded(later: Sequence[Step], steps: Sequence[Step], context: StepContext) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _TAIL = 12
 _PATIENCE_S = 20.0
+_ALIVE_S = 1.0
 
 
 def train_by_command(
@@ -40,6 +41,7 @@ def train_by_command(
     teacher: Path | None,
     home: Path,
     tell: Callable[[str], None],
+    alive: Callable[[], None] | None = None,
 ) -> None:
     """Run a command that trains a model, and validate and publish the model that it writes.
 
@@ -51,6 +53,7 @@ def train_by_command(
         teacher: the folder of the teacher, for ``{teacher}``.
         home: the working directory of the command.
         tell: called with the last lines of the output if the command fails.
+        alive: called every second while it runs; an exception ends the command.
 
     Raises:
         TrainingError: if the command fails, or does not write a model with the same tensors.
@@ -72,7 +75,7 @@ def train_by_command(
                 shutil.rmtree(scratch)
             scratch.unlink(missing_ok=True)
             begun = file.seek(0, os.SEEK_END)
-            status = _run(words, file, home)
+            status = _run(words, file, home, alive)
     except OSError as exc:
         raise write_error(out, log.name, exc) from exc
     if status:
@@ -122,7 +125,7 @@ def _lock(log: BinaryIO, program: str) -> None:
         ) from exc
 
 
-def _run(words: list[str], log: BinaryIO, home: Path) -> int:
+def _run(words: list[str], log: BinaryIO, home: Path, alive: Callable[[], None] | None) -> int:
     try:
         process = subprocess.Popen(
             words,
@@ -137,6 +140,10 @@ def _run(words: list[str], log: BinaryIO, home: Path) -> int:
         problem = f"cannot be run in {home} ({exc.strerror})"
         raise TrainingError(words[0], problem, "check the command in the recipe") from exc
     with _ended(process):
+        while alive is not None:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(_ALIVE_S)
+            alive()
         return process.wait()
 
 

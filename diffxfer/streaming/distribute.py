@@ -40,6 +40,9 @@ class Cluster(Protocol):
     def threads(self, wanted: int | None) -> int:
         """The number of threads of a part, which some node has; by default as many as each has."""
 
+    def most_gpus(self) -> float:
+        """The number of GPUs of the node that has most."""
+
     def check_folders(self, partial: Path | None, inputs: Sequence[ShardFile]) -> None:
         """Refuse nodes that do not see the files of a run.
 

@@ -85,13 +85,17 @@ OPTIONS = {
         *("--apply-chat-template", "--fewshot-as-multiturn", "--no-fewshot-as-multiturn"),
         *("--system-instruction", "--gen-kwargs", "--backend", "--model-args"),
         *("--trust-remote-code", "--output", "-o", "--json", "--quiet", "-q", "--help", "-h"),
+        *("--ray", "--gpus-per-model"),
     },
     "demo": {"--keep", "--help", "-h"},
     "push": {
         *("--private", "--message", "-m", "--eval", "--license", "--dry-run"),
         *("--json", "--quiet", "-q", "--help", "-h"),
     },
-    "iterate": {"--output", "-o", "--from-round", "--json", "--quiet", "-q", "--help", "-h"},
+    "iterate": {
+        *("--output", "-o", "--from-round", "--ray", "--gpus-per-model"),
+        *("--json", "--quiet", "-q", "--help", "-h"),
+    },
 }
 
 

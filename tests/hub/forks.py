@@ -94,7 +94,7 @@ class Forks:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
-        self._process.wait(10)
+        self._process.wait(60)  # it may still import, which takes long on a busy machine
 
 
 def serve() -> None:
