@@ -170,11 +170,13 @@ class Completed:
         index = bisect_right(self.chunks.first, done.number) - 1
         task = self._plan.tasks[index]
         start = (done.number - self.chunks.first[index]) * step_of(task, self._chunk_elements)
-        self.statistics.add(index, start, unpack(done.payload))
+        payload = done.payload
         if self._notes is not None:
-            size = _NOTE_SIZE.unpack(done.payload[-_NOTE_SIZE.size :])[0]
-            note = done.payload[len(done.payload) - _NOTE_SIZE.size - size : -_NOTE_SIZE.size]
-            self._notes.recall(index, start, note)
+            end = len(payload) - _NOTE_SIZE.size
+            begin = end - _NOTE_SIZE.unpack_from(payload, end)[0]
+            self._notes.recall(index, start, payload[begin:end])
+            payload = payload[:begin]
+        self.statistics.add(index, start, unpack(payload))
         self.resumed_bytes += done.moved
         if task.shard is not None:
             self.written[task.shard] += 1
