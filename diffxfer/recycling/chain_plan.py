@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from diffxfer.recycling.recipe import Recipe
 
 
+CONTROLS = ("direct", "initialised", "distilled")
+"""The models that are trained for comparison: no other model is made of them, except that mode dir
+takes Δ from ``"direct"``."""
+
+
 class StepKind(Enum):
     """The kinds of step."""
 
@@ -38,13 +43,13 @@ class Step:
 
     Attributes:
         round: 1 for the first base.
-        name: its result: ``"graft"``, ``"model"``, ``"direct"``, ``"diff"``, ``"alpha"`` or
+        name: its result: ``"graft"``, ``"model"``, one of `CONTROLS`, ``"diff"``, ``"alpha"`` or
             ``"scores"``.
         kind: what it does.
         inputs: the folders that it reads.
         out: the folder that it writes; None for a step that keeps none.
         columns: for a step that scores, the stage of each input: ``"base"``, ``"graft"``,
-            ``"tuned"``, ``"direct"``.
+            ``"tuned"``, or one of `CONTROLS`.
     """
 
     round: int
@@ -124,6 +129,7 @@ class _Planner:
         graft = self._add(number, "graft", StepKind.GRAFT, self._diff, base)
         models = {"base": base, "graft": graft}
         before, self._model, self._direct = self._model, graft, None
+        teachers: list[Path] = []
         if recipe.train is not None:
             teacher = recipe.train.teacher
             teachers = [before if teacher == PREVIOUS else self._find(teacher)] if teacher else []
@@ -132,6 +138,9 @@ class _Planner:
         last = number == len(recipe.bases)
         if "direct" in recipe.controls or (recipe.mode == "dir" and not last):
             self._direct = models["direct"] = self._add(number, "direct", StepKind.TUNE, base)
+        for control, start, taught in (("initialised", graft, []), ("distilled", base, teachers)):
+            if control in recipe.controls:
+                models[control] = self._add(number, control, StepKind.TUNE, start, *taught)
         self._score(number, models)
         if not last:
             self._next_diff(number)
@@ -153,7 +162,7 @@ class _Planner:
         wanted = {
             column: folder
             for column, folder in models.items()
-            if column not in ("base", "direct") or column in self._recipe.controls
+            if column not in ("base", *CONTROLS) or column in self._recipe.controls
         }
         columns = tuple(wanted)
         out = self._run / round_name(number) / "scores"
@@ -184,7 +193,7 @@ def removable_folders(steps: Sequence[Step], done: Iterable[str], keep: str) -> 
     found = []
     for step in steps:
         temporary = step.name == "diff" or (step.name == "graft" and step.round in trained)
-        earlier = step.round < last or step.name == "direct"
+        earlier = step.round < last or step.name in CONTROLS
         wanted = keep == "all" or not (temporary or (keep == "last" and earlier))
         if wanted or step.out is None or step.kind is StepKind.SCORE or step.key not in finished:
             continue

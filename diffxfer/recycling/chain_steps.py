@@ -14,6 +14,7 @@ from diffxfer.diffs.matching.refusal import refusal
 from diffxfer.errors import EvaluationError, MatchError, RelatednessError, UnfinishedError
 from diffxfer.evaluation.eval_settings import make_settings
 from diffxfer.evaluation.evaluate import evaluate
+from diffxfer.recycling.chain_heads import added_head
 from diffxfer.recycling.chain_plan import Step, StepKind, round_name
 from diffxfer.recycling.training_command import train_by_command
 from diffxfer.recycling.training_options import DISTILLATION_DEFAULTS
@@ -97,14 +98,18 @@ def check_bases(recipe: Recipe, run: Path) -> None:
                 base,
                 run / "rounds",
                 alpha=max(recipe.alphas, key=abs),
+                added=added_head(recipe, Path(finetuned or before), Path(before)),
                 dry_run=True,
             )
             if report.refused:
                 raise refusal(report.refused)
         except (MatchError, RelatednessError) as exc:
             first = isinstance(exc, RelatednessError) and exc.roles == ("finetuned", "base")
+            remedy = exc.remedy or ""
             exc.where = str(finetuned if first else base)
             exc.remedy = "check the bases and finetuned of the recipe"
+            if "--added" in remedy:
+                exc.remedy += ", or give added: bring in it to carry over what fine-tuning added"
             raise
         finetuned = None
 
@@ -152,14 +157,22 @@ def _do(step: Step, context: StepContext, done: Mapping[str, Any], *, restart: b
 def _merge(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
     assert step.out is not None
     adapter, base = step.inputs
-    report = transfer(adapter, base, base, step.out, restart=restart, progress=context.moved)
+    report = transfer(
+        *(adapter, base, base, step.out),
+        added=added_head(context.recipe, adapter, base),
+        restart=restart,
+        progress=context.moved,
+    )
     return {"tensors": report.tensors, "warnings": list(report.warnings)}
 
 
 def _extract(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]:
     assert step.out is not None
     finetuned, base = step.inputs
-    report = extract_diff(finetuned, base, step.out, restart=restart, progress=context.moved)
+    added = added_head(context.recipe, finetuned, base)
+    report = extract_diff(
+        finetuned, base, step.out, added=added, restart=restart, progress=context.moved
+    )
     return {"inexact": sum(report.inexact.values()), "warnings": list(report.warnings)}
 
 
@@ -170,7 +183,14 @@ def _graft(
     chosen = done.get(f"{round_name(step.round)}/alpha")
     alpha = chosen["alpha"] if chosen else context.recipe.alphas[0]
     diff, base = step.inputs
-    report = apply_diff(diff, base, step.out, alpha=alpha, restart=restart, progress=context.moved)
+    # The diff vector has an added head only if `added` let it in.
+    report = apply_diff(
+        *(diff, base, step.out),
+        alpha=alpha,
+        added=context.recipe.added or "bring",
+        restart=restart,
+        progress=context.moved,
+    )
     return {"alpha": alpha, "tensors": report.tensors, "warnings": list(report.warnings)}
 
 
@@ -246,8 +266,11 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
     scoring = context.recipe.eval
     assert scoring is not None
     columns = dict(zip(step.columns, step.inputs, strict=True))
+    # Without the base, which may have no head, plain tuning is what the others are compared with.
+    first = next((name for name in ("base", "direct") if name in columns), step.columns[0])
     evaluation = evaluate(
         list(dict.fromkeys(columns.values())),
+        baseline=columns[first],
         # The recovered share is relative to the gain of direct fine-tuning over the base.
         finetuned=columns.get("direct") if "base" in columns else None,
         output=step.out,
@@ -257,7 +280,6 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
         **_evaluation_options(scoring, tasks=scoring.tasks),
     )
     known = evaluation.as_json()
-    first = step.columns[0]
     # One folder may have two stages: a base that is its own fine-tuned model.
     rows = [
         {**row, "model": column, "baseline": first}

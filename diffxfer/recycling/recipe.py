@@ -121,8 +121,13 @@ class Recipe(_Section):
         alpha: the scale of Δ, or several, from which the first eval task chooses.
         train: how each round trains; None for rounds without training.
         eval: how each round is scored; None for no scores.
+        added: what happens to a head that fine-tuning added: ``"bring"``, ``"drop"`` or
+            ``"refuse"``, as in `diffxfer.transfer`. None: a classification head is brought where
+            the base has none, and any other added head is refused.
         controls: which models are scored for comparison: each base, and each base that is
-            fine-tuned directly.
+            fine-tuned directly. With a teacher also each graft that is tuned without it
+            (``"initialised"``), and each base that is fine-tuned directly with it
+            (``"distilled"``): these and ``"direct"`` are the other arms of Qin et al. 2023.
         keep: which folders stay on disk: all, the models, or the last model.
     """
 
@@ -132,7 +137,8 @@ class Recipe(_Section):
     alpha: Alpha | list[Alpha] = 1.0
     train: TrainSection | None = None
     eval: EvalSection | None = None
-    controls: list[Literal["base", "direct"]] = ["base"]
+    added: Literal["bring", "drop", "refuse"] | None = None
+    controls: list[Literal["base", "direct", "initialised", "distilled"]] = ["base"]
     keep: Literal["all", "models", "last"] = "all"
 
     @property
@@ -142,10 +148,11 @@ class Recipe(_Section):
         return list(dict.fromkeys(given))
 
     @property
-    def tunes_bases_directly(self) -> bool:
-        """Whether the chain fine-tunes a base directly, which has no teacher."""
+    def trains_without_teacher(self) -> bool:
+        """Whether the chain trains a model, such as a base directly, that has no teacher."""
         between = self.mode == "dir" and len(self.bases) > 2
-        return self.finetuned is None or "direct" in self.controls or between
+        plain = {"direct", "initialised"}.intersection(self.controls)
+        return self.finetuned is None or bool(plain) or between
 
     def with_folders(self, folders: Mapping[str, str]) -> Recipe:
         """The recipe with each model name replaced by its folder.
@@ -174,15 +181,21 @@ class Recipe(_Section):
             raise ValueError(
                 "the control direct fine-tunes each base directly, which requires train"
             )
+        taught = {"initialised", "distilled"}.intersection(self.controls)
+        if taught and (self.train is None or self.train.teacher is None):
+            raise ValueError(
+                f"the control {min(taught)} compares training with and without a teacher, which"
+                " requires train.teacher"
+            )
         if not self.alphas:
             raise ValueError("alpha is empty")
         if len(self.alphas) > 1 and self.eval is None:
             raise ValueError("choosing among several alphas requires eval")
         command = self.train.command if self.train is not None else None
-        if command is not None and "{teacher}" in command and self.tunes_bases_directly:
+        if command is not None and "{teacher}" in command and self.trains_without_teacher:
             raise ValueError(
                 "command has {teacher}, but a base that is fine-tuned directly has none: give "
-                "finetuned, and neither mode dir nor the control direct"
+                "finetuned, and neither mode dir nor the controls direct and initialised"
             )
         return self
 

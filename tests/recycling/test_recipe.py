@@ -145,7 +145,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"alpha": []}, "alpha is empty"),
     ({"alpha": [1, 2]}, "choosing among several alphas requires eval"),
     ({"keep": "some"}, "keep: input should be 'all', 'models' or 'last', found 'some'"),
-    ({"controls": ["bsae"]}, "controls.0: input should be 'base' or 'direct', found 'bsae'"),
+    (
+        {"controls": ["bsae"]},
+        "controls.0: input should be 'base', 'direct', 'initialised' or 'distilled', found",
+    ),
     (
         {"controls": ["direct"]},
         "the control direct fine-tunes each base directly, which requires train",
