@@ -38,7 +38,7 @@ def test_one_step_of_everything(example: Any, tmp_path: Path) -> None:
     text = (family_folder() / "text.txt").read_text("utf-8").split("\n\n")
     texts = [part for part in text if len(part) >= 80]
     kinds = {base: example.pieces(texts[:8]) for base in example.KINDS}
-    parts = [prose for prose in map(example.prose, texts) if len(prose) >= 20]
+    parts = [part for part in map(import_module("texts").prose, texts) if len(part) >= 20]
     task = {name: parts[5 * i : 5 * i + 5] for i, name in enumerate(example.CLASSES)}
     rows = example.run(tmp_path / "work", plan, kinds, task, 1)
     found = {(row["run"], row["base"], row["stage"]) for row in rows}
@@ -76,7 +76,12 @@ def test_differences_are_paired_by_seed(example: Any) -> None:
     assert "| +13.3 ± 14.3 (1 of 3) |" in table
 
 
-def test_prose_ends_where_sections_begin(example: Any) -> None:
-    text = "Sort it.\n\nIn place.\n\nParameters\n----------\nx : int\n"
-    assert example.prose(text) == "Sort it. In place."
-    assert example.prose("Sort it.\n\n>>> sort()\n1") == "Sort it."
+@pytest.mark.usefixtures("example")
+def test_prose_that_tells_its_package_is_left_out() -> None:
+    texts = import_module("texts")
+    sorting = "Sort the values along the last axis, in ascending order, and in place."
+    assert texts.prose(f"{sorting}\n\nParameters\n----------\nx : int\n") == sorting
+    assert texts.prose(f"{sorting}\n\n>>> sort()\n1") == sorting
+    other = sorting.replace("last", "first")
+    given = {"numpy": [sorting, other], "pandas": [sorting, f"{other} As NumPy does."]}
+    assert texts.labelled(given) == {"numpy": [other], "pandas": []}

@@ -64,6 +64,7 @@ RAISED_BY = {
     "recycling": ("tune",),
     "recycling/chain_state.py": ("iterate",),
     "recycling/chain_inputs.py": ("iterate",),
+    "recycling/chain_steps.py": STREAMED,
     "recycling/iterate.py": ("iterate",),
     "streaming": STREAMED,
     "streaming/run.py": (*MEASURED, "inspect", "verify"),

@@ -12,8 +12,10 @@ from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.manifest import refuse_diff
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.errors import OptionError
+from diffxfer.recycling.chain_heads import check_heads
 from diffxfer.recycling.objectives import objective_rows
-from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
+from diffxfer.recycling.recipe import PREVIOUS, Recipe
+from diffxfer.recycling.recipe_file import read_recipe
 from diffxfer.recycling.training_data import is_local_file, read_rows
 from diffxfer.recycling.tune import require_trl
 
@@ -70,6 +72,7 @@ def open_inputs(path: Path, from_round: int | None, tell: Callable[[str], None])
         else:
             models[str(place.folder)] = open_checkpoint(place, role)
     plan = plan.with_folders({name: str(place.folder) for name, place in places.items()})
+    check_heads(plan)
     return ChainInputs(plan, models, adapter is not None)
 
 

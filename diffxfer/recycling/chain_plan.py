@@ -128,27 +128,31 @@ class _Planner:
             self._add(number, "alpha", StepKind.CHOOSE, self._diff, base, folder=False)
         graft = self._add(number, "graft", StepKind.GRAFT, self._diff, base)
         models = {"base": base, "graft": graft}
-        before, self._model, self._direct = self._model, graft, None
-        teachers: list[Path] = []
+        teachers = self._teachers()
+        self._model = graft
         if recipe.train is not None:
-            teacher = recipe.train.teacher
-            teachers = [before if teacher == PREVIOUS else self._find(teacher)] if teacher else []
             self._model = self._add(number, "model", StepKind.TUNE, graft, *teachers)
             models["tuned"] = self._model
         last = number == len(recipe.bases)
-        if "direct" in recipe.controls or (recipe.mode == "dir" and not last):
-            self._direct = models["direct"] = self._add(number, "direct", StepKind.TUNE, base)
-        for control, start, taught in (("initialised", graft, []), ("distilled", base, teachers)):
-            if control in recipe.controls:
-                models[control] = self._add(number, control, StepKind.TUNE, start, *taught)
+        trained = {"direct": (base,), "initialised": (graft,), "distilled": (base, *teachers)}
+        for name, inputs in trained.items():
+            wanted = name == "direct" and recipe.mode == "dir" and not last
+            if wanted or name in recipe.controls:
+                models[name] = self._add(number, name, StepKind.TUNE, *inputs)
+        self._direct = models.get("direct")
         self._score(number, models)
         if not last:
             self._next_diff(number)
 
-    def _find(self, teacher: str) -> Path:
-        """The folder of a teacher; for the adapter, that of the model made of it."""
+    def _teachers(self) -> list[Path]:
+        """The teacher of the next round; for the adapter, the model made of it."""
+        teacher = None if self._recipe.train is None else self._recipe.train.teacher
+        if teacher is None:
+            return []
+        if teacher == PREVIOUS:
+            return [self._model]
         is_adapter = self._adapter is not None and Path(teacher) == self._adapter
-        return self._run / round_name(1) / "model" if is_adapter else Path(teacher)
+        return [self._run / round_name(1) / "model" if is_adapter else Path(teacher)]
 
     def _next_diff(self, number: int, adapter: Path | None = None) -> None:
         base = Path(self._recipe.bases[number - 1])

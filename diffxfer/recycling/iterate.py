@@ -12,7 +12,6 @@ from diffxfer.checkpoints.hub.repo_ids import shown_name
 from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.errors import OptionError
 from diffxfer.recycling.chain_disk import leftovers, model_size, peak_disk_bytes, reusable_bytes
-from diffxfer.recycling.chain_heads import check_heads
 from diffxfer.recycling.chain_inputs import download, open_inputs
 from diffxfer.recycling.chain_plan import Step, StepKind, plan_chain, removable_folders, round_name
 from diffxfer.recycling.chain_report import ChainReport, make_report
@@ -87,7 +86,6 @@ def iterate(
     inputs = open_inputs(recipe, from_round, tell)
     models, plan = inputs.models, inputs.plan
     refuse_unsafe_output(run / "rounds", [*map(Path, models), recipe], overwrite=False)
-    check_heads(plan)
     steps = plan_chain(plan, run, is_adapter=inputs.is_adapter)
     home = recipe.absolute().parent
     context = StepContext(plan, run, home, tell, training, moved, answered, stage)

@@ -35,7 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # where train_fami
 
 from first_model import TOKENS, make_first_model
 from tables import tables
-from texts import CLASSES, KINDS, labelled, pieces, prose, read_packages, write_rows, write_task
+from texts import CLASSES, KINDS, labelled, pieces, read_packages, write_rows, write_task
 
 from diffxfer import iterate, tune
 
