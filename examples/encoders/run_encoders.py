@@ -33,8 +33,8 @@ from transformers.utils import logging
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # where train_family is
 
+from arm_tables import tables
 from first_model import TOKENS, make_first_model
-from tables import tables
 from texts import CLASSES, KINDS, labelled, pieces, read_packages, write_rows, write_task
 
 from diffxfer import iterate, tune

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from diffxfer import iterate
-from diffxfer.errors import DiffxferError, RecipeError
-from tests.recycling.encoders import LABELS, labelled, plain, save, tune_shortly
+from diffxfer.errors import DataError, DiffxferError, RecipeError
+from tests.recycling.encoders import LABELS, labelled, plain, save, tune_shortly, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,7 +140,7 @@ def test_the_arms_are_scored_against_plain_tuning(
     for stage in stages:
         [row] = second.scores[stage]
         assert row["baseline"] == "direct"
-        assert ("p_value" in row) == (stage != "direct") or row["p_value"] is None
+        assert (row["delta"] is None) == (stage == "direct")
         answers = _argmax(run / "round-02" / folders.get(stage, stage), rows)
         right = sum(a == row["label"] for a, row in zip(answers, rows, strict=True))
         assert row["value"] == pytest.approx(right / len(rows))
@@ -193,6 +193,23 @@ def test_what_cannot_be_scored_is_refused_before_anything_runs(
     message = str(caught.value)
     assert said.format(home=home) in message
     assert "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_other_labels_are_refused_before_anything_runs(home: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+    other = write(
+        tmp_path / "other.jsonl", [{**row, "label": f"very {row['label']}"} for row in rows]
+    )
+    tune_shortly(home / "m1", home / "rows.jsonl", tmp_path / "sft", objective="classification")
+    given = {"finetuned": str(tmp_path / "sft"), "controls": []}
+    with pytest.raises(DataError) as caught:
+        follow(home, tmp_path / "run", train={**TRAIN, "data": str(other)}, **given)
+    assert str(caught.value) == (
+        f"{other.name}: has the labels 'very cold', 'very hot', 'very mild', of which {tmp_path}/sft"
+        " lacks 'very cold', 'very hot', 'very mild': it has 'cold', 'hot', 'mild'; give rows with"
+        " its labels"
+    )
     assert not (tmp_path / "run").exists()
 
 
