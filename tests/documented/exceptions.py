@@ -24,7 +24,7 @@ NOT_RUN = {
     r"python examples/adapter_ranks\.py": "it scores ten models for minutes",
     r"python examples/train_adapter\.py .*": "it scores five models for a minute",
     r"python examples/chain/run_chain\.py .*": "a quarter of an hour; tests/test_chain_example.py",
-    r"python examples/encoders/run_encoders\.py .*": "a quarter of an hour; its own test is smaller",
+    r"python examples/encoders/run_encoders\.py .*": "minutes; tests/test_encoders_example.py",
     r"python examples/forecast/run_forecast\.py .*": "half an hour; tests/test_forecast_example.py",
     r"diffxfer .* --requantize": "tests/diffs/grafting/test_requantize.py has quantised models",
     r"diffxfer --install-completion": "it changes the shell's settings; tests/cli/test_commands.py",
