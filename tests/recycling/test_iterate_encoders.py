@@ -207,8 +207,8 @@ def test_rows_of_other_labels_are_refused_before_anything_runs(home: Path, tmp_p
         follow(home, tmp_path / "run", train={**TRAIN, "data": str(other)}, **given)
     assert str(caught.value) == (
         f"{other.name}: has the labels 'very cold', 'very hot', 'very mild', of which"
-        f" {tmp_path}/sft lacks 'very cold', 'very hot', 'very mild': it has 'cold', 'hot', 'mild'; give rows with"
-        " its labels"
+        f" {tmp_path}/sft lacks 'very cold', 'very hot', 'very mild': it has"
+        " 'cold', 'hot', 'mild'; give rows with its labels"
     )
     assert not (tmp_path / "run").exists()
 
