@@ -36,10 +36,8 @@ def tables(rows: Sequence[Row]) -> str:
     gains = [f"{heads} {said} |", "|---" * (len(others) + 1) + "|"]
     for setting in arms:
         found = {arm: _of(rows, setting, arm) for arm in ARMS}
-        cells = map(_score, found.values())
-        scores.append(f"| {_name(setting)} | {' | '.join(cells)} |")
-        cells = (_gain(found[arm], found[PLAIN]) for arm in others)
-        gains.append(f"| {_name(setting)} | {' | '.join(cells)} |")
+        scores.append(_line(setting, [_score(each) for each in found.values()]))
+        gains.append(_line(setting, [_gain(found[arm], found[PLAIN]) for arm in others]))
     return "\n".join([f"outdated classifier on `m1`: {outdated}", "", *scores, "", *gains])
 
 
@@ -53,11 +51,11 @@ def _of(rows: Sequence[Row], setting: tuple[str, int, str], stage: str) -> list[
     return sorted(found, key=lambda row: row["seed"])
 
 
-def _name(setting: tuple[str, int, str]) -> str:
+def _line(setting: tuple[str, int, str], cells: Sequence[str]) -> str:
     run, steps, base = setting
     count, kind, *_ = run.split("-")
     path = f"round by round to `{base}`" if kind == "chain" else f"`m1` → `{base}`"
-    return f"{count}, {path}, {steps}"
+    return f"| {count}, {path}, {steps} | {' | '.join(cells)} |"
 
 
 def _score(found: Sequence[Row]) -> str:
