@@ -66,6 +66,7 @@ RAISED_BY = {
     "recycling": ("tune",),
     "recycling/chain_state.py": ("iterate",),
     "recycling/chain_inputs.py": ("iterate",),
+    "recycling/chain_checks.py": STREAMED,
     "recycling/chain_steps.py": ("iterate",),
     "recycling/iterate.py": ("iterate",),
     "streaming": STREAMED,

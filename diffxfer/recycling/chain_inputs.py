@@ -12,8 +12,16 @@ from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.kind import refuse_diff
 from diffxfer.diffs.delta.from_checkpoints import read_roles
 from diffxfer.errors import OptionError
-from diffxfer.recycling.objectives import objective_rows
-from diffxfer.recycling.recipe import PREVIOUS, Recipe, read_recipe
+from diffxfer.recycling.chain_heads import check_heads
+from diffxfer.recycling.labels import prepare_labels
+from diffxfer.recycling.objectives import (
+    CLASSIFICATION,
+    check_objective,
+    choose_objective,
+    rows_accepted,
+)
+from diffxfer.recycling.recipe import PREVIOUS, Recipe
+from diffxfer.recycling.recipe_file import read_recipe
 from diffxfer.recycling.training_data import is_local_file, read_rows
 from diffxfer.recycling.tune import require_trl
 
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffxfer.checkpoints.reader import Checkpoint
+    from diffxfer.recycling.recipe import TrainSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +63,6 @@ def open_inputs(path: Path, from_round: int | None, tell: Callable[[str], None])
     _check_round(plan, from_round)
     if plan.train is not None and plan.train.command is None:
         require_trl()
-        if is_local_file(str(plan.train.data)):
-            accepted = objective_rows(plan.train.objective)
-            read_rows(str(plan.train.data), lambda _: accepted)
     places = {name: find(name, f"the {role} checkpoint") for name, role in _roles(plan).items()}
     adapter = places.get(plan.finetuned or "")
     if adapter is not None and not is_adapter(adapter):
@@ -70,7 +76,25 @@ def open_inputs(path: Path, from_round: int | None, tell: Callable[[str], None])
         else:
             models[str(place.folder)] = open_checkpoint(place, role)
     plan = plan.with_folders({name: str(place.folder) for name, place in places.items()})
+    check_heads(plan)
+    if plan.train is not None and plan.train.command is None:
+        _check_rows(plan.train, models[plan.finetuned or plan.bases[0]])
     return ChainInputs(plan, models, adapter is not None)
+
+
+def _check_rows(train: TrainSection, first: Checkpoint) -> None:
+    """Check that the first model of the chain can learn from the rows.
+
+    Args:
+        train: how each round trains.
+        first: the fine-tuned model, or the first base if that is trained first.
+    """
+    check_objective(first, train.objective)
+    if not is_local_file(str(train.data)):
+        return
+    rows = read_rows(str(train.data), rows_accepted(first, train.objective))
+    if choose_objective(first, rows, train.objective) == CLASSIFICATION:
+        prepare_labels(first, None, rows)
 
 
 def _roles(plan: Recipe) -> dict[str, str]:

@@ -18,8 +18,9 @@ from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.checkpoints.scratch import scratch_folder
 from diffxfer.cluster.nested import name_cluster_to_programs
 from diffxfer.evaluation.score_on_cluster import PROCESS_BYTES, traceback_logged
+from diffxfer.recycling.chain_checks import gpus_for
 from diffxfer.recycling.chain_plan import ROUNDS_AT_ONCE, Step, StepKind
-from diffxfer.recycling.chain_steps import StepContext, gpus_for, run_step
+from diffxfer.recycling.chain_steps import StepContext, run_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

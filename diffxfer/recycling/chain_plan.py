@@ -18,6 +18,11 @@ ROUNDS_AT_ONCE = 2
 """How many rounds may run at once on a cluster, so that few folders wait for later steps."""
 
 
+CONTROLS = ("direct", "initialised", "distilled")
+"""The models that are trained for comparison: no other model is made of them, except that mode dir
+takes Δ from ``"direct"``."""
+
+
 class StepKind(Enum):
     """The kinds of step."""
 
@@ -41,13 +46,13 @@ class Step:
 
     Attributes:
         round: 1 for the first base.
-        name: its result: ``"graft"``, ``"model"``, ``"direct"``, ``"diff"``, ``"alpha"`` or
+        name: its result: ``"graft"``, ``"model"``, one of `CONTROLS`, ``"diff"``, ``"alpha"`` or
             ``"scores"``.
         kind: what it does.
         inputs: the folders that it reads.
         out: the folder that it writes; None for a step that keeps none.
         columns: for a step that scores, the stage of each input: ``"base"``, ``"graft"``,
-            ``"tuned"``, ``"direct"``.
+            ``"tuned"``, or one of `CONTROLS`.
     """
 
     round: int
@@ -127,15 +132,18 @@ class _Planner:
             self._add(number, "alpha", StepKind.CHOOSE, self._diff, base, folder=False)
         graft = self._add(number, "graft", StepKind.GRAFT, *self._sources(number))
         models = {"base": base, "graft": graft}
-        before, self._model, self._direct = self._model, graft, None
+        teachers = self._teachers()
+        self._model = graft
         if recipe.train is not None:
-            teacher = recipe.train.teacher
-            teachers = [before if teacher == PREVIOUS else self._find(teacher)] if teacher else []
             self._model = self._add(number, "model", StepKind.TUNE, graft, *teachers)
             models["tuned"] = self._model
         last = number == len(recipe.bases)
-        if "direct" in recipe.controls or (recipe.mode == "dir" and not last):
-            self._direct = models["direct"] = self._add(number, "direct", StepKind.TUNE, base)
+        trained = {"direct": (base,), "initialised": (graft,), "distilled": (base, *teachers)}
+        for name, inputs in trained.items():
+            wanted = name == "direct" and recipe.mode == "dir" and not last
+            if wanted or name in recipe.controls:
+                models[name] = self._add(number, name, StepKind.TUNE, *inputs)
+        self._direct = models.get("direct")
         self._score(number, models)
         if not last:
             self._next_diff(number)
@@ -150,10 +158,15 @@ class _Planner:
             return self._adapter, base, Path(self._recipe.bases[0])
         return self._diff, base
 
-    def _find(self, teacher: str) -> Path:
-        """The folder of a teacher; for the adapter, that of the model made of it."""
+    def _teachers(self) -> list[Path]:
+        """The teacher of the next round; for the adapter, the model made of it."""
+        teacher = None if self._recipe.train is None else self._recipe.train.teacher
+        if teacher is None:
+            return []
+        if teacher == PREVIOUS:
+            return [self._model]
         is_adapter = self._adapter is not None and Path(teacher) == self._adapter
-        return self._run / round_name(1) / "model" if is_adapter else Path(teacher)
+        return [self._run / round_name(1) / "model" if is_adapter else Path(teacher)]
 
     def _next_diff(self, number: int, adapter: Path | None = None) -> None:
         base = Path(self._recipe.bases[number - 1])
@@ -167,7 +180,7 @@ class _Planner:
         wanted = {
             column: folder
             for column, folder in models.items()
-            if column not in ("base", "direct") or column in self._recipe.controls
+            if column not in ("base", *CONTROLS) or column in self._recipe.controls
         }
         columns = tuple(wanted)
         out = self._run / round_name(number) / "scores"
@@ -198,7 +211,7 @@ def removable_folders(steps: Sequence[Step], done: Iterable[str], keep: str) -> 
     found = []
     for step in steps:
         temporary = step.name == "diff" or (step.name == "graft" and step.round in trained)
-        earlier = step.round < last or step.name == "direct"
+        earlier = step.round < last or step.name in CONTROLS
         wanted = keep == "all" or not (temporary or (keep == "last" and earlier))
         if wanted or step.out is None or step.kind is StepKind.SCORE or step.key not in finished:
             continue

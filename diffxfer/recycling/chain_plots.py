@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 
 # One colour per stage, distinguishable by colour-blind readers (after Okabe and Ito 2008) on white
 # and on black.
-_COLOURS = {"base": "#8A8A8A", "graft": "#D98E00", "tuned": "#2B85C7", "direct": "#009E73"}
+_COLOURS = {
+    "base": "#8A8A8A",
+    "graft": "#D98E00",
+    "tuned": "#2B85C7",
+    "direct": "#009E73",
+    "initialised": "#CC79A7",
+    "distilled": "#C75B12",
+}
+_DASHES = {"direct": "dot", "initialised": "dash", "distilled": "dashdot"}
 STAGE_NAMES = {
     "base": "base alone",
     "graft": "graft",
     "tuned": "graft, tuned",
     "direct": "base, tuned plainly",
+    "initialised": "graft, tuned without the teacher",
+    "distilled": "base, tuned with the teacher",
 }
 
 
@@ -71,7 +81,7 @@ def losses_figure(report: ChainReport) -> Figure | None:
                         y=[entry["loss"] for entry in log],
                         mode="lines",
                         name=f"{each.number}: {_trained(name, each)}",
-                        line={"color": colour, "dash": "dot" if name == "direct" else "solid"},
+                        line={"color": colour, "dash": _DASHES.get(name, "solid")},
                     )
                 )
     if not figure.data:
@@ -88,5 +98,6 @@ def _shade(share: float) -> str:
 
 
 def _trained(name: str, each: Round) -> str:
-    plainly = name == "direct" or each.alpha is None
-    return STAGE_NAMES["direct" if plainly else "tuned"]
+    if name == "model":
+        return STAGE_NAMES["direct" if each.alpha is None else "tuned"]
+    return STAGE_NAMES[name]

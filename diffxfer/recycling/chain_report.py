@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.hub.repo_ids import shown_name
 from diffxfer.evaluation.scores import TaskScore
-from diffxfer.recycling.chain_plan import round_name
+from diffxfer.recycling.chain_plan import CONTROLS, round_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from diffxfer.evaluation.scores import MetricKey
     from diffxfer.recycling.recipe import Recipe
 
-STAGES = ("base", "graft", "tuned", "direct")
-"""The models that a round may score: base, graft, tuned graft, and directly fine-tuned base.
+STAGES = ("base", "graft", "tuned", *CONTROLS)
+"""The models that a round may score: base, graft, tuned graft, and what is trained to compare it.
 
-These are the columns of table 6 in Lin et al. 2025; in round 1, the tuned model is M*1.
+The first four are the columns of table 6 in Lin et al. 2025; in round 1, the tuned model is M*1.
+With a teacher, the last four are the arms of Qin et al. 2023: both, plain, initialised, distilled.
 """
 
-_GRAFTED = ("graft", "tuned")
+_GRAFTED = ("graft", "tuned", "initialised")
 _SCORE_FIELDS = tuple(field.name for field in fields(TaskScore))
 
 
@@ -35,7 +36,8 @@ class Round:
         base: the name of the base.
         alpha: the scale of the graft; None in round 1.
         scores: by stage, one row for each measure, with the fields of `diffxfer.Row`.
-        losses: by trained model, ``"model"`` or ``"direct"``, the number and loss of each step.
+        losses: by trained model, ``"model"`` or one of `CONTROLS`, the number and loss of each
+            step.
     """
 
     number: int
@@ -152,7 +154,7 @@ def make_report(
             scores.setdefault(row["model"], []).append(row)
         for task, metric, chosen in scored["columns"]:
             measures[task, metric, chosen] = None
-        trained = {name: found[name] for name in ("model", "direct")}
+        trained = {name: found[name] for name in ("model", *CONTROLS)}
         losses = {name: entry["log"] for name, entry in trained.items() if entry and "log" in entry}
         graft = found["graft"]
         alpha = None if graft is None else graft["alpha"]
@@ -164,4 +166,4 @@ def make_report(
     return ChainReport(run, tuple(rounds), tuple(measures), said, warnings, steps_done, elapsed_s)
 
 
-_STEPS_REPORTED = ("graft", "model", "direct", "scores")
+_STEPS_REPORTED = ("graft", "model", *CONTROLS, "scores")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffxfer.checkpoints.adapters.config import is_adapter
@@ -13,11 +11,10 @@ from diffxfer.checkpoints.output_place import gigabytes
 from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.extraction.extract import extract_diff
 from diffxfer.diffs.grafting.graft import apply_diff, transfer
-from diffxfer.diffs.matching.refusal import refusal
-from diffxfer.errors import EvaluationError, MatchError, RelatednessError, UnfinishedError
-from diffxfer.evaluation.eval_settings import make_settings
+from diffxfer.errors import EvaluationError, UnfinishedError
 from diffxfer.evaluation.evaluate import evaluate
-from diffxfer.evaluation.score_on_cluster import choose_cluster, count_gpus
+from diffxfer.recycling.chain_checks import evaluation_options, gpus_for
+from diffxfer.recycling.chain_heads import added_head
 from diffxfer.recycling.chain_plan import Step, StepKind, round_name
 from diffxfer.recycling.training_command import train_by_command
 from diffxfer.recycling.training_options import DISTILLATION_DEFAULTS
@@ -25,6 +22,7 @@ from diffxfer.recycling.tune import tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from diffxfer.recycling.recipe import EvalSection, Recipe, TrainSection
     from diffxfer.streaming.distribute import Cluster
@@ -66,78 +64,6 @@ class StepContext:
     def tell_about_scoring(self, line: str) -> None:
         """Report a line about scoring, with folders relative to the run."""
         self.tell(line.replace(f"{self.run}/", ""))
-
-
-def gpus_for(cluster: Cluster, wanted: float | None, device: str | None) -> float:
-    """The number of GPUs of a piece of work of a chain; none if the recipe names another device.
-
-    Args:
-        cluster: the cluster.
-        wanted: the number that was asked for, for all pieces; None for 1 where there are GPUs.
-        device: the device in the recipe.
-    """
-    on_gpu = device is None or device.startswith("cuda")
-    return count_gpus(cluster, wanted if on_gpu else None, device)
-
-
-def check_evaluation(recipe: Recipe, cluster: Cluster | None, gpus: float | None) -> None:
-    """Check the eval part of a recipe before hours of training depend on it.
-
-    Args:
-        recipe: a recipe with an eval part.
-        cluster: the cluster on which models are scored; None for this process.
-        gpus: GPUs of each model there.
-
-    Raises:
-        DiffxferError: if an option is invalid, a task is unknown, or its data cannot be loaded.
-    """
-    from diffxfer.evaluation.harness import check_backend, check_device
-    from diffxfer.evaluation.lm_eval_tasks import check_task_files, find_tasks
-
-    assert recipe.eval is not None
-    given = _evaluation_options(recipe.eval, tasks=recipe.eval.tasks)
-    folder = given.pop("include_path")
-    settings = make_settings(include_path=None if folder is None else Path(folder), **given)
-    check_task_files(settings)
-    check_backend(settings)
-    if cluster is None:
-        check_device(settings)
-    else:
-        choose_cluster(cluster, gpus_for(cluster, gpus, settings.device), settings)
-    find_tasks(settings, fingerprint=False)
-
-
-def check_bases(recipe: Recipe, run: Path) -> None:
-    """Check, by a dry run of each graft, that the bases are compatible with one another.
-
-    A tuned model has the tensors and tokens of its base, so the base can represent it here.
-
-    Args:
-        recipe: the recipe.
-        run: the folder of the run.
-
-    Raises:
-        DiffxferError: if tensors or tokens do not match, or two models are unrelated.
-    """
-    finetuned = recipe.finetuned
-    for before, base in pairwise(recipe.bases):
-        try:
-            report = transfer(
-                finetuned or before,
-                before,
-                base,
-                run / "rounds",
-                alpha=max(recipe.alphas, key=abs),
-                dry_run=True,
-            )
-            if report.refused:
-                raise refusal(report.refused)
-        except (MatchError, RelatednessError) as exc:
-            first = isinstance(exc, RelatednessError) and exc.roles == ("finetuned", "base")
-            exc.where = str(finetuned if first else base)
-            exc.remedy = "check the bases and finetuned of the recipe"
-            raise
-        finetuned = None
 
 
 def run_step(step: Step, context: StepContext, done: Mapping[str, Any]) -> Any:
@@ -187,6 +113,7 @@ def _merge(step: Step, context: StepContext, *, restart: bool) -> dict[str, Any]
     adapter, base = step.inputs
     report = transfer(
         *(adapter, base, base, step.out),
+        added=added_head(context.recipe, adapter, base),
         restart=restart,
         progress=context.moved,
         cluster=context.cluster,
@@ -201,6 +128,7 @@ def _extract(step: Step, context: StepContext, *, restart: bool) -> dict[str, An
     pack = not is_adapter(find(finetuned, "finetuned"))
     report = extract_diff(
         *(finetuned, base, step.out),
+        added=added_head(context.recipe, finetuned, base),
         pack=pack,
         restart=restart,
         progress=context.moved,
@@ -228,6 +156,7 @@ def _graft(
         report = transfer(
             *(source, adapted[0], base, step.out),
             alpha=alpha,
+            added=added_head(context.recipe, source, adapted[0]),
             restart=restart,
             progress=context.moved,
             cluster=context.cluster,
@@ -237,6 +166,8 @@ def _graft(
         report = apply_diff(
             *(source, base, step.out),
             alpha=alpha,
+            # The diff vector has an added head only if `added` let it in.
+            added=context.recipe.added or "bring",
             restart=restart,
             progress=context.moved,
             cluster=context.cluster,
@@ -307,7 +238,7 @@ def _choose(step: Step, context: StepContext) -> dict[str, Any]:
         moved=context.moved,
         answered=context.answered,
         **_where(context, scoring),
-        **_evaluation_options(scoring, tasks=scoring.tasks[:1]),
+        **evaluation_options(scoring, tasks=scoring.tasks[:1]),
     )
     if evaluation.best is None:
         problem = f"yields no score of {base} to choose alpha by"
@@ -328,8 +259,11 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
     scoring = context.recipe.eval
     assert scoring is not None
     columns = dict(zip(step.columns, step.inputs, strict=True))
+    # Without the base, which may have no head, plain tuning is what the others are compared with.
+    first = next((name for name in ("base", "direct") if name in columns), step.columns[0])
     evaluation = evaluate(
         list(dict.fromkeys(columns.values())),
+        baseline=columns[first],
         # The recovered share is relative to the gain of direct fine-tuning over the base.
         finetuned=columns.get("direct") if "base" in columns else None,
         output=step.out,
@@ -337,10 +271,9 @@ def _score(step: Step, context: StepContext) -> dict[str, Any]:
         moved=context.moved,
         answered=context.answered,
         **_where(context, scoring),
-        **_evaluation_options(scoring, tasks=scoring.tasks),
+        **evaluation_options(scoring, tasks=scoring.tasks),
     )
     known = evaluation.as_json()
-    first = step.columns[0]
     # One folder may have two stages: a base that is its own fine-tuned model.
     rows = [
         {**row, "model": column, "baseline": first}
@@ -357,7 +290,3 @@ def _where(context: StepContext, scoring: EvalSection) -> dict[str, Any]:
         return {}
     gpus = gpus_for(context.cluster, context.gpus_per_model, scoring.device)
     return {"cluster": context.cluster, "gpus_per_model": gpus}
-
-
-def _evaluation_options(scoring: EvalSection, *, tasks: list[str]) -> dict[str, Any]:
-    return {**scoring.model_dump(exclude={"tasks"}), "tasks": tasks}

@@ -12,6 +12,7 @@ from diffxfer.checkpoints.hub.repo_ids import shown_name
 from diffxfer.checkpoints.output_place import refuse_small_disk, refuse_unsafe_output
 from diffxfer.errors import OptionError
 from diffxfer.evaluation.score_on_cluster import refuse_gpus_without_cluster
+from diffxfer.recycling.chain_checks import check_bases, check_evaluation
 from diffxfer.recycling.chain_disk import (
     leftovers,
     model_size,
@@ -24,7 +25,7 @@ from diffxfer.recycling.chain_on_cluster import check_nodes, run_side_by_side
 from diffxfer.recycling.chain_plan import Step, StepKind, plan_chain, removable_folders, round_name
 from diffxfer.recycling.chain_report import ChainReport, make_report
 from diffxfer.recycling.chain_state import ChainState
-from diffxfer.recycling.chain_steps import StepContext, check_bases, check_evaluation, run_step
+from diffxfer.recycling.chain_steps import StepContext, run_step
 from diffxfer.recycling.input_fingerprints import file_fingerprints, sampled_fingerprint
 
 if TYPE_CHECKING:

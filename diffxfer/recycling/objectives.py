@@ -126,15 +126,6 @@ def rows_accepted(
     return accept
 
 
-def objective_rows(objective: str | None) -> Accepted:
-    """The formats of rows for an objective, whatever the model; for None, those of any.
-
-    Args:
-        objective: the objective.
-    """
-    return Accepted(ROW_FORMS) if objective is None else _ACCEPTED[objective]
-
-
 def choose_objective(model: Checkpoint, rows: TrainingRows, objective: str | None) -> str:
     """What a model is trained to predict.
 

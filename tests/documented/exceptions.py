@@ -24,6 +24,7 @@ NOT_RUN = {
     r"python examples/adapter_ranks\.py": "it scores ten models for minutes",
     r"python examples/train_adapter\.py .*": "it scores five models for a minute",
     r"python examples/chain/run_chain\.py .*": "a quarter of an hour; tests/test_chain_example.py",
+    r"python examples/encoders/run_encoders\.py .*": "minutes; tests/test_encoders_example.py",
     r"python examples/forecast/run_forecast\.py .*": "half an hour; tests/test_forecast_example.py",
     r"ray .*": "it starts a cluster; tests/cluster has its own",
     r".* --ray( .*)?": "tests/cluster runs it on clusters of its own",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffxfer.checkpoints.reader import open_checkpoint
 from diffxfer.recycling.chain_disk import ModelSize, model_size, peak_disk_bytes
-from diffxfer.recycling.chain_plan import Step, StepKind, plan_chain, removable_folders
+from diffxfer.recycling.chain_plan import CONTROLS, Step, StepKind, plan_chain, removable_folders
 from diffxfer.recycling.recipe import Recipe
 from tests.recycling.chains import EVAL, recipe
 from tests.recycling.training import FAMILY
@@ -72,6 +72,27 @@ class TestPlans:
         ]
         assert plan[-1].columns == ("base", "graft", "tuned", "direct")
 
+    def test_the_arms_of_distillation(self) -> None:
+        plan = plan_chain(
+            made(
+                bases=["/m1", "/m2"],
+                train={**ROWS, "teacher": "previous"},
+                eval={"tasks": ["t"]},
+                controls=["direct", "initialised", "distilled"],
+            ),
+            RUN,
+        )
+        assert told(plan) == [
+            "1 scores = score(/sft)",
+            "1 diff = extract(/sft, /m1)",
+            "2 graft = graft(1/diff, /m2)",
+            "2 model = tune(2/graft, /sft)",
+            "2 direct = tune(/m2)",
+            "2 initialised = tune(2/graft)",
+            "2 distilled = tune(/m2, /sft)",
+            "2 scores = score(2/graft, 2/model, 2/direct, 2/initialised, 2/distilled)",
+        ]
+
     def test_of_plain_tuning(self) -> None:
         plan = plan_chain(
             made(mode="dir", train={**ROWS, "teacher": "/t"}, eval={"tasks": ["t"]}, controls=[]),
@@ -98,6 +119,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     scored = draw(st.sampled_from([None, {"tasks": EVAL["tasks"]}]))
     modes = ["iter", "dir"] if train or count == 2 else ["iter"]
     controls = ["base", "direct"] if train else ["base"]
+    if train and "teacher" in train:
+        controls += ["initialised", "distilled"]
     return made(
         # The same base may come twice.
         bases=draw(st.lists(st.sampled_from(["/a", "/b", "/c"]), min_size=count, max_size=count)),
@@ -142,9 +165,9 @@ def test_nothing_goes_before_it_was_read_for_the_last_time(plan: Recipe) -> None
         case "all":
             assert not gone
         case "models":
-            assert stays <= {"model", "direct", "graft"}
+            assert stays <= {"model", "graft", *CONTROLS}
             assert ("graft" in stays) == (plan.train is None)
-            assert not [path for path in gone if path.name in ("model", "direct")]
+            assert not [path for path in gone if path.name in ("model", *CONTROLS)]
         case _:
             last = "model" if plan.train else "graft"
             assert made_here - gone == {RUN / f"round-{len(plan.bases):02}" / last}

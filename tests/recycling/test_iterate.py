@@ -26,7 +26,7 @@ from diffxfer.errors import (
     RecipeError,
 )
 from diffxfer.recycling.input_fingerprints import file_fingerprints
-from diffxfer.recycling.recipe import read_recipe
+from diffxfer.recycling.recipe_file import read_recipe
 from tests import oracle, tiny
 from tests.checkpoints.test_writer import mounted
 from tests.recycling.chains import (

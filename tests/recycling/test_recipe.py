@@ -13,7 +13,8 @@ import pytest
 from diffxfer import evaluate, tune
 from diffxfer.errors import RecipeError
 from diffxfer.recycling.chain_steps import _tune_options
-from diffxfer.recycling.recipe import read_recipe, with_defaults
+from diffxfer.recycling.recipe import with_defaults
+from diffxfer.recycling.recipe_file import read_recipe
 from tests.recycling.chains import recipe
 
 if TYPE_CHECKING:
@@ -145,7 +146,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"alpha": []}, "alpha is empty"),
     ({"alpha": [1, 2]}, "choosing among several alphas requires eval"),
     ({"keep": "some"}, "keep: input should be 'all', 'models' or 'last', found 'some'"),
-    ({"controls": ["bsae"]}, "controls.0: input should be 'base' or 'direct', found 'bsae'"),
+    (
+        {"controls": ["bsae"]},
+        "controls.0: input should be 'base', 'direct', 'initialised' or 'distilled', found",
+    ),
     (
         {"controls": ["direct"]},
         "the control direct fine-tunes each base directly, which requires train",
@@ -153,7 +157,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mode": "dir"}, "mode dir fine-tunes each base directly, which requires train"),
     ({"finetuned": None}, "needs finetuned, or train to make it from the first base"),
     ({"basis": 1}, "basis: is not a recipe key; did you mean bases?"),
-    ({"zzz": 1}, "zzz: is not a recipe key; the keys are alpha, bases, controls"),
+    ({"zzz": 1}, "zzz: is not a recipe key; the keys are added, alpha, bases, controls"),
     ({"train": {}}, "train: needs data and steps, or a command"),
     ({"train": {"data": "a/b"}}, "train: needs data and steps, or a command"),
     ({"train": {**ROWS, "steps": 0}}, "train.steps: input should be greater than or equal to 1"),

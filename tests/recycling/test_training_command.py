@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from diffxfer import iterate
 from diffxfer.errors import TrainingError
-from diffxfer.recycling.recipe import read_recipe
+from diffxfer.recycling.recipe_file import read_recipe
 from diffxfer.recycling.training_command import train_by_command
 from tests import families, tiny
 from tests.recycling.chains import left, weights
