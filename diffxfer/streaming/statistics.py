@@ -165,11 +165,11 @@ def _finish(parts: _Parts) -> TensorResult:
         combine(parts.digests),
         combine(parts.input_digests) if parts.input_digests else b"",
         parts.inexact,
-        norm(parts.delta_squares),
-        norm(parts.base_squares),
+        _norm(parts.delta_squares),
+        _norm(parts.base_squares),
         b"".join([_SAMPLE.pack(*sample) for sample in sorted(parts.samples)]),
         parts.unchanged,
-        norm(parts.other_squares),
+        _norm(parts.other_squares),
         tuple([exact_sum(column) for column in zip(*parts.sums, strict=True)]),
     )
 
@@ -188,14 +188,16 @@ def exact_sum(numbers: Sequence[float]) -> float:
         return math.nan
 
 
-def norm(squares: Sequence[float]) -> float:
-    """The root of the sum of the sums of blocks, in nine digits.
+def norm(square: float) -> float:
+    """The root of a sum of squares, in nine digits: the last ones depend on the processor.
 
     Args:
-        squares: the sums, in any order.
+        square: the sum.
     """
-    # `fsum` is exact, so the order in which blocks were finished has no effect. Nine digits,
-    # because the last digits of a block's sum depend on the processor.
-    if not squares:
-        return 0.0  # one object for all tensors without squares
-    return float(f"{math.sqrt(exact_sum(squares)):.9g}")
+    return float(f"{math.sqrt(square):.9g}")
+
+
+def _norm(squares: Sequence[float]) -> float:
+    # `fsum` is exact, so the order in which blocks were finished has no effect.
+    # 0.0 is one object for all tensors without squares.
+    return norm(exact_sum(squares)) if squares else 0.0

@@ -23,7 +23,7 @@ from diffxfer.diffs.extraction.rounded import rounded, suits
 from diffxfer.diffs.extraction.spool import PackedBytes
 from diffxfer.kernels.native import kernel
 from diffxfer.streaming.checksum import block_digests, combine
-from diffxfer.streaming.statistics import norm
+from diffxfer.streaming.statistics import exact_sum, norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ class _Tensor:
     @property
     def error(self) -> float | None:
         """‖what Δ is rounded to − Δ‖₂, None if Δ is exact."""
-        return None if self.rounding is None else norm(self.squares)
+        return None if self.rounding is None else norm(exact_sum(self.squares))
 
 
 class Packer:
