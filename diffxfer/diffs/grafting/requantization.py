@@ -126,7 +126,7 @@ def stored_errors(results: Mapping[str, TensorResult]) -> tuple[StoredError, ...
         if name.startswith(_ERROR):
             # ‖decoded − exact‖² and ‖original − exact‖²: see the kernel `distances`.
             error, change = result.sums[3:5] or (0.0, 0.0)
-            found.append(StoredError(name.removeprefix(_ERROR), norm((change,)), norm((error,))))
+            found.append(StoredError(name.removeprefix(_ERROR), norm(change), norm(error)))
     return tuple(found)
 
 
