@@ -30,7 +30,7 @@ _MARGIN = 1.15
 
 
 def most_packed_bytes(plan: Plan, level: int = LEVELS[0], rounding: Rounding | None = None) -> int:
-    """An estimate of the size of all packed tensors, rather too large than too small.
+    """An estimate of the size of all packed shards, rather too large than too small.
 
     Args:
         plan: a plan that computes every difference in float64.
@@ -38,7 +38,7 @@ def most_packed_bytes(plan: Plan, level: int = LEVELS[0], rounding: Rounding | N
         rounding: the form of packing that loses something; None for the exact one.
 
     Returns:
-        Bytes; exactly the size if there are only a few blocks.
+        Bytes; if there are only a few blocks, those of the tensors are exact.
 
     Raises:
         DiffxferError: if an input cannot be read, or has changed.
@@ -58,9 +58,10 @@ def most_packed_bytes(plan: Plan, level: int = LEVELS[0], rounding: Rounding | N
         elements += chunk.count
     every = sum(task.elements for task in tasks)
     margin = 1.0 if elements == every else _MARGIN
-    return sum(prefix_bytes(task.elements) for task in tasks) + math.ceil(
-        packed * every / max(elements, 1) * margin
-    )
+    # The header of a packed shard is about as long, and matters for many small tensors.
+    size = sum(len(layout.header) for layout in plan.layouts.values())
+    size += sum(prefix_bytes(task.elements) for task in tasks)
+    return size + math.ceil(packed * every / max(elements, 1) * margin)
 
 
 def _spread(tasks: list[TensorTask], blocks: int) -> Iterator[tuple[TensorTask, int]]:
