@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Choose = Callable[[Floats, Floats, np.float32], "Chosen"]
 
 _F8_MAX, _F4_MAX = np.float32(448.0), np.float32(6.0)
+_LARGEST_FACTOR = np.float32(2.0**126)
+"""Its inverse is the least float32 that is not subnormal."""
 _EPSILON = {"F32": np.float32(2.0**-23), "BF16": np.float32(2.0**-7), "F16": np.float32(2.0**-10)}
 
 
@@ -71,8 +73,11 @@ def reciprocal(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
     del shared
     most = np.maximum(np.abs(mins), np.abs(maxs))
     one = np.float32(1)
-    # torch computes 448 / x as (1 / x)·448, and rounds twice.
-    factors = (one / np.where(most > 0, most, one)).astype(np.float32) * _F8_MAX
+    with np.errstate(over="ignore"):
+        # torch computes 448 / x as (1 / x)·448, and rounds twice.
+        factors = (one / np.where(most > 0, most, one)).astype(np.float32) * _F8_MAX
+    # Where the largest is below 1.4e-36, the reference's scale is 0, and no reader accepts that.
+    factors = np.where(np.isfinite(factors), factors, _LARGEST_FACTOR)
     factors = np.where(most > 0, factors, one).astype(np.float32)
     inverse = (one / factors).astype(np.float32)
     return Chosen(inverse, inverse, factors, np.zeros_like(inverse))
@@ -127,8 +132,9 @@ def asymmetric(dtype: str, low: int, high: int) -> Choose:
     def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
         del shared
         mins, maxs = np.minimum(mins, np.float32(0)), np.maximum(maxs, np.float32(0))
-        exact = ((maxs - mins) / np.float32(high - low)).astype(np.float32)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        # A range that overflows is refused once its error is measured.
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            exact = ((maxs - mins) / np.float32(high - low)).astype(np.float32)
             zeros = np.float32(low) - (mins / exact).astype(np.float32)
         zeros = np.where(exact > 0, np.clip(zeros, low, high), np.float32(0))
         stored, scales = _rounded(exact, dtype)
@@ -210,7 +216,8 @@ def _rounded(scales: Floats, dtype: str) -> tuple[npt.NDArray[np.generic], Float
     if dtype == "F32":
         stored: npt.NDArray[np.generic] = scales
     elif dtype == "F16":
-        stored = scales.astype(np.float16)
+        with np.errstate(over="ignore"):  # infinity is refused once its error is measured
+            stored = scales.astype(np.float16)
     else:
         whole = scales.view(np.uint32)
         odd = (whole >> np.uint32(16)) & np.uint32(1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.encodings.requantize import requantize, typical_error
 from diffxfer.checkpoints.stored import TensorSpec
+from diffxfer.diffs.grafting.tasks import check_task, checks_itself
 from diffxfer.diffs.jobs.report import StoredError
 from diffxfer.errors import OptionError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
@@ -69,6 +70,8 @@ def requantized_tasks(
             found = _requantize(values, spec, target)
             written += [_keep(part, on_disk) for part in found.written]
             silent.append(_errors_of(task.name, found))
+            # The new tasks read Δ in parts, and none of them computes its checksum.
+            silent += [check_task(task)] if checks_itself(task) else []
     written += [_keep(part, on_disk) for part in _unused(target)]
     return [*silent, *written]
 
@@ -120,13 +123,20 @@ def stored_errors(results: Mapping[str, TensorResult]) -> tuple[StoredError, ...
 
     Args:
         results: the results of tasks that write nothing, by name.
+
+    Raises:
+        OptionError: if a tensor has values that its format cannot hold.
     """
     found = []
     for name, result in results.items():
         if name.startswith(_ERROR):
             # ‖decoded − exact‖² and ‖original − exact‖²: see the kernel `distances`.
             error, change = result.sums[3:5] or (0.0, 0.0)
-            found.append(StoredError(name.removeprefix(_ERROR), norm(change), norm(error)))
+            tensor = name.removeprefix(_ERROR)
+            if not math.isfinite(error):
+                problem = f"{tensor} has values that are too large for the target's format"
+                raise OptionError(_OPTION, problem, f"leave out {_OPTION}")
+            found.append(StoredError(tensor, norm(change), norm(error)))
     return tuple(found)
 
 

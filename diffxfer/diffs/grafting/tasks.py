@@ -312,8 +312,24 @@ def _graft_task(
 
 
 def _check_tasks(task: TensorTask) -> list[TensorTask]:
-    """The task that checks Δ against its checksum, if `task` does not read all of it in order."""
-    delta = task.inputs[0]
-    if task.expected is None or (len(task.runs) == 1 and task.elements == delta.elements):
-        return []
-    return [digest_task(CHECKED + task.name, delta, task.expected)]
+    """The task that checks Δ against its checksum, if `task` does not do so itself."""
+    return [] if task.expected is None or checks_itself(task) else [check_task(task)]
+
+
+def checks_itself(task: TensorTask) -> bool:
+    """Whether a task checks Δ against its checksum, since it reads all of it in order.
+
+    Args:
+        task: a task that adds Δ.
+    """
+    whole_delta = len(task.runs) == 1 and task.elements == task.inputs[0].elements
+    return task.expected is not None and whole_delta
+
+
+def check_task(task: TensorTask) -> TensorTask:
+    """The task that checks Δ against its checksum, and writes nothing.
+
+    Args:
+        task: a task that adds Δ, whose checksum is known.
+    """
+    return digest_task(CHECKED + task.name, task.inputs[0], task.expected)

@@ -103,6 +103,22 @@ def test_fp8_of_transformers(
     assert np.array_equal(read(made.decoded, 0, len(bits)), bits)
 
 
+def test_scales_of_fp8_are_positive_for_the_smallest_values(tmp_path: Path) -> None:
+    """The reference divides by the largest value of a block, which overflows here."""
+    values = torch.zeros(128, 512)
+    for block, most in enumerate((1.2e-36, 1e-38, 1e-40)):
+        values[0, block * 128 : block * 128 + 5] = most * torch.tensor([1, -0.5, 0.25, -0.125, 0])
+    like = opened(tmp_path / "like", FP8.encode({UP: torch.ones(128, 512)}), FP8.config)[UP]
+    made = requantize(as_stored(tmp_path, values), like)
+    assert made is not None
+    scales = written(made.written[1], 0, 4).view(np.float32)
+    assert scales.tolist() == [2.0**-126] * 3 + [1.0]
+    found = read(made.decoded, 0, values.numel()).view(np.float32)
+    # Below 2⁻⁶ the steps of E4M3 are 2⁻⁹; above, an eighth of the value.
+    steps = np.maximum(np.abs(values.numpy()) / 8, 2.0**-135)
+    assert (np.abs(found.reshape(128, 512) - values.numpy()) <= steps / 2).all()
+
+
 def test_gpt_oss_gives_back_what_its_codes_can_say(tmp_path: Path) -> None:
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 

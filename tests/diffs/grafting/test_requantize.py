@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,6 +122,42 @@ def test_apply_gives_the_same_as_transfer(
     run("transfer", *folders, "-o", tmp_path / "one", "--requantize")
     one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_damaged_diff_vector_is_refused(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    run("extract", *folders[:2], "-o", tmp_path / "diff")
+    shard = tmp_path / "diff" / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    done = tiny.run("apply", tmp_path / "diff", folders[2], "-o", tmp_path / "out", "--requantize")
+    assert done.status == 1
+    assert f"{UP} is damaged" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_that_are_too_large_for_the_scales_are_refused(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    def half_scales(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**parts, "_scale": parts["_scale"].half()}
+
+    coding = replace(INT4, parts=lambda tensor: half_scales(INT4.parts(tensor)))
+    base = weights["base"]
+    large = {**base, UP: base[UP] * 1e6}
+    plain = [
+        tiny.save_model(tmp_path / role, model, config=CONFIG)
+        for role, model in (("finetuned", large), ("base", base))
+    ]
+    config = {**CONFIG, **coding.config}
+    target = tiny.save_model(tmp_path / "target", coding.encode(base), config=config)
+    done = tiny.run("transfer", *plain, target, "-o", tmp_path / "out", "--requantize")
+    assert done.status == 2
+    assert f"{UP} has values that are too large for the target's format" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_not_grafted_keeps_its_bytes(
