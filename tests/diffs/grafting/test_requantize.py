@@ -94,6 +94,8 @@ def test_the_stored_graft_is_near_the_exact_one(
         assert errors[name]["change"] == pytest.approx(change, rel=1e-6)
         assert errors[name]["ratio"] == pytest.approx(error / change, rel=1e-6)
     run("verify", out)
+    inspected = tiny.run("inspect", out)
+    assert (inspected.status, inspected.err) == (0, "")
     argv = ("transfer", *folders, "-o", tmp_path / "told", "--requantize", "--alpha", "0.7")
     table = tiny.run(*argv, summary=True).out
     worst = max(told["requantized"], key=lambda each: each["ratio"])
