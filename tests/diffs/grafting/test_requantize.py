@@ -16,6 +16,7 @@ from diffxfer.checkpoints.files import OpenShard
 from tests import tiny
 from tests.checkpoints.encodings import scaled_halves
 from tests.checkpoints.encodings.codings import FP8, INT4, INT8, NF4_BLOCKS
+from tests.helpers import same_bits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,6 +178,27 @@ def test_what_is_not_grafted_keeps_its_bytes(
         same = kept[name].view(torch.uint8), target[name].view(torch.uint8)
         assert torch.equal(*same), name
     assert kept.keys() == target.keys() | scale.keys()
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module."])
+def test_names_and_buffers_of_a_wrapped_target(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]], wrapper: str
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    run("transfer", *folders, "-o", tmp_path / "plain", "--requantize")
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.arange(3.0)}
+    scale = {"model.layers.0.mlp.up_proj.input_scale": torch.tensor(0.5)}
+    target = {**load_file(folders[2] / "model.safetensors"), **buffer, **scale}
+    wrapped = {wrapper + name: tensor for name, tensor in target.items()}
+    config = {**CONFIG, **FP8.config}
+    folders[2] = tiny.save_model(tmp_path / "wrapped", wrapped, config=config)
+    run("transfer", *folders, "-o", tmp_path / "out", "--requantize")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    due = {**load_file(tmp_path / "plain" / "model.safetensors"), **buffer, **scale}
+    assert found.keys() == due.keys()
+    for name, tensor in due.items():
+        assert same_bits(found[name], tensor), name
+    run("verify", tmp_path / "out")
 
 
 def test_large_errors_are_warned_of(tmp_path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
