@@ -241,6 +241,31 @@ def test_nonfinite_values_have_no_code(
     assert "--requantize" in done.err
 
 
+@pytest.mark.parametrize(
+    ("value", "alpha", "told"),
+    [
+        (float("nan"), "1", "NaN in finetuned at [3, 4] (FILE); correct the checkpoint\n"),
+        (3.0, "1e39", "overflows F32 in the output at [3, 4]; give a smaller --alpha\n"),
+    ],
+)
+def test_the_remedy_for_nonfinite_values_is_no_option_that_is_refused(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]], value: float, alpha: str, told: str
+) -> None:
+    base = weights["base"]
+    tuned = {**base, UP: base[UP].clone()}
+    tuned[UP][3, 4] = value
+    plain = [
+        tiny.save_model(tmp_path / role, model, config=CONFIG)
+        for role, model in (("finetuned", tuned), ("base", base))
+    ]
+    config = {**CONFIG, **FP8.config}
+    target = tiny.save_model(tmp_path / "target", FP8.encode(base), config=config)
+    argv = ("--requantize", "--alpha", alpha)
+    done = tiny.run("transfer", *plain, target, "-o", tmp_path / "out", *argv)
+    assert done.status == 1
+    assert told.replace("FILE", str(plain[0] / "model.safetensors")) in done.err
+
+
 def test_a_dry_run_says_that_steps_will_swallow_the_difference(
     tmp_path: Path, weights: dict[str, dict[str, Tensor]]
 ) -> None:
