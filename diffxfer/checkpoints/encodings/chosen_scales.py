@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
     Choose = Callable[[Floats, Floats, np.float32], "Chosen"]
 
+EXPONENTS = ("U8", "F8_E8M0")
+"""The dtypes of scales that are exponents of 2."""
 _F8_MAX, _F4_MAX = np.float32(448.0), np.float32(6.0)
 _LARGEST_FACTOR = np.float32(2.0**126)
 """Its inverse is the least float32 that is not subnormal."""
@@ -62,15 +64,28 @@ class Recipe:
     choose: Choose
 
 
-def reciprocal(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
+def reciprocal(dtype: str) -> Choose:
     """Scales of fp8 as transformers chooses them: the inverse of 448 / the largest.
 
     Args:
-        mins: the least value of each block.
-        maxs: the largest value of each block.
-        shared: not used.
+        dtype: in which scales are stored. transformers stores float32. Where it stores fewer bits,
+            it divides by what it has stored, and so does this.
     """
-    del shared
+
+    def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
+        del shared
+        factors, inverse = _inverse(mins, maxs)
+        if dtype == "F32":
+            return Chosen(inverse, inverse, factors, np.zeros_like(inverse))
+        stored, scales = _rounded(inverse, dtype)
+        factors = (np.float32(1) / scales).astype(np.float32)
+        return Chosen(stored, scales, factors, np.zeros_like(scales))
+
+    return choose
+
+
+def _inverse(mins: Floats, maxs: Floats) -> tuple[Floats, Floats]:
+    """448 / the largest, and its inverse; 1 for a block of zeros."""
     most = np.maximum(np.abs(mins), np.abs(maxs))
     one = np.float32(1)
     with np.errstate(over="ignore"):
@@ -79,25 +94,27 @@ def reciprocal(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
     # Where the largest is below 1.4e-36, the reference's scale is 0, and no reader accepts that.
     factors = np.where(np.isfinite(factors), factors, _LARGEST_FACTOR)
     factors = np.where(most > 0, factors, one).astype(np.float32)
-    inverse = (one / factors).astype(np.float32)
-    return Chosen(inverse, inverse, factors, np.zeros_like(inverse))
+    return factors, (one / factors).astype(np.float32)
 
 
 def powers_of_two(dtype: str) -> Choose:
     """Scales of fp8 that are powers of 2 (``scale_fmt: ue8m0``), as transformers chooses them.
 
     Args:
-        dtype: in which scales are stored: float32, or an exponent of a byte.
+        dtype: in which scales are stored: a float, or an exponent of a byte.
     """
 
     def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
-        inverse = reciprocal(mins, maxs, shared).scales
+        del shared
+        _, inverse = _inverse(mins, maxs)
         exponent: Floats = np.ceil(np.log2(np.maximum(inverse, np.finfo(np.float32).tiny)))
         scales: Floats = np.exp2(exponent).astype(np.float32)
-        factors = (np.float32(1) / scales).astype(np.float32)
-        stored: npt.NDArray[np.generic] = scales
-        if dtype != "F32":
+        stored: npt.NDArray[np.generic]
+        if dtype in EXPONENTS:
             stored = (exponent + 127).astype(np.uint8)
+        else:
+            stored, scales = _rounded(scales, dtype)
+        factors = (np.float32(1) / scales).astype(np.float32)
         return Chosen(stored, scales, factors, np.zeros_like(scales))
 
     return choose
