@@ -83,6 +83,7 @@ ONLY_IN = {
     ("streaming/run.py", "--device"): STREAMED,
     ("streaming/finite.py", "--out-dtype"): GRAFTED,
     ("streaming/finite.py", "--diff-dtype"): ("extract",),
+    ("streaming/task_values.py", "--alpha"): GRAFTED,
 }
 """Options that a module names only in the errors of these commands."""
 

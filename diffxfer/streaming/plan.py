@@ -268,6 +268,8 @@ def make_plan(tasks: Sequence[TensorTask], inputs: Sequence[ShardFile]) -> Plan:
             silent.append(task)
         else:
             by_shard.setdefault(task.shard, []).append(task)
+    names = {task.name for shard in by_shard.values() for task in shard}
+    assert len(names) == len(tasks) - len(silent), "a tensor is written twice"
     layouts = {
         shard: layout_shard((task.name, task.dtype, task.shape) for task in by_shard[shard])
         for shard in sorted(by_shard)

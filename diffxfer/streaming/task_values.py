@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from diffxfer.checkpoints.stored import BITS, StoredTensor
+from diffxfer.errors import NonFiniteError
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, Chunk, pieces_of
 from diffxfer.streaming.worker import Worker
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from diffxfer.streaming.plan import TensorTask
 
 _own = threading.local()
+_SMALLER, _CORRECT = "give a smaller --alpha", "correct the checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class TaskValues(StoredTensor):
         """Compute elements.
 
         Raises:
-            NonFiniteError: at NaN, infinity or overflow.
+            NonFiniteError: at NaN, infinity or overflow; no option accepts them here.
         """
         size = BITS[self.dtype] // 8
         worker, task = _worker(files), self.task
@@ -73,7 +75,12 @@ class TaskValues(StoredTensor):
         for done in range(0, len(buffer) // size, BLOCK_ELEMENTS):
             count = min(BLOCK_ELEMENTS, len(buffer) // size - done)
             pieces = pieces_of(task, run_starts, start + done, count)
-            data, _ = worker.process(Chunk(0, 0, start + done, count, pieces), task)
+            try:
+                data, _ = worker.process(Chunk(0, 0, start + done, count, pieces), task)
+            except NonFiniteError as exc:
+                remedy = _SMALLER if exc.role == "output" else _CORRECT
+                told = exc.tensor, exc.role, exc.index, exc.problem, remedy
+                raise NonFiniteError(*told) from exc
             buffer[done * size : (done + count) * size] = data
 
 

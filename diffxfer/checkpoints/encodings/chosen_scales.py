@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
     Choose = Callable[[Floats, Floats, np.float32], "Chosen"]
 
+EXPONENTS = ("U8", "F8_E8M0")
+"""The dtypes of scales that are exponents of 2."""
 _F8_MAX, _F4_MAX = np.float32(448.0), np.float32(6.0)
+_LARGEST_FACTOR = np.float32(2.0**126)
+"""Its inverse is the least float32 that is not subnormal."""
 _EPSILON = {"F32": np.float32(2.0**-23), "BF16": np.float32(2.0**-7), "F16": np.float32(2.0**-10)}
 
 
@@ -60,39 +64,57 @@ class Recipe:
     choose: Choose
 
 
-def reciprocal(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
+def reciprocal(dtype: str) -> Choose:
     """Scales of fp8 as transformers chooses them: the inverse of 448 / the largest.
 
     Args:
-        mins: the least value of each block.
-        maxs: the largest value of each block.
-        shared: not used.
+        dtype: in which scales are stored. transformers stores float32. Where it stores fewer bits,
+            it divides by what it has stored, and so does this.
     """
-    del shared
+
+    def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
+        del shared
+        factors, inverse = _inverse(mins, maxs)
+        if dtype == "F32":
+            return Chosen(inverse, inverse, factors, np.zeros_like(inverse))
+        stored, scales = _rounded(inverse, dtype)
+        factors = (np.float32(1) / scales).astype(np.float32)
+        return Chosen(stored, scales, factors, np.zeros_like(scales))
+
+    return choose
+
+
+def _inverse(mins: Floats, maxs: Floats) -> tuple[Floats, Floats]:
+    """448 / the largest, and its inverse; 1 for a block of zeros."""
     most = np.maximum(np.abs(mins), np.abs(maxs))
     one = np.float32(1)
-    # torch computes 448 / x as (1 / x)·448, and rounds twice.
-    factors = (one / np.where(most > 0, most, one)).astype(np.float32) * _F8_MAX
+    with np.errstate(over="ignore"):
+        # torch computes 448 / x as (1 / x)·448, and rounds twice.
+        factors = (one / np.where(most > 0, most, one)).astype(np.float32) * _F8_MAX
+    # Where the largest is below 1.4e-36, the reference's scale is 0, and no reader accepts that.
+    factors = np.where(np.isfinite(factors), factors, _LARGEST_FACTOR)
     factors = np.where(most > 0, factors, one).astype(np.float32)
-    inverse = (one / factors).astype(np.float32)
-    return Chosen(inverse, inverse, factors, np.zeros_like(inverse))
+    return factors, (one / factors).astype(np.float32)
 
 
 def powers_of_two(dtype: str) -> Choose:
     """Scales of fp8 that are powers of 2 (``scale_fmt: ue8m0``), as transformers chooses them.
 
     Args:
-        dtype: in which scales are stored: float32, or an exponent of a byte.
+        dtype: in which scales are stored: a float, or an exponent of a byte.
     """
 
     def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
-        inverse = reciprocal(mins, maxs, shared).scales
+        del shared
+        _, inverse = _inverse(mins, maxs)
         exponent: Floats = np.ceil(np.log2(np.maximum(inverse, np.finfo(np.float32).tiny)))
         scales: Floats = np.exp2(exponent).astype(np.float32)
-        factors = (np.float32(1) / scales).astype(np.float32)
-        stored: npt.NDArray[np.generic] = scales
-        if dtype != "F32":
+        stored: npt.NDArray[np.generic]
+        if dtype in EXPONENTS:
             stored = (exponent + 127).astype(np.uint8)
+        else:
+            stored, scales = _rounded(scales, dtype)
+        factors = (np.float32(1) / scales).astype(np.float32)
         return Chosen(stored, scales, factors, np.zeros_like(scales))
 
     return choose
@@ -127,8 +149,9 @@ def asymmetric(dtype: str, low: int, high: int) -> Choose:
     def choose(mins: Floats, maxs: Floats, shared: np.float32) -> Chosen:
         del shared
         mins, maxs = np.minimum(mins, np.float32(0)), np.maximum(maxs, np.float32(0))
-        exact = ((maxs - mins) / np.float32(high - low)).astype(np.float32)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        # A range that overflows is refused once its error is measured.
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            exact = ((maxs - mins) / np.float32(high - low)).astype(np.float32)
             zeros = np.float32(low) - (mins / exact).astype(np.float32)
         zeros = np.where(exact > 0, np.clip(zeros, low, high), np.float32(0))
         stored, scales = _rounded(exact, dtype)
@@ -210,7 +233,8 @@ def _rounded(scales: Floats, dtype: str) -> tuple[npt.NDArray[np.generic], Float
     if dtype == "F32":
         stored: npt.NDArray[np.generic] = scales
     elif dtype == "F16":
-        stored = scales.astype(np.float16)
+        with np.errstate(over="ignore"):  # infinity is refused once its error is measured
+            stored = scales.astype(np.float16)
     else:
         whole = scales.view(np.uint32)
         odd = (whole >> np.uint32(16)) & np.uint32(1)

@@ -26,7 +26,7 @@ from diffxfer.checkpoints.encodings.scales import Grid
 if TYPE_CHECKING:
     from diffxfer.checkpoints.stored import ShardFile, StoredTensor, TensorSpec
 
-_EXPONENT_DTYPES = ("U8", "F8_E8M0")
+_PLAIN = ("F32", "BF16", "F16")
 _INT4_ERRORS = ((16, 0.075), (32, 0.095), (64, 0.1), (128, 0.111))
 """The largest width of a block, and the typical error of 4-bit integers in such blocks."""
 
@@ -58,11 +58,21 @@ def requantize(values: StoredTensor, like: StoredTensor) -> Requantized | None:
     Returns:
         The tensors to write; None if that encoding cannot be written.
     """
-    if type(like) is ScaledCodes:
-        return _bytes(values, like)
-    if type(like) is PackedCodes:
-        return _nibbles(values, like)
+    recipe = _recipe_of(like)
+    if recipe is not None and isinstance(like, ScaledCodes):
+        return _bytes(values, like, recipe)
+    if recipe is not None and isinstance(like, PackedCodes):
+        return _nibbles(values, like, recipe)
     return _transposed(values, like) if type(like) is TransposedCodes else None
+
+
+def _recipe_of(like: StoredTensor) -> Recipe | None:
+    """How an encoding is written; None if it cannot be."""
+    if type(like) is ScaledCodes:
+        return _recipe_of_bytes(like)
+    if type(like) is PackedCodes and not like.high_first:
+        return _recipe_of_nibbles(like)
+    return None
 
 
 def typical_error(like: StoredTensor) -> float | None:
@@ -73,12 +83,12 @@ def typical_error(like: StoredTensor) -> float | None:
     Args:
         like: an encoded tensor.
     """
-    if type(like) is ScaledCodes:
-        return 0.008 if like.codes.dtype == "I8" else 0.0265
     if type(like) is TransposedCodes:
         return 0.112
-    if type(like) is not PackedCodes or like.high_first:
+    if _recipe_of(like) is None:
         return None
+    if type(like) is not PackedCodes:
+        return 0.008 if like.parts[0].dtype == "I8" else 0.0265
     if like.table != INT4:
         return 0.112 if like.grid.shared is None else 0.095
     width = like.grid.block[1]
@@ -96,43 +106,50 @@ def _transposed(values: StoredTensor, like: TransposedCodes) -> Requantized:
     return Requantized(written, *_compared(quantizer, E2M1), like.transposed())
 
 
-def _bytes(values: StoredTensor, like: ScaledCodes) -> Requantized | None:
-    grid = like.grid
-    quantizer = Quantizer(values, grid, _recipe_of_bytes(like))
-    written: list[StoredTensor] = [NewCodes(*_as(like.codes), quantizer)]
-    return _with_scales(quantizer, written, (), like)
-
-
-def _recipe_of_bytes(like: ScaledCodes) -> Recipe:
+def _recipe_of_bytes(like: ScaledCodes) -> Recipe | None:
     scale = like.grid.scale
+    if scale.dtype not in (*_PLAIN, *scales.EXPONENTS):
+        return None
     if like.codes.dtype == "I8":
-        if like.grid.zero is not None:
-            return Recipe(2, -128, 127, scales.asymmetric(scale.dtype, -128, 127))
-        return Recipe(2, -128, 127, scales.symmetric(scale.dtype, 127.5))
+        return _recipe_of_integers(like.grid, -128, 127)
     if scale.name.endswith("_scale_inv"):
-        powers = like.powers_of_two or scale.dtype in _EXPONENT_DTYPES
-        return Recipe(0, 0, 0, scales.powers_of_two(scale.dtype) if powers else scales.reciprocal)
-    if scale.dtype in _EXPONENT_DTYPES:
+        powers = like.powers_of_two or scale.dtype in scales.EXPONENTS
+        choose = scales.powers_of_two if powers else scales.reciprocal
+        return Recipe(0, 0, 0, choose(scale.dtype))
+    if scale.dtype in scales.EXPONENTS:
         return Recipe(1, 0, 0, scales.exponents(8))
     return Recipe(1, 0, 0, scales.symmetric(scale.dtype, 448.0))
 
 
-def _nibbles(values: StoredTensor, like: PackedCodes) -> Requantized | None:
-    grid, offset = like.grid, 0
-    if like.high_first:
-        return None
+def _recipe_of_nibbles(like: PackedCodes) -> Recipe | None:
+    grid = like.grid
     if like.table == INT4:
-        offset = 8
-        symmetric = scales.symmetric(grid.scale.dtype, 7.5)
-        chosen = scales.asymmetric(grid.scale.dtype, -8, 7) if grid.zero else symmetric
-        recipe = Recipe(2, -8, 7, chosen)
-    elif grid.shared is not None:
-        recipe = Recipe(3, 0, 0, scales.of_shared)
-    else:
-        recipe = Recipe(3, 0, 0, scales.exponents(2))
-    quantizer = Quantizer(values, grid, recipe, shared=grid.shared is not None)
-    written: list[StoredTensor] = [NewPackedCodes(*_as(like.codes), quantizer, offset)]
-    return _with_scales(quantizer, [*written, *like.other], E2M1, like)
+        return _recipe_of_integers(grid, -8, 7)
+    if grid.shared is not None:
+        return Recipe(3, 0, 0, scales.of_shared) if grid.scale.dtype == "F8_E4M3" else None
+    known = grid.scale.dtype in scales.EXPONENTS
+    return Recipe(3, 0, 0, scales.exponents(2)) if known else None
+
+
+def _recipe_of_integers(grid: Grid, low: int, high: int) -> Recipe | None:
+    dtype = grid.scale.dtype
+    if dtype not in _PLAIN:
+        return None
+    if grid.zero is not None:
+        return Recipe(2, low, high, scales.asymmetric(dtype, low, high))
+    return Recipe(2, low, high, scales.symmetric(dtype, (high - low) / 2))
+
+
+def _bytes(values: StoredTensor, like: ScaledCodes, recipe: Recipe) -> Requantized:
+    quantizer = Quantizer(values, like.grid, recipe)
+    return _with_scales(quantizer, [NewCodes(*_as(like.codes), quantizer)], (), like)
+
+
+def _nibbles(values: StoredTensor, like: PackedCodes, recipe: Recipe) -> Requantized:
+    quantizer = Quantizer(values, like.grid, recipe, shared=like.grid.shared is not None)
+    offset = 8 if like.table == INT4 else 0
+    codes = NewPackedCodes(*_as(like.codes), quantizer, offset)
+    return _with_scales(quantizer, [codes, *like.other], E2M1, like)
 
 
 def _with_scales(

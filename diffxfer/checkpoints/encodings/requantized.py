@@ -118,6 +118,7 @@ class NewScales(_Part):
         count = len(buffer) // size
         first, last = start // columns, (start + count - 1) // columns
         stored = self.quantizer.scales(files, first, last).stored
+        assert stored.itemsize == size, f"{self.name} is {self.dtype}, not {stored.dtype}"
         data = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
         at = (start - first * columns) * size
         np.frombuffer(buffer, np.uint8)[:] = data[at : at + len(buffer)]

@@ -217,11 +217,23 @@ def grid_of(
     matrices = math.prod(size for size in shape[:-2])
     each = scale.elements // matrices if matrices and scale.elements % matrices == 0 else 0
     found = Grid(scale, matrix, _block(each, scale.shape, matrix, block))
-    if found.rows * found.columns != each or (each == 0 and elements):
+    if not _fits(found, each) or (each == 0 and elements):
         expected = f"{found.rows} × {found.columns}, one for each block of {_of(found.block)}"
         problem = f"{scale.name} is {scale.shape} for {codes.name} of {shape}, expected {expected}"
         raise CheckpointError(scale.shard.path, problem, _AGAIN)
     return found
+
+
+def _fits(grid: Grid, each: int) -> bool:
+    """Whether each matrix has one scale, or those of its blocks in rows and columns of blocks."""
+    shown = _without_ones(grid.scale.shape)
+    in_order = len(shown) < 2 or each == 1 or shown[-2:] == (grid.rows, grid.columns)
+    return in_order and each == grid.rows * grid.columns
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of scales without the dimensions of blocks that Model Optimizer adds."""
+    return (shape[0], shape[2]) if len(shape) == 4 and shape[1] == shape[3] == 1 else shape
 
 
 def _block(
@@ -229,8 +241,7 @@ def _block(
 ) -> tuple[int, int]:
     """The size of a block: as stated, but for one scale a matrix, or one a row."""
     rows, columns = max(matrix[0], 1), max(matrix[1], 1)
-    if len(shape) == 4 and shape[1] == shape[3] == 1:  # blocks of Model Optimizer
-        shape = shape[0], shape[2]
+    shape = _without_ones(shape)
     if each == 1:
         return rows, columns
     if each == rows and (len(shape) == 1 or shape[-1] == 1):

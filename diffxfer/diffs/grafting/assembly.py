@@ -24,7 +24,7 @@ from diffxfer.diffs.grafting.requantization import (
     stored_errors,
     warnings_of_errors,
 )
-from diffxfer.diffs.grafting.tasks import graft_tasks, stored_names, whole_model
+from diffxfer.diffs.grafting.tasks import graft_tasks, whole_model
 from diffxfer.diffs.jobs.job import Job, do, nothing_more
 from diffxfer.diffs.matching.role import notes_of_names
 from diffxfer.diffs.relations.kinship import (
@@ -185,7 +185,7 @@ def _written(
     made = whole_model(tasks, output, options.dtype)
     if not options.requantize:
         return made, []
-    made = requantized_tasks(made, output.role.checkpoint, stored_names(output))
+    made = requantized_tasks(made, output)
     if diff is None or not options.run.dry_run:
         return made, []
     return made, expected_losses(output.match.grafts, diff[1], options.selection.alpha_of)

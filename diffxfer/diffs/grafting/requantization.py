@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.encodings.requantize import requantize, typical_error
 from diffxfer.checkpoints.stored import TensorSpec
+from diffxfer.diffs.grafting.output_names import names_of_parts, stored_names
+from diffxfer.diffs.grafting.tasks import check_task, checks_itself
 from diffxfer.diffs.jobs.report import StoredError
 from diffxfer.errors import OptionError
 from diffxfer.streaming.plan import Operation, RunKind, TensorTask, whole
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from diffxfer.checkpoints.reader import Checkpoint
     from diffxfer.checkpoints.stored import StoredTensor
     from diffxfer.diffs.artifact.manifest import Manifest
+    from diffxfer.diffs.grafting.pairing import Output
     from diffxfer.diffs.matching.match import Difference
     from diffxfer.streaming.statistics import TensorResult
 
@@ -30,15 +33,12 @@ SWALLOWED = 0.5
 _OPTION = "--requantize"
 
 
-def requantized_tasks(
-    tasks: Sequence[TensorTask], target: Checkpoint, on_disk: Callable[[str], str]
-) -> list[TensorTask]:
+def requantized_tasks(tasks: Sequence[TensorTask], output: Output) -> list[TensorTask]:
     """Replace the tasks of encoded tensors by those that write their parts.
 
     Args:
         tasks: the tasks of a whole graft, or none.
-        target: the target.
-        on_disk: from a name of the target to the name that is written.
+        output: the matching.
 
     Returns:
         The tasks, those that measure errors first.
@@ -48,14 +48,8 @@ def requantized_tasks(
     """
     if not tasks:
         return []
-    encoded = {
-        on_disk(name): spec
-        for name, spec in target.tensors.items()
-        if not isinstance(spec, TensorSpec)
-    }
-    if not encoded:
-        problem = f"no tensor of {target.folder.name or target.folder} is quantised"
-        raise OptionError(_OPTION, problem, f"leave out {_OPTION}")
+    target, part_name = output.role.checkpoint, names_of_parts(output)
+    encoded = _encoded(target, stored_names(output))
     silent: list[TensorTask] = []
     written: list[TensorTask] = []
     for task in tasks:
@@ -63,14 +57,37 @@ def requantized_tasks(
         if spec is None:
             written.append(task)
         elif task.operation is Operation.COPY:
-            written += [_keep(part, on_disk) for part in spec.parts]
+            written += [_keep(part, part_name(part.name)) for part in spec.parts]
         else:
             values = TaskValues(spec.name, "F32", task.shape, spec.shard, _in_float32(task))
             found = _requantize(values, spec, target)
-            written += [_keep(part, on_disk) for part in found.written]
+            written += [_keep(part, part_name(part.name)) for part in found.written]
             silent.append(_errors_of(task.name, found))
-    written += [_keep(part, on_disk) for part in _unused(target)]
+            # The new tasks read Δ in parts, and none of them computes its checksum.
+            silent += [check_task(task)] if checks_itself(task) else []
+    # What no weight depends on, such as scales of activations.
+    known = {task.name for task in written}
+    for part in target.weights.on_disk.values():
+        if (name := part_name(part.name)) not in known:
+            written.append(_keep(part, name))
     return [*silent, *written]
+
+
+def _encoded(target: Checkpoint, name_of: Callable[[str], str]) -> dict[str, StoredTensor]:
+    """The encoded tensors of the target, by the names that are written.
+
+    Raises:
+        OptionError: if there are none.
+    """
+    found = {
+        name_of(name): spec
+        for name, spec in target.tensors.items()
+        if not isinstance(spec, TensorSpec)
+    }
+    if not found:
+        problem = f"no tensor of {target.folder.name or target.folder} is quantised"
+        raise OptionError(_OPTION, problem, f"leave out {_OPTION}")
+    return found
 
 
 def _requantize(values: TaskValues, spec: StoredTensor, target: Checkpoint) -> Requantized:
@@ -88,16 +105,10 @@ def _in_float32(task: TensorTask) -> TensorTask:
     return replace(task, dtype="F32", expected=None, sample=())
 
 
-def _unused(target: Checkpoint) -> list[TensorSpec]:
-    """Tensors on disk that no value of a weight depends on, such as scales of activations."""
-    used = {part.name for spec in target.tensors.values() for part in spec.parts}
-    return [part for name, part in target.weights.on_disk.items() if name not in used]
-
-
-def _keep(part: StoredTensor, on_disk: Callable[[str], str]) -> TensorTask:
+def _keep(part: StoredTensor, name: str) -> TensorTask:
     """The task that writes a part as it is."""
     return TensorTask(
-        name=on_disk(part.name),
+        name=name,
         operation=Operation.KEEP,
         inputs=(part,),
         dtype=part.dtype,
@@ -120,13 +131,20 @@ def stored_errors(results: Mapping[str, TensorResult]) -> tuple[StoredError, ...
 
     Args:
         results: the results of tasks that write nothing, by name.
+
+    Raises:
+        OptionError: if a tensor has values that its format cannot hold.
     """
     found = []
     for name, result in results.items():
         if name.startswith(_ERROR):
             # ‖decoded − exact‖² and ‖original − exact‖²: see the kernel `distances`.
             error, change = result.sums[3:5] or (0.0, 0.0)
-            found.append(StoredError(name.removeprefix(_ERROR), norm(change), norm(error)))
+            tensor = name.removeprefix(_ERROR)
+            if not math.isfinite(error):
+                problem = f"{tensor} has values that are too large for the target's format"
+                raise OptionError(_OPTION, problem, f"leave out {_OPTION}")
+            found.append(StoredError(tensor, norm(change), norm(error)))
     return tuple(found)
 
 

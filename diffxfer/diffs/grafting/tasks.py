@@ -10,7 +10,8 @@ from diffxfer.checkpoints.companions import read_config
 from diffxfer.checkpoints.stored import FLOATS
 from diffxfer.diffs.delta.difference_rows import stored_delta
 from diffxfer.diffs.extraction.extract_tasks import bring_task
-from diffxfer.diffs.matching.names import canonical, is_embedding, is_layer_embedding
+from diffxfer.diffs.grafting.output_names import stored_names, wraps
+from diffxfer.diffs.matching.names import is_embedding, is_layer_embedding
 from diffxfer.diffs.matching.parts import body_of, is_under
 from diffxfer.diffs.matching.ties import HeadState
 from diffxfer.diffs.matching.wrappers import without_modules
@@ -215,7 +216,7 @@ def _brought_names(
     ours = body_of(difference.name for difference, _ in output.match.grafts)
     theirs = body_of(names(spec.name) for _, spec in output.match.grafts)
     outer = _outer(ours, theirs)
-    wrapped = any(_wraps(difference.name, spec.name) for difference, spec in output.match.grafts)
+    wrapped = any(wraps(difference.name, spec.name) for difference, spec in output.match.grafts)
     for spec in output.added:
         name = spec.name
         if name in output.match.named:
@@ -241,28 +242,6 @@ def _moved(name: str, old: str, new: str) -> str:
     """Move a name from the module `old` to the module `new`; "" is the top level."""
     inner = name[len(old) + 1 :] if old else name
     return f"{new}.{inner}" if new else inner
-
-
-def stored_names(output: Output) -> Callable[[str], str]:
-    """A function that gives a tensor's output name: the target's name without wrappers.
-
-    ``module.`` is a wrapper if the target has it in a name and finetuned does not.
-    """
-    wrapped = any(_wraps(spec.name, difference.name) for difference, spec in output.match.grafts)
-    stored = output.role.stored
-
-    def name_of(name: str) -> str:
-        found = stored.get(name, name)
-        return without_modules(found) if wrapped else found
-
-    return name_of
-
-
-def _wraps(name: str, other: str) -> bool:
-    """Whether ``module.`` is a wrapper in a name: the other role's name is equal without it."""
-    if name == other or "module." not in name or without_modules(name) == name:
-        return False
-    return without_modules(other) == other and canonical(name) == canonical(other)
 
 
 def _graft_task(
@@ -312,8 +291,24 @@ def _graft_task(
 
 
 def _check_tasks(task: TensorTask) -> list[TensorTask]:
-    """The task that checks Δ against its checksum, if `task` does not read all of it in order."""
-    delta = task.inputs[0]
-    if task.expected is None or (len(task.runs) == 1 and task.elements == delta.elements):
-        return []
-    return [digest_task(CHECKED + task.name, delta, task.expected)]
+    """The task that checks Δ against its checksum, if `task` does not do so itself."""
+    return [] if task.expected is None or checks_itself(task) else [check_task(task)]
+
+
+def checks_itself(task: TensorTask) -> bool:
+    """Whether a task checks Δ against its checksum, since it reads all of it in order.
+
+    Args:
+        task: a task that adds Δ.
+    """
+    whole_delta = len(task.runs) == 1 and task.elements == task.inputs[0].elements
+    return task.expected is not None and whole_delta
+
+
+def check_task(task: TensorTask) -> TensorTask:
+    """The task that checks Δ against its checksum, and writes nothing.
+
+    Args:
+        task: a task that adds Δ, whose checksum is known.
+    """
+    return digest_task(CHECKED + task.name, task.inputs[0], task.expected)

@@ -259,6 +259,8 @@ def _warnings(manifest: Manifest, weights: Weights) -> Iterator[str]:
     ]
     if unknown and manifest.kind == "diff":
         yield f"left out of the norms because they are not finite: {listed(unknown)}"
-    odd = sorted(manifest.tensors.keys() ^ weights.tensors.keys())
+    # A graft's manifest names what was written: codes and scales too.
+    stored = weights.on_disk if manifest.kind == "graft" else weights.tensors
+    odd = sorted(manifest.tensors.keys() ^ stored.keys())
     if odd:
         yield f"the manifest and the shards do not name the same tensors, such as {odd[0]!r}"

@@ -139,6 +139,13 @@ CASES: list[tuple[str, Change, str]] = [
     # Scales of fp8.
     ("fp8", drop(SCALES), f"{UP} is F8_E4M3 and has no scales, expected {SCALES}"),
     ("fp8", put(SCALES, torch.ones(2, 3)), f"{SCALES} is (2, 3) for {UP} of (140, 200), expected"),
+    (  # the right number of them, but transposed
+        "fp8",
+        several(
+            put(UP, torch.ones(140, 600).to(torch.float8_e4m3fn)), put(SCALES, torch.ones(5, 2))
+        ),
+        f"{SCALES} is (5, 2) for {UP} of (140, 600), expected 2 × 5, one for each block",
+    ),
     (
         "fp8",
         put(SCALES, torch.ones(2, 2).double()),

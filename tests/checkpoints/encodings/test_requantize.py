@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffxfer.checkpoints.encodings.requantize import requantize
+from diffxfer.checkpoints.encodings.requantize import requantize, typical_error
 from diffxfer.checkpoints.files import OpenShard, one_at_a_time
 from diffxfer.checkpoints.reader import read_shard
 from diffxfer.checkpoints.shared import Shared
 from diffxfer.checkpoints.stored import BITS, Files, StoredTensor
 from diffxfer.streaming.plan import BLOCK_ELEMENTS
-from tests.checkpoints.encodings.codings import FP8, INT8, NF4_BLOCKS
+from tests.checkpoints.encodings.codings import BLOCK, FP8, INT8, NF4_BLOCKS, blocks, fp8_parts
 from tests.checkpoints.encodings.test_references import CASES, UP, compress, opened, read
 
 if TYPE_CHECKING:
@@ -101,6 +101,63 @@ def test_fp8_of_transformers(
     decoded = decode(parts[UP], parts[UP + "_scale_inv"], torch.float32)
     bits = decoded.contiguous().reshape(-1).numpy().view(np.uint32)
     assert np.array_equal(read(made.decoded, 0, len(bits)), bits)
+
+
+@pytest.mark.parametrize("scale_format", [None, "ue8m0"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_of_fp8_in_16_bits(
+    tmp_path: Path, dtype: torch.dtype, scale_format: str | None
+) -> None:
+    """Values are divided by the scales that are stored, as Qwen's models in fp8 have them."""
+    values = matrix((200, 300))
+    old = fp8_parts(values)
+    parts = {UP: old[""], f"{UP}_scale_inv": old["_scale_inv"].to(dtype)}
+    stated = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
+    stated |= {"scale_fmt": scale_format} if scale_format else {}
+    like = opened(tmp_path / "like", parts, {"quantization_config": stated})[UP]
+    made = requantize(as_stored(tmp_path, values), like)
+    assert made is not None
+    padded = torch.nn.functional.pad(values, (0, 84, 0, 56))
+    most = padded.reshape(2, BLOCK, 3, BLOCK).abs().amax((1, 3))
+    scales = 1 / (1 / most * 448)
+    scales = torch.exp2(torch.ceil(torch.log2(scales))) if scale_format else scales
+    scales = scales.to(dtype)
+    wide = blocks(scales.float(), (200, 300), BLOCK, BLOCK)
+    codes = (values * (1 / wide)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    check_parts(made.written, {UP: codes, f"{UP}_scale_inv": scales})
+    bits = (codes.float() * wide).reshape(-1).numpy().view(np.uint32)
+    assert np.array_equal(read(made.decoded, 0, len(bits)), bits)
+
+
+@pytest.mark.parametrize(
+    ("coding", "scale"), [(FP8, torch.float8_e4m3fn), (INT8, torch.float8_e8m0fnu)]
+)
+def test_scales_in_a_dtype_that_their_format_does_not_have(
+    tmp_path: Path, coding: Coding, scale: torch.dtype
+) -> None:
+    parts = coding.parts(torch.ones(20, 30))
+    parts = {
+        UP + suffix: part.to(scale) if "scale" in suffix else part for suffix, part in parts.items()
+    }
+    like = opened(tmp_path / "like", parts, coding.config)[UP]
+    assert requantize(as_stored(tmp_path, torch.ones(20, 30)), like) is None
+    assert typical_error(like) is None
+
+
+def test_scales_of_fp8_are_positive_for_the_smallest_values(tmp_path: Path) -> None:
+    """The reference divides by the largest value of a block, which overflows here."""
+    values = torch.zeros(128, 512)
+    for block, most in enumerate((1.2e-36, 1e-38, 1e-40)):
+        values[0, block * 128 : block * 128 + 5] = most * torch.tensor([1, -0.5, 0.25, -0.125, 0])
+    like = opened(tmp_path / "like", FP8.encode({UP: torch.ones(128, 512)}), FP8.config)[UP]
+    made = requantize(as_stored(tmp_path, values), like)
+    assert made is not None
+    scales = written(made.written[1], 0, 4).view(np.float32)
+    assert scales.tolist() == [2.0**-126] * 3 + [1.0]
+    found = read(made.decoded, 0, values.numel()).view(np.float32)
+    # Below 2⁻⁶ the steps of E4M3 are 2⁻⁹; above, an eighth of the value.
+    steps = np.maximum(np.abs(values.numpy()) / 8, 2.0**-135)
+    assert (np.abs(found.reshape(128, 512) - values.numpy()) <= steps / 2).all()
 
 
 def test_gpt_oss_gives_back_what_its_codes_can_say(tmp_path: Path) -> None:

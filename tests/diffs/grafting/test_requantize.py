@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from diffxfer.checkpoints.files import OpenShard
 from tests import tiny
 from tests.checkpoints.encodings import scaled_halves
 from tests.checkpoints.encodings.codings import FP8, INT4, INT8, NF4_BLOCKS
+from tests.helpers import same_bits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +95,8 @@ def test_the_stored_graft_is_near_the_exact_one(
         assert errors[name]["change"] == pytest.approx(change, rel=1e-6)
         assert errors[name]["ratio"] == pytest.approx(error / change, rel=1e-6)
     run("verify", out)
+    inspected = tiny.run("inspect", out)
+    assert (inspected.status, inspected.err) == (0, "")
     argv = ("transfer", *folders, "-o", tmp_path / "told", "--requantize", "--alpha", "0.7")
     table = tiny.run(*argv, summary=True).out
     worst = max(told["requantized"], key=lambda each: each["ratio"])
@@ -123,6 +127,42 @@ def test_apply_gives_the_same_as_transfer(
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_a_damaged_diff_vector_is_refused(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    run("extract", *folders[:2], "-o", tmp_path / "diff")
+    shard = tmp_path / "diff" / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    done = tiny.run("apply", tmp_path / "diff", folders[2], "-o", tmp_path / "out", "--requantize")
+    assert done.status == 1
+    assert f"{UP} is damaged" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_that_are_too_large_for_the_scales_are_refused(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]]
+) -> None:
+    def half_scales(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**parts, "_scale": parts["_scale"].half()}
+
+    coding = replace(INT4, parts=lambda tensor: half_scales(INT4.parts(tensor)))
+    base = weights["base"]
+    large = {**base, UP: base[UP] * 1e6}
+    plain = [
+        tiny.save_model(tmp_path / role, model, config=CONFIG)
+        for role, model in (("finetuned", large), ("base", base))
+    ]
+    config = {**CONFIG, **coding.config}
+    target = tiny.save_model(tmp_path / "target", coding.encode(base), config=config)
+    done = tiny.run("transfer", *plain, target, "-o", tmp_path / "out", "--requantize")
+    assert done.status == 2
+    assert f"{UP} has values that are too large for the target's format" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_not_grafted_keeps_its_bytes(
     tmp_path: Path, weights: dict[str, dict[str, Tensor]]
 ) -> None:
@@ -138,6 +178,27 @@ def test_what_is_not_grafted_keeps_its_bytes(
         same = kept[name].view(torch.uint8), target[name].view(torch.uint8)
         assert torch.equal(*same), name
     assert kept.keys() == target.keys() | scale.keys()
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module."])
+def test_names_and_buffers_of_a_wrapped_target(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]], wrapper: str
+) -> None:
+    folders = save(tmp_path, weights, FP8)
+    run("transfer", *folders, "-o", tmp_path / "plain", "--requantize")
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.arange(3.0)}
+    scale = {"model.layers.0.mlp.up_proj.input_scale": torch.tensor(0.5)}
+    target = {**load_file(folders[2] / "model.safetensors"), **buffer, **scale}
+    wrapped = {wrapper + name: tensor for name, tensor in target.items()}
+    config = {**CONFIG, **FP8.config}
+    folders[2] = tiny.save_model(tmp_path / "wrapped", wrapped, config=config)
+    run("transfer", *folders, "-o", tmp_path / "out", "--requantize")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    due = {**load_file(tmp_path / "plain" / "model.safetensors"), **buffer, **scale}
+    assert found.keys() == due.keys()
+    for name, tensor in due.items():
+        assert same_bits(found[name], tensor), name
+    run("verify", tmp_path / "out")
 
 
 def test_large_errors_are_warned_of(tmp_path: Path, weights: dict[str, dict[str, Tensor]]) -> None:
@@ -178,6 +239,31 @@ def test_nonfinite_values_have_no_code(
     )
     assert done.status == 2
     assert "--requantize" in done.err
+
+
+@pytest.mark.parametrize(
+    ("value", "alpha", "told"),
+    [
+        (float("nan"), "1", "NaN in finetuned at [3, 4] (FILE); correct the checkpoint\n"),
+        (3.0, "1e39", "overflows F32 in the output at [3, 4]; give a smaller --alpha\n"),
+    ],
+)
+def test_the_remedy_for_nonfinite_values_is_no_option_that_is_refused(
+    tmp_path: Path, weights: dict[str, dict[str, Tensor]], value: float, alpha: str, told: str
+) -> None:
+    base = weights["base"]
+    tuned = {**base, UP: base[UP].clone()}
+    tuned[UP][3, 4] = value
+    plain = [
+        tiny.save_model(tmp_path / role, model, config=CONFIG)
+        for role, model in (("finetuned", tuned), ("base", base))
+    ]
+    config = {**CONFIG, **FP8.config}
+    target = tiny.save_model(tmp_path / "target", FP8.encode(base), config=config)
+    argv = ("--requantize", "--alpha", alpha)
+    done = tiny.run("transfer", *plain, target, "-o", tmp_path / "out", *argv)
+    assert done.status == 1
+    assert told.replace("FILE", str(plain[0] / "model.safetensors")) in done.err
 
 
 def test_a_dry_run_says_that_steps_will_swallow_the_difference(
