@@ -76,6 +76,7 @@ ONLY_IN = {
     ("diffs/lora/options.py", "--as"): ("apply", "extract"),
     ("diffs/matching/selection.py", "--alpha"): GRAFTED,
     ("diffs/matching/selection.py", "--alpha-for"): GRAFTED,
+    ("evaluation/head_labels.py", "--added"): ("extract",),
     ("probing/measure_models.py", "--dtype"): ("eval",),
     ("streaming/finite.py", "--alpha"): GRAFTED,
     ("streaming/run.py", "--device"): STREAMED,

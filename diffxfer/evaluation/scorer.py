@@ -215,6 +215,7 @@ class Scorer:
         home = None if self.store is None else self.store.folder
         if self.settings.grafts_in_memory:
             with graft_source(*made_of, alpha, home=home, added=self.settings.added) as graft:
+                graft.label = str(model)
                 yield str(graft.folder), graft
             return
         with scratch_folder(home) as scratch:

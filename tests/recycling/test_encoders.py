@@ -385,6 +385,15 @@ class TestLength:
             report = tune_shortly(home / "masked", data, tmp_path / "out", steps=1, overwrite=True)
             assert report.warnings == ("rows truncated to 32 tokens: 1",)
 
+    def test_the_teacher_reads_less(self, home: Path, tmp_path: Path) -> None:
+        texts = encoders.texts(2)
+        long = {"text": " ".join(texts * 4), "label": "hot"}
+        rows = [{"text": text, "label": label} for text, label in zip(texts, LABELS, strict=False)]
+        data = encoders.write(tmp_path / "rows.jsonl", [long, *rows])
+        teacher = encoders.save("classifier", tmp_path / "teacher", max_position_embeddings=14)
+        report = tune_shortly(home / "masked", data, tmp_path / "out", steps=1, teacher=teacher)
+        assert report.warnings == ("rows truncated to 12 tokens: 1",)
+
     def test_rows_without_a_token_to_predict(self, home: Path, tmp_path: Path) -> None:
         rows = [{"text": " "}, {"text": "w1 w2 w3"}]
         data = encoders.write(tmp_path / "rows.jsonl", rows)
