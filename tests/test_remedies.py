@@ -77,6 +77,7 @@ ONLY_IN = {
     ("diffs/matching/selection.py", "--alpha"): GRAFTED,
     ("diffs/matching/selection.py", "--alpha-for"): GRAFTED,
     ("evaluation/head_labels.py", "--added"): ("extract",),
+    ("evaluation/score_rows.py", "--added"): ("apply",),
     ("probing/measure_models.py", "--dtype"): ("eval",),
     ("streaming/finite.py", "--alpha"): GRAFTED,
     ("streaming/run.py", "--device"): STREAMED,
