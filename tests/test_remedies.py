@@ -46,6 +46,7 @@ RAISED_BY = {
     "checkpoints/output_place.py": (*STREAMED, "tune"),
     "checkpoints/partial.py": (*STREAMED, "tune"),
     "checkpoints/writer.py": (*STREAMED, "tune"),
+    "diffs/artifact/card.py": ("apply",),
     "diffs/companions": GRAFTED,
     "diffs/extraction": ("extract",),
     "diffs/grafting": GRAFTED,

@@ -450,6 +450,16 @@ class TestRefused:
         said = "--no-end-token: has no effect on --objective mlm"
         self.refused(OptionError, said, home / "masked", data, end_token=False)
 
+    def test_a_value_that_the_first_row_lacks(self, home: Path, tmp_path: Path) -> None:
+        """It would be ignored silently, and the objective be another one."""
+        first, full = {"text": "w1", "label": "hot"}, {"text": "w2", "label": "cold"}
+        rows = self.rows(tmp_path, first, full | {"text_pair": "w3"})
+        said = "line 2 has 'text_pair', which line 1 lacks; give all rows the same format"
+        self.refused(DataError, said, home / "masked", rows)
+        rows = self.rows(tmp_path, first | {"label": None}, full)
+        self.refused(DataError, "line 2 has 'label', which line 1 lacks", home / "masked", rows)
+        tune_shortly(home / "masked", rows, tmp_path / "mlm", objective="mlm", steps=1)
+
     def test_rows_of_another_objective(self, home: Path, tmp_path: Path) -> None:
         asked = self.rows(tmp_path, {"prompt": "w1", "completion": "w2"})
         said = (

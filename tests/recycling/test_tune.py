@@ -419,7 +419,7 @@ class TestRefused:
         swapped = text.replace('"A":', '"\0":').replace('"B":', '"A":').replace('"\0":', '"B":')
         assert swapped != text
         (teacher / "tokenizer.json").write_text(swapped)
-        with pytest.raises(VocabularyError, match="has the token 'B' with id"):
+        with pytest.raises(VocabularyError, match=r"has the token 'B' with id .* token 'A'"):
             tune_shortly(student, data, tmp_path / "out", teacher=teacher)
         deep = self.copy("finetuned", tmp_path / "deep")
         tiny.edit_json(deep / "config.json", lambda c: c.update(num_hidden_layers=3))

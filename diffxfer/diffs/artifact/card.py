@@ -36,7 +36,7 @@ A diff vector: Δ = finetuned − base, what fine-tuning did to a base model, te
 (also called a task vector; [arXiv 2503.20110](https://arxiv.org/abs/2503.20110)).
 It is not a model. Graft it on a successor of the base:
 
-    diffxfer apply {diff} TARGET -o OUT
+    diffxfer apply {diff} TARGET -o OUT{brings}
 """
 
 _ADAPTER = """\
@@ -82,9 +82,9 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     Returns:
         The README's bytes: YAML front matter and Markdown.
     """
-    library, relation, tags, text = KINDS[manifest.kind]
+    library, relation, _, text = KINDS[manifest.kind]
     lines = ["---", f"library_name: {library}", "tags:"]
-    lines += [f"- {tag}" for tag in ("diffxfer", *tags)]
+    lines += [f"- {tag}" for tag in tags(manifest)]
     bases = base_models(manifest)
     if bases:
         lines += ["base_model:", *(f"- {name}" for name in bases)]
@@ -93,8 +93,31 @@ def write_card(title: str, manifest: Manifest) -> bytes:
     for key, value in license_fields(manifest).items():
         lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
     lines += ["---", ""]
-    body = text.format(title=plain(title), formula=formula(manifest), diff="DIFF")
+    body = text.format(
+        title=plain(title), formula=formula(manifest), diff="DIFF", brings=brings(manifest)
+    )
     return ("\n".join(lines) + body + details(manifest)).encode()
+
+
+def tags(manifest: Manifest) -> list[str]:
+    """The tags of a folder on the Hub.
+
+    Args:
+        manifest: its manifest.
+    """
+    kind = KINDS[manifest.kind][2]
+    if manifest.command.get("objective") == "mlm":
+        kind = ("fill-mask",)
+    return ["diffxfer", *kind]
+
+
+def brings(manifest: Manifest) -> str:
+    """The further options of `diffxfer apply` for a diff vector, each after a space.
+
+    Args:
+        manifest: its manifest.
+    """
+    return " --added bring" if manifest.kind == "diff" and manifest.added_tensors else ""
 
 
 def base_models(manifest: Manifest) -> list[str]:
