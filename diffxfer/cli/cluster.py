@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffxfer.checkpoints.header import short
 from diffxfer.cli.help import WHERE
-from diffxfer.cli.optional_values import DEFAULT
+from diffxfer.cli.optional_values import ADDRESS, DEFAULT
+from diffxfer.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,10 +47,16 @@ def cluster_of(ray: str | None, console: Console) -> Iterator[RayCluster | None]
     Args:
         ray: the option's value.
         console: says which nodes take part.
+
+    Raises:
+        OptionError: if the value is no address.
     """
     if ray is None:
         yield None
         return
+    if ray != DEFAULT and not ADDRESS.fullmatch(ray):
+        remedy = "give HOST:PORT (ray start uses port 6379), ray://HOST:PORT, auto or local"
+        raise OptionError("--ray", f"{short(ray)} is not the address of a cluster", remedy)
     from diffxfer.cluster.ray_cluster import RayCluster
 
     with RayCluster(None if ray == DEFAULT else ray) as cluster:

@@ -77,5 +77,5 @@ def inspect(
 
 def _refuse_useless(ray: str | None, other: object) -> None:
     if ray is not None and other is None:
-        remedy = "give OTHER too, or leave it out"
-        raise OptionError("--ray", "has no use: one folder is described in a moment", remedy)
+        remedy = "omit it, or give OTHER to compare with"
+        raise OptionError("--ray", "has no effect on one folder", remedy)

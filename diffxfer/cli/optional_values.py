@@ -9,10 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DEFAULT = "default"
+ADDRESS = re.compile(r"auto|local|ray://.+|[^/\s]+:[0-9]+")
+"""The form of a cluster's address."""
+_LIKE_ADDRESS = re.compile(rf"{ADDRESS.pattern}|[0-9]+(?:\.[0-9]+){{3}}")
+"""Also an address without its port, so that the message is about the port."""
 
 OPTIONAL: Mapping[str, tuple[re.Pattern[str], str]] = {
     "--pack": (re.compile(r"exact|int8|int4"), "exact"),
-    "--ray": (re.compile(r"auto|local|ray://.+|[^/\s]+:[0-9]+"), DEFAULT),
+    "--ray": (_LIKE_ADDRESS, DEFAULT),
 }
 """By option: the form of its values, and the value that is used if none follows it."""
 

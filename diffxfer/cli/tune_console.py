@@ -55,7 +55,9 @@ def _lines(report: TuneReport) -> list[str]:
     counts = ", ".join(f"{count:,} {kind}" for kind, count in report.tensors.items())
     begun = f", continued from step {report.continued_from:,}" if report.continued_from else ""
     first, last = report.log[0]["loss"], report.log[-1]["loss"]
+    causal = report.objective == "causal"
     return [
+        *([] if causal else [f"objective: {report.objective}"]),
         f"steps: {report.steps:,} on {report.rows:,} rows{begun}; loss {first:.4f} → {last:.4f}",
         *report.notes,
         f"tensors: {counts}",

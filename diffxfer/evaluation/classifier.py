@@ -23,6 +23,7 @@ from diffxfer.evaluation.head_labels import (
     refuse_without_head,
 )
 from diffxfer.models.checkpoint import checkpoint_source
+from diffxfer.models.input_length import NO_LIMIT, longest_input
 from diffxfer.models.loading import load
 from diffxfer.models.memory import free_memory, is_out_of_memory
 from diffxfer.models.source import ModelSource
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 NAME = "diffxfer-classifier"
 """Its name in lm-eval."""
 _AUTO_BATCH_SIZE = 64
-_NO_LIMIT = 1 << 30
 _log = logging.getLogger("lm_eval.diffxfer")  # below lm-eval's, so that its command shows it
 
 
@@ -195,7 +195,7 @@ class ClassifierLM(LM):  # type: ignore[misc]
         """Each text with the log-softmax of its logits, in float64."""
         inputs = {text: self._split(text) for text in texts}
         lengths = {text: self._length(parts) for text, parts in inputs.items()}
-        limit = self.max_length or _NO_LIMIT
+        limit = self.max_length or NO_LIMIT
         truncated = sum(length > limit for length in lengths.values())
         if truncated:
             self._warn(
@@ -283,29 +283,3 @@ def _load(
         remedy = "add the files of its tokenizer to its folder"
         raise EvaluationError(source.label, "has no tokenizer", remedy)
     return source.label, model, tokenizer
-
-
-def longest_input(model: Any, tokenizer: Any, at_most: int | None = None) -> int | None:
-    """The maximum number of tokens of an input, special tokens included.
-
-    Args:
-        model: a transformers model.
-        tokenizer: its tokenizer.
-        at_most: a lower maximum, if there is one.
-
-    Returns:
-        The smallest of the maximum of the tokenizer, the positions of the model and `at_most`;
-        None if there is none of these.
-    """
-    known = [tokenizer.model_max_length, at_most]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa and its relatives count positions from the one after that of padding.
-        first = (
-            module.padding_idx + 1
-            for name, module in model.named_modules()
-            if name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        )
-        known.append(positions - next(first, 0))
-    return min((int(one) for one in known if one and one < _NO_LIMIT), default=None)

@@ -15,7 +15,7 @@ from diffxfer.checkpoints.resolve import find
 from diffxfer.diffs.artifact.kind import require_diff
 from diffxfer.evaluation.eval_page import REPORT, write_page
 from diffxfer.evaluation.eval_settings import EvalSettings, make_settings
-from diffxfer.evaluation.model_heads import check_labels, supply_heads
+from diffxfer.evaluation.model_heads import brought_head, check_labels, supply_heads
 from diffxfer.evaluation.model_roles import (
     ModelRoles,
     ModelUnderTest,
@@ -233,6 +233,7 @@ def _compare(
     """Compare the models that are scored so far."""
     roles, store = scorer.roles, scorer.store
     columns = requested_columns(scorer.tasks, done)
+    brings = scorer.settings.is_classifier and brought_head(roles) is not None
     rows = compare_models(
         done,
         target=roles.target,
@@ -250,7 +251,7 @@ def _compare(
         baseline=roles.baseline,
         finetuned=roles.finetuned,
         columns=columns,
-        best=best_alpha(rows, columns, str(roles.diff), roles.target),
+        best=best_alpha(rows, columns, str(roles.diff), roles.target, brings=brings),
         reused=tuple(map(str, reused)),
         warnings=(*warnings, *told, *([] if store is None else store.warnings)),
         output=None if store is None else store.folder,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 CLASSIFIER = "ForSequenceClassification"
 """How transformers ends the name of every architecture with a classification head."""
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _DEFAULT_LABELS = 2
 _LONGEST_LIST = 400
 
@@ -48,11 +49,15 @@ def refuse_without_head(label: str, config: Mapping[str, Any]) -> None:
     """
     if is_classifier(config):
         return
-    found = short(architecture(config)) if architecture(config) else "a model of no architecture"
+    named = architecture(config)
+    remedy = "give a sequence classifier, or score a language model with --backend hf"
+    if named and not named.endswith(_LANGUAGE_MODELS):
+        remedy = "train a head with diffxfer tune, or give a --diff made with extract --added bring"
     raise EvaluationError(
         label,
-        f"is {found}, but the backend classifier needs a classification head, …{CLASSIFIER}",
-        "give a sequence classifier, or score a language model with --backend hf",
+        f"is {short(named) if named else 'a model of no architecture'}, but the backend classifier"
+        f" needs a classification head, …{CLASSIFIER}",
+        remedy,
     )
 
 

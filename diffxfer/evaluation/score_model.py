@@ -133,6 +133,7 @@ def _open(
     made_of = job.diff, job.folder
     if job.settings.grafts_in_memory:
         with graft_source(*made_of, alpha, home=job.home, added=job.settings.added) as graft:
+            graft.label = str(job.model)
             yield Path(graft.folder), graft
         return
     with scratch_folder(job.home) as scratch:

@@ -148,7 +148,12 @@ def _columns_of(name: str, tasks: TaskSet, columns: Sequence[MetricKey]) -> Iter
 
 
 def best_alpha(
-    rows: Sequence[Row], columns: Sequence[MetricKey], diff: str, target: str
+    rows: Sequence[Row],
+    columns: Sequence[MetricKey],
+    diff: str,
+    target: str,
+    *,
+    brings: bool = False,
 ) -> BestAlpha | None:
     """Find the alpha that scored best on the first task; of equal ones, the smallest in magnitude.
 
@@ -157,6 +162,7 @@ def best_alpha(
         columns: the requested scores, of which the first one decides.
         diff: the diff vector, as given.
         target: the target, as given.
+        brings: whether the grafts have a head that the diff vector brings.
 
     Returns:
         None if fewer than two grafts were scored, or no score is finite.
@@ -170,4 +176,5 @@ def best_alpha(
     best = max(sound, key=lambda row: (sign * row.value, -abs(row.alpha or 0.0)))
     alpha = best.alpha or 0.0
     command = ["diffxfer", "apply", diff, target, "-o", "OUT", "--alpha", f"{alpha!r}"]
+    command += ["--added", "bring"] if brings else []
     return BestAlpha(alpha, best.task, best.metric, best.value, shlex.join(command))

@@ -33,10 +33,11 @@ _TOKENIZER_FILES = (
     *("spiece.model", "sentencepiece.bpe.model"),
 )
 _NEWER = "try a newer version of transformers"
+_SAVE = "save it with save_pretrained first"
 _KEYS = (
-    ("unexpected_keys", "has tensors that transformers ignores"),
-    ("missing_keys", "lacks tensors that transformers expects"),
-    ("mismatched_keys", "has tensors whose shape transformers does not expect"),
+    ("unexpected_keys", "has tensors that transformers ignores", _SAVE),
+    ("missing_keys", "lacks tensors that transformers expects", _SAVE),
+    ("mismatched_keys", "has tensors whose shape config.json does not give", "correct that file"),
 )
 
 
@@ -77,7 +78,9 @@ def load(
     """
     with _translate_errors(source):
         model, info = load_weights(
-            *(source, dtype, device, auto, progress), attn_implementation=attn_implementation
+            *(source, dtype, device, auto, progress),
+            attn_implementation=attn_implementation,
+            ignore_mismatched_sizes=True,  # they are refused with their names
         )
     _refuse_other_tensors(source, info)
     return LoadedModel(model, load_tokenizer(source))
@@ -323,11 +326,11 @@ def _set_generation_config(model: PreTrainedModel, source: ModelSource) -> None:
 
 def _refuse_other_tensors(source: ModelSource, info: Mapping[str, Any]) -> None:
     """Refuse a model of which transformers does not use exactly the tensors."""
-    for kind, what in _KEYS:
+    for kind, what, remedy in _KEYS:
         if info[kind]:
-            names = sorted(str(name) for name in info[kind])
+            names = sorted(key if isinstance(key, str) else str(key[0]) for key in info[kind])
             problem = f"{what}, so another model would be loaded: {listed(names)}"
-            raise CheckpointError(source.label, problem, "save it with save_pretrained first")
+            raise CheckpointError(source.label, problem, remedy)
 
 
 @contextmanager

@@ -13,16 +13,18 @@ from diffxfer.diffs.artifact.card import (
     HUB,
     KINDS,
     base_models,
+    brings,
     details,
     formula,
-    how_to_read,
     license_fields,
     licensed_by,
     on_hub,
-    plain,
     sources_in_order,
+    tags,
 )
+from diffxfer.diffs.artifact.reading import how_to_read, plain
 from diffxfer.errors import printable
+from diffxfer.evaluation.head_labels import is_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,9 +62,12 @@ def write_model_card(
     """
     name = repo.split("/")[1]
     licensed = {"license": license} if license else license_fields(manifest)
-    text = KINDS[manifest.kind][3].format(title=plain(name), formula=formula(manifest), diff=repo)
+    text = KINDS[manifest.kind][3].format(
+        title=plain(name), formula=formula(manifest), diff=repo, brings=brings(manifest)
+    )
+    task = "text-classification" if is_classifier(config) else "text-generation"
     parts = [
-        f"---\n{_front_matter(name, manifest, licensed, results)}\n---\n{text}",
+        f"---\n{_front_matter(name, manifest, licensed, results, task)}\n---\n{text}",
         "" if manifest.kind == "diff" else _how_to_load(repo, config),
         _made_of(manifest),
         _scores(results),
@@ -74,16 +79,20 @@ def write_model_card(
 
 
 def _front_matter(
-    name: str, manifest: Manifest, licensed: Mapping[str, Any], results: Sequence[TaskScore]
+    name: str,
+    manifest: Manifest,
+    licensed: Mapping[str, Any],
+    results: Sequence[TaskScore],
+    task: str,
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    library, relation, tags, _ = KINDS[manifest.kind]
+    library, relation, *_ = KINDS[manifest.kind]
     bases = base_models(manifest)
     more: dict[str, Any] = {"base_model_relation": relation} if relation and bases else {}
     scored = [
         EvalResult(
-            task_type="text-generation",
+            task_type=task,
             # PyYAML does not read back every control character that it writes, such as U+0085.
             dataset_type=printable(result.task),
             dataset_name=printable(result.task),
@@ -96,7 +105,7 @@ def _front_matter(
     ]
     data = ModelCardData(
         library_name=library,
-        tags=["diffxfer", *tags],
+        tags=tags(manifest),
         base_model=bases or None,
         # A name is required if there are results, and not allowed otherwise.
         model_name=name if scored else None,
@@ -121,15 +130,23 @@ def _linked(source: SourceEntry) -> str:
     return f"{link} at {commit}" if commit else link
 
 
-def _how_to_load(repo: str, config: Mapping[str, Any]) -> str:
+def loaders(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The classes of transformers that load a model, and what prepares its inputs.
+
+    Args:
+        config: the model's ``config.json``.
+    """
     architectures = config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
     known = isinstance(named, str) and named.isidentifier() and not keyword.iskeyword(named)
+    if known and "auto_map" not in config and not named.endswith("ForCausalLM"):
+        return named, "AutoProcessor"
+    return "AutoModelForCausalLM", "AutoTokenizer"
+
+
+def _how_to_load(repo: str, config: Mapping[str, Any]) -> str:
+    loader, processor = loaders(config)
     remote = "auto_map" in config
-    if known and not remote and not named.endswith("ForCausalLM"):
-        loader, processor = named, "AutoProcessor"
-    else:
-        loader, processor = "AutoModelForCausalLM", "AutoTokenizer"
     trust = ", trust_remote_code=True" if remote else ""
     variable = "tokenizer" if processor == "AutoTokenizer" else "processor"
     return (

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from diffxfer.checkpoints.companions import README
 from diffxfer.checkpoints.hub.repo_ids import read_hub_id
 from diffxfer.checkpoints.output_place import MANIFEST_NAME
-from diffxfer.diffs.artifact.card import license_fields
+from diffxfer.diffs.artifact.card import brings, license_fields
 from diffxfer.diffs.artifact.manifest import FileEntry, Manifest, manifest_bytes
 from diffxfer.errors import ArtifactError, OptionError
-from diffxfer.publishing.model_card import write_model_card
+from diffxfer.publishing.model_card import loaders, write_model_card
 from diffxfer.publishing.overwrite_check import KIND_NAMES, refuse_overwrite, stale_files
 from diffxfer.publishing.publishable_folder import (
     PublishableFolder,
@@ -25,6 +25,8 @@ from diffxfer.publishing.published_scores import read_published_scores
 from diffxfer.publishing.push_report import PushedFile, PushReport
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diffxfer.checkpoints.hub.upload import Files, Repository
     from diffxfer.evaluation.scores import TaskScore
 
@@ -84,7 +86,7 @@ def push(
         commit=None if after is None else after.commit,
         files=changes.fates,
         card=card.decode(),
-        use=_usage_line(manifest, repo),
+        use=_usage_line(manifest, repo, folder.config),
         elapsed_s=round(time.perf_counter() - began, 3),
         warnings=tuple(warnings),
     )
@@ -232,7 +234,7 @@ def _with_card(found: PublishableFolder, card: bytes) -> dict[str, bytes | Path]
     return {**found.files, README: card, MANIFEST_NAME: described}
 
 
-def _usage_line(manifest: Manifest, repo: str) -> str:
+def _usage_line(manifest: Manifest, repo: str, config: Mapping[str, Any]) -> str:
     if manifest.kind == "diff":
-        return f"diffxfer apply {repo} TARGET -o OUT"
-    return f'AutoModelForCausalLM.from_pretrained("{repo}")'
+        return f"diffxfer apply {repo} TARGET -o OUT{brings(manifest)}"
+    return f'{loaders(config)[0]}.from_pretrained("{repo}")'

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, Trainer
 
 from diffxfer.errors import OptionError, TrainingError
+from diffxfer.models.input_length import longest_input
 from diffxfer.recycling.distillation_loss import (
     IGNORED,
     TERMS,
@@ -213,10 +214,12 @@ def make_encoder_trainer(job: TrainingJob, config: SFTConfig) -> tuple[EncoderTr
         labels = None if job.labels is None else replace(job.labels, new=False)
         teacher = load_encoder(job.teacher, dtype, labels, options.seed)
         teacher.config.pad_token_id = model.config.pad_token_id
-    places = [job.length, tokenizer.model_max_length, _places(model)]
+    # The teacher reads the same tokens.
+    readers = [one for one in (model, teacher) if one is not None]
+    lengths = [longest_input(one, tokenizer, job.length) for one in readers]
     dataset, truncation = tokenize_rows(
         *(job.rows, job.labels, tokenizer),
-        length=min(place for place in places if place is not None),
+        length=min(filter(None, lengths)),
         inputs=_inputs(model),
     )
     config.remove_unused_columns = False  # those of the masks are no inputs of the model
@@ -237,15 +240,6 @@ def _check_vocabulary(job: TrainingJob, tokens: int, model: Any) -> None:
     if tokens > rows:
         problem = f"has a tokenizer of {tokens} tokens, but its embedding has {rows} rows"
         raise TrainingError(job.model.folder, problem, "add the tokenizer that belongs to it")
-
-
-def _places(model: Any) -> int | None:
-    """The positions that RoBERTa and its like have for tokens: they begin after the padding's."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            padding = module.padding_idx
-            return module.num_embeddings - (0 if padding is None else padding + 1)
-    return None
 
 
 def _inputs(model: Any) -> set[str]:

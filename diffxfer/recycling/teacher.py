@@ -51,10 +51,14 @@ def check_teacher(
             if not is_harmless(i, one, other):
                 taught, own = (token_at(t, i) if t else None for t in tokenizers)
                 problem = (
-                    f"has the token {taught!r} with id {i}, but the model to train has {own!r}"
+                    f"has {_told(taught)} with id {i}, but the model to train has {_told(own)}"
                 )
                 remedy = "give a teacher of the same vocabulary"
                 raise VocabularyError(teacher.folder, problem, remedy)
+
+
+def _told(token: str | None) -> str:
+    return "no token" if token is None else f"the token {token!r}"
 
 
 def _setting(config: Mapping[str, Any], key: str) -> object:

@@ -191,6 +191,7 @@ def _validate_rows(
 ) -> TrainingRows:
     digest = xxhash.xxh3_128()
     columns: dict[str, list[Any]] = {}
+    fuller: list[tuple[str, ...]] = []
     first = ""
     for place, row in rows:
         if not isinstance(row, dict):
@@ -199,7 +200,10 @@ def _validate_rows(
         if not columns:
             first = place
             present = [key for key, value in row.items() if value is not None]
-            columns = {key: [] for key in _match_form(where, place, row, accept(present))}
+            accepted = accept(present)
+            columns = {key: [] for key in _match_form(where, place, row, accepted)}
+            fuller = [form for form in accepted.forms if set(form) > columns.keys()]
+        _refuse_more(where, place, first, row, fuller, columns)
         for key, values in columns.items():
             value = _check_value(where, place, key, row)
             if values and type(value) is not type(values[0]):
@@ -229,13 +233,30 @@ def _match_form(where: str, place: str, row: dict[str, Any], accepted: Accepted)
         if all(row.get(key) is not None for key in keys):
             return keys
     known = [key for keys in accepted.forms for key in keys if row.get(key) is not None]
+    given = [key for key, value in row.items() if value is not None]
     found = f"has the keys {', '.join(map(short, list(row)[:8])) or 'none'}"
-    if known:
+    if known and len(given) == 1:
         found = f"has only {known[0]!r}"
     why = "which is not a supported format"
     if accepted.learner:
         why = f"from which {accepted.learner} cannot learn"
     raise DataError(where, f"{place} {found}, {why}", _forms_hint(accepted))
+
+
+def _refuse_more(
+    where: str,
+    place: str,
+    first: str,
+    row: dict[str, Any],
+    fuller: Collection[tuple[str, ...]],
+    columns: Collection[str],
+) -> None:
+    """Refuse a label or a second text that the first row lacks: it would be ignored."""
+    for form in fuller:
+        if all(row.get(key) is not None for key in form):
+            key = next(key for key in reversed(form) if key not in columns)
+            problem = f"{place} has {key!r}, which {first} lacks"
+            raise DataError(where, problem, "give all rows the same format")
 
 
 def _check_value(where: str, place: str, key: str, row: dict[str, Any]) -> Any:

@@ -58,9 +58,10 @@ class TrainingJob:
 
     @property
     def length(self) -> int:
-        """The maximum number of tokens of a row, limited by the context length of the model."""
-        context = context_length(self.model.config)
-        return min(self.options.max_length, context or self.options.max_length)
+        """The maximum number of tokens of a row, limited by the context length of each model."""
+        readers = (self.model, *([self.teacher] if self.teacher else []))
+        contexts = [context_length(each.config) for each in readers]
+        return min(self.options.max_length, *filter(None, contexts))
 
     @property
     def recorded_options(self) -> dict[str, str | float]:

@@ -98,7 +98,8 @@ def test_a_new_head_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert outcome.status == 0, outcome
     lines = outcome.err.splitlines()
     said = "the classification head is new, made from seed 4; its labels are cold, hot, mild"
-    assert lines[2:4] == [said, "tensors: 41 tuned, 5 left out"]
+    assert lines[1] == "objective: classification"
+    assert lines[3:5] == [said, "tensors: 41 tuned, 5 left out"]
     outcome = tiny.run(*argv, str(tmp_path / "other"), "--json", "--quiet")
     found = json.loads(outcome.out)
     assert (found["objective"], found["notes"]) == ("classification", [said])

@@ -89,7 +89,17 @@ def test_the_example_is_a_configuration_of_ray() -> None:
 
 def test_one_folder_needs_no_cluster() -> None:
     done = tiny.run("inspect", family_folder() / "base", "--ray", "10.0.0.1:6379")
-    assert done.err.startswith("error: --ray: has no use: one folder is described in a moment")
+    assert done.err.startswith("error: --ray: has no effect on one folder")
+
+
+@pytest.mark.parametrize("option", [("--ray", "10.0.0.1"), ("--ray=head",)])
+def test_an_address_needs_a_port(option: tuple[str, ...], tmp_path: Path) -> None:
+    family = family_folder()
+    roles = (family / role for role in ("finetuned", "base", "target"))
+    done = tiny.run("transfer", *option, *roles, "-o", tmp_path / "out")
+    said = f"--ray: {option[-1].removeprefix('--ray=')!r} is not the address of a cluster"
+    assert done.err.startswith(f"error: {said}; give HOST:PORT")
+    assert done.status == 2
 
 
 def test_a_cluster_outside_of_its_block_is_refused(tmp_path: Path) -> None:

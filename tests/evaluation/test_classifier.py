@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from transformers import (
 )
 
 from diffxfer import Evaluation, apply_diff, evaluate, extract_diff
-from diffxfer.errors import DiffxferError, EvaluationError, OptionError
+from diffxfer.errors import CheckpointError, DiffxferError, EvaluationError, OptionError
 from diffxfer.evaluation.classifier import ClassifierLM
 from diffxfer.evaluation.head_labels import labels_in, match_choices
 from tests import families, tiny
@@ -353,6 +354,9 @@ class TestHeads:
         found = ask(encoders / "target", tasks, **roles, output=output, progress=told.append)
         assert [row.alpha for row in found.rows] == [None, 0.5, 1.0, None]
         assert any("has no classification head: that of" in line for line in told)
+        assert found.best is not None
+        argv = [*shlex.split(found.best.command)[1:], "--dry-run"]
+        assert tiny.run(*argv).status == 0
         for alpha, name in ((0, "target"), (0.5, "target+0.5"), (1, "target+1.0")):
             graft = tmp_path / f"graft{alpha}"
             apply_diff(encoders / "diff", encoders / "target", graft, alpha=alpha, added="bring")
@@ -363,6 +367,14 @@ class TestHeads:
         assert len(again.reused) == 4
         assert again.rows == found.rows
 
+    def test_that_are_borrowed_do_not_change_the_name_in_warnings(
+        self, encoders: Path, tasks: Path
+    ) -> None:
+        args = {"diff": encoders / "diff", "model_args": "max_length=5"}
+        target = encoders / "target"
+        named = [line.split(": ")[0] for line in ask(target, tasks, **args).warnings]
+        assert named == [f"{target}", f"{target} + 1.0·Δ"]
+
     def test_of_the_target_stay_if_fine_tuning_brings_none(
         self, encoders: Path, tasks: Path, tmp_path: Path
     ) -> None:
@@ -372,7 +384,8 @@ class TestHeads:
         assert torch.equal(answers_of(tmp_path / "out", "direct+1.0").argmax(-1), expected)
 
     def test_that_no_model_has_are_missed(self, encoders: Path, tasks: Path) -> None:
-        with pytest.raises(EvaluationError, match=r"target: is 'RobertaForMaskedLM', but the"):
+        said = r"target: is 'RobertaForMaskedLM', but the .* diffxfer tune"
+        with pytest.raises(EvaluationError, match=said):
             ask(encoders / "target", tasks)
         with pytest.raises(EvaluationError, match=r"target: is 'RobertaForMaskedLM', but the"):
             ask(encoders / "target", tasks, diff=encoders / "headless")
@@ -506,6 +519,19 @@ class TestRefusals:
         found = ClassifierLM(model, batch_size="auto", device="cpu")
         assert found.batch_size == 1
         assert found.loglikelihood(requests_of(TEXTS[:2]))
+
+    def test_of_a_head_of_another_size(self, roberta: Path, tmp_path: Path) -> None:
+        model = shutil.copytree(roberta, tmp_path / "model")
+        config = json.loads((model / "config.json").read_text())
+        config |= {"id2label": {"0": "cold", "1": "hot"}, "label2id": {"cold": 0, "hot": 1}}
+        (model / "config.json").write_text(json.dumps(config))
+        tasks = save_task(tmp_path / "tasks", choices=["cold", "hot"])
+        said = (
+            r"model: has tensors whose shape config.json does not give, so another model would"
+            r" be loaded: classifier.out_proj.bias, classifier.out_proj.weight; correct that file"
+        )
+        with pytest.raises(CheckpointError, match=said):
+            ask(model, tasks)
 
     def test_of_a_model_without_a_tokenizer(self, roberta: Path, tmp_path: Path) -> None:
         for name in ("config.json", "model.safetensors"):

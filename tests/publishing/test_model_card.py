@@ -86,6 +86,28 @@ def test_a_diff_vector_says_how_to_apply_it() -> None:
     assert "from_pretrained" not in body
 
 
+def test_a_diff_vector_with_a_head_is_applied_with_it() -> None:
+    roles = {role: ROLES[role] for role in ("finetuned", "base")}
+    made = manifest("diff", roles, added_tensors=["score.weight"])
+    for card in (write_model_card("me/diff", made, {}, []), write_card("diff", made)):
+        assert b"TARGET -o OUT --added bring\n" in card
+
+
+def test_a_masked_language_model_is_not_tagged_as_fine_tuned() -> None:
+    made = manifest("tuned", {"model": source("org/roberta")})
+    made.command["objective"] = "mlm"
+    for card in (write_model_card("me/roberta", made, {}, []), write_card("roberta", made)):
+        assert split(card)[0]["tags"] == ["diffxfer", "fill-mask"]
+
+
+def test_the_scores_of_a_classifier_are_of_its_task() -> None:
+    config = {"architectures": ["RobertaForSequenceClassification"]}
+    scores = TaskScore("reviews", "acc", "none", 0.75, 0.01, 100)
+    made = manifest("tuned", {"model": source("org/roberta")})
+    front, _ = split(write_model_card("me/roberta", made, config, [scores]))
+    assert front["model-index"][0]["results"][0]["task"]["type"] == "text-classification"
+
+
 def test_a_tuned_model_is_no_model_of_its_teacher() -> None:
     roles = {"model": source("me/graft", license=LLAMA), "teacher": source("me/sft")}
     front, _ = split(write_model_card("me/tuned", manifest("tuned", roles), CAUSAL, []))

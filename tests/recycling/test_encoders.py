@@ -385,6 +385,15 @@ class TestLength:
             report = tune_shortly(home / "masked", data, tmp_path / "out", steps=1, overwrite=True)
             assert report.warnings == ("rows truncated to 32 tokens: 1",)
 
+    def test_the_teacher_reads_less(self, home: Path, tmp_path: Path) -> None:
+        texts = encoders.texts(2)
+        long = {"text": " ".join(texts * 4), "label": "hot"}
+        rows = [{"text": text, "label": label} for text, label in zip(texts, LABELS, strict=False)]
+        data = encoders.write(tmp_path / "rows.jsonl", [long, *rows])
+        teacher = encoders.save("classifier", tmp_path / "teacher", max_position_embeddings=14)
+        report = tune_shortly(home / "masked", data, tmp_path / "out", steps=1, teacher=teacher)
+        assert report.warnings == ("rows truncated to 12 tokens: 1",)
+
     def test_rows_without_a_token_to_predict(self, home: Path, tmp_path: Path) -> None:
         rows = [{"text": " "}, {"text": "w1 w2 w3"}]
         data = encoders.write(tmp_path / "rows.jsonl", rows)
@@ -440,6 +449,16 @@ class TestRefused:
         self.refused(TrainingError, said, home / "bare", data)
         said = "--no-end-token: has no effect on --objective mlm"
         self.refused(OptionError, said, home / "masked", data, end_token=False)
+
+    def test_a_value_that_the_first_row_lacks(self, home: Path, tmp_path: Path) -> None:
+        """It would be ignored silently, and the objective be another one."""
+        first, full = {"text": "w1", "label": "hot"}, {"text": "w2", "label": "cold"}
+        rows = self.rows(tmp_path, first, full | {"text_pair": "w3"})
+        said = "line 2 has 'text_pair', which line 1 lacks; give all rows the same format"
+        self.refused(DataError, said, home / "masked", rows)
+        rows = self.rows(tmp_path, first | {"label": None}, full)
+        self.refused(DataError, "line 2 has 'label', which line 1 lacks", home / "masked", rows)
+        tune_shortly(home / "masked", rows, tmp_path / "mlm", objective="mlm", steps=1)
 
     def test_rows_of_another_objective(self, home: Path, tmp_path: Path) -> None:
         asked = self.rows(tmp_path, {"prompt": "w1", "completion": "w2"})

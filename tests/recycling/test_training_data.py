@@ -68,6 +68,7 @@ GOOD = FORMS["completion"]
         (["hi"], "line 1 is 'hi', expected an object; give every row messages, or prompt"),
         ([{"question": "a"}], "line 1 has the keys 'question', which is not a supported format"),
         ([{"prompt": "a"}], "line 1 has only 'prompt', which is not a supported format"),
+        ([{"prompt": "a", "answer": "b"}], "line 1 has the keys 'prompt', 'answer', which is not"),
         ([GOOD, {"prompt": "a"}], "line 2 lacks 'completion', which the first row has"),
         ([GOOD, {"text": "a"}], "line 2 lacks 'prompt', which the first row has"),
         ([GOOD, {"prompt": "a", "completion": ""}], "line 2 has an empty 'completion'"),

@@ -98,6 +98,14 @@ class TestTheFourArms:
             total = 0.7 * entry["ce"] + 0.3 * 4 * entry["kl"] + 0.5 * 0.5 * entry["hidden"]
             assert entry["loss"] == pytest.approx(total, rel=1e-5)
 
+    def test_rows_are_cut_to_what_the_teacher_reads(self, data: Path, tmp_path: Path) -> None:
+        teacher = shutil.copytree(FAMILY / "finetuned", tmp_path / "teacher")
+        config = json.loads((teacher / "config.json").read_text())
+        config["max_position_embeddings"] = 12
+        (teacher / "config.json").write_text(json.dumps(config))
+        report = tune_shortly(FAMILY / "target", data, tmp_path / "out", steps=1, teacher=teacher)
+        assert "rows truncated to 12 tokens" in report.warnings[0]
+
     def test_no_weight_is_no_teacher(self, data: Path, tmp_path: Path) -> None:
         plain = tune_shortly(FAMILY / "target", data, tmp_path / "plain")
         taught = tune_shortly(
@@ -412,7 +420,7 @@ class TestRefused:
         swapped = text.replace('"A":', '"\0":').replace('"B":', '"A":').replace('"\0":', '"B":')
         assert swapped != text
         (teacher / "tokenizer.json").write_text(swapped)
-        with pytest.raises(VocabularyError, match="has the token 'B' with id"):
+        with pytest.raises(VocabularyError, match=r"has the token 'B' with id .* token 'A'"):
             tune_shortly(student, data, tmp_path / "out", teacher=teacher)
         deep = self.copy("finetuned", tmp_path / "deep")
         tiny.edit_json(deep / "config.json", lambda c: c.update(num_hidden_layers=3))
