@@ -32,12 +32,13 @@ def tables(rows: Sequence[Row]) -> str:
     heads = "| rows, bases, steps |"
     scores = [f"{heads} {' | '.join(ARMS.values())} |", "|---" * (len(ARMS) + 1) + "|"]
     others = [arm for arm in ARMS if arm != PLAIN]
-    said = " | ".join(f"{ARMS[arm]} − plain" for arm in others)
-    gains = [f"{heads} {said} |", "|---" * (len(others) + 1) + "|"]
+    said = [*(f"{ARMS[arm]} − plain" for arm in others), "both − initialised"]
+    gains = [f"{heads} {' | '.join(said)} |", "|---" * (len(said) + 1) + "|"]
     for setting in arms:
         found = {arm: _of(rows, setting, arm) for arm in ARMS}
         scores.append(_line(setting, [_score(each) for each in found.values()]))
-        gains.append(_line(setting, [_gain(found[arm], found[PLAIN]) for arm in others]))
+        cells = [f"{_gain(found[arm], found[PLAIN])} ({_clear(found[arm])})" for arm in others]
+        gains.append(_line(setting, [*cells, _gain(found["tuned"], found["initialised"])]))
     return "\n".join([f"outdated classifier on `m1`: {outdated}", "", *scores, "", *gains])
 
 
@@ -68,9 +69,14 @@ def _error(values: Sequence[float]) -> float:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def _gain(found: Sequence[Row], plain: Sequence[Row]) -> str:
-    """The mean difference, its 95 % interval over seeds, and how many seeds are significant."""
-    gains = [100 * (a["value"] - b["value"]) for a, b in zip(found, plain, strict=True)]
+def _gain(found: Sequence[Row], others: Sequence[Row]) -> str:
+    """The mean difference, and its 95 % interval over seeds."""
+    gains = [100 * (a["value"] - b["value"]) for a, b in zip(found, others, strict=True)]
     reach = float(t.ppf(0.975, len(gains) - 1)) * _error(gains) if len(gains) > 1 else nan
+    return f"{mean(gains):+.1f} ± {reach:.1f}"
+
+
+def _clear(found: Sequence[Row]) -> str:
+    """In how many seeds the paired test of the answers finds a difference from plain tuning."""
     clear = sum(row["p_value"] is not None and row["p_value"] < _SIGNIFICANT for row in found)
-    return f"{mean(gains):+.1f} ± {reach:.1f} ({clear} of {len(gains)})"
+    return f"{clear} of {len(found)}"

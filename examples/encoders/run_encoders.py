@@ -8,9 +8,10 @@ the start of tuning, as its teacher, and as both, on 32 rows of each label and o
 
     $ python examples/encoders/run_encoders.py work
 
-It takes about TIME on two cores and writes all it makes to WORK; if it is interrupted, the same
-command continues. All scores go to WORK/results.json; the tables are Markdown. Seeds are fixed, but
-other releases of the packages, of Python or of torch, or another CPU, give slightly other figures.
+It takes about a quarter of an hour on two cores and writes all it makes to WORK; if it is
+interrupted, the same command continues. All scores go to WORK/results.json; the tables are
+Markdown. Seeds are fixed, but other releases of the packages, of Python or of torch, or another
+CPU, give slightly other figures.
 """
 
 import json
