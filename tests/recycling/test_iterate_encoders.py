@@ -95,8 +95,8 @@ def test_the_graft_is_the_sum_with_the_head(home: Path, arms: tuple[Path, ChainR
         if name in heads:
             assert torch.equal(tensor, tuned[name])
             continue
-        delta = (tuned[name].double() - base[name].double()).float()
-        assert torch.equal(tensor, (target[name].double() + delta.double()).float()), name
+        delta = tuned[name].double() - base[name].double()
+        assert torch.equal(tensor, (target[name].double() + delta).float()), name
         moved += not torch.equal(tensor, target[name])
     assert moved > 10
     config = json.loads((run / "round-02" / "graft" / "config.json").read_text())

@@ -65,7 +65,7 @@ def test_grafts_of_three_bases(cluster: RayCluster, home: Path, tmp_path: Path) 
     assert models(tmp_path / "there") == models(tmp_path / "here")
     assert left(tmp_path / "there") == left(tmp_path / "here")
     assert done(tmp_path / "there") == done(tmp_path / "here")
-    assert there.steps_done == len(told) == 4
+    assert there.steps_done == len([line for line in told if ", step " in line]) == 4
     assert iterate(recipe, tmp_path / "there", cluster=cluster).steps_done == 0
 
 
