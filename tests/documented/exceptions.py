@@ -18,6 +18,8 @@ NOT_RUN = {
     r"hf auth login": "it asks for a token",
     r".* --backend vllm .*": "it needs vLLM and a GPU",
     r"accelerate launch --multi_gpu .*": "it needs several GPUs; tests/recycling has two processes",
+    r"diffxfer eval OUT --backend classifier .*": "tests/evaluation/test_classifier.py has tasks",
+    r"diffxfer tune roberta-new .*": "tests/recycling/test_encoders.py has encoders",
     r"python examples/benchmark\.py .* --device cuda": "it needs a GPU",
     r"python -m tests\.hash_cost .*": "it measures for minutes",
     r"python examples/train_family\.py .*": "it trains for minutes",
