@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from abc import ABC, abstractmethod
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -74,7 +75,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int16)
 
 
-class Way:
+class Way(ABC):
     """A way to store a fine-tune.
 
     Args:
@@ -85,17 +86,17 @@ class Way:
     def __init__(self, model: Model, scratch: Path) -> None:
         self.model, self.scratch = model, scratch
 
+    @abstractmethod
     def encode(self) -> int:
         """Store it; returns the number of bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self) -> Any:
         """Read what was stored last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, decoded: Any) -> Mapping[str, torch.Tensor]:
         """The tensors that `decode` gives back."""
-        raise NotImplementedError
 
     def fresh(self, name: str) -> Path:
         """A path in the scratch folder where nothing is."""
