@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from diffxfer.family import family_folder
+from tests.example_scripts import import_example
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytest.importorskip("trl")
 
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    examples = Path(__file__).parent.parent / "examples"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(examples))
-        patch.syspath_prepend(str(examples / "chain"))
-        return import_module("run_chain")
+    return import_example("chain", "run_chain")
 
 
 @pytest.mark.slow

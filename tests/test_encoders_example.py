@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from diffxfer.family import family_folder
+from tests.example_scripts import import_example
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytest.importorskip("trl")
 
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    examples = Path(__file__).parent.parent / "examples"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(examples))
-        patch.syspath_prepend(str(examples / "encoders"))
-        return import_module("run_encoders")
+    return import_example("encoders", "run_encoders")
 
 
 @pytest.mark.slow

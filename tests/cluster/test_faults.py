@@ -27,18 +27,6 @@ ray = pytest.importorskip("ray")
 PART = 10_000_000
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tiny.World:
-    return nodes.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture(scope="module")
-def expected(world: tiny.World) -> dict[str, bytes]:
-    out = world.root / "whole" / "out"
-    transfer(*roles(world), out)
-    return contents(out)
-
-
 class TestReaching:
     def test_nobody_listens(self, tmp_path: Path) -> None:
         family = family_folder()

@@ -26,18 +26,6 @@ PART = 10_000_000
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tiny.World:
-    return nodes.make_world(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture(scope="module")
-def expected(world: tiny.World) -> dict[str, bytes]:
-    out = world.root / "whole" / "out"
-    transfer(*roles(world), out)
-    return contents(out)
-
-
-@pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with nodes.cluster({}, {}) as made:
         yield made.address
