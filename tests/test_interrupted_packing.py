@@ -13,7 +13,7 @@ import pytest
 
 from diffxfer.checkpoints import journal
 from diffxfer.diffs.extraction.spool import SPOOL_NAME, Spool
-from diffxfer.streaming import process
+from diffxfer.streaming import process_output
 from tests import tiny
 from tests.shim import Faults, compile_shim
 from tests.test_interrupted import argv, content, files, finish, make_world, partials
@@ -250,7 +250,7 @@ def test_after_a_power_cut_only_synced_blocks_count(
 
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "add", failing)
-        patch.setattr(process, "SYNC_INTERVAL_S", interval_s)
+        patch.setattr(process_output, "SYNC_INTERVAL_S", interval_s)
         patch.setattr("diffxfer.streaming.engine._PROGRESS_INTERVAL_S", 0.001)
         assert tiny.run(*packing(world, out)).status == 130
     monkeypatch.setattr(journal, "boot_id", lambda: b"after the power came back")

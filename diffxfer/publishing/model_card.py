@@ -22,7 +22,7 @@ from diffxfer.diffs.artifact.card import (
     sources_in_order,
     tags,
 )
-from diffxfer.diffs.artifact.reading import how_to_read, plain
+from diffxfer.diffs.artifact.packed_card import how_to_read, plain
 from diffxfer.errors import printable
 from diffxfer.evaluation.head_labels import is_classifier
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffxfer.checkpoints.hub.repo_ids import read_hub_id
 from diffxfer.diffs.artifact.kept import by_layer, share
-from diffxfer.diffs.artifact.reading import how_to_read, plain
+from diffxfer.diffs.artifact.packed_card import how_to_read, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

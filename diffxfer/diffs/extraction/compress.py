@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffxfer.diffs.extraction.packer import Packer
 from diffxfer.streaming.completed import Completed
 from diffxfer.streaming.plan import BLOCK_ELEMENTS, chunks_of
-from diffxfer.streaming.process import process_output
+from diffxfer.streaming.process_output import process_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
